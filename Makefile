@@ -1,0 +1,81 @@
+# make demo   the main job at CPU size: shipped model, training from scratch, report   (sets everything up first)
+# make test   style, types, layers, shapes and tests                                    (sets everything up first)
+# make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
+# make clean  remove what these made
+SHELL   := /bin/bash
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TORCH   := torch>=2.9,<2.14
+WORKERS ?= 2
+# Two test processes with one thread each: tiny matrices gain nothing from more.
+export OMP_NUM_THREADS ?= 1
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean check-style check-types check-layers check-tests
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.core
+	@env -u OMP_NUM_THREADS $(BIN)/qwenvl demo
+
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests
+
+lint: $(VENV)/.test
+	@$(MAKE) --no-print-directory --keep-going check-style check-layers
+
+check-style:
+	@echo "== style: ruff"
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "ok"
+
+check-types:
+	@echo "== types: mypy"
+	@$(BIN)/mypy
+
+check-layers:
+	@echo "== layers: import-linter"
+	@$(BIN)/lint-imports --no-logo
+
+# torch.compile does not survive the shape-checking hook, so its tests run first, without it (none is fine: status 5).
+check-tests:
+	@echo "== tests: torch.compile"
+	@$(BIN)/python -m pytest -q -m compile || [ $$? -eq 5 ]
+	@echo "== tests: everything else, every shape checked"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not compile" \
+	    --jaxtyping-packages=qwenvl,beartype.beartype --durations 10
+
+format: $(VENV)/.test
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- set-up: a virtual environment, once; again only when pyproject.toml changes ----
+
+# A name on PATH may be an empty promise (pyenv shims, Debian without venv): only one that runs counts.
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "== set-up: $$($$python --version) -> $(VENV)"; \
+	        exec $$python -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module was found on PATH; install one" \
+	     "(Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+# torch first and alone, with the bound that also admits a local CPU wheel: whatever comes after finds it there.
+$(VENV)/.core: pyproject.toml | $(BIN)/python
+	@echo "== set-up: torch (the large one; a minute on a good line)"
+	@$(PIP) "$(TORCH)"
+	@echo "== set-up: qwenvl and what it needs"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "== set-up: what the tests need"
+	@$(PIP) --editable ".[test]"
+	@$(PIP) --no-deps dashscope
+	@touch $@

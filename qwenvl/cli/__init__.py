@@ -1,0 +1,137 @@
+"""The command line: one file per command, one line per command in the table below.
+
+To add `qwenvl eval run`: write `cli/eval_run.py` with a typed function `eval_run` and add its line to `COMMANDS`.
+The function is the command: its docstring is the help, its positional-only parameters are the arguments, its
+keyword-only parameters the options, and it returns the exit status (None is 0). Options that two words name are
+written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT PICTURE... QUESTION`) is one parameter
+`words: tuple[str, ...]` with that metavar, unpacked as `ckpt, *pictures, question = words`.
+
+Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 130 interrupted.
+A command's file is imported only when that command runs, and torch only when its work begins.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+COMMANDS: Mapping[str, str] = {
+    "parity": "compare with recorded outputs of the official model, case by case",
+}
+"""Command -> what it does, in the order of `qwenvl --help`; `eval run` lives in cli/eval_run.py."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = args[:1] == ["--debug"]
+    if debug:
+        del args[0]
+    try:
+        status = _run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (`| head`): nobody is left to tell
+        _discard_stdout()
+        return 141
+    except (ValueError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"qwenvl: error: {sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(args: list[str]) -> int:
+    if not args:
+        print(overview(), file=sys.stderr)
+        return 2
+    if args[0] in ("-h", "--help", "help"):
+        print(overview(args[1] if len(args) > 1 and args[1] in _groups() else None))
+        return 0
+    if args[0] == "--version":
+        from qwenvl import __version__
+
+        print(f"qwenvl {__version__}")
+        return 0
+    if args[0] in _groups() and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print(overview(args[0]), file=sys.stdout if len(args) > 1 else sys.stderr)
+        return 0 if len(args) > 1 else 2
+    try:
+        call = parse(args)
+    except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
+        return stop.code if isinstance(stop.code, int) else 2
+    return call()
+
+
+def parse(args: Sequence[str]) -> Callable[[], int]:
+    """The call that a command line stands for, checked but not yet made; SystemExit on --help and bad options."""
+    from qwenvl.cli.signature import bind
+
+    name = _command_name(args)
+    return bind(name, list(args)[len(name.split()) :])
+
+
+def _command_name(args: Sequence[str]) -> str:
+    """The command that the first one or two words name."""
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in COMMANDS:
+            return name
+    from difflib import get_close_matches
+
+    is_group = args[0] in _groups()
+    typed = " ".join(args[: 2 if is_group else 1])
+    known = [name for name in COMMANDS if name.startswith(f"{args[0]} ")] if is_group else list(COMMANDS)
+    nearest = get_close_matches(typed, [*known, *_groups()], n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
+    raise ValueError(f"there is no command {typed!r}; {hint} See `qwenvl --help`.")
+
+
+def _groups() -> frozenset[str]:
+    """First words of two-word commands: `eval` of `eval run`."""
+    return frozenset(name.split()[0] for name in COMMANDS if " " in name)
+
+
+def overview(group: str | None = None) -> str:
+    """The list of commands (of one group), at most 100 columns wide; costs no import."""
+    shown = {name: text for name, text in COMMANDS.items() if group is None or name.startswith(f"{group} ")}
+    width = max(map(len, shown)) + 3
+    lines = [f"  {name:<{width}}{text}" for name, text in shown.items()]
+    if group is not None:
+        return "\n".join([f"usage: qwenvl {group} COMMAND ...", "", *lines])
+    return "\n".join(
+        [
+            "usage: qwenvl [--debug] COMMAND ...",
+            "",
+            "Qwen-VL, clean-room: a model that sees, reads, answers and points.",
+            "CKPT is a folder (ours or official), a hub id, or `tiny`: the shipped model.",
+            "",
+            *lines,
+            "",
+            "  qwenvl COMMAND --help   arguments and options of one command",
+            "  qwenvl --debug ...      show the traceback of an error          qwenvl --version",
+            "",
+            "exit status: 0 done, 1 the check failed, 2 bad usage or bad input",
+        ]
+    )
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, on one line, without Python's bookkeeping (`[Errno 28]`)."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
+    if isinstance(error, MemoryError):
+        return f"out of memory. {error}".strip()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _discard_stdout() -> None:
+    """Point stdout at nothing, or Python complains again when it flushes at exit."""
+    import contextlib
+    import os
+
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # stdout is no real file (captured in a test): nothing to silence
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,21 @@
+"""`qwenvl parity`: the certificate that this model equals the official one."""
+
+from pathlib import Path
+
+
+def parity(paths: tuple[Path, ...], /, *, json: bool = False) -> int:
+    """Compare with recorded outputs of the official model and print, per case, the largest difference.
+
+    A folder of fixtures or any part of one: a model folder, the tokenizer's, the preprocessing's, `sampling.json`.
+    Floats may differ by 1e-4 of the tensor's standard deviation; ids, text and pixels must be equal. FIXED marks a
+    named defect of the official code. Exit status 1 when a case fails or is not understood.
+
+    Args:
+        paths: Files or folders in the format of the golden fixtures.
+        json: Print one JSON object per case and a last one with the counts.
+    """
+    if not paths:
+        raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
+    from qwenvl.parity import certificate
+
+    return certificate.run(paths, json=json)
