@@ -1,0 +1,183 @@
+"""Pictures of the toy world, and what each patch of them shows.
+
+`render` paints a scene with Pillow, antialiased by painting four times larger; masks of shapes and letters are kept,
+since edges lie on a coarse grid. `dense_labels` says for every patch what covers it: the task on which the vision
+encoder of the `tiny` preset is trained before it meets the language model (the stand-in for OpenCLIP, paper 2.1).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from qwenvl.data.synth.toyworld import ADVANCE, COLORS, LETTER, PLATE, SHAPES, SIZES, Corners, Scene, Sign
+
+RGB = tuple[int, int, int]
+PALETTE: dict[str, RGB] = {
+    "red": (215, 25, 35),
+    "green": (30, 150, 50),
+    "blue": (30, 80, 225),
+    "yellow": (250, 215, 0),
+    "purple": (140, 40, 175),
+    "orange": (255, 125, 0),
+    "black": (25, 25, 25),
+}
+BACKGROUNDS: tuple[RGB, ...] = (
+    (238, 238, 238), (222, 234, 246), (246, 236, 220), (224, 242, 226), (243, 228, 240)
+)  # fmt: skip
+INKS: tuple[RGB, ...] = ((15, 15, 15), (15, 25, 95), (90, 15, 20))
+WHITE: RGB = (255, 255, 255)
+
+FINE = 4
+"""Painted this many times larger, then averaged."""
+
+SIGN_CLASS = len(SHAPES) + 1
+"""Shape class of a patch covered by a sign."""
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+"""Character class k + 1 is character k of this string; 0 is none."""
+
+
+def render(scene: Scene, size: int = 112) -> UInt8[np.ndarray, "height width 3"]:
+    """Paints the scene as a square RGB picture, `size` pixels on a side."""
+    picture = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
+    for thing in scene.things:
+        _paint(picture, thing.shape, thing.box, PALETTE[thing.color])
+    for sign in scene.signs:
+        if sign.plate:
+            left, top, right, bottom = sign.box
+            _paint(picture, "square", (left - PLATE, top - PLATE, right + PLATE, bottom + PLATE), WHITE)
+        for character, box in _letters(sign):
+            _paint(picture, character + ("bold" if sign.bold else ""), box, INKS[sign.ink])
+    return np.array(picture)
+
+
+def _letters(sign: Sign) -> list[tuple[str, Corners]]:
+    """Each letter with the box that its ink fills."""
+    left, top, _, bottom = sign.box
+    starts = range(left, left + len(sign.text) * ADVANCE, ADVANCE)
+    return [(character, (x, top, x + LETTER[0], bottom)) for character, x in zip(sign.text, starts, strict=True)]
+
+
+def _paint(picture: Image.Image, form: str, box: Corners, color: RGB) -> None:
+    left, top, right, bottom = (round(edge * picture.width * FINE / 1000) for edge in box)
+    mask = _mask(form, right - left, bottom - top, left % FINE, top % FINE)
+    picture.paste(color, (left // FINE, top // FINE), mask)
+
+
+@lru_cache(maxsize=8192)
+def _mask(form: str, width: int, height: int, shift_x: int, shift_y: int) -> Image.Image:
+    """Coverage of whole pixels by a form `width` x `height` fine pixels large that starts at the given shift."""
+    columns, rows = math.ceil((shift_x + width) / FINE), math.ceil((shift_y + height) / FINE)
+    fine = Image.new("L", (columns * FINE, rows * FINE), 0)
+    if form in SHAPES:
+        _draw_shape(ImageDraw.Draw(fine), form, shift_x, shift_y, width, height)
+    else:
+        fine.paste(_glyph(form[0], form.endswith("bold")).resize((width, height), 1), (shift_x, shift_y))
+    return fine.reduce(FINE)
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: int, y: int, width: int, height: int) -> None:
+    """Fills the shape in the box; `width` x `height` pixels are covered, the last ones included."""
+    right, bottom = x + width - 1, y + height - 1
+    if shape == "circle":
+        draw.ellipse((x, y, right, bottom), fill=255)
+    else:
+        corners = [(x + u * (width - 1), y + v * (height - 1)) for u, v in _outline(shape)]
+        draw.polygon(corners, fill=255)
+
+
+@cache
+def _outline(shape: str) -> tuple[tuple[float, float], ...]:
+    """Corners of a polygon that touches all four sides of the unit square."""
+    if shape == "star":
+        rays = [(1.0 if k % 2 == 0 else 0.42, math.pi * k / 5) for k in range(10)]
+        points = [(radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in rays]
+        (x0, x1), (y0, y1) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+        return tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in points)
+    a, b = 0.32, 0.68
+    return {
+        "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
+        "triangle": ((0.5, 0), (1, 1), (0, 1)),
+        "diamond": ((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)),
+        "cross": ((a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)),
+    }[shape]
+
+
+@cache
+def _glyph(character: str, bold: bool) -> Image.Image:
+    """The ink of one character, cropped, far larger than it is ever painted.
+
+    Pillow's built-in Aileron, but I and 1 get feet, so that they fill a cell like every other character.
+    """
+    large = Image.new("L", (320, 320), 0)
+    draw = ImageDraw.Draw(large)
+    if character in "I1":
+        stroke = 25 if bold else 15
+        draw.rectangle((50 - stroke // 2, 0, 50 + stroke // 2, 119), fill=255)
+        draw.rectangle((0, 120 - stroke, 99, 119), fill=255)
+        if character == "I":
+            draw.rectangle((0, 0, 99, stroke - 1), fill=255)
+        else:
+            draw.line((50, stroke // 2, 12, 40), fill=255, width=stroke)
+    else:
+        font = ImageFont.load_default(160)
+        draw.text((60, 40), character, fill=255, font=font, stroke_width=9 if bold else 2)
+    return large.crop(large.getbbox())
+
+
+# === What each patch shows ===
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseLabels:
+    """What covers the centre of each patch of a grid x grid raster; class 0 is bare ground."""
+
+    shape: Int[np.ndarray, "grid grid"]
+    """1 to 6 as in `SHAPES`, 7 for a sign."""
+    color: Int[np.ndarray, "grid grid"]
+    """1 to 7 as in `COLORS`; 0 for signs too."""
+    size: Int[np.ndarray, "grid grid"]
+    """1 small, 2 large; 0 for signs too."""
+    box: Float[np.ndarray, "grid grid 4"]
+    """Left, top, right, bottom edge minus the patch centre, in sides of the picture; 0 on bare ground."""
+    character: Int[np.ndarray, "grid grid 2 2"]
+    """Character class at the middle of each quarter of the patch (rows, columns); 1 to 36 as in `CHARACTERS`."""
+
+
+def dense_labels(scene: Scene, grid: int) -> DenseLabels:
+    """What each patch of a `grid` x `grid` raster shows; something covers a point if its box does."""
+    shape, color, size = (np.zeros((grid, grid), np.int64) for _ in range(3))
+    edges = np.zeros((grid, grid, 4), np.float32)
+    quarters = np.zeros((2 * grid, 2 * grid), np.int64)
+    for item in scene.items:
+        covered = _covered(item.box, grid)
+        edges[covered] = np.array(item.box, np.float32) / 1000
+        if isinstance(item, Sign):
+            shape[covered] = SIGN_CLASS
+            left, top, _, bottom = item.box
+            for k, character in enumerate(item.text):
+                cell = left + k * ADVANCE - 10, top, left + (k + 1) * ADVANCE - 10, bottom
+                quarters[_covered(cell, 2 * grid)] = CHARACTERS.index(character) + 1
+        else:
+            shape[covered] = SHAPES.index(item.shape) + 1
+            color[covered] = COLORS.index(item.color) + 1
+            size[covered] = SIZES.index(item.size) + 1
+    edges -= (shape > 0)[..., None] * _patch_centers(grid)
+    character_classes = quarters.reshape(grid, 2, grid, 2).transpose(0, 2, 1, 3)
+    return DenseLabels(shape=shape, color=color, size=size, box=edges, character=character_classes)
+
+
+def _covered(box: Corners, grid: int) -> tuple[slice, slice]:
+    """Rows and columns of the raster whose centres lie in the box."""
+    left, top, right, bottom = (math.ceil(edge * grid / 1000 - 0.5) for edge in box)
+    return slice(top, bottom), slice(left, right)
+
+
+@cache
+def _patch_centers(grid: int) -> Float[np.ndarray, "grid grid 4"]:
+    middles = (np.arange(grid, dtype=np.float32) + 0.5) / grid
+    across, down = np.meshgrid(middles, middles)
+    return np.stack([across, down, across, down], axis=-1)
