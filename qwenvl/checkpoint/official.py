@@ -1,0 +1,131 @@
+"""The official configuration (`model_type: "qwen"` with `visual`) and ours, both ways (paper 2.1, Table 1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+
+CHANNELS_PER_ADAPTER_HEAD = 128
+"""The release gives its adapter one attention head per 128 channels."""
+
+RELEASED_QUERIES = 256
+"""Visual tokens per picture when the official config does not say (the published ones do not)."""
+
+
+def is_official(values: Mapping[str, Any]) -> bool:
+    """Whether these values of a config.json are those of an official Qwen-VL."""
+    return values.get("model_type") == "qwen" and "visual" in values
+
+
+def from_official(values: Mapping[str, Any]) -> ModelConfig:
+    """Our config for an official config.json. Raises ValueError that names a missing or contradictory field."""
+    try:
+        visual, hidden = values["visual"], values["hidden_size"]
+        config = ModelConfig(
+            vision=VisionConfig(
+                width=visual["width"],
+                layers=visual["layers"],
+                heads=visual["heads"],
+                mlp_width=int(visual["width"] * visual["mlp_ratio"]),
+                patch_size=visual["patch_size"],
+                image_size=visual["image_size"],
+            ),
+            adapter=AdapterConfig(
+                queries=visual.get("n_queries", RELEASED_QUERIES), heads=hidden // CHANNELS_PER_ADAPTER_HEAD
+            ),
+            llm=LLMConfig(
+                vocab_size=values["vocab_size"],
+                hidden=hidden,
+                layers=values["num_hidden_layers"],
+                heads=values["num_attention_heads"],
+                mlp_width=values["intermediate_size"] // 2,
+                norm_eps=float(values["layer_norm_epsilon"]),
+                rope_base=float(values["rotary_emb_base"]),
+                rotary_fraction=float(values["rotary_pct"]),
+                bias=not values["no_bias"],
+                sequence_length=values["seq_length"],
+                dynamic_ntk=values["use_dynamic_ntk"],
+                log_n=values["use_logn_attn"],
+            ),
+            imgpad_id=visual["image_start_id"] + 2,
+        )
+    except KeyError as error:
+        raise ValueError(f"the official config.json lacks {error}; copy the whole file of the release.") from None
+    if visual["output_dim"] != hidden or values["kv_channels"] * values["num_attention_heads"] != hidden:
+        raise ValueError(
+            f"the official config.json contradicts itself: hidden_size {hidden}, visual.output_dim "
+            f"{visual['output_dim']}, kv_channels x heads {values['kv_channels'] * values['num_attention_heads']}; "
+            "all three must be equal."
+        )
+    return config
+
+
+def to_official(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """An official config.json for our model; `dtype` is a torch dtype's name.
+
+    Raises ValueError for what the official code cannot express: another number of adapter heads or other epsilons.
+    """
+    vision, adapter, llm = config.vision, config.adapter, config.llm
+    if adapter.heads * CHANNELS_PER_ADAPTER_HEAD != llm.hidden:
+        raise ValueError(
+            f"adapter.heads is {adapter.heads}; the official code always has hidden / {CHANNELS_PER_ADAPTER_HEAD} = "
+            f"{llm.hidden / CHANNELS_PER_ADAPTER_HEAD:g} heads, so this model has no official form."
+        )
+    if {vision.norm_eps, adapter.norm_eps} != {1e-6}:
+        raise ValueError(
+            f"the LayerNorm epsilons are {vision.norm_eps} and {adapter.norm_eps}; the official code has 1e-6 fixed, "
+            "so this model has no official form."
+        )
+    return {
+        "architectures": ["QWenLMHeadModel"],
+        "attn_dropout_prob": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "bf16": dtype == "bfloat16",
+        "emb_dropout_prob": 0.0,
+        "fp16": dtype == "float16",
+        "fp32": dtype == "float32",
+        "hidden_size": llm.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * llm.mlp_width,
+        "kv_channels": llm.head_width,
+        "layer_norm_epsilon": llm.norm_eps,
+        "max_position_embeddings": 8192,
+        "model_type": "qwen",
+        "no_bias": not llm.bias,
+        "num_attention_heads": llm.heads,
+        "num_hidden_layers": llm.layers,
+        "onnx_safe": None,
+        "rotary_emb_base": llm.rope_base,
+        "rotary_pct": llm.rotary_fraction,
+        "scale_attn_weights": True,
+        "seq_length": llm.sequence_length,
+        "tie_word_embeddings": False,
+        "tokenizer_type": "QWenTokenizer",
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_dynamic_ntk": llm.dynamic_ntk,
+        "use_flash_attn": False,
+        "use_logn_attn": llm.log_n,
+        "visual": {
+            "heads": vision.heads,
+            "image_size": vision.image_size,
+            "image_start_id": config.imgpad_id - 2,
+            "layers": vision.layers,
+            "mlp_ratio": mlp_ratio(vision),
+            "n_queries": adapter.queries,
+            "output_dim": llm.hidden,
+            "patch_size": vision.patch_size,
+            "width": vision.width,
+        },
+        "vocab_size": llm.vocab_size,
+    }
+
+
+def mlp_ratio(vision: VisionConfig) -> float:
+    """The shortest decimal that the official `int(width * mlp_ratio)` turns back into `mlp_width` (4.9231)."""
+    exact = vision.mlp_width / vision.width
+    rounded = (round(exact, digits) for digits in range(1, 18))
+    return next(ratio for ratio in rounded if int(vision.width * ratio) == vision.mlp_width)

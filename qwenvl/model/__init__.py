@@ -1,0 +1,15 @@
+"""The model: plain nn.Modules, arithmetic only (paper 2.1).
+
+Glossary of the dimension words in shape annotations:
+
+    batch            rows of token ids
+    tokens           positions along a row
+    images           pictures of the whole batch, in row-major order of their slots
+    patches          patches of one picture, row by row from the top left
+    queries          visual tokens of one picture
+    vision_width     channels of a patch
+    hidden           channels of a token
+    heads head       attention heads, channels of one head
+    vocab            rows of the output head
+    keys             positions that may be attended to: cached tokens and new ones
+"""

@@ -1,0 +1,69 @@
+"""Position-aware vision-language adapter (paper 2.1).
+
+A single cross-attention layer: learned queries read any grid of patch features. Fixed 2D sine-cosine positions are
+added to queries and keys, never to values, so that compression does not lose *where* things are. Behind it stand one
+LayerNorm and one square projection into the language model (the release's `ln_post` and `proj`).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qwenvl.config import AdapterConfig
+from qwenvl.model.vision import interpolate_positions, merge_heads
+
+
+class Adapter(nn.Module):
+    """`queries` visual tokens from any square number of patches."""
+
+    def __init__(self, config: AdapterConfig, vision_width: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.empty(config.queries, hidden).normal_(std=0.02))
+        self.register_buffer("position", sine_cosine_2d(math.isqrt(config.queries), hidden))
+        self.to_hidden = (
+            nn.Identity() if vision_width == hidden else nn.Linear(vision_width, hidden, bias=False)
+        )
+        self.norm_kv = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.norm_q = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+        self.norm_out = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.project = nn.Parameter(torch.empty(hidden, hidden).normal_(std=hidden**-0.5))
+
+    def forward(
+        self, patches: Float[Tensor, "images patches vision_width"]
+    ) -> Float[Tensor, "images queries hidden"]:
+        values = self.norm_kv(self.to_hidden(patches))  # (images, patches, hidden)
+        keys = values + interpolate_positions(self.position, patches.shape[1])
+        queries = self.norm_q(self.query) + self.position  # (queries, hidden)
+        visual = self.attend(queries.expand(len(patches), -1, -1), keys, values)
+        return self.norm_out(visual) @ self.project
+
+    def attend(
+        self,
+        queries: Float[Tensor, "images queries hidden"],
+        keys: Float[Tensor, "images patches hidden"],
+        values: Float[Tensor, "images patches hidden"],
+    ) -> Float[Tensor, "images queries hidden"]:
+        """Multi-head cross-attention; the rows of `qkv` are ordered [all queries, all keys, all values]."""
+        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        query, key, value = (
+            F.linear(each, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for each, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
+        )  # (images, heads, queries or patches, head)
+        return self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+
+
+def sine_cosine_2d(side: int, width: int) -> Float[Tensor, "positions width"]:
+    """Fixed positions of a `side` x `side` grid, row by row: half the channels say the column, half the row.
+
+    Each half is [sin(p f), cos(p f)] with frequencies f = 10000^(-i / (width / 4)) (as in MAE).
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    halves = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # (positions, width / 4) each
+    return torch.cat([wave for half in halves for wave in (half.sin(), half.cos())], dim=1).float()

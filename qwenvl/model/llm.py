@@ -1,0 +1,240 @@
+"""Language model (paper 2.1): the Qwen-7B decoder.
+
+RMSNorm before attention and perceptron, rotary positions, a gated perceptron, an untied head. Beyond the trained
+length, inference stretches the rotary base by the prompt's length (dynamic NTK) and scales late queries by log n; both
+are arguments here (`long_context`), not module state, so rows of one batch may differ and training never sees them.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qwenvl.config import LLMConfig
+from qwenvl.model.vision import merge_heads, split_heads
+
+BRANCHES = 1024
+"""Segment numbers are document * BRANCHES + branch; branch 0 is the trunk that all branches of a document see."""
+
+
+class LLM(nn.Module):
+    """Embedding, blocks, final norm and head; the caller places the pictures between embedding and blocks."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.head = nn.Linear(config.hidden, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch tokens hidden"],
+        *,
+        positions: Int[Tensor, "batch tokens"] | None = None,
+        segments: Int[Tensor, "batch tokens"] | None = None,
+        cache: "KVCache | None" = None,
+        long_context: Float[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Normalised hidden states, ready for `head`; see `QwenVL.forward` for the arguments."""
+        tokens, start = hidden.shape[1], cache.length if cache else 0
+        if positions is None:
+            positions = torch.arange(start, start + tokens, device=hidden.device)[None]
+        mask = attention_mask(segments, tokens, cache, hidden)
+        rotation = rotary_tables(positions, self.config, long_context)
+        scale = log_n_scale(positions, self.config) if long_context is not None and self.config.log_n else None
+        for block in self.blocks:
+            hidden = block(hidden, rotation=rotation, query_scale=scale, mask=mask, cache=cache)
+        if cache:
+            cache.length += tokens
+        return self.norm(hidden)
+
+
+class Block(nn.Module):
+    """Attention and gated perceptron, each behind an RMSNorm and a residual."""
+
+    def __init__(self, config: LLMConfig, index: int) -> None:
+        super().__init__()
+        self.norm_1 = RMSNorm(config.hidden, config.norm_eps)
+        self.attention = Attention(config, index)
+        self.norm_2 = RMSNorm(config.hidden, config.norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch tokens hidden"],
+        *,
+        rotation: tuple[Tensor, Tensor],
+        query_scale: Float[Tensor, "rows 1 tokens 1"] | None,
+        mask: Float[Tensor, "rows 1 tokens keys"] | None,
+        cache: "KVCache | None",
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        attended = self.attention(
+            self.norm_1(hidden), rotation=rotation, query_scale=query_scale, mask=mask, cache=cache
+        )
+        hidden = hidden + attended
+        return hidden + self.mlp(self.norm_2(hidden))
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the rows of `qkv` are ordered head by head, each [query, key, value]."""
+
+    def __init__(self, config: LLMConfig, index: int) -> None:
+        super().__init__()
+        self.heads, self.index = config.heads, index
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=config.bias)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch tokens hidden"],
+        *,
+        rotation: tuple[Tensor, Tensor],
+        query_scale: Float[Tensor, "rows 1 tokens 1"] | None,
+        mask: Float[Tensor, "rows 1 tokens keys"] | None,
+        cache: "KVCache | None",
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        query, key, value = split_heads(self.qkv(hidden), self.heads)  # (batch, heads, tokens, head) each
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        if query_scale is not None:
+            query = query * query_scale.to(query.dtype)
+        if cache:
+            key, value = cache.extend(self.index, key, value)  # (batch, heads, keys, head)
+        causal = mask is None and query.shape[2] > 1
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        return self.out(merge_heads(attended))
+
+
+class GatedMLP(nn.Module):
+    """down(up(x) * silu(gate(x)))."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden, config.mlp_width, bias=config.bias)
+        self.gate = nn.Linear(config.hidden, config.mlp_width, bias=config.bias)
+        self.down = nn.Linear(config.mlp_width, config.hidden, bias=config.bias)
+
+    def forward(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
+        return self.down(self.up(hidden) * F.silu(self.gate(hidden)))
+
+
+class RMSNorm(nn.Module):
+    """Scale to unit root mean square, computed in float32, then weigh in the input's own precision."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        return F.rms_norm(hidden.float(), self.weight.shape, eps=self.eps).to(hidden.dtype) * self.weight
+
+
+class KVCache:
+    """Keys (after rotation) and values of the tokens seen so far, in buffers of fixed capacity.
+
+    `segments` remembers which cached positions belong to which document (0 = padding); None until a call gives them.
+    """
+
+    def __init__(
+        self, config: LLMConfig, batch: int, capacity: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, batch, config.heads, capacity, config.head_width)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.segments: Tensor | None = None
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit in a row."""
+        return self.keys.shape[3]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new tokens of one layer behind `length`; returns everything stored, new tokens included."""
+        stop = self.length + key.shape[2]
+        assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
+        self.keys[layer, :, :, self.length : stop] = key
+        self.values[layer, :, :, self.length : stop] = value
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.segments = None if self.segments is None else self.segments[rows]
+
+
+def attention_mask(
+    segments: Int[Tensor, "batch tokens"] | None,
+    tokens: int,
+    cache: KVCache | None,
+    hidden: Float[Tensor, "batch tokens hidden"],
+) -> Float[Tensor, "rows 1 tokens keys"] | None:
+    """What each new token sees, as 0 or -inf added to the scores; None where plain causality says it all.
+
+    A token sees itself and earlier tokens of its own segment and of its document's trunk:
+
+        ids        [ img img | q1 a1 | q2 a2 | img | q pad ]
+        segments   [ 1024    | 1025  | 1026  | 2048    0   ]   q2 sees img and q2, not q1 a1
+    """
+    start = cache.length if cache else 0
+    if cache and segments is not None:
+        cache.segments = segments if cache.segments is None else torch.cat([cache.segments, segments], dim=1)
+    if segments is None and (start == 0 or tokens == 1):
+        return None
+    index = torch.arange(start + tokens, device=hidden.device)
+    visible = (index <= index[start:, None])[None]  # (1, tokens, keys)
+    if segments is not None:
+        keys = (segments if cache is None else cache.segments)[:, None, :]
+        own = segments[:, :, None]
+        visible = visible & ((keys == own) | (keys == own - own % BRANCHES))
+    blocked = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
+    return blocked.masked_fill_(~visible, -torch.inf)[:, None]
+
+
+def ntk_alpha(prompt_tokens: int, config: LLMConfig) -> float:
+    """Stretch of the rotary base for a prompt of this length: 1 up to `sequence_length`, then 3, 7, 15 ...
+
+    Fixed at prefill and kept while decoding, as the official model does.
+    """
+    if not config.dynamic_ntk:
+        return 1.0
+    doublings = math.ceil(math.log2(prompt_tokens / config.sequence_length) + 1)
+    return float(max(2**doublings - 1, 1))
+
+
+def rotary_tables(
+    positions: Int[Tensor, "rows tokens"], config: LLMConfig, alpha: Float[Tensor, " batch"] | None
+) -> tuple[Float[Tensor, "all 1 tokens rotary"], Float[Tensor, "all 1 tokens rotary"]]:
+    """Cosines and sines, float32, for every row; `alpha` stretches the base of each row (None: 1)."""
+    width = config.rotary_width
+    stretch = torch.ones(1, dtype=torch.float64, device=positions.device) if alpha is None else alpha.double()
+    base = (config.rope_base * stretch ** (width / (width - 2))).float()
+    exponents = torch.arange(0, width, 2, device=positions.device).float() / width
+    frequencies = 1.0 / base[:, None] ** exponents  # (rows, rotary / 2)
+    angles = positions[:, :, None].float() * frequencies[:, None, :]  # (rows, tokens, rotary / 2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (rows, 1, tokens, rotary)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    heads: Float[Tensor, "batch heads tokens head"], rotation: tuple[Tensor, Tensor]
+) -> Float[Tensor, "batch heads tokens head"]:
+    """Rotate the first channels of each head (halves paired, as GPT-NeoX), in float32; the rest passes."""
+    cos, sin = rotation
+    width = cos.shape[-1]
+    turned = heads[..., :width].float()
+    first, second = turned.chunk(2, dim=-1)
+    turned = (turned * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
+    return turned if width == heads.shape[-1] else torch.cat([turned, heads[..., width:]], dim=-1)
+
+
+def log_n_scale(
+    positions: Int[Tensor, "rows tokens"], config: LLMConfig
+) -> Float[Tensor, "rows 1 tokens 1"]:
+    """Factor on late queries: log(p + 1) / log(sequence_length) beyond the trained length, else 1."""
+    logs = torch.log((positions + 1).double()) / math.log(config.sequence_length)
+    return logs.clamp(min=1.0).float()[:, None, :, None]

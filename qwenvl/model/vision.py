@@ -1,0 +1,91 @@
+"""Vision encoder (paper 2.1, Table 1): a ViT-bigG/14 that returns every patch, with no class token and no pooling.
+
+The learned positions are stored for a 16 x 16 grid at every stage and interpolated to the picture's own grid on the
+fly, in training too (authors, issue 215 of the official repository).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qwenvl.config import POSITION_GRID, VisionConfig
+
+
+class VisionTransformer(nn.Module):
+    """Pictures to patch features; global attention in every block."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, size = config.width, config.patch_size
+        self.patch_embed = nn.Conv2d(3, width, kernel_size=size, stride=size, bias=False)
+        self.position = nn.Parameter(torch.randn(POSITION_GRID**2, width) * width**-0.5)
+        self.norm_pre = nn.LayerNorm(width, eps=config.norm_eps)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
+
+    def forward(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images patches vision_width"]:
+        """Any square picture whose side is a multiple of the patch size; rows of patches from the top left."""
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # (images, patches, vision_width)
+        patches = self.norm_pre(patches + interpolate_positions(self.position, patches.shape[1]))
+        for block in self.blocks:
+            patches = block(patches)
+        return patches
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer block with exact GELU."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attention = VisionAttention(config)
+        self.norm_2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.up = nn.Linear(config.width, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, config.width)
+
+    def forward(
+        self, patches: Float[Tensor, "images patches vision_width"]
+    ) -> Float[Tensor, "images patches vision_width"]:
+        patches = patches + self.attention(self.norm_1(patches))
+        return patches + self.down(F.gelu(self.up(self.norm_2(patches))))
+
+
+class VisionAttention(nn.Module):
+    """Unmasked self-attention; the rows of `qkv` are ordered head by head, each [query, key, value]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(
+        self, patches: Float[Tensor, "images patches vision_width"]
+    ) -> Float[Tensor, "images patches vision_width"]:
+        query, key, value = split_heads(self.qkv(patches), self.heads)
+        return self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+
+
+def split_heads(qkv: Float[Tensor, "batch tokens width3"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each (batch, heads, tokens, head), from a projection ordered head by head."""
+    query, key, value = qkv.unflatten(-1, (heads, 3, -1)).unbind(-2)  # (batch, tokens, heads, head) each
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def merge_heads(attended: Float[Tensor, "batch heads tokens head"]) -> Float[Tensor, "batch tokens width"]:
+    """Heads side by side again."""
+    return attended.transpose(1, 2).flatten(2)
+
+
+def interpolate_positions(
+    table: Float[Tensor, "stored width"], patches: int
+) -> Float[Tensor, "patches width"]:
+    """Resample a square grid of positions to `patches` positions: bicubic in float32, as the release does."""
+    stored, wanted = math.isqrt(len(table)), math.isqrt(patches)
+    if stored == wanted:
+        return table
+    grid = table.float().unflatten(0, (stored, stored)).permute(2, 0, 1)  # (width, stored side, stored side)
+    grid = F.interpolate(grid[None], size=(wanted, wanted), mode="bicubic", align_corners=False)[0]
+    return grid.flatten(1).T.to(table.dtype)  # (patches, width)

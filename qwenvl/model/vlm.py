@@ -1,0 +1,88 @@
+"""The whole model (paper 2.1, Figure 3): pictures and ids in, logits out.
+
+Where a row holds `<imgpad>`, the word embedding is overwritten by a visual token; everything else is language
+modelling. The model never opens a file and never sees a path.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from qwenvl.config import ModelConfig
+from qwenvl.model.adapter import Adapter
+from qwenvl.model.llm import LLM, KVCache
+from qwenvl.model.vision import VisionTransformer
+
+
+class QwenVL(nn.Module):
+    """Vision encoder, adapter and language model; its three children are exactly the parts that stages freeze."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision)
+        self.adapter = Adapter(config.adapter, config.vision.width, config.llm.hidden)
+        self.llm = LLM(config.llm)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        pixels: Float[Tensor, "images 3 side side"] | None = None,
+        *,
+        positions: Int[Tensor, "batch tokens"] | None = None,
+        segments: Int[Tensor, "batch tokens"] | None = None,
+        cache: KVCache | None = None,
+        long_context: Float[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens vocab"]:
+        """Logits of the next token at every position.
+
+        `pixels` are the pictures in row-major order of their slots. `positions` default to 0, 1, 2 ... behind the
+        cache. `segments` (document * 1024 + branch, 0 = padding) say who sees whom; without them a row is one
+        document. `long_context` is each row's `ntk_alpha` at prefill and turns on log-n scaling; None is the
+        arithmetic of training. Raises ValueError when slots and pictures do not match.
+        """
+        return self.llm.head(
+            self.hidden(
+                ids, pixels, positions=positions, segments=segments, cache=cache, long_context=long_context
+            )
+        )
+
+    def hidden(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        pixels: Float[Tensor, "images 3 side side"] | None = None,
+        *,
+        positions: Int[Tensor, "batch tokens"] | None = None,
+        segments: Int[Tensor, "batch tokens"] | None = None,
+        cache: KVCache | None = None,
+        long_context: Float[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Everything before the head, for callers that need the logits of a few positions only."""
+        hidden = self.llm.embed(ids)  # (batch, tokens, hidden)
+        slots = ids == self.config.imgpad_id
+        visual = None if pixels is None else self.encode(pixels)
+        hidden = place_images(hidden, slots, visual, self.config.adapter.queries)
+        return self.llm(
+            hidden, positions=positions, segments=segments, cache=cache, long_context=long_context
+        )
+
+    def encode(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
+        """Visual tokens of each picture."""
+        return self.adapter(self.vision(pixels.to(self.vision.position.dtype)))
+
+
+def place_images(
+    hidden: Float[Tensor, "batch tokens hidden"],
+    slots: Bool[Tensor, "batch tokens"],
+    visual: Float[Tensor, "images queries hidden"] | None,
+    queries: int,
+) -> Float[Tensor, "batch tokens hidden"]:
+    """Overwrite the slots of the rows, in row-major order, by the visual tokens of the pictures in order."""
+    images = 0 if visual is None else len(visual)
+    if (count := int(slots.sum())) != images * queries:
+        raise ValueError(
+            f"{count} picture placeholders in the ids but {images} pictures given; every picture needs {queries} "
+            "placeholders and one row of pixels. Build ids with markup.render()."
+        )
+    if visual is None:
+        return hidden
+    return hidden.masked_scatter(slots[:, :, None], visual.to(hidden.dtype))

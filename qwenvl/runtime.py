@@ -1,0 +1,34 @@
+"""Device, precision and seed: detected once by the command line, then passed down."""
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how precisely a model computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+
+    @staticmethod
+    def detect(*, device: str = "auto", dtype: str = "auto", seed: int = 0) -> "Runtime":
+        """CUDA with bfloat16 where there is one, Apple's MPS with float32, else the CPU with float32.
+
+        Raises ValueError for a device this machine lacks or an unknown precision.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+        try:
+            found = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError):
+            raise ValueError(f"device {device!r} is not usable on this machine; expected auto, cpu, cuda or mps.") from None
+        if dtype == "auto":
+            dtype = "bfloat16" if found.type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+        return Runtime(device=found, dtype=DTYPES[dtype], seed=seed)
