@@ -58,7 +58,9 @@ def _letters(sign: Sign) -> list[tuple[str, Corners]]:
     """Each letter with the box that its ink fills."""
     left, top, _, bottom = sign.box
     starts = range(left, left + len(sign.text) * ADVANCE, ADVANCE)
-    return [(character, (x, top, x + LETTER[0], bottom)) for character, x in zip(sign.text, starts, strict=True)]
+    return [
+        (character, (x, top, x + LETTER[0], bottom)) for character, x in zip(sign.text, starts, strict=True)
+    ]
 
 
 def _paint(picture: Image.Image, form: str, box: Corners, color: RGB) -> None:
@@ -97,12 +99,27 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         points = [(radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in rays]
         (x0, x1), (y0, y1) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
         return tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in points)
-    a, b = 0.32, 0.68
+    if shape == "cross":
+        a, b = 0.32, 0.68
+        path = (
+            (a, 0),
+            (b, 0),
+            (b, a),
+            (1, a),
+            (1, b),
+            (b, b),
+            (b, 1),
+            (a, 1),
+            (a, b),
+            (0, b),
+            (0, a),
+            (a, a),
+        )
+        return path
     return {
         "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
         "triangle": ((0.5, 0), (1, 1), (0, 1)),
         "diamond": ((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)),
-        "cross": ((a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)),
     }[shape]
 
 

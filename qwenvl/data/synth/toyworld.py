@@ -26,6 +26,7 @@ from typing import Literal, TypeVar
 Split = Literal["train", "test"]
 Corners = tuple[int, int, int, int]
 """Left, top, right, bottom in [0, 1000)."""
+Point = tuple[int, int]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
@@ -48,7 +49,23 @@ PLATE = 20
 VOWELS = "AEIOU"
 CONSONANTS = "BCDFGHJKLMNPRSTVWXYZ"
 PATTERNS = ("CVC", "VCV", "CVCV", "VCVC")
-UNFIT = ("SEX", "TIT", "CUM", "FAG", "NIG", "RAP", "NAZ", "FUK", "FUC", "COC", "KOK", "DIK", "PIS", "SUK", "HOR")
+UNFIT = (
+    "SEX",
+    "TIT",
+    "CUM",
+    "FAG",
+    "NIG",
+    "RAP",
+    "NAZ",
+    "FUK",
+    "FUC",
+    "COC",
+    "KOK",
+    "DIK",
+    "PIS",
+    "SUK",
+    "HOR",
+)
 """Syllables that nobody wants to meet on a sign."""
 
 T = TypeVar("T")
@@ -107,7 +124,7 @@ class Sign:
         return self.text.isdigit()
 
     @property
-    def quad(self) -> tuple[tuple[int, int], ...]:
+    def quad(self) -> tuple[Point, Point, Point, Point]:
         """Top left, top right, bottom right, bottom left (the order of paper 2.2)."""
         left, top, right, bottom = self.box
         return (left, top), (right, top), (right, bottom), (left, bottom)
@@ -216,8 +233,10 @@ def scene(seed: int, index: int, split: Split = "train", *, signs: float = 0.7) 
 def _draw_contents(dice: Dice, split: Split, signs: float) -> tuple[list[tuple[str, str, str]], list[str]]:
     num_signs = (1 + dice.chance(0.2)) if dice.chance(signs) else 0
     num_things = 0 if num_signs and dice.chance(0.12) else 1 + dice.below(3)
-    fresh = dice.below(num_things + num_signs)   # the one that must be held out, in a test scene
-    held_out = [False if split == "train" else True if k == fresh else None for k in range(num_things + num_signs)]
+    fresh = dice.below(num_things + num_signs)  # the one that must be held out, in a test scene
+    held_out = [
+        False if split == "train" else True if k == fresh else None for k in range(num_things + num_signs)
+    ]
     triples: list[tuple[str, str, str]] = []
     texts: list[str] = []
     for wish in held_out[:num_things]:

@@ -1,0 +1,191 @@
+"""Dialogues about the toy world in ChatML (paper 2.3 and 3.3): one picture, two pictures, or none.
+
+Pictures stand bare in the first user turn: `markup.number_pictures` puts "Picture 1: " before them, which the questions
+about two pictures refer to.
+"""
+
+from collections.abc import Callable, Sequence
+
+from qwenvl.data.synth.toypaint import render
+from qwenvl.data.synth.toyquestions import ASK, article, refer
+from qwenvl.data.synth.toytasks import CAPTION, GROUNDED_CAPTION, OCR, box, caption, grounded_caption, ocr
+from qwenvl.data.synth.toyworld import SHAPES, Dice, Scene, words
+from qwenvl.markup import Image, Ref, Segment, Text, Turn
+
+Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]
+"""What the user says and what the assistant answers."""
+
+IN_ONE_OF_TWO = ("color", "count", "size", "exist", "read", "arithmetic")
+"""Kinds of questions that can be asked "in Picture 2"."""
+OPPOSITES = {"left": "right", "above": "below", "top": "bottom", "small": "large", "yes": "no"}
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SMALL_TALK = {
+    "Hello!": "Hello! Ask me about a picture.",
+    "Who are you?": "I am a small model that looks at pictures.",
+    "What can you do?": "I can find things in a picture and read signs.",
+    "Thank you!": "You are welcome.",
+}
+
+
+def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, ...]:
+    """A dialogue of one to four exchanges about no, one or two scenes; pictures are `size` pixels on a side.
+
+    Raises ValueError for more than two scenes.
+    """
+    if len(scenes) > 2:
+        raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
+    dice = Dice(*(scene.name for scene in scenes), "chat", seed)
+    ask = (_about_nothing, _about_one, _about_two)[len(scenes)]
+    wanted = 1 + dice.below(4)
+    exchanges: dict[tuple[Segment, ...], Exchange] = {}
+    while len(exchanges) < wanted:
+        exchange = ask(scenes, dice)
+        if exchange:
+            exchanges.setdefault(exchange[0], exchange)
+    pictures: tuple[Segment, ...] = tuple(Image(render(scene, size)) for scene in scenes)
+    turns: list[Turn] = []
+    for question, answer in exchanges.values():
+        turns += [Turn("user", pictures + question), Turn("assistant", answer)]
+        pictures = ()
+    return tuple(turns)
+
+
+def _said(question: str, answer: str) -> Exchange:
+    return (Text(question),), (Text(answer),)
+
+
+# === One picture ===
+
+
+def _about_one(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
+    (scene,) = scenes
+    roll = dice.below(20)
+    if roll < 11:
+        return _question(scene, dice, tuple(ASK), "")
+    if roll < 15:
+        return _find(scene, dice, "")
+    if roll < 16:
+        return _absent(scene, dice)
+    if roll < 17:
+        return _said(CAPTION, caption(scene))
+    if roll < 18:
+        return (Text(GROUNDED_CAPTION),), grounded_caption(scene)
+    return (Text(OCR),), ocr(scene)
+
+
+def _question(scene: Scene, dice: Dice, kinds: Sequence[str], where: str) -> Exchange | None:
+    """A question of the VQA format, answered in a sentence; `where` is "" or " in Picture k"."""
+    question = ASK[dice.pick(kinds)](scene, dice)
+    if question is None:
+        return None
+    text = question.text.removesuffix("?") + where + "?"
+    if question.kind == "place":  # "Where is ...?" asks for a box in a chat
+        text = text.replace("Where is", "In which part of the picture is")
+    return _said(text, question.sentence)
+
+
+def _find(scene: Scene, dice: Dice, where: str) -> Exchange:
+    item = dice.pick(scene.items)
+    name = refer(scene, item, dice)
+    request = dice.pick((f"Point to {name}{where}.", f"Find {name}{where}.", f"Where is {name}{where}?"))
+    return (Text(request),), (Ref(name), box(item))
+
+
+def _absent(scene: Scene, dice: Dice) -> Exchange:
+    """A question about something that is not there."""
+    shapes = {thing.shape for thing in scene.things}
+    shape = dice.pick([shape for shape in SHAPES if shape not in shapes])
+    question = dice.pick(
+        (f"What color is the {shape}?", f"Find the {shape}.", f"Is the {shape} small or large?")
+    )
+    return _said(question, f"There is no {shape}.")
+
+
+# === Two pictures ===
+
+
+def _about_two(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
+    roll = dice.below(10)
+    if roll < 4:
+        return _which(scenes, dice)
+    if roll < 5:
+        number = sum(len(scene.things) for scene in scenes)
+        there = "There is 1 object." if number == 1 else f"There are {number} objects."
+        return _said("How many objects are there in the two pictures?", there)
+    k = dice.below(2)
+    where = f" in Picture {k + 1}"
+    return _find(scenes[k], dice, where) if roll < 7 else _question(scenes[k], dice, IN_ONE_OF_TWO, where)
+
+
+def _which(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
+    """Something that only one of the two pictures has."""
+    first, second = (_features(scene) for scene in scenes)
+    options = sorted(first ^ second)
+    if not options:
+        return None
+    feature = dice.pick(options)
+    return _said(f"Which picture has {feature}?", f"Picture {1 if feature in first else 2}.")
+
+
+def _features(scene: Scene) -> set[str]:
+    features = {
+        article(name) for thing in scene.things for name in (thing.shape, f"{thing.color} {thing.shape}")
+    }
+    for sign in scene.signs:
+        kind = "number" if sign.is_number else "word"
+        features |= {article(kind), f"the {kind} {sign.text}"}
+    return features
+
+
+# === No picture ===
+
+
+def _about_nothing(scenes: Sequence[Scene], dice: Dice) -> Exchange:
+    return dice.pick(TEXT_ONLY)(dice)
+
+
+def _sum(dice: Dice) -> Exchange:
+    one, other = dice.below(10), dice.below(10)
+    return _said(f"What is {one} plus {other}?", f"{one} plus {other} is {one + other}.")
+
+
+def _digit(dice: Dice) -> Exchange:
+    digit = dice.below(10)
+    return _said(f"Write the number {NUMBER_WORDS[digit]} as a digit.", f"It is {digit}.")
+
+
+def _spell(dice: Dice) -> Exchange:
+    word = dice.pick(words(held_out=False))
+    return _said(f"Spell the word {word}.", " " + " ".join(word))
+
+
+def _unspell(dice: Dice) -> Exchange:
+    word = dice.pick(words(held_out=False))
+    return _said(f"Which word is spelled {' '.join(word)}?", f"It says {word}.")
+
+
+def _letters(dice: Dice) -> Exchange:
+    word = dice.pick(words(held_out=False))
+    return _said(f"How many letters are in the word {word}?", f"There are {len(word)} letters.")
+
+
+def _opposite(dice: Dice) -> Exchange:
+    pair = list(dice.pick(tuple(OPPOSITES.items())))
+    dice.shuffle(pair)
+    return _said(f"What is the opposite of {pair[0]}?", f"The opposite of {pair[0]} is {pair[1]}.")
+
+
+def _small_talk(dice: Dice) -> Exchange:
+    return _said(*dice.pick(tuple(SMALL_TALK.items())))
+
+
+TEXT_ONLY: tuple[Callable[[Dice], Exchange], ...] = (
+    _sum,
+    _digit,
+    _spell,
+    _unspell,
+    _letters,
+    _opposite,
+    _small_talk,
+)
+"""Kinds of exchanges without a picture."""
