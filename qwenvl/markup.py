@@ -1,0 +1,451 @@
+"""What may stand in a prompt or an answer, and its one spelling in ids (paper 2.2 and 2.3, Appendix B).
+
+```
+Image   <img> imgpad x queries </img>               a picture; the model overwrites the placeholders
+Ref     <ref>the phrase</ref>                       what the boxes after it show
+Box     <box>(x1,y1),(x2,y2)</box>                  top left, bottom right, integers in [0, 1000)
+Quad    <quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>
+Turn    <|im_start|>role \\n content <|im_end|> \\n   one turn of a ChatML dialogue
+```
+Only these objects become special ids: a text that spells `<img>` or `<|im_start|>` stays text. `parse` reads what a
+model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with their pictures.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from qwenvl.tokenizer import Tokenizer
+
+GRID = 1000
+"""Boxes are stored in thousandths of a side: integers in [0, GRID)."""
+
+SYSTEM = "You are a helpful assistant."
+"""The system message of the released chat model."""
+
+
+# === What may stand in a turn ===
+
+
+@dataclass(frozen=True)
+class Text:
+    """Ordinary text, whatever it spells."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A picture: a path, encoded bytes, a `PIL.Image` or a uint8 array (height, width[, 3]); `images` opens it."""
+
+    source: object
+
+    def __eq__(self, other: object) -> bool:
+        """Equal names or bytes; pictures in memory are equal only to themselves."""
+        if not isinstance(other, Image):
+            return NotImplemented
+        named = isinstance(self.source, str | bytes | os.PathLike)
+        return self.source is other.source or (
+            named and type(self.source) is type(other.source) and self.source == other.source
+        )
+
+    def __hash__(self) -> int:
+        named = isinstance(self.source, str | bytes | os.PathLike)
+        return hash(self.source) if named else id(self.source)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The phrase that the boxes directly after it show."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle as the model writes it: integers in [0, 1000), from the top left, in thousandths of each side.
+
+    `label` is the phrase of the `Ref` before it; it is not rendered. `score` is the model's probability, if known.
+    Raises ValueError for coordinates outside [0, 1000).
+    """
+
+    x1: int
+    y1: int
+    x2: int
+    y2: int
+    label: str | None = None
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_on_grid((self.x1, self.y1, self.x2, self.y2), "Box")
+
+    def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Corners in pixels of a `width` x `height` picture: left, top, right, bottom."""
+        return (*_to_pixels(self.x1, self.y1, width, height), *_to_pixels(self.x2, self.y2, width, height))
+
+    @classmethod
+    def from_pixels(
+        cls, x1: float, y1: float, x2: float, y2: float, width: int, height: int, label: str | None = None
+    ) -> "Box":
+        """The box nearest to the corners in pixels; exact to half a grid cell, corners outside go to the border."""
+        return cls(*_from_pixels(x1, y1, width, height), *_from_pixels(x2, y2, width, height), label=label)
+
+
+@dataclass(frozen=True)
+class Quad:
+    """Four corners, from the top left clockwise (OCR, Appendix B): integers in [0, 1000) as in `Box`."""
+
+    points: tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
+    label: str | None = None
+    score: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.points) != 4 or any(len(point) != 2 for point in self.points):
+            raise ValueError(f"Quad points are {self.points!r}; expected four (x, y) pairs.")
+        _check_on_grid([value for point in self.points for value in point], "Quad")
+
+    def to_pixels(self, width: int, height: int) -> tuple[tuple[float, float], ...]:
+        """The four corners in pixels of a `width` x `height` picture."""
+        return tuple(_to_pixels(x, y, width, height) for x, y in self.points)
+
+    @classmethod
+    def from_pixels(
+        cls, points: Sequence[tuple[float, float]], width: int, height: int, label: str | None = None
+    ) -> "Quad":
+        """The quad nearest to four corners in pixels; corners outside the picture go to its border."""
+        return cls(tuple(_from_pixels(x, y, width, height) for x, y in points), label=label)  # type: ignore[arg-type]
+
+
+Segment: TypeAlias = Text | Image | Ref | Box | Quad
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue; `role` is "user", "assistant" or "system". A plain str in `content` is `Text`."""
+
+    role: str
+    content: tuple[Segment | str, ...]
+
+
+def segments_of(content: str | Segment | Iterable[Segment | str]) -> list[Segment]:
+    """`content` as objects: a plain str becomes `Text`, neighbouring texts become one, empty ones go."""
+    parts: Iterable[Segment | str] = [content] if isinstance(content, str | Segment) else content
+    merged: list[Segment] = []
+    for part in parts:
+        segment = Text(part) if isinstance(part, str) else part
+        if not isinstance(segment, Segment):
+            raise ValueError(
+                f"{segment!r} cannot stand in a prompt; expected str, Text, Image, Ref, Box or Quad."
+            )
+        if isinstance(segment, Text) and merged and isinstance(merged[-1], Text):
+            merged[-1] = Text(merged[-1].text + segment.text)
+        elif segment != Text(""):
+            merged.append(segment)
+    return merged
+
+
+def _check_on_grid(values: Sequence[int], kind: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < GRID:
+            raise ValueError(
+                f"{kind} coordinate {value!r} is not an integer in [0, {GRID}); "
+                f"use {kind}.from_pixels for corners in pixels."
+            )
+
+
+def _to_pixels(x: int, y: int, width: int, height: int) -> tuple[float, float]:
+    return x * width / GRID, y * height / GRID
+
+
+def _from_pixels(x: float, y: float, width: int, height: int) -> tuple[int, int]:
+    if width <= 0 or height <= 0:
+        raise ValueError(f"the picture is {width} x {height} pixels; expected at least 1 x 1.")
+    return _onto_grid(round(x * GRID / width)), _onto_grid(round(y * GRID / height))
+
+
+def _onto_grid(value: int) -> int:
+    return min(max(value, 0), GRID - 1)
+
+
+# === Objects to ids ===
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """Ids ready for the model. Pieces concatenate with `+`."""
+
+    ids: tuple[int, ...] = ()
+    learned: tuple[bool, ...] = ()
+    """True where the model is trained to produce this token: the blue text of Appendix B."""
+    images: tuple[Image, ...] = ()
+    """The pictures, in the order of their placeholders."""
+    image_starts: tuple[int, ...] = ()
+    """Index of the first placeholder of each picture."""
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.learned) and len(self.images) == len(self.image_starts)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, other: "Rendered") -> "Rendered":
+        return join([self, other])
+
+
+def join(pieces: Iterable[Rendered]) -> Rendered:
+    """The pieces one after another."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    images: list[Image] = []
+    starts: list[int] = []
+    for piece in pieces:
+        starts.extend(len(ids) + start for start in piece.image_starts)
+        ids.extend(piece.ids)
+        learned.extend(piece.learned)
+        images.extend(piece.images)
+    return Rendered(ids=tuple(ids), learned=tuple(learned), images=tuple(images), image_starts=tuple(starts))
+
+
+def render(
+    segments: str | Segment | Iterable[Segment | str],
+    tokenizer: Tokenizer,
+    queries: int,
+    *,
+    learned: bool = False,
+) -> Rendered:
+    """Ids of objects; a picture takes `queries` placeholders between `<img>` and `</img>` and is never learned.
+
+    The label and score of a `Box` are not rendered: put a `Ref` before it.
+    """
+    if queries < 1:
+        raise ValueError(f"queries is {queries}; expected the visual tokens per picture, 256 in the paper.")
+    return join(_render_one(segment, tokenizer, queries, learned) for segment in segments_of(segments))
+
+
+def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, learned: bool) -> Rendered:
+    if isinstance(segment, Image):
+        ids = (tokenizer.img, *[tokenizer.imgpad] * queries, tokenizer.img_end)
+        return Rendered(ids=ids, learned=(False,) * len(ids), images=(segment,), image_starts=(1,))
+    ids = tuple(tokenizer.encode(_inner_text(segment)))
+    if isinstance(segment, Ref):
+        ids = (tokenizer.ref, *ids, tokenizer.ref_end)
+    elif isinstance(segment, Box):
+        ids = (tokenizer.box, *ids, tokenizer.box_end)
+    elif isinstance(segment, Quad):
+        ids = (tokenizer.quad, *ids, tokenizer.quad_end)
+    return Rendered(ids=ids, learned=(learned,) * len(ids))
+
+
+def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
+    """The control symbols by name, such as `control("<|im_end|>", ...)` or an open `<box>` to be completed."""
+    unknown = [name for name in names if name not in tokenizer.specials]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} is not a control symbol; expected one of qwenvl.tokenizer.SPECIALS."
+        )
+    return Rendered(ids=tuple(tokenizer.specials[name] for name in names), learned=(learned,) * len(names))
+
+
+def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
+    """`<|im_start|>role \\n content <|im_end|> \\n`: role and questions are not learned, the rest is (paper 2.3)."""
+    return join(
+        [
+            _open_turn(turn.role, tokenizer),
+            render(turn.content, tokenizer, queries, learned=turn.role == "assistant"),
+            control("<|im_end|>", tokenizer=tokenizer, learned=True),
+            render("\n", tokenizer, queries, learned=True),
+        ]
+    )
+
+
+def _open_turn(role: str, tokenizer: Tokenizer) -> Rendered:
+    start = control("<|im_start|>", tokenizer=tokenizer, learned=True)
+    return join([start, render(role, tokenizer, 1), render("\n", tokenizer, 1)])
+
+
+def render_chat(
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    queries: int,
+    *,
+    system: str = SYSTEM,
+    open_for_answer: bool = True,
+) -> Rendered:
+    """A dialogue in ChatML, ids and label mask; with `open_for_answer` the assistant's turn is begun at the end.
+
+    Role, newline and content are encoded apart, so that a text cannot merge into the frame around it.
+    """
+    pieces = [render_turn(turn, tokenizer, queries) for turn in (Turn("system", (system,)), *turns)]
+    if open_for_answer:
+        pieces.append(_open_turn("assistant", tokenizer))
+    return join(pieces)
+
+
+def fit_window(
+    turns: Sequence[Turn], tokenizer: Tokenizer, queries: int, system: str = SYSTEM, max_window: int = 6144
+) -> list[Turn]:
+    """The newest turns that fit: whole exchanges are dropped from the front, never a part of a picture.
+
+    An exchange is a user turn with the turns up to the next one. Counted as the official chat does: the system turn
+    and the kept exchanges stay below `max_window` ids; the last exchange (the open question) is always kept and
+    not counted.
+    """
+    exchanges: list[list[Turn]] = []
+    for turn in turns:
+        if turn.role == "user" or not exchanges:
+            exchanges.append([])
+        exchanges[-1].append(turn)
+    room = max_window - (
+        len(render_turn(Turn("system", (system,)), tokenizer, queries)) - 1
+    )  # without its newline
+    kept = exchanges[-1:]
+    for exchange in exchanges[-2::-1]:
+        room -= sum(len(render_turn(turn, tokenizer, queries)) for turn in exchange)
+        if room <= 0:
+            break
+        kept.insert(0, exchange)
+    return [turn for exchange in kept for turn in exchange]
+
+
+def number_pictures(turns: Iterable[Turn]) -> list[Turn]:
+    """Puts `Picture k: ` before and a newline after each picture of the user turns, k from 1 through the dialogue."""
+    count = 0
+    numbered: list[Turn] = []
+    for turn in turns:
+        content: list[Segment] = []
+        for segment in segments_of(turn.content):
+            if turn.role == "user" and isinstance(segment, Image):
+                count += 1
+                content.extend([Text(f"Picture {count}: "), segment, Text("\n")])
+            else:
+                content.append(segment)
+        numbered.append(replace(turn, content=tuple(segments_of(content))))
+    return numbered
+
+
+# === Text to objects ===
+
+_LONGEST_COORDINATES = 200
+"""Characters between `<box>` or `<quad>` and its end beyond which nobody needs to look for numbers."""
+
+
+def spell(segments: str | Segment | Iterable[Segment | str]) -> str:
+    """The text that `parse` reads back: tags around phrases and coordinates. A picture is spelled `<img></img>`."""
+    return "".join(_spell_one(segment) for segment in segments_of(segments))
+
+
+def _spell_one(segment: Segment) -> str:
+    if isinstance(segment, Text):
+        return segment.text
+    if isinstance(segment, Image):
+        return "<img></img>"
+    tag = type(segment).__name__.lower()
+    return f"<{tag}>{_inner_text(segment)}</{tag}>"
+
+
+def _inner_text(segment: Text | Ref | Box | Quad) -> str:
+    if isinstance(segment, Text | Ref):
+        return segment.text
+    if isinstance(segment, Box):
+        return f"({segment.x1},{segment.y1}),({segment.x2},{segment.y2})"
+    return ",".join(f"({x},{y})" for x, y in segment.points)
+
+
+def parse(text: str) -> list[Segment]:
+    """Reads decoded model output with `<ref>`, `<box>` and `<quad>` tags; never raises.
+
+    Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches pictures.
+    Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase directly before
+    the box, also for a second or third box of the same phrase; a space may stand before a `Quad` (Appendix B).
+    """
+    found: list[Segment] = []
+    done = 0
+    for tag, start, inner, end in _spans(text, ("ref", "box", "quad")):
+        if start < done:
+            continue
+        segment = _object(tag, inner)
+        if segment is not None:
+            found.extend([Text(text[done:start]), segment])
+            done = end
+    return _with_labels(segments_of([*found, Text(text[done:])]))
+
+
+def parse_trusted(text: str) -> list[Segment]:
+    """Reads an annotation that we trust, such as a `value` of the official fine-tuning JSON, with its pictures.
+
+    `<img>path</img>` becomes `Image(path)`. Raises ValueError where `parse` would leave markup as text: an
+    annotation with a broken tag would teach the model to spell tags.
+    """
+    found: list[Segment] = []
+    done = 0
+    for tag, start, inner, end in _spans(text, ("ref", "box", "quad", "img")):
+        if start < done:
+            continue
+        segment = Image(inner) if tag == "img" and inner else _object(tag, inner, strict=True)
+        if segment is None:
+            raise ValueError(
+                f"the annotation has a broken <{tag}> at character {start}: {text[start : start + 60]!r}; expected "
+                "<ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, a <quad> of four points or <img>path</img>."
+            )
+        found.extend([Text(text[done:start]), segment])
+        done = end
+    return _with_labels(segments_of([*found, Text(text[done:])]))
+
+
+def _spans(text: str, tags: tuple[str, ...]) -> Iterator[tuple[str, int, str | None, int]]:
+    """(tag, start, inner text or None if unclosed, end) of every opening tag, in one pass over the text."""
+    unclosed: set[str] = set()
+    for match in re.finditer(f"<({'|'.join(tags)})>", text):
+        tag = match[1]
+        end = -1 if tag in unclosed else text.find(f"</{tag}>", match.end())
+        if end < 0:
+            unclosed.add(tag)
+            yield tag, match.start(), None, match.end()
+        elif tag in ("box", "quad") and end - match.end() > _LONGEST_COORDINATES:
+            yield tag, match.start(), None, match.end()
+        else:
+            yield tag, match.start(), text[match.end() : end], end + len(f"</{tag}>")
+
+
+def read_coordinates(inner: str) -> list[int] | None:
+    """The integers between the tags, parentheses and spaces aside; None if something else stands there."""
+    try:
+        return [int(number) for number in inner.replace("(", "").replace(")", "").split(",")]
+    except ValueError:
+        return None
+
+
+def _object(tag: str, inner: str | None, strict: bool = False) -> Ref | Box | Quad | None:
+    if inner is None or tag == "img":
+        return None
+    if tag == "ref":
+        return Ref(inner)
+    values = read_coordinates(inner)
+    if values is None or len(values) != (4 if tag == "box" else 8):
+        return None
+    on_grid = [_onto_grid(value) for value in values]
+    if strict and on_grid != values:
+        return None
+    if tag == "box":
+        return Box(*on_grid)
+    x1, y1, x2, y2, x3, y3, x4, y4 = on_grid
+    return Quad(((x1, y1), (x2, y2), (x3, y3), (x4, y4)))
+
+
+def _with_labels(segments: Iterable[Segment]) -> list[Segment]:
+    label: str | None = None
+    spaced = False
+    labelled: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, Ref):
+            label, spaced = segment.text.strip(), False
+        elif isinstance(segment, Quad) or (isinstance(segment, Box) and not spaced):
+            segment, spaced = replace(segment, label=label), False
+        elif isinstance(segment, Text) and not segment.text.strip():
+            spaced = True
+        else:
+            label = None
+        labelled.append(segment)
+    return labelled
