@@ -7,13 +7,13 @@ Box     <box>(x1,y1),(x2,y2)</box>                  top left, bottom right, inte
 Quad    <quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>
 Turn    <|im_start|>role \\n content <|im_end|> \\n   one turn of a ChatML dialogue
 ```
-Only these objects become special ids: a text that spells `<img>` or `<|im_start|>` stays text. `parse` reads what a
-model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with their pictures.
+Only these objects become special ids: a text that spells `<img>` or `<|im_start|>` stays text. `parse` reads
+what a model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with pictures.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a path, encoded bytes, a `PIL.Image` or a uint8 array (height, width[, 3]); `images` opens it."""
+    """A picture: path, encoded bytes, `PIL.Image` or uint8 array (height, width[, 3]); `images` opens it."""
 
     source: object
 
@@ -65,9 +65,9 @@ class Ref:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle as the model writes it: integers in [0, 1000), from the top left, in thousandths of each side.
+    """A rectangle as the model writes it: integers in [0, 1000), thousandths of each side from the top left.
 
-    `label` is the phrase of the `Ref` before it; it is not rendered. `score` is the model's probability, if known.
+    `label` is the phrase of the `Ref` before it and is not rendered; `score` is the model's probability, if known.
     Raises ValueError for coordinates outside [0, 1000).
     """
 
@@ -89,7 +89,7 @@ class Box:
     def from_pixels(
         cls, x1: float, y1: float, x2: float, y2: float, width: int, height: int, label: str | None = None
     ) -> "Box":
-        """The box nearest to the corners in pixels; exact to half a grid cell, corners outside go to the border."""
+        """The box nearest to corners in pixels, to half a grid cell; corners outside go to the border."""
         return cls(*_from_pixels(x1, y1, width, height), *_from_pixels(x2, y2, width, height), label=label)
 
 
@@ -123,7 +123,7 @@ Segment: TypeAlias = Text | Image | Ref | Box | Quad
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue; `role` is "user", "assistant" or "system". A plain str in `content` is `Text`."""
+    """One turn of a dialogue by "user", "assistant" or "system"; a plain str in `content` is `Text`."""
 
     role: str
     content: tuple[Segment | str, ...]
@@ -137,7 +137,7 @@ def segments_of(content: str | Segment | Iterable[Segment | str]) -> list[Segmen
         segment = Text(part) if isinstance(part, str) else part
         if not isinstance(segment, Segment):
             raise ValueError(
-                f"{segment!r} cannot stand in a prompt; expected str, Text, Image, Ref, Box or Quad."
+                f"{segment!r} cannot stand in a turn; expected str, Text, Image, Ref, Box or Quad."
             )
         if isinstance(segment, Text) and merged and isinstance(merged[-1], Text):
             merged[-1] = Text(merged[-1].text + segment.text)
@@ -215,7 +215,7 @@ def render(
     *,
     learned: bool = False,
 ) -> Rendered:
-    """Ids of objects; a picture takes `queries` placeholders between `<img>` and `</img>` and is never learned.
+    """Ids of objects; a picture takes `queries` placeholders inside `<img>` `</img>` and is never learned.
 
     The label and score of a `Box` are not rendered: put a `Ref` before it.
     """
@@ -239,17 +239,15 @@ def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, learned: b
 
 
 def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
-    """The control symbols by name, such as `control("<|im_end|>", ...)` or an open `<box>` to be completed."""
+    """The control symbols of these names, such as "<|im_end|>", or an open "<box>" to be completed."""
     unknown = [name for name in names if name not in tokenizer.specials]
     if unknown:
-        raise ValueError(
-            f"{unknown[0]!r} is not a control symbol; expected one of qwenvl.tokenizer.SPECIALS."
-        )
+        raise ValueError(f"{unknown[0]!r} is no control symbol; expected one of qwenvl.tokenizer.SPECIALS.")
     return Rendered(ids=tuple(tokenizer.specials[name] for name in names), learned=(learned,) * len(names))
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
-    """`<|im_start|>role \\n content <|im_end|> \\n`: role and questions are not learned, the rest is (paper 2.3)."""
+    """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
     return join(
         [
             _open_turn(turn.role, tokenizer),
@@ -273,7 +271,7 @@ def render_chat(
     system: str = SYSTEM,
     open_for_answer: bool = True,
 ) -> Rendered:
-    """A dialogue in ChatML, ids and label mask; with `open_for_answer` the assistant's turn is begun at the end.
+    """A dialogue in ChatML, ids and label mask; with `open_for_answer` an assistant turn is begun at the end.
 
     Role, newline and content are encoded apart, so that a text cannot merge into the frame around it.
     """
@@ -288,18 +286,17 @@ def fit_window(
 ) -> list[Turn]:
     """The newest turns that fit: whole exchanges are dropped from the front, never a part of a picture.
 
-    An exchange is a user turn with the turns up to the next one. Counted as the official chat does: the system turn
-    and the kept exchanges stay below `max_window` ids; the last exchange (the open question) is always kept and
-    not counted.
+    An exchange is a user turn with the turns up to the next one. Counted as the official chat does: the system
+    turn and the kept exchanges stay below `max_window` ids; the last exchange (the open question) is always kept
+    and not counted.
     """
     exchanges: list[list[Turn]] = []
     for turn in turns:
         if turn.role == "user" or not exchanges:
             exchanges.append([])
         exchanges[-1].append(turn)
-    room = max_window - (
-        len(render_turn(Turn("system", (system,)), tokenizer, queries)) - 1
-    )  # without its newline
+    system_turn = render_turn(Turn("system", (system,)), tokenizer, queries)
+    room = max_window - (len(system_turn) - 1)  # its newline is not counted
     kept = exchanges[-1:]
     for exchange in exchanges[-2::-1]:
         room -= sum(len(render_turn(turn, tokenizer, queries)) for turn in exchange)
@@ -310,7 +307,7 @@ def fit_window(
 
 
 def number_pictures(turns: Iterable[Turn]) -> list[Turn]:
-    """Puts `Picture k: ` before and a newline after each picture of the user turns, k from 1 through the dialogue."""
+    """Puts `Picture k: ` before and a newline after each picture of the users, k from 1 through the dialogue."""
     count = 0
     numbered: list[Turn] = []
     for turn in turns:
@@ -332,7 +329,7 @@ _LONGEST_COORDINATES = 200
 
 
 def spell(segments: str | Segment | Iterable[Segment | str]) -> str:
-    """The text that `parse` reads back: tags around phrases and coordinates. A picture is spelled `<img></img>`."""
+    """The text that `parse` reads back: tags around phrases and coordinates; a picture is `<img></img>`."""
     return "".join(_spell_one(segment) for segment in segments_of(segments))
 
 
@@ -356,57 +353,46 @@ def _inner_text(segment: Text | Ref | Box | Quad) -> str:
 def parse(text: str) -> list[Segment]:
     """Reads decoded model output with `<ref>`, `<box>` and `<quad>` tags; never raises.
 
-    Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches pictures.
-    Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase directly before
-    the box, also for a second or third box of the same phrase; a space may stand before a `Quad` (Appendix B).
+    Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches
+    pictures. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase
+    directly before the box, also for a second or third box of the same phrase; a space may stand before a `Quad`
+    (Appendix B).
     """
-    found: list[Segment] = []
-    done = 0
-    for tag, start, inner, end in _spans(text, ("ref", "box", "quad")):
-        if start < done:
-            continue
-        segment = _object(tag, inner)
-        if segment is not None:
-            found.extend([Text(text[done:start]), segment])
-            done = end
-    return _with_labels(segments_of([*found, Text(text[done:])]))
+    return _read(text, ("ref", "box", "quad"), strict=False)
 
 
 def parse_trusted(text: str) -> list[Segment]:
-    """Reads an annotation that we trust, such as a `value` of the official fine-tuning JSON, with its pictures.
+    """Reads an annotation that we trust, such as a `value` of the official fine-tuning JSON.
 
-    `<img>path</img>` becomes `Image(path)`. Raises ValueError where `parse` would leave markup as text: an
+    Here `<img>path</img>` becomes `Image(path)`. Raises ValueError where `parse` would leave markup as text: an
     annotation with a broken tag would teach the model to spell tags.
     """
+    return _read(text, ("ref", "box", "quad", "img"), strict=True)
+
+
+def _read(text: str, tags: tuple[str, ...], strict: bool) -> list[Segment]:
+    """One pass: a span ends at the first end tag of its kind; after a broken tag reading goes on behind it."""
+    opening = re.compile(f"<({'|'.join(tags)})>")
+    unclosed: set[str] = set()
     found: list[Segment] = []
     done = 0
-    for tag, start, inner, end in _spans(text, ("ref", "box", "quad", "img")):
-        if start < done:
-            continue
-        segment = Image(inner) if tag == "img" and inner else _object(tag, inner, strict=True)
-        if segment is None:
+    position = 0
+    while match := opening.search(text, position):
+        tag, start, position = match[1], match.start(), match.end()
+        limit = position + _LONGEST_COORDINATES if tag in ("box", "quad") else len(text)
+        end = -1 if tag in unclosed else text.find(f"</{tag}>", position, limit)
+        segment = None if end < 0 else _object(tag, text[position:end], strict)
+        if segment is not None:
+            found.extend([Text(text[done:start]), segment])
+            done = position = end + len(f"</{tag}>")
+        elif strict:
             raise ValueError(
                 f"the annotation has a broken <{tag}> at character {start}: {text[start : start + 60]!r}; expected "
                 "<ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, a <quad> of four points or <img>path</img>."
             )
-        found.extend([Text(text[done:start]), segment])
-        done = end
-    return _with_labels(segments_of([*found, Text(text[done:])]))
-
-
-def _spans(text: str, tags: tuple[str, ...]) -> Iterator[tuple[str, int, str | None, int]]:
-    """(tag, start, inner text or None if unclosed, end) of every opening tag, in one pass over the text."""
-    unclosed: set[str] = set()
-    for match in re.finditer(f"<({'|'.join(tags)})>", text):
-        tag = match[1]
-        end = -1 if tag in unclosed else text.find(f"</{tag}>", match.end())
-        if end < 0:
+        elif end < 0 and limit == len(text):
             unclosed.add(tag)
-            yield tag, match.start(), None, match.end()
-        elif tag in ("box", "quad") and end - match.end() > _LONGEST_COORDINATES:
-            yield tag, match.start(), None, match.end()
-        else:
-            yield tag, match.start(), text[match.end() : end], end + len(f"</{tag}>")
+    return _with_labels(segments_of([*found, Text(text[done:])]))
 
 
 def read_coordinates(inner: str) -> list[int] | None:
@@ -417,20 +403,21 @@ def read_coordinates(inner: str) -> list[int] | None:
         return None
 
 
-def _object(tag: str, inner: str | None, strict: bool = False) -> Ref | Box | Quad | None:
-    if inner is None or tag == "img":
-        return None
+def _object(tag: str, inner: str, strict: bool) -> Segment | None:
     if tag == "ref":
         return Ref(inner)
+    if tag == "img":
+        return Image(inner) if inner else None
     values = read_coordinates(inner)
     if values is None or len(values) != (4 if tag == "box" else 8):
         return None
     on_grid = [_onto_grid(value) for value in values]
     if strict and on_grid != values:
         return None
+    x1, y1, x2, y2, *others = on_grid
     if tag == "box":
-        return Box(*on_grid)
-    x1, y1, x2, y2, x3, y3, x4, y4 = on_grid
+        return Box(x1, y1, x2, y2)
+    x3, y3, x4, y4 = others
     return Quad(((x1, y1), (x2, y2), (x3, y3), (x4, y4)))
 
 

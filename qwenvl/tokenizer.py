@@ -8,8 +8,8 @@ ids   0 .. n_ranks-1        byte pairs, from the file
       n_ranks + 208 .. 213  <ref> </ref> <box> </box> <quad> </quad>
       n_ranks + 214 .. 216  <img> </img> <imgpad>
 ```
-Text never becomes markup: `encode` yields ordinary ids only, whatever the text spells. Special ids come from the
-objects of `qwenvl.markup`.
+Text never becomes markup: `encode` yields ordinary ids only, whatever the text spells. Special ids come from
+the objects of `qwenvl.markup`.
 """
 
 import binascii
@@ -92,7 +92,7 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one id stands for: a part of a UTF-8 character at times; 0xFF for ids from `n_vocab` up."""
+        """The bytes of one id, at times a part of a character; 0xFF for ids from `n_vocab` up."""
         if token < 0:
             raise ValueError(f"token id {token} cannot be decoded; ids are 0 to {self.n_vocab - 1}.")
         if token < self.n_ranks:
@@ -113,7 +113,7 @@ class Tokenizer:
         file = path / VOCABULARY_FILE if path.is_dir() else path
         if not file.is_file():
             raise ValueError(
-                f"no vocabulary at {file}; expected a file in {VOCABULARY_FILE} format or a folder that holds one."
+                f"no vocabulary at {file}; expected a {VOCABULARY_FILE} file or a folder that holds one."
             )
         return cls(_read_ranks(file))
 
@@ -156,8 +156,8 @@ def _check_ranks(ranks: Mapping[bytes, int]) -> None:
     if values != list(range(len(values))):
         wrong = next((place for place, rank in enumerate(values) if rank != place), 0)
         raise ValueError(
-            f"the ranks of the vocabulary are not 0 to {len(values) - 1}, each once: found {values[wrong]} where "
-            f"{wrong} belongs (a duplicate, or a missing line); fetch the vocabulary file again."
+            f"the ranks of the vocabulary are not 0 to {len(values) - 1}, each once: found {values[wrong]} "
+            f"where {wrong} belongs (a duplicate, or a missing line); fetch the vocabulary file again."
         )
     missing = [value for value in range(256) if bytes([value]) not in ranks]
     if missing:
@@ -191,7 +191,7 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
 
 
 def _most_frequent_pairs(pieces: Mapping[str, int], ranks: dict[bytes, int], merges: int) -> Iterator[bytes]:
-    """Adds up to `merges` tokens to `ranks`, yielding each; words are kept merged exactly as an encoder would.
+    """Adds up to `merges` tokens to `ranks`, yielding each; words are kept merged as an encoder would.
 
     A heap holds (-count, pair) with stale entries, which are checked against `counts` when they come up.
     """
