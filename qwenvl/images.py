@@ -232,8 +232,8 @@ def _colours(labels: Iterable[str | None]) -> dict[str | None, str]:
 
 def _corners(box: Box | Quad, canvas: pillow.Image) -> list[tuple[float, float]]:
     if isinstance(box, Quad):
-        return [(x / 1000 * canvas.width, y / 1000 * canvas.height) for x, y in box.points]
-    left, top, right, bottom = box.to_pixels(canvas.width, canvas.height)
+        return list(box.to_pixels(*canvas.size))
+    left, top, right, bottom = box.to_pixels(*canvas.size)
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
@@ -245,9 +245,9 @@ def _outline(canvas: pillow.Image, points: list[tuple[float, float]], width: int
     across, down = int(max(xs)) + margin - left, int(max(ys)) + margin - top
     scale = 3 if across * down <= 4_000_000 else 1
     path = [((x - left) * scale, (y - top) * scale) for x, y in points]
-    for ink, pen in (("#101010", width + 2), (colour, width)):
+    for ink, pen, opacity in (("black", width + 2, 150), (colour, width, 255)):
         mask = pillow.new("L", (across * scale, down * scale))
-        ImageDraw.Draw(mask).line([*path, *path[:2]], fill=255, width=pen * scale, joint="curve")
+        ImageDraw.Draw(mask).line([*path, *path[:2]], fill=opacity, width=pen * scale, joint="curve")
         canvas.paste(ink, (left, top), mask.reduce(scale))
 
 
