@@ -101,21 +101,9 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         return tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in points)
     if shape == "cross":
         a, b = 0.32, 0.68
-        path = (
-            (a, 0),
-            (b, 0),
-            (b, a),
-            (1, a),
-            (1, b),
-            (b, b),
-            (b, 1),
-            (a, 1),
-            (a, b),
-            (0, b),
-            (0, a),
-            (a, a),
-        )
-        return path
+        across = (a, b, b, 1, 1, b, b, a, a, 0, 0, a)
+        down = (0, 0, a, a, b, b, 1, 1, b, b, a, a)
+        return tuple(zip(across, down, strict=True))
     return {
         "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
         "triangle": ((0.5, 0), (1, 1), (0, 1)),

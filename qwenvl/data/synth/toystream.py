@@ -1,0 +1,92 @@
+"""Training documents of the toy world: document number `index` is a pure function of (source, seed, index).
+
+    text       a scene in words, and tasks about it that each see the words only   the language model's own pre-training
+    captions   a picture and its caption                                           stage 1
+    tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
+    chats      a dialogue in ChatML about no, one or two pictures                  stage 3
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from qwenvl.data.formats import Example, example, task
+from qwenvl.data.synth.toychats import chat
+from qwenvl.data.synth.toypaint import render as paint
+from qwenvl.data.synth.toytasks import KINDS, scene_text, tasks
+from qwenvl.data.synth.toyworld import Dice, scene
+from qwenvl.markup import SYSTEM, Image, number_pictures, render, render_chat, spell
+from qwenvl.tokenizer import Tokenizer
+
+TASKS_PER_PICTURE = 6
+"""Tasks asked about one picture: more share its cost, fewer show more pictures."""
+
+MIXED_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
+"""Kinds that training draws from; what is hard to learn stands twice or more."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What rendering needs to know: the tokenizer, the visual tokens per picture and the seed of the world."""
+
+    tokenizer: Tokenizer
+    queries: int
+    seed: int
+
+
+def text_document(world: Vocabulary, index: int) -> Example:
+    """A scene in words as trunk, tasks about it as branches; everything is learned in the trunk."""
+    shown = scene(world.seed, index)
+    chosen = tasks(shown, world.seed, kinds=MIXED_KINDS, limit=2 * TASKS_PER_PICTURE)
+    trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries, learned=True)
+    return example(trunk, [task(t.prompt, t.answer, world.tokenizer, world.queries) for t in chosen])
+
+
+def caption_document(world: Vocabulary, index: int) -> Example:
+    """A picture and its caption (format 1), what stage 1 learns from."""
+    return _picture_document(world, index, ("caption",), 1)
+
+
+def task_document(world: Vocabulary, index: int) -> Example:
+    """A picture as trunk and several of the seven formats as branches."""
+    return _picture_document(world, index, MIXED_KINDS, TASKS_PER_PICTURE)
+
+
+def chat_document(world: Vocabulary, index: int) -> Example:
+    """A dialogue: one picture in seven of ten, two in two of ten, none in one of ten."""
+    pictures = (1, 1, 1, 1, 1, 1, 1, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
+    shown = [scene(world.seed, 2 * index + k) for k in range(pictures)]
+    turns = number_pictures(chat(shown, world.seed + index * (not pictures)))
+    return example(render_chat(turns, world.tokenizer, world.queries, open_for_answer=False))
+
+
+def _picture_document(world: Vocabulary, index: int, kinds: tuple[str, ...], limit: int) -> Example:
+    shown = scene(world.seed, index)
+    trunk = render(Image(paint(shown)), world.tokenizer, world.queries)
+    chosen = tasks(shown, world.seed, kinds=kinds, limit=limit)
+    return example(trunk, [task(t.prompt, t.answer, world.tokenizer, world.queries) for t in chosen])
+
+
+SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
+    "text": text_document,
+    "captions": caption_document,
+    "tasks": task_document,
+    "chats": chat_document,
+}
+
+
+FRAME = f"system\n{SYSTEM}\nuser\nPicture 1: \nassistant\n"
+"""What surrounds every dialogue."""
+
+_TAGS, _WORDS = re.compile(r"</?\w+>"), re.compile(r"[A-Z]{2,}")
+
+
+def vocabulary_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:
+    """Texts to train the tokenizer on: every template without the words of signs, so that their letters stay single."""
+    for index in range(count):
+        shown = scene(seed, index)
+        segments = [part for t in tasks(shown, seed) for part in (*t.prompt, *t.answer)]
+        for others in ([], [shown], [shown, scene(seed + 1, index)]):
+            segments += [part for turn in chat(others, seed + index) for part in turn.content]
+        yield from (_WORDS.sub("", _TAGS.sub("", spell(part))) for part in segments)
+        yield FRAME
