@@ -1,0 +1,32 @@
+"""Models by size: the paper's (Table 1), one for a single GPU, one for a CPU. Variants: `dataclasses.replace`."""
+
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+
+
+def qwen_vl_7b() -> ModelConfig:
+    """The paper's model as released (Table 1): 9.66B parameters, 448 pixels, 256 queries."""
+    return ModelConfig()
+
+
+def small() -> ModelConfig:
+    """About 100M parameters without the vocabulary's rows; trains on one GPU in hours. Full vocabulary, 224 pixels."""
+    return ModelConfig(
+        vision=VisionConfig(width=384, layers=12, heads=6, mlp_width=1536, image_size=224),
+        adapter=AdapterConfig(queries=64, heads=6),
+        llm=LLMConfig(hidden=768, layers=12, heads=12, mlp_width=2048),
+    )
+
+
+def tiny(vocab_size: int, imgpad_id: int) -> ModelConfig:
+    """About 2.5M parameters over a trained vocabulary of its own; learns the toy world on a CPU in minutes.
+
+    `vocab_size` and `imgpad_id` are the tokenizer's `n_vocab` and `imgpad`.
+    """
+    return ModelConfig(
+        vision=VisionConfig(width=128, layers=4, heads=4, mlp_width=512, image_size=112),
+        adapter=AdapterConfig(queries=25, heads=6),
+        llm=LLMConfig(
+            vocab_size=vocab_size, hidden=192, layers=4, heads=6, mlp_width=512, sequence_length=1024
+        ),
+        imgpad_id=imgpad_id,
+    )
