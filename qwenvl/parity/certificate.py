@@ -1,0 +1,237 @@
+"""The parity certificate: one line for every recorded case of the official code, and how far ours is from it.
+
+```
+golden/                  what a path may be: the whole folder, a part of it, or one file;
+|-- tokenizer/*.json     recognised by what the files hold, not by their names
+|-- models/<name>/       (cases.json is a list)
+|-- preprocess/          (cases.json is an object with picture sizes)
+|-- sampling.json
+|-- metrics/*.json
+`-- official_configs/, official_state_dict.json
+```
+PASS: equal within the tolerance. FIXED: ours differs on purpose from a defect named in the note, and the official
+result was shown to follow from ours by that defect. FAIL: anything else, a case that nobody understands included.
+"""
+
+import importlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+Status = Literal["PASS", "FIXED", "FAIL"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One recorded case."""
+
+    case: str
+    status: Status
+    largest: float | None
+    """The largest difference; None where things are equal or not."""
+    tolerance: float | None
+    note: str = ""
+    """What differs, or the defect of the official code that ours does not share."""
+
+
+# === Which reader understands a file ===
+
+
+def _is_model(data: Any) -> bool:
+    return isinstance(data, list) and _case_has(data, "kind")
+
+
+def _is_preprocess(data: Any) -> bool:
+    return isinstance(data, Mapping) and _case_has(data.get("cases"), "image_size")
+
+
+def _is_sampling(data: Any) -> bool:
+    known = isinstance(data, Mapping) and ("stop_words" in data or _case_has(data.get("cases"), "logits"))
+    return known and not _case_has(data.get("cases"), "image_size")
+
+
+def _is_release(data: Any) -> bool:
+    return isinstance(data, Mapping) and ("total_params" in data or data.get("model_type") == "qwen")
+
+
+def _is_tokenizer(data: Any) -> bool:
+    return _ask("qwenvl.parity.tokenizer", data)
+
+
+def _is_metrics(data: Any) -> bool:
+    return _ask("qwenvl.parity.metrics", data)
+
+
+def _ask(module: str, data: Any) -> bool:
+    recognises: Callable[[Any], bool] = importlib.import_module(module).recognises
+    return recognises(data)
+
+
+def _case_has(cases: Any, field: str) -> bool:
+    return isinstance(cases, list) and any(isinstance(case, Mapping) and field in case for case in cases)
+
+
+READERS: Mapping[str, Callable[[Any], bool]] = {
+    "qwenvl.parity.models": _is_model,
+    "qwenvl.parity.preprocess": _is_preprocess,
+    "qwenvl.parity.sampling": _is_sampling,
+    "qwenvl.parity.release": _is_release,
+    "qwenvl.parity.tokenizer": _is_tokenizer,
+    "qwenvl.parity.metrics": _is_metrics,
+}
+"""Module with `certify(path) -> Iterator[Result]`, and whether the content of a JSON file is for it; first wins."""
+
+
+def certify(paths: Sequence[str | Path]) -> Iterator[Result]:
+    """The results of every fixture under `paths`, in order; a fixture named twice is read once.
+
+    Raises ValueError, before any case is run, for a path that is missing or holds no fixture.
+    """
+    jobs: dict[Path, str | None] = {}
+    for path in map(Path, paths):
+        found = dict(_fixtures(path))
+        if all(reader is None for reader in found.values()):
+            raise ValueError(
+                f"{path} holds no fixture of the official model; expected a golden folder, one of its parts "
+                "(models, tokenizer, preprocess, metrics) or one of its files."
+            )
+        jobs |= {fixture.resolve(): reader for fixture, reader in found.items()}
+    if not jobs:
+        raise ValueError("no fixtures were named; give the golden folder, or a part of it.")
+    for fixture, reader in jobs.items():
+        yield from _read(fixture, reader)
+
+
+def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """(fixture, its reader or None if nobody understands it): a model folder is one fixture, so is a JSON file."""
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}; expected fixtures of the official model.")
+    if path.is_file():
+        reader = _reader(path)
+        folder = reader in ("qwenvl.parity.models", "qwenvl.parity.preprocess")
+        yield (path.parent if folder else path), reader
+        return
+    cases = path / "cases.json"
+    if cases.is_file():
+        yield path, _reader(cases)
+        return
+    if (path / "meta.json").is_file() and (path / "config.json").is_file():  # a model that lost its cases
+        yield path, "qwenvl.parity.models"
+        return
+    if _is_release_folder(path):
+        yield path, "qwenvl.parity.release"
+        return
+    for child in sorted(path.iterdir()):
+        if child.is_dir() or child.suffix == ".json":
+            yield from _fixtures(child)
+
+
+def _is_release_folder(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and _reader(config) == "qwenvl.parity.release"
+
+
+def _reader(file: Path) -> str | None:
+    """The module that reads a JSON file; None if there is none, or the file is not JSON."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    return next((reader for reader, recognises in READERS.items() if recognises(data)), None)
+
+
+def _read(fixture: Path, reader: str | None) -> Iterator[Result]:
+    """The results of one fixture: at least one, and FAIL instead of an exception."""
+    name = f"{fixture.parent.name}/{fixture.name}"
+    if reader is None:
+        yield Result(name, "FAIL", None, None, "case not understood: no reader knows this file")
+        return
+    count = 0
+    try:
+        for result in importlib.import_module(reader).certify(fixture):
+            count += 1
+            yield result
+    except (
+        Exception
+    ) as error:  # whatever a reader stumbles over is a failure of this fixture, and of no other
+        yield Result(name, "FAIL", None, None, f"case not understood: {type(error).__name__}: {error}")
+        return
+    if count == 0:
+        yield Result(name, "FAIL", None, None, "case not understood: the fixture holds no case")
+
+
+# === What is printed ===
+
+
+def main_status(results: Iterable[Result]) -> int:
+    """Exit status: 0 if there are results and none failed, else 1."""
+    statuses = [result.status for result in results]
+    return 0 if statuses and "FAIL" not in statuses else 1
+
+
+def counts(results: Iterable[Result]) -> str:
+    """`N PASS, M FIXED, K FAIL`."""
+    tally = Counter(result.status for result in results)
+    return ", ".join(f"{tally[status]} {status}" for status in ("PASS", "FIXED", "FAIL"))
+
+
+def run(paths: Sequence[str | Path], json: bool = False) -> int:
+    """Prints the certificate of `paths` on standard output and returns the exit status.
+
+    Raises ValueError where `certify` does.
+    """
+    import sys
+
+    from rich.console import Console
+
+    progress = Console(stderr=True)
+    results = []
+    with progress.status("reading fixtures") as status:
+        for result in certify(paths):
+            results.append(result)
+            status.update(f"{len(results)} cases: {result.case[:60]}")
+    if json:
+        write_json(results, sys.stdout)
+    else:
+        write_table(results, Console(width=None if sys.stdout.isatty() else 160))
+    return main_status(results)
+
+
+def write_json(results: Sequence[Result], file: TextIO) -> None:
+    """An object with `results` (the fields of `Result`; null for numbers that JSON lacks) and the counts."""
+    tally = Counter(result.status for result in results)
+    rows = [{key: _json_number(value) for key, value in asdict(result).items()} for result in results]
+    summary = {status.lower(): tally[status] for status in ("PASS", "FIXED", "FAIL")}
+    json.dump({**summary, "results": rows}, file, ensure_ascii=True, indent=1)
+    file.write("\n")
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_table(results: Sequence[Result], console: Any) -> None:
+    """A table of all cases, then the line of counts."""
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"PASS": "green", "FIXED": "yellow", "FAIL": "bold red"}
+    table = Table("case", "largest", "tolerance", "status", "note")
+    for result in results:
+        table.add_row(
+            Text(result.case),
+            _number(result.largest),
+            _number(result.tolerance),
+            Text(result.status, style=colours[result.status]),
+            Text(result.note),
+        )
+    console.print(table)
+    console.print(counts(results), highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
