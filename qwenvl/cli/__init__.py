@@ -3,8 +3,9 @@
 To add `qwenvl eval run`: write `cli/eval_run.py` with a typed function `eval_run` and add its line to `COMMANDS`.
 The function is the command: its docstring is the help, its positional-only parameters are the arguments, its
 keyword-only parameters the options, and it returns the exit status (None is 0). Options that two words name are
-written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT PICTURE... QUESTION`) is one parameter
-`words: tuple[str, ...]` with that metavar, unpacked as `ckpt, *pictures, question = words`.
+written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT PICTURE... QUESTION`) is one parameter,
+`words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE... QUESTION")]`, that the command unpacks as
+`checkpoint, *pictures, question = words`.
 
 Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 130 interrupted.
 A command's file is imported only when that command runs, and torch only when its work begins.
@@ -81,8 +82,8 @@ def _command_name(args: Sequence[str]) -> str:
 
     is_group = args[0] in _groups()
     typed = " ".join(args[: 2 if is_group else 1])
-    known = [name for name in COMMANDS if name.startswith(f"{args[0]} ")] if is_group else list(COMMANDS)
-    nearest = get_close_matches(typed, [*known, *_groups()], n=1, cutoff=0.5)
+    known = [name for name in COMMANDS if not is_group or name.startswith(f"{args[0]} ")]
+    nearest = get_close_matches(typed, known if is_group else [*known, *_groups()], n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
     raise ValueError(f"there is no command {typed!r}; {hint} See `qwenvl --help`.")
 
@@ -109,7 +110,8 @@ def overview(group: str | None = None) -> str:
             *lines,
             "",
             "  qwenvl COMMAND --help   arguments and options of one command",
-            "  qwenvl --debug ...      show the traceback of an error          qwenvl --version",
+            "  qwenvl --debug ...      show the traceback of an error",
+            "  qwenvl --version",
             "",
             "exit status: 0 done, 1 the check failed, 2 bad usage or bad input",
         ]

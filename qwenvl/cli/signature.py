@@ -1,16 +1,22 @@
 """A typed function as a command: the one place that knows the command-line library (tyro).
 
 Positional-only parameters become arguments named as the parameter (`checkpoint` is shown as CHECKPOINT), keyword-only
-parameters become options, and `json: bool = False` is the flag `--json`.
+parameters become options, and `json: bool = False` is the flag `--json`. Help is never wider than the terminal.
 """
 
 import functools
 import inspect
+import shutil
+import textwrap
 from collections.abc import Callable
 from importlib import import_module
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
+
+WIDEST = 100
+"""Columns of help text at most: longer lines are hard to read even where they fit."""
 
 
 def command(name: str) -> Callable[..., int | None]:
@@ -27,27 +33,59 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
     def record(*positional: Any, **options: Any) -> Callable[[], int]:
         return lambda: function(*positional, **options) or 0
 
+    signature = _as_shown(inspect.signature(function))
     del record.__wrapped__  # or tyro would look through to the bare signature
-    record.__signature__ = _named_arguments(inspect.signature(function))  # type: ignore[attr-defined]
-    record.__annotations__ = {p: q.annotation for p, q in record.__signature__.parameters.items()}  # type: ignore
-    return tyro.cli(record, prog=f"qwenvl {name}", args=args, config=(tyro.conf.FlagCreatePairsOff,))
-
-
-def _named_arguments(signature: inspect.Signature) -> inspect.Signature:
-    """Give each positional argument its own name in the help, where the command has not given it another."""
-    return signature.replace(
-        parameters=[
-            p.replace(annotation=Annotated[p.annotation, tyro.conf.arg(metavar=_metavar(p))])
-            if p.kind is p.POSITIONAL_ONLY and get_origin(p.annotation) is not Annotated
-            else p
-            for p in signature.parameters.values()
-        ],
-        return_annotation=inspect.Signature.empty,
+    record.__signature__ = signature  # type: ignore[attr-defined]
+    record.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return tyro.cli(
+        record,
+        prog=f"qwenvl {name}",
+        description=_description(function),
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
-def _metavar(parameter: inspect.Parameter) -> str:
-    shape, item = get_origin(parameter.annotation), get_args(parameter.annotation)[-1:]
-    many = shape is list or (shape is tuple and item == (...,))
-    name = parameter.name.upper()
-    return f"{name.removesuffix('S')}..." if many else name
+def _description(function: Callable[..., int | None]) -> str:
+    """The docstring without its list of arguments, wrapped to the terminal.
+
+    Indented, because tyro joins lines that begin with a letter.
+    """
+    columns = min(WIDEST, shutil.get_terminal_size().columns)
+    prose = (inspect.getdoc(function) or "").split("\nArgs:\n")[0].strip()
+    paragraphs = [
+        textwrap.indent(paragraph, "  ")
+        if paragraph.startswith("  ")  # an example keeps its own lines
+        else textwrap.fill(paragraph, columns, initial_indent="  ", subsequent_indent="  ")
+        for paragraph in prose.split("\n\n")
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _as_shown(signature: inspect.Signature) -> inspect.Signature:
+    """Say in the annotations how the help shows each parameter, where the command has not said it itself."""
+    shown = [
+        p if get_origin(p.annotation) is Annotated else p.replace(annotation=_annotated(p))
+        for p in signature.parameters.values()
+    ]
+    return signature.replace(parameters=shown, return_annotation=inspect.Signature.empty)
+
+
+def _annotated(parameter: inspect.Parameter) -> Any:
+    """NAME and NAME... for arguments; PATH, not {None}|PATH, for options that may be left out; no `(default: None)`."""
+    kind, name = parameter.annotation, parameter.name.upper()
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        if get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...):
+            return Annotated[
+                kind, tyro.conf.arg(metavar=f"{name.removesuffix('S')}...", help_behavior_hint="")
+            ]
+        return Annotated[kind, tyro.conf.arg(metavar=name)]
+    if parameter.default is False:
+        return Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
+    if parameter.default is None:
+        plain = [choice for choice in get_args(kind) if choice is not NoneType]
+        if len(plain) == 1 and isinstance(plain[0], type):
+            metavar = "TEXT" if plain[0] is str else plain[0].__name__.upper()
+            return Annotated[kind, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+        return Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
+    return kind

@@ -1,0 +1,217 @@
+"""The front of the command line: help, exit status, one sentence per error. Commands have their own tests."""
+
+import errno
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+import qwenvl.cli as cli
+
+Install = Callable[[Callable[..., object]], None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Add a function to the table of commands, as a file of its own would."""
+
+    def add(function: Callable[..., object]) -> None:
+        module = types.ModuleType(f"qwenvl.cli.{function.__name__}")
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        commands = {**cli.COMMANDS, function.__name__.replace("_", " "): "for this test"}
+        monkeypatch.setattr(cli, "COMMANDS", commands)
+
+    return add
+
+
+def test_every_line_of_the_table_is_a_command() -> None:
+    from qwenvl.cli.signature import command
+
+    for name in cli.COMMANDS:
+        function = command(name)
+        assert function.__doc__, f"`qwenvl {name} --help` would be empty"
+
+
+def test_every_file_beside_the_table_is_a_command_or_its_machinery() -> None:
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "signature"} == {name.replace(" ", "_") for name in cli.COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], *([*name.split(), "--help"] for name in cli.COMMANDS)], ids=" ".join
+)
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_the_terminal(
+    args: list[str], columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(args) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: qwenvl")
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+
+
+def test_without_arguments_the_overview_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: qwenvl" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import qwenvl
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"qwenvl {qwenvl.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["party"], "there is no command 'party'; did you mean 'parity'?"),
+        (["xyzzy"], "there is no command 'xyzzy'; known: parity,"),
+        (["weigh", "unn"], "there is no command 'weigh unn'; did you mean 'weigh run'?"),
+        (["weigh", "qqqqqqqq"], "there is no command 'weigh qqqqqqqq'; known: weigh run."),
+    ],
+)
+def test_unknown_command(
+    typed: list[str], said: str, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weigh_run() -> None: ...
+
+    install(weigh_run)
+    assert cli.main(typed) == 2
+    assert capsys.readouterr().err.startswith(f"qwenvl: error: {said}")
+
+
+def test_two_word_commands_run_and_their_group_lists_them(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weigh_run(load: int, /, *, max_tons: float | None = None, json: bool = False) -> int:
+        """Weigh a load."""
+        print(load, max_tons, json)
+        return 1
+
+    install(weigh_run)
+    assert cli.main(["weigh", "run", "7", "--max-tons", "2.5", "--json"]) == 1
+    assert capsys.readouterr().out == "7 2.5 True\n"
+    assert cli.main(["weigh", "--help"]) == 0
+    assert "weigh run" in capsys.readouterr().out
+    assert cli.main(["weigh"]) == 2
+
+
+def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def weigh(pictures: tuple[Path, ...], /, *, out: Path | None = None, json: bool = False) -> None:
+        """Weigh pictures."""
+
+    install(weigh)
+    assert cli.main(["weigh", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "PICTURE..." in text
+    assert "--out PATH" in text
+    assert "None" not in text
+    assert "(default: )" not in text
+
+
+def test_a_list_in_the_middle(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def weigh(
+        words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE... QUESTION")],
+        /,
+        *,
+        json: bool = False,
+    ) -> None:
+        """Weigh.
+
+        Args:
+            words: What to weigh.
+        """
+        checkpoint, *pictures, question = words
+        print(checkpoint, pictures, question, json)
+
+    install(weigh)
+    assert cli.main(["weigh", "tiny", "a.png", "b.png", "how heavy?", "--json"]) == 0
+    assert capsys.readouterr().out == "tiny ['a.png', 'b.png'] how heavy? True\n"
+    cli.main(["weigh", "--help"])
+    assert "CKPT PICTURE... QUESTION" in capsys.readouterr().out
+
+
+def test_a_wrong_option_is_bad_usage(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def weigh(load: int, /, *, json: bool = False) -> None: ...
+
+    install(weigh)
+    assert cli.main(["weigh", "7", "--jsn"]) == 2
+    assert "--json" in capsys.readouterr().err
+    assert cli.main(["weigh"]) == 2
+    assert cli.main(["weigh", "heavy"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ValueError("the picture is\n  0 pixels wide; give another."),
+            "the picture is 0 pixels wide; give another.",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x.png"),
+            "no such file or directory: x.png",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/out"), "permission denied: /out"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on device"),
+        (OSError("the hub cannot be reached."), "the hub cannot be reached."),
+        (MemoryError(), "out of memory."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    error: Exception, said: str, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def weigh() -> None:
+        raise error
+
+    install(weigh)
+    assert cli.main(["weigh"]) == 2
+    assert capsys.readouterr().err == f"qwenvl: error: {said}\n"
+    with pytest.raises(type(error)):
+        cli.main(["--debug", "weigh"])
+
+
+def test_our_own_mistakes_keep_their_traceback(install: Install) -> None:
+    def weigh() -> None:
+        raise AssertionError("ours")
+
+    install(weigh)
+    with pytest.raises(AssertionError):
+        cli.main(["weigh"])
+
+
+def test_interrupted_is_130_and_says_nothing(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def weigh() -> None:
+        raise KeyboardInterrupt
+
+    install(weigh)
+    assert cli.main(["weigh"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    """As `qwenvl --help | head -0` would: the pipe is closed before we write."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    run = subprocess.run(
+        [sys.executable, "-m", "qwenvl", "--help"], stdout=write_end, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write_end)
+    assert run.returncode == 141
+    assert run.stderr == b""
+
+
+def test_parity_wants_fixtures(qwenvl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    run = qwenvl("parity")
+    assert run.returncode == 2
+    assert run.stderr.startswith("qwenvl: error: no fixtures named;")
