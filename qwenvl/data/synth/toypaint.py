@@ -101,13 +101,13 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         return tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in points)
     if shape == "cross":
         a, b = 0.32, 0.68
-        across = (a, b, b, 1, 1, b, b, a, a, 0, 0, a)
-        down = (0, 0, a, a, b, b, 1, 1, b, b, a, a)
+        across = (a, b, b, 1.0, 1.0, b, b, a, a, 0.0, 0.0, a)
+        down = (0.0, 0.0, a, a, b, b, 1.0, 1.0, b, b, a, a)
         return tuple(zip(across, down, strict=True))
     return {
-        "square": ((0, 0), (1, 0), (1, 1), (0, 1)),
-        "triangle": ((0.5, 0), (1, 1), (0, 1)),
-        "diamond": ((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)),
+        "square": ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),
+        "triangle": ((0.5, 0.0), (1.0, 1.0), (0.0, 1.0)),
+        "diamond": ((0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5)),
     }[shape]
 
 

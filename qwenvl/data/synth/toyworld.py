@@ -21,9 +21,8 @@ import zlib
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-Split = Literal["train", "test"]
 Corners = tuple[int, int, int, int]
 """Left, top, right, bottom in [0, 1000)."""
 Point = tuple[int, int]
@@ -79,6 +78,10 @@ class Dice:
 
     def __init__(self, *name: object) -> None:
         self._random = random.Random("/".join(map(str, name))).random
+
+    def share(self) -> float:
+        """A number in [0, 1)."""
+        return self._random()
 
     def below(self, count: int) -> int:
         return int(self._random() * count)
@@ -210,10 +213,10 @@ def holds_held_out(scene: Scene) -> bool:
 # === Scenes ===
 
 
-def scene(seed: int, index: int, split: Split = "train", *, signs: float = 0.7) -> Scene:
+def scene(seed: int, index: int, split: str = "train", *, signs: float = 0.7) -> Scene:
     """Scene number `index` of a split; `signs` is the share of scenes with text in them.
 
-    A different `signs` gives different scenes. Raises ValueError for an unknown split.
+    `split` is "train" or "test", else ValueError. A different `signs` gives different scenes.
     """
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r} of the toy world; expected 'train' or 'test'.")
@@ -230,7 +233,7 @@ def scene(seed: int, index: int, split: Split = "train", *, signs: float = 0.7) 
             )
 
 
-def _draw_contents(dice: Dice, split: Split, signs: float) -> tuple[list[tuple[str, str, str]], list[str]]:
+def _draw_contents(dice: Dice, split: str, signs: float) -> tuple[list[tuple[str, str, str]], list[str]]:
     num_signs = (1 + dice.chance(0.2)) if dice.chance(signs) else 0
     num_things = 0 if num_signs and dice.chance(0.12) else 1 + dice.below(3)
     fresh = dice.below(num_things + num_signs)  # the one that must be held out, in a test scene
