@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -39,10 +39,12 @@ MAX_PIXELS = 100_000_000
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 _RUNS_PROGRAMS = frozenset({"EPS", "WMF"})  # Pillow would start Ghostscript or the system's own renderer
 
-_PALETTE = (
+PALETTE = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4",
     "#f032e6", "#bfef45", "#911eb4", "#fabed4", "#469990", "#dcbeff",
 )  # fmt: skip
+"""Colours of boxes: far from each other, and told from most pictures by the dark rim around them."""
+
 _FONTS = (
     "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "uming.ttc",
     "DejaVuSans.ttf", "arial.ttf", "Arial Unicode.ttf",
@@ -123,7 +125,7 @@ def _from_path(path: Path) -> pillow.Image:
         return _from_file(file, name)
 
 
-def _from_file(file: BinaryIO, name: str) -> pillow.Image:
+def _from_file(file: io.BytesIO | io.BufferedReader, name: str) -> pillow.Image:
     picture = _guard(lambda: pillow.open(file), name)
     if picture.format in _RUNS_PROGRAMS:
         raise ValueError(
@@ -224,8 +226,8 @@ def _colours(labels: Iterable[str | None]) -> dict[str | None, str]:
     """A colour for each label: the one its spelling points at, or the next that is still free on this picture."""
     colours: dict[str | None, str] = {}
     for label in dict.fromkeys(labels):
-        start = zlib.crc32((label or "").strip().lower().encode()) % len(_PALETTE)
-        order = _PALETTE[start:] + _PALETTE[:start]
+        start = zlib.crc32((label or "").strip().lower().encode()) % len(PALETTE)
+        order = PALETTE[start:] + PALETTE[:start]
         colours[label] = next((colour for colour in order if colour not in colours.values()), order[0])
     return colours
 
@@ -252,8 +254,8 @@ def _outline(canvas: pillow.Image, points: list[tuple[float, float]], width: int
 
 
 def _caption(box: Box | Quad) -> str:
-    """The label on one line, with the score (a probability) when the box has one."""
-    words = (box.label or "").split()
+    """The label on one line, cut where no picture has room, with the score (a probability) when there is one."""
+    words = _short(" ".join((box.label or "").split()), limit=80).split()
     return " ".join([*words, f"{box.score:.2f}"] if box.score is not None else words)
 
 

@@ -44,9 +44,10 @@ def _warp(name: str, case: Mapping[str, Any]) -> Result:
     logits = torch.tensor([case["logits"]], dtype=torch.float32)
     previous = torch.tensor([case["input_ids"]], dtype=torch.long)
     scores = warp(logits, SamplingConfig(greedy=False, **given), previous)[0]
-    ours = scores.double().softmax(dim=-1)
+    ours = scores.softmax(dim=-1)
     kept = {token for token, score in enumerate(scores.tolist()) if score != float("-inf")}
-    disputed = sorted(token for token in kept ^ set(case["kept"]) if ours[token] > 0)
+    drawable = {token for token in kept if ours[token] > 0}  # a kept token's probability may underflow
+    disputed = sorted((set(case["kept"]) - kept) | (drawable - set(case["kept"])))
 
     official = torch.zeros_like(ours)
     for token, probability in case["probs"].items():
