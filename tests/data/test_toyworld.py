@@ -157,9 +157,9 @@ def _covers(box, x, y) -> bool:
 
 
 def test_a_core_draws_paints_and_labels_faster_than_any_model_trains():
-    """benchmarks/toyworld.py measures it (about 4,000 a second); this only catches a collapse."""
+    """benchmarks/toyworld.py measures it (thousands a second); this only catches a collapse, with the shape-checking hook on too."""
     start = time.process_time()
     for index in range(300):
         drawn = scene(9, index)
         render(drawn), dense_labels(drawn, 8), tasks(drawn, 0, limit=6)
-    assert 300 / (time.process_time() - start) > 500
+    assert 300 / (time.process_time() - start) > 150
