@@ -157,7 +157,7 @@ def _covers(box, x, y) -> bool:
 
 
 def test_a_core_draws_paints_and_labels_faster_than_any_model_trains():
-    """benchmarks/toyworld.py measures it (thousands a second); this only catches a collapse, with the shape-checking hook on too."""
+    """A smoke test, lax enough for the shape-checking hook; benchmarks/toyworld.py measures."""
     start = time.process_time()
     for index in range(300):
         drawn = scene(9, index)
