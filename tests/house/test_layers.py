@@ -25,7 +25,7 @@ The command line may import torch inside a function, when the work begins; the o
 
 ONLY_IN = {
     "tyro": {"cli"},
-    "rich": {"cli", "train"},  # the table printers and the progress bar of the loop
+    "rich": {"cli", "train", "parity"},  # the progress bar of the loop, the table of the certificate
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
