@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain, count
 from typing import TypeAlias
 
 from qwenvl.tokenizer import Tokenizer
@@ -42,18 +43,15 @@ class Image:
 
     source: object
 
+    def _identity(self) -> object:
+        return self.source if isinstance(self.source, str | bytes | os.PathLike) else id(self.source)
+
     def __eq__(self, other: object) -> bool:
         """Equal names or bytes; pictures in memory are equal only to themselves."""
-        if not isinstance(other, Image):
-            return NotImplemented
-        named = isinstance(self.source, str | bytes | os.PathLike)
-        return self.source is other.source or (
-            named and type(self.source) is type(other.source) and self.source == other.source
-        )
+        return isinstance(other, Image) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        named = isinstance(self.source, str | bytes | os.PathLike)
-        return hash(self.source) if named else id(self.source)
+        return hash(self._identity())
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ class Box:
 
     def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Corners in pixels of a `width` x `height` picture: left, top, right, bottom."""
-        return (*_to_pixels(self.x1, self.y1, width, height), *_to_pixels(self.x2, self.y2, width, height))
+        x1, x2, y1, y2 = self.x1 * width, self.x2 * width, self.y1 * height, self.y2 * height
+        return x1 / GRID, y1 / GRID, x2 / GRID, y2 / GRID
 
     @classmethod
     def from_pixels(
@@ -108,7 +107,7 @@ class Quad:
 
     def to_pixels(self, width: int, height: int) -> tuple[tuple[float, float], ...]:
         """The four corners in pixels of a `width` x `height` picture."""
-        return tuple(_to_pixels(x, y, width, height) for x, y in self.points)
+        return tuple((x * width / GRID, y * height / GRID) for x, y in self.points)
 
     @classmethod
     def from_pixels(
@@ -120,6 +119,11 @@ class Quad:
 
 Segment: TypeAlias = Text | Image | Ref | Box | Quad
 
+Content: TypeAlias = str | Segment | Iterable[Segment | str]
+"""What a turn may be made of; a plain str is `Text`."""
+
+_TAGS = {Ref: "ref", Box: "box", Quad: "quad"}
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -129,16 +133,14 @@ class Turn:
     content: tuple[Segment | str, ...]
 
 
-def segments_of(content: str | Segment | Iterable[Segment | str]) -> list[Segment]:
+def segments_of(content: Content) -> list[Segment]:
     """`content` as objects: a plain str becomes `Text`, neighbouring texts become one, empty ones go."""
     parts: Iterable[Segment | str] = [content] if isinstance(content, str | Segment) else content
     merged: list[Segment] = []
     for part in parts:
         segment = Text(part) if isinstance(part, str) else part
         if not isinstance(segment, Segment):
-            raise ValueError(
-                f"{segment!r} cannot stand in a turn; expected str, Text, Image, Ref, Box or Quad."
-            )
+            raise ValueError(f"{segment!r} cannot stand in a turn; expected text or an object of markup.")
         if isinstance(segment, Text) and merged and isinstance(merged[-1], Text):
             merged[-1] = Text(merged[-1].text + segment.text)
         elif segment != Text(""):
@@ -147,16 +149,10 @@ def segments_of(content: str | Segment | Iterable[Segment | str]) -> list[Segmen
 
 
 def _check_on_grid(values: Sequence[int], kind: str) -> None:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < GRID:
-            raise ValueError(
-                f"{kind} coordinate {value!r} is not an integer in [0, {GRID}); "
-                f"use {kind}.from_pixels for corners in pixels."
-            )
-
-
-def _to_pixels(x: int, y: int, width: int, height: int) -> tuple[float, float]:
-    return x * width / GRID, y * height / GRID
+    if wrong := [value for value in values if type(value) is not int or _onto_grid(value) != value]:
+        raise ValueError(
+            f"{kind} coordinate {wrong[0]!r} is not an int in [0, {GRID}); use {kind}.from_pixels."
+        )
 
 
 def _from_pixels(x: float, y: float, width: int, height: int) -> tuple[int, int]:
@@ -196,25 +192,19 @@ class Rendered:
 
 def join(pieces: Iterable[Rendered]) -> Rendered:
     """The pieces one after another."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    images: list[Image] = []
-    starts: list[int] = []
-    for piece in pieces:
-        starts.extend(len(ids) + start for start in piece.image_starts)
-        ids.extend(piece.ids)
-        learned.extend(piece.learned)
-        images.extend(piece.images)
-    return Rendered(ids=tuple(ids), learned=tuple(learned), images=tuple(images), image_starts=tuple(starts))
+    pieces = list(pieces)
+    offsets = accumulate((len(piece) for piece in pieces), initial=0)
+    placed = zip(offsets, pieces, strict=False)
+    starts = [offset + start for offset, piece in placed for start in piece.image_starts]
+    return Rendered(
+        ids=tuple(chain.from_iterable(piece.ids for piece in pieces)),
+        learned=tuple(chain.from_iterable(piece.learned for piece in pieces)),
+        images=tuple(chain.from_iterable(piece.images for piece in pieces)),
+        image_starts=tuple(starts),
+    )
 
 
-def render(
-    segments: str | Segment | Iterable[Segment | str],
-    tokenizer: Tokenizer,
-    queries: int,
-    *,
-    learned: bool = False,
-) -> Rendered:
+def render(segments: Content, tokenizer: Tokenizer, queries: int, *, learned: bool = False) -> Rendered:
     """Ids of objects; a picture takes `queries` placeholders inside `<img>` `</img>` and is never learned.
 
     The label and score of a `Box` are not rendered: put a `Ref` before it.
@@ -229,38 +219,30 @@ def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, learned: b
         ids = (tokenizer.img, *[tokenizer.imgpad] * queries, tokenizer.img_end)
         return Rendered(ids=ids, learned=(False,) * len(ids), images=(segment,), image_starts=(1,))
     ids = tuple(tokenizer.encode(_inner_text(segment)))
-    if isinstance(segment, Ref):
-        ids = (tokenizer.ref, *ids, tokenizer.ref_end)
-    elif isinstance(segment, Box):
-        ids = (tokenizer.box, *ids, tokenizer.box_end)
-    elif isinstance(segment, Quad):
-        ids = (tokenizer.quad, *ids, tokenizer.quad_end)
+    if tag := _TAGS.get(type(segment)):
+        ids = (tokenizer.specials[f"<{tag}>"], *ids, tokenizer.specials[f"</{tag}>"])
     return Rendered(ids=ids, learned=(learned,) * len(ids))
 
 
 def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
     """The control symbols of these names, such as "<|im_end|>", or an open "<box>" to be completed."""
-    unknown = [name for name in names if name not in tokenizer.specials]
-    if unknown:
+    if unknown := [name for name in names if name not in tokenizer.specials]:
         raise ValueError(f"{unknown[0]!r} is no control symbol; expected one of qwenvl.tokenizer.SPECIALS.")
     return Rendered(ids=tuple(tokenizer.specials[name] for name in names), learned=(learned,) * len(names))
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
-    return join(
-        [
-            _open_turn(turn.role, tokenizer),
-            render(turn.content, tokenizer, queries, learned=turn.role == "assistant"),
-            control("<|im_end|>", tokenizer=tokenizer, learned=True),
-            render("\n", tokenizer, queries, learned=True),
-        ]
+    content = render(turn.content, tokenizer, queries, learned=turn.role == "assistant")
+    end = control("<|im_end|>", tokenizer=tokenizer, learned=True) + render(
+        "\n", tokenizer, queries, learned=True
     )
+    return _open_turn(turn.role, tokenizer) + content + end
 
 
 def _open_turn(role: str, tokenizer: Tokenizer) -> Rendered:
     start = control("<|im_start|>", tokenizer=tokenizer, learned=True)
-    return join([start, render(role, tokenizer, 1), render("\n", tokenizer, 1)])
+    return start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
 
 
 def render_chat(
@@ -286,9 +268,8 @@ def fit_window(
 ) -> list[Turn]:
     """The newest turns that fit: whole exchanges are dropped from the front, never a part of a picture.
 
-    An exchange is a user turn with the turns up to the next one. Counted as the official chat does: the system
-    turn and the kept exchanges stay below `max_window` ids; the last exchange (the open question) is always kept
-    and not counted.
+    An exchange is a user turn with the turns up to the next one. As in the official chat, the system turn and the
+    kept exchanges stay below `max_window` ids, and the last exchange (the open question) is kept and not counted.
     """
     exchanges: list[list[Turn]] = []
     for turn in turns:
@@ -308,17 +289,14 @@ def fit_window(
 
 def number_pictures(turns: Iterable[Turn]) -> list[Turn]:
     """Puts `Picture k: ` before and a newline after each picture of the users, k from 1 through the dialogue."""
-    count = 0
+    numbers = count(1)
     numbered: list[Turn] = []
     for turn in turns:
-        content: list[Segment] = []
+        content: list[Segment | str] = []
         for segment in segments_of(turn.content):
-            if turn.role == "user" and isinstance(segment, Image):
-                count += 1
-                content.extend([Text(f"Picture {count}: "), segment, Text("\n")])
-            else:
-                content.append(segment)
-        numbered.append(replace(turn, content=tuple(segments_of(content))))
+            picture = turn.role == "user" and isinstance(segment, Image)
+            content += [f"Picture {next(numbers)}: ", segment, "\n"] if picture else [segment]
+        numbered.append(Turn(turn.role, tuple(segments_of(content))))
     return numbered
 
 
@@ -328,18 +306,16 @@ _LONGEST_COORDINATES = 200
 """Characters between `<box>` or `<quad>` and its end beyond which nobody needs to look for numbers."""
 
 
-def spell(segments: str | Segment | Iterable[Segment | str]) -> str:
+def spell(segments: Content) -> str:
     """The text that `parse` reads back: tags around phrases and coordinates; a picture is `<img></img>`."""
     return "".join(_spell_one(segment) for segment in segments_of(segments))
 
 
 def _spell_one(segment: Segment) -> str:
-    if isinstance(segment, Text):
-        return segment.text
     if isinstance(segment, Image):
         return "<img></img>"
-    tag = type(segment).__name__.lower()
-    return f"<{tag}>{_inner_text(segment)}</{tag}>"
+    tag = _TAGS.get(type(segment))
+    return f"<{tag}>{_inner_text(segment)}</{tag}>" if tag else _inner_text(segment)
 
 
 def _inner_text(segment: Text | Ref | Box | Quad) -> str:
@@ -354,11 +330,10 @@ def parse(text: str) -> list[Segment]:
     """Reads decoded model output with `<ref>`, `<box>` and `<quad>` tags; never raises.
 
     Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches
-    pictures. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase
-    directly before the box, also for a second or third box of the same phrase; a space may stand before a `Quad`
-    (Appendix B).
+    pictures. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase just
+    before the box, also for a second box of the same phrase; a space may stand before a `Quad` (Appendix B).
     """
-    return _read(text, ("ref", "box", "quad"), strict=False)
+    return _read(text, strict=False)
 
 
 def parse_trusted(text: str) -> list[Segment]:
@@ -367,24 +342,30 @@ def parse_trusted(text: str) -> list[Segment]:
     Here `<img>path</img>` becomes `Image(path)`. Raises ValueError where `parse` would leave markup as text: an
     annotation with a broken tag would teach the model to spell tags.
     """
-    return _read(text, ("ref", "box", "quad", "img"), strict=True)
+    return _read(text, strict=True)
 
 
-def _read(text: str, tags: tuple[str, ...], strict: bool) -> list[Segment]:
+def _read(text: str, strict: bool) -> list[Segment]:
     """One pass: a span ends at the first end tag of its kind; after a broken tag reading goes on behind it."""
-    opening = re.compile(f"<({'|'.join(tags)})>")
+    opening = re.compile("<(ref|box|quad|img)>")
     unclosed: set[str] = set()
     found: list[Segment] = []
-    done = 0
-    position = 0
+    label: str | None = None
+    done = position = 0
     while match := opening.search(text, position):
         tag, start, position = match[1], match.start(), match.end()
         limit = position + _LONGEST_COORDINATES if tag in ("box", "quad") else len(text)
         end = -1 if tag in unclosed else text.find(f"</{tag}>", position, limit)
         segment = None if end < 0 else _object(tag, text[position:end], strict)
         if segment is not None:
-            found.extend([Text(text[done:start]), segment])
+            between = text[done:start]
             done = position = end + len(f"</{tag}>")
+            if isinstance(segment, Ref):
+                label = segment.text.strip()
+            elif tag == "img" or between.strip() or (between and tag == "box"):
+                label = None
+            labelled = replace(segment, label=label) if isinstance(segment, Box | Quad) else segment
+            found.extend([Text(between), labelled])
         elif strict:
             raise ValueError(
                 f"the annotation has a broken <{tag}> at character {start}: {text[start : start + 60]!r}; expected "
@@ -392,7 +373,7 @@ def _read(text: str, tags: tuple[str, ...], strict: bool) -> list[Segment]:
             )
         elif end < 0 and limit == len(text):
             unclosed.add(tag)
-    return _with_labels(segments_of([*found, Text(text[done:])]))
+    return segments_of([*found, Text(text[done:])])
 
 
 def read_coordinates(inner: str) -> list[int] | None:
@@ -407,32 +388,12 @@ def _object(tag: str, inner: str, strict: bool) -> Segment | None:
     if tag == "ref":
         return Ref(inner)
     if tag == "img":
-        return Image(inner) if inner else None
+        return (Image(inner) if inner else None) if strict else Text(f"<img>{inner}</img>")
     values = read_coordinates(inner)
     if values is None or len(values) != (4 if tag == "box" else 8):
         return None
     on_grid = [_onto_grid(value) for value in values]
     if strict and on_grid != values:
         return None
-    x1, y1, x2, y2, *others = on_grid
-    if tag == "box":
-        return Box(x1, y1, x2, y2)
-    x3, y3, x4, y4 = others
-    return Quad(((x1, y1), (x2, y2), (x3, y3), (x4, y4)))
-
-
-def _with_labels(segments: Iterable[Segment]) -> list[Segment]:
-    label: str | None = None
-    spaced = False
-    labelled: list[Segment] = []
-    for segment in segments:
-        if isinstance(segment, Ref):
-            label, spaced = segment.text.strip(), False
-        elif isinstance(segment, Quad) or (isinstance(segment, Box) and not spaced):
-            segment, spaced = replace(segment, label=label), False
-        elif isinstance(segment, Text) and not segment.text.strip():
-            spaced = True
-        else:
-            label = None
-        labelled.append(segment)
-    return labelled
+    corners = tuple(zip(on_grid[::2], on_grid[1::2], strict=True))
+    return Box(*corners[0], *corners[1]) if tag == "box" else Quad(corners)  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def certify(paths: Sequence[str | Path]) -> Iterator[Result]:
     jobs: dict[Path, str | None] = {}
     for path in map(Path, paths):
         found = dict(_fixtures(path))
-        if all(reader is None for reader in found.values()):
+        if not found:
             raise ValueError(
                 f"{path} holds no fixture of the official model; expected a golden folder, one of its parts "
                 "(models, tokenizer, preprocess, metrics) or one of its files."
@@ -110,6 +110,8 @@ def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
     """(fixture, its reader or None if nobody understands it): a model folder is one fixture, so is a JSON file."""
     if not path.exists():
         raise ValueError(f"no such file or folder: {path}; expected fixtures of the official model.")
+    if path.is_file() and path.suffix != ".json":
+        return
     if path.is_file():
         reader = _reader(path)
         folder = reader in ("qwenvl.parity.models", "qwenvl.parity.preprocess")
@@ -126,7 +128,7 @@ def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
         yield path, "qwenvl.parity.release"
         return
     for child in sorted(path.iterdir()):
-        if child.is_dir() or child.suffix == ".json":
+        if not child.name.startswith("."):
             yield from _fixtures(child)
 
 
@@ -202,12 +204,12 @@ def run(paths: Sequence[str | Path], json: bool = False) -> int:
 
 
 def write_json(results: Sequence[Result], file: TextIO) -> None:
-    """An object with `results` (the fields of `Result`; null for numbers that JSON lacks) and the counts."""
+    """A line of JSON for every case (the fields of `Result`; null where a number is not finite), then the counts."""
+    for result in results:
+        row = {key: _json_number(value) for key, value in asdict(result).items()}
+        file.write(json.dumps(row) + "\n")
     tally = Counter(result.status for result in results)
-    rows = [{key: _json_number(value) for key, value in asdict(result).items()} for result in results]
-    summary = {status.lower(): tally[status] for status in ("PASS", "FIXED", "FAIL")}
-    json.dump({**summary, "results": rows}, file, ensure_ascii=True, indent=1)
-    file.write("\n")
+    file.write(json.dumps({status: tally[status] for status in ("PASS", "FIXED", "FAIL")}) + "\n")
 
 
 def _json_number(value: Any) -> Any:
