@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from qwenvl import presets as presets
     from qwenvl.chat import Assistant as Assistant
     from qwenvl.chat import Reply as Reply
     from qwenvl.checkpoint.folder import load as load
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from qwenvl.markup import Text as Text
     from qwenvl.model.vlm import QwenVL as QwenVL
     from qwenvl.tokenizer import Tokenizer as Tokenizer
+
+    from . import presets as presets
 
 _HOME = {
     "load": "qwenvl.checkpoint.folder",
