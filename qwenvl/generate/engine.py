@@ -1,0 +1,328 @@
+"""Answers from prompts: one prefill over the whole batch, then one token at a time from the key-value cache.
+
+```
+row 0   .  .  . u0 u1 u2 | a0 a1 a2          rows are padded on the left, so that every row writes the same column;
+row 1  u0 u1 u2 u3 u4 u5 | a0 a1             each has its own positions (from 0) and does not see its padding
+        prefill, once      decode, leaving the batch when finished
+```
+Everything goes through `stream`: `generate` collects what it yields. A row's answer does not depend on its neighbours:
+dynamic NTK and log-n follow its own length, and random draws follow its own seed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qwenvl.generate.grammar import Grammar, State
+from qwenvl.generate.prompts import Prompt, check, device_of, embed, left_padded, longest_row
+from qwenvl.generate.sampling import GREEDY, SamplingConfig, sample, stopped
+from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
+from qwenvl.model.vlm import QwenVL
+
+SEEDS = 2**32
+"""Distance between the streams of random numbers of two `Prompt.seed`."""
+
+End: TypeAlias = Literal["stop", "length"]
+"""Why an answer is over: a stop sequence was written, or there was no room for another token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How answers are written."""
+
+    max_new_tokens: int = 512
+    """Most tokens of an answer, its stop sequence included."""
+    min_new_tokens: int = 0
+    """Tokens before the answer may stop."""
+    sampling: SamplingConfig = GREEDY
+    stop: tuple[tuple[int, ...], ...] = ()
+    """The answer is over once it ends with one of these; its prompt is never matched."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; "
+                "expected 0 <= min <= max and at least one token."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One step of one row."""
+
+    row: int
+    """Index of its prompt."""
+    id: int
+    logprob: float
+    """Log-probability under the model itself, before any warping or grammar."""
+    end: End | None
+    """Set on the last token of the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """All tokens of one row, the stop sequence included."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    end: End
+
+
+def generate(
+    model: QwenVL,
+    prompts: Sequence[Prompt],
+    settings: Settings | None = None,
+    grammar: Grammar | None = None,
+) -> list[Answer]:
+    """The answers, in the order of the prompts. Raises ValueError as `stream` does."""
+    tokens: list[list[Token]] = [[] for _ in prompts]
+    for token in stream(model, prompts, settings, grammar):
+        tokens[token.row].append(token)
+    return [
+        Answer(
+            ids=tuple(t.id for t in row), logprobs=tuple(t.logprob for t in row), end=row[-1].end or "length"
+        )
+        for row in tokens
+    ]
+
+
+def stream(
+    model: QwenVL,
+    prompts: Sequence[Prompt],
+    settings: Settings | None = None,
+    grammar: Grammar | None = None,
+) -> Iterator[Token]:
+    """Every token as it is made: step by step, within a step by row.
+
+    Prompts are never cut. Raises ValueError before any work for a prompt that is empty, that leaves no room below
+    `MAX_STRETCH * sequence_length`, or whose pictures do not match its placeholders.
+    """
+    settings = settings or Settings()
+    for number, prompt in enumerate(prompts):
+        check(prompt, number, model)
+    return _stream(model, prompts, settings, grammar) if prompts else iter(())
+
+
+@torch.inference_mode()
+def _stream(
+    model: QwenVL, prompts: Sequence[Prompt], settings: Settings, grammar: Grammar | None
+) -> Iterator[Token]:
+    rows = [_Row(model, number, prompt, settings, grammar) for number, prompt in enumerate(prompts)]
+    batch = _Batch(model, prompts, room=max(row.room for row in rows))
+    while True:
+        ids, logprobs = _choose(batch.logits(), rows, settings, grammar)
+        # The one point where the host waits for the device: both numbers of every row come over together.
+        pairs = torch.stack([ids.double(), logprobs.double()], dim=1).tolist()
+        for row, (token, logprob) in zip(rows, pairs, strict=True):
+            yield row.write(int(token), logprob, settings, grammar)
+        going = [index for index, row in enumerate(rows) if row.end is None]
+        if not going:
+            return
+        if len(going) < len(rows):
+            rows = [rows[index] for index in going]
+            ids = ids[batch.keep(going)]
+        batch.step(ids)
+
+
+class _Row:
+    """What the host knows of one answer being written."""
+
+    def __init__(
+        self, model: QwenVL, number: int, prompt: Prompt, settings: Settings, grammar: Grammar | None
+    ) -> None:
+        self.number, self.prompt = number, prompt
+        self.room = min(settings.max_new_tokens, longest_row(model) - len(prompt.ids))
+        self.written: list[int] = []
+        self.end: End | None = None
+        self.state: State | None = grammar.start(prompt.ids) if grammar else None
+        self.generator: torch.Generator | None = None
+        if not settings.sampling.greedy:
+            self.generator = torch.Generator(device_of(model)).manual_seed(
+                settings.seed + SEEDS * prompt.seed
+            )
+
+    def write(self, token: int, logprob: float, settings: Settings, grammar: Grammar | None) -> Token:
+        """Append a token and decide whether it is the last."""
+        self.written.append(token)
+        is_open = False
+        if grammar is not None and self.state is not None:
+            self.state = grammar.advance(self.state, token)
+            is_open = self.state.is_open
+        if (
+            len(self.written) >= settings.min_new_tokens
+            and not is_open
+            and stopped(self.written, settings.stop)
+        ):
+            self.end = "stop"
+        elif len(self.written) >= self.room:
+            self.end = "length"
+        return Token(self.number, token, logprob, self.end)
+
+
+class _Batch:
+    """The device's side: the cache and the last hidden state of every row still being written."""
+
+    def __init__(self, model: QwenVL, prompts: Sequence[Prompt], room: int) -> None:
+        self.model = model
+        lengths = [len(prompt.ids) for prompt in prompts]
+        self.longest = max(lengths)
+        padded = min(lengths) < self.longest
+        ids, positions = left_padded([prompt.ids for prompt in prompts], device_of(model))
+        segments = None if not padded else (positions >= 0).long() * BRANCHES
+        config = model.config.llm
+        self.alpha = torch.tensor([ntk_alpha(length, config) for length in lengths], device=ids.device)
+        self.stretched = bool(max(ntk_alpha(length, config) for length in lengths) > 1)
+        self.cache = KVCache(
+            config, len(prompts), self.longest + room, device=ids.device, dtype=model.llm.embed.weight.dtype
+        )
+        hidden = embed(model, ids, prompts)
+        hidden = model.llm(
+            hidden,
+            positions=positions.clamp(min=0),
+            segments=segments,
+            cache=self.cache,
+            long_context=self._long_context(),
+        )
+        self.last = hidden[:, -1]  # (batch, hidden)
+        self.positions = positions[:, -1:]  # (batch, 1), of the newest token
+        self.segments = None if segments is None else segments[:, -1:]
+
+    def _long_context(self) -> Tensor | None:
+        """The stretch of each row; None, which is faster and the same, while every row is within training length."""
+        needed = self.stretched or self.longest > self.model.config.llm.sequence_length
+        return self.alpha if needed else None
+
+    def logits(self) -> Float[Tensor, "batch vocab"]:
+        return self.model.llm.head(self.last)
+
+    def keep(self, going: list[int]) -> Int[Tensor, " kept"]:
+        """Let the other rows go; returns the indices as a tensor."""
+        index = torch.tensor(going, device=self.positions.device)
+        self.cache.select(index)
+        self.positions, self.alpha = self.positions[index], self.alpha[index]
+        self.segments = None if self.segments is None else self.segments[index]
+        return index
+
+    def step(self, ids: Int[Tensor, " batch"]) -> None:
+        """Feed one token to every row."""
+        self.longest += 1
+        self.positions = self.positions + 1
+        self.last = self.model.llm(
+            self.model.llm.embed(ids[:, None]),
+            positions=self.positions,
+            segments=self.segments,
+            cache=self.cache,
+            long_context=self._long_context(),
+        )[:, -1]
+
+
+def _choose(
+    logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row], settings: Settings, grammar: Grammar | None
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The next id of every row and its log-probability under the model."""
+    logits = logits.float()
+    scores = _restricted(logits, rows, settings, grammar)
+    previous = None
+    if settings.sampling.repetition_penalty != 1:
+        previous, _ = left_padded([(*row.prompt.ids, *row.written) for row in rows], logits.device, fill=-1)
+    if settings.sampling.greedy:
+        ids = sample(scores, settings.sampling, previous)
+    else:  # row by row, each from its own generator
+        each = zip(
+            scores.split(1), rows, [None] * len(rows) if previous is None else previous.split(1), strict=True
+        )
+        ids = torch.cat([sample(s, settings.sampling, seen, row.generator) for s, row, seen in each])
+    return ids, logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+
+def _restricted(
+    logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row], settings: Settings, grammar: Grammar | None
+) -> Float[Tensor, "batch vocab"]:
+    """The logits with -inf where the grammar or `min_new_tokens` forbids a token."""
+    early = [len(row.written) < settings.min_new_tokens for row in rows]
+    if grammar is None and not any(early):
+        return logits
+    scores = logits.clone()
+    stops = [sequence[0] for sequence in settings.stop if len(sequence) == 1]
+    for i, row in enumerate(rows):
+        if early[i] and stops:
+            scores[i, stops] = -torch.inf
+        if grammar is not None and row.state is not None:
+            choice = grammar.choice(row.state, row.room - len(row.written))
+            if choice.only is not None:
+                only = torch.tensor(choice.only, device=scores.device)
+                scores[i] = torch.full_like(scores[i], -torch.inf).index_copy(0, only, logits[i, only])
+            else:
+                scores[i, torch.tensor(choice.never, device=scores.device)] = -torch.inf
+    return scores
+
+
+# === Likelihood of given answers ===
+
+
+@torch.inference_mode()
+def score(
+    model: QwenVL, prompts: Sequence[Prompt], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[tuple[float, ...]]]:
+    """Log-probability of every token of every given continuation of each prompt (multiple choice, paper Appendix D).
+
+    The continuations of one prompt are branches of one row: prompt and pictures are computed once.
+
+        ids        [ prompt ...  | a0 a1 | b0 b1 b2 ]
+        segments   [ 1024 ...    | 1025  | 1026     ]
+        positions  [ 0 .. n - 1  | n n+1 | n n+1 n+2 ]
+
+    As in generation, dynamic NTK follows the prompt's length. Raises ValueError as `stream` does and for an empty
+    continuation.
+    """
+    if len(prompts) != len(continuations):
+        raise ValueError(
+            f"{len(prompts)} prompts but {len(continuations)} lists of continuations; give one list each."
+        )
+    for number, (prompt, branches) in enumerate(zip(prompts, continuations, strict=True)):
+        check(prompt, number, model)
+        if len(branches) >= BRANCHES or not all(len(branch) for branch in branches):
+            raise ValueError(
+                f"prompt {number} has {len(branches)} continuations, the shortest of "
+                f"{min(map(len, branches), default=0)} tokens; expected fewer than {BRANCHES}, each of a token or more."
+            )
+    if not prompts:
+        return []
+    device, config = device_of(model), model.config.llm
+    rows = [_branched(len(p.ids), branches) for p, branches in zip(prompts, continuations, strict=True)]
+    ids, _ = left_padded([(*p.ids, *row[0]) for p, row in zip(prompts, rows, strict=True)], device)
+    positions, _ = left_padded([row[1] for row in rows], device)
+    segments, _ = left_padded([row[2] for row in rows], device)
+    alpha = torch.tensor([ntk_alpha(len(prompt.ids), config) for prompt in prompts], device=device)
+    hidden = model.llm(embed(model, ids, prompts), positions=positions, segments=segments, long_context=alpha)
+    scores: list[list[tuple[float, ...]]] = []
+    for i, (written, _, _) in enumerate(rows):
+        start = ids.shape[1] - len(written)  # column of the first branch
+        trunk = start - 1
+        scores.append([])
+        for branch in continuations[i]:
+            before = [
+                trunk,
+                *range(start, start + len(branch) - 1),
+            ]  # the columns that predict the branch's tokens
+            logprobs = model.llm.head(hidden[i, before]).float().log_softmax(dim=-1)
+            targets = torch.tensor(list(branch), device=device)
+            scores[-1].append(tuple(logprobs.gather(1, targets[:, None])[:, 0].tolist()))
+            start += len(branch)
+    return scores
+
+
+def _branched(trunk: int, branches: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
+    """Ids of all branches, and positions and segments of the whole row, the trunk included."""
+    ids: list[int] = []
+    positions, segments = list(range(trunk)), [BRANCHES] * trunk
+    for number, branch in enumerate(branches, start=1):
+        ids.extend(branch)
+        positions.extend(range(trunk, trunk + len(branch)))
+        segments.extend([BRANCHES + number] * len(branch))
+    return ids, positions, segments
