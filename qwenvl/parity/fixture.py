@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch import Tensor
 from qwenvl import images
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.config import read_json
+from qwenvl.parity import official
 from qwenvl.parity.certificate import Result, Status
 from qwenvl.runtime import Runtime
-from qwenvl.tokenizer import Tokenizer
+from qwenvl.tokenizer import SPECIALS, Tokenizer
 
 TOLERANCE = 1e-4
 """Largest difference, in standard deviations of the recorded tensor; of a single number, relative to itself."""
@@ -46,31 +48,32 @@ class Fixture:
         """The picture that stands behind a path of a recorded prompt."""
         return self.path / self.meta.get("image_keys", {}).get(key, key)
 
+    def arrays(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, ...]:
+        """Pictures of the folder as `images.preprocess` makes them."""
+        return tuple(images.preprocess(self.path / path, self.config.vision.image_size) for path in paths)
+
     def pixels(self, paths: Sequence[str | Path]) -> Tensor | None:
         """Pictures of the folder, ready for the model; None for no picture."""
-        size = self.config.vision.image_size
-        arrays = [torch.from_numpy(images.preprocess(self.path / path, size)) for path in paths]
-        return torch.stack(arrays) if arrays else None
+        return torch.from_numpy(np.stack(self.arrays(paths))) if paths else None
 
-    def our_ids(self, ids: Iterable[int]) -> list[int]:
-        """Recorded ids with plain placeholders where the official code spells the picture's path in bytes."""
-        return self.split_paths(ids)[0]
+    def encode(self, text: str, allowed: frozenset[str] = frozenset(SPECIALS)) -> list[int]:
+        """Our ids for a text in which, as in the official code, the `allowed` symbols are markup."""
+        return self.split_paths(official.encode(text, self.tokenizer, allowed), official.SLOTS)[0]
 
-    def split_paths(self, ids: Iterable[int]) -> tuple[list[int], list[str]]:
-        """Our ids, and the path that stood in the slots of each picture."""
+    def split_paths(self, ids: Iterable[int], slots: int | None = None) -> tuple[list[int], list[str]]:
+        """Our ids for official ones, and the path that stood in the slots (default: `queries`) of each picture."""
         ours, paths = list(ids), []
         img, img_end, pad = self.config.imgpad_id - 2, self.config.imgpad_id - 1, self.config.imgpad_id
         place = 0
         while img in ours[place:]:
             start = ours.index(img, place)
             end = ours.index(img_end, start)
-            slots = ours[start + 1 : end]
-            if len(slots) != self.queries:
-                raise ValueError(f"{len(slots)} slots in a picture, the model has {self.queries}")
-            path = slots[: slots.index(pad)] if pad in slots else slots
-            paths.append(bytes(path).decode())
-            ours[start + 1 : end] = [pad] * len(slots)
-            place = end + 1
+            found = ours[start + 1 : end]
+            if len(found) != (slots or self.queries):
+                raise ValueError(f"{len(found)} slots in a picture, expected {slots or self.queries}")
+            paths.append(bytes(found[: found.index(pad)] if pad in found else found).decode())
+            ours[start + 1 : end] = [pad] * self.queries
+            place = start + self.queries + 2
         return ours, paths
 
 
@@ -142,6 +145,11 @@ class Case:
         """Ours deliberately differs, and the recorded result was seen to follow from ours by this defect."""
         if defect not in self._fixes:
             self._fixes.append(defect)
+
+    def check_pictures(self, fixture: "Fixture", keys: Sequence[str], paths: Sequence[str]) -> None:
+        """The paths in the prompt stand for the pictures that are recorded with them."""
+        known = [fixture.source(key) for key in keys]
+        self.equal("pictures behind the paths", known, [fixture.path / path for path in paths])
 
     def result(self) -> Result:
         """The verdict on everything compared so far."""

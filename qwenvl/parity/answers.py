@@ -1,0 +1,237 @@
+"""Recorded answers of the official model: prompts, greedy decoding and batches, against our engine."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwenvl import markup
+from qwenvl.generate import engine
+from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
+from qwenvl.parity import official
+from qwenvl.parity.fixture import Case, Fixture
+
+STOP_IN_PROMPT = "stop words matched against the prompt too (official.md 8.7); ours looks at the answer only"
+PADDING_COUNTED = "padding counted as context by NTK and log-n, so that a row's answer depends on its neighbours"
+
+# === Prompts ===
+
+
+def checked_prompt(
+    fixture: Fixture, case: Case, recorded: Sequence[int], keys: Sequence[str], prompt: str | None
+) -> list[int]:
+    """Our ids for a recorded row, after checking the paths in its slots and the ids of its text."""
+    ids, paths = fixture.split_paths(recorded)
+    case.equal("paths in the slots", paths, list(keys))
+    if prompt is not None:
+        case.equal("ids of the prompt, read as the official code does", fixture.encode(prompt), ids)
+        if (rendered := trusted(fixture, prompt)) is not None:
+            case.equal("ids of the prompt", list(rendered.ids), ids)
+            case.equal("pictures of the prompt", [image.source for image in rendered.images], list(keys))
+    if "list_format" in case:
+        turn = markup.Turn("user", tuple(_segments(case["list_format"])))
+        (numbered,) = markup.number_pictures([turn])
+        rendered = markup.render(numbered.content, fixture.tokenizer, fixture.queries)
+        case.equal("ids of the list", list(rendered.ids), ids)
+    return ids
+
+
+def trusted(fixture: Fixture, text: str) -> markup.Rendered | None:
+    """A trusted text by way of our objects; None where its tags are broken or spelled in another way."""
+    try:
+        rendered = markup.render(markup.parse_trusted(text), fixture.tokenizer, fixture.queries)
+    except ValueError:
+        return None
+    return rendered if list(rendered.ids) == fixture.encode(text, official.IMAGE_TAGS) else None
+
+
+def checked_batch(fixture: Fixture, case: Case) -> tuple[list[list[int]], Tensor]:
+    """Our ids of padded rows and the mask (1 = token), after checking rows, pictures and the side of the padding."""
+    mask = torch.tensor(case["attention_mask"])
+    tokens, pad = mask.shape[1], fixture.tokenizer.endoftext
+    prompts = case.get("prompts", [None] * len(mask))
+    rows = []
+    for recorded, real, keys, paths, prompt in zip(
+        case["input_ids"], mask.tolist(), case["image_keys"], case["images"], prompts, strict=True
+    ):
+        length = sum(real)
+        start = tokens - length if case["padding_side"] == "left" else 0
+        stop = start + length
+        case.equal("padding side", real, [int(start <= place < stop) for place in range(tokens)])
+        case.equal("padding", [*recorded[:start], *recorded[stop:]], [pad] * (tokens - length))
+        case.check_pictures(fixture, keys, paths)
+        ids = checked_prompt(fixture, case, recorded[start:stop], keys, prompt)
+        rows.append([pad] * start + ids + [pad] * (tokens - stop))
+    return rows, mask
+
+
+def _segments(elements: Sequence[Mapping[str, Any]]) -> Iterator[markup.Segment]:
+    """An official list of {"image" | "text" | "box" (and "ref")} as objects; coordinates are cut to integers."""
+    for element in elements:
+        if "image" in element:
+            yield markup.Image(element["image"])
+        elif "text" in element:
+            yield markup.Text(element["text"])
+        elif "box" in element:
+            if "ref" in element:
+                yield markup.Ref(element["ref"])
+            yield from (markup.Box(*map(int, box)) for box in element["box"])
+        else:
+            raise ValueError(f"unknown element {element!r}")
+
+
+# === One answer ===
+
+
+def _generate(fixture: Fixture, case: Case) -> None:
+    """A greedy answer through the key-value cache: ids, logits of its first steps, margins, text."""
+    case.describes("note")
+    ids = checked_prompt(fixture, case, case["input_ids"], case["image_keys"], case.get("prompt"))
+    case.check_pictures(fixture, case["image_keys"], case["images"])
+    alpha = ntk_alpha(len(ids), fixture.config.llm)
+    case.equal("ntk_alpha", alpha, case.get("ntk_alpha", alpha))
+    prompt = engine.Prompt(ids=tuple(ids), pixels=fixture.arrays(case["images"]))
+    generated, tokenizer = case["generated"], fixture.tokenizer
+    check_answer(
+        fixture, case, prompt, case["input_ids"], generated, case["max_new_tokens"], case.get("stop_words_ids") or []
+    )
+    logits = step_logits(fixture, prompt, generated)
+    check_margins(case, logits)
+    if "step_logits" in case.tensors:
+        recorded = case.tensor("step_logits")
+        case.close("step_logits", logits[: len(recorded)], recorded)
+    if "text" in case:
+        case.equal("text", tokenizer.decode(generated), case["text"])
+    if "text_skip_special" in case:
+        case.equal("text_skip_special", tokenizer.decode(generated, skip_special=True), case["text_skip_special"])
+
+
+def check_answer(
+    fixture: Fixture,
+    case: Case,
+    prompt: engine.Prompt,
+    recorded_prompt: Sequence[int],
+    generated: list[int],
+    room: int,
+    stop_words: Sequence[Sequence[int]],
+) -> list[int]:
+    """Our greedy answer, compared with the recorded one; returns ours.
+
+    The official code looks for stop words one step late and then forces end-of-text, which ours does not write.
+    """
+    eos = fixture.tokenizer.endoftext
+    stops = [tuple(sequence) for sequence in stop_words if list(sequence) != [eos]]
+    settings = engine.Settings(max_new_tokens=room, stop=((eos,), *stops))
+    ours = list(engine.generate(fixture.model, [prompt], settings)[0].ids)
+    stopped = any(tuple(ours[-len(stop) :]) == stop for stop in stops)
+    if generated == (ours + [eos] if stopped and len(ours) < room else ours):
+        case.equal("generated", True, True)
+    elif (cut := _stop_in_prompt(recorded_prompt, ours, stops)) is not None:
+        case.equal("generated, cut where the prompt completes a stop word", [*ours[:cut], eos], generated)
+        case.fixed(STOP_IN_PROMPT)
+    else:
+        case.equal("generated", ours, generated)
+    return ours
+
+
+def _stop_in_prompt(prompt: Sequence[int], answer: Sequence[int], stops: Sequence[tuple[int, ...]]) -> int | None:
+    """After how many tokens of the answer a stop sequence that begins in the prompt is complete."""
+    for written in range(len(answer)):
+        seen = tuple([*prompt, *answer[:written]])
+        if any(len(stop) > written and seen[-len(stop) :] == stop for stop in stops):
+            return written
+    return None
+
+
+@torch.no_grad()
+def step_logits(fixture: Fixture, prompt: engine.Prompt, generated: Sequence[int]) -> Tensor:
+    """Logits of every step, (steps, vocab), when the recorded ids are fed one by one through the cache."""
+    model = fixture.model
+    pixels = torch.stack([torch.from_numpy(each) for each in prompt.pixels]) if prompt.pixels else None
+    cache = KVCache(
+        model.config.llm, 1, len(prompt.ids) + len(generated), device="cpu", dtype=torch.float32
+    )
+    alpha = torch.tensor([ntk_alpha(len(prompt.ids), model.config.llm)])
+    logits = [model(torch.tensor([prompt.ids]), pixels, cache=cache, long_context=alpha)[0, -1]]
+    for token in generated[:-1]:
+        logits.append(model(torch.tensor([[token]]), cache=cache, long_context=alpha)[0, -1])
+    return torch.stack(logits)
+
+
+def check_margins(case: Case, logits: Tensor) -> None:
+    """Distance of the best logit from the second best, at each step and at the closest."""
+    best = logits.topk(2).values
+    margins, spread = best[:, 0] - best[:, 1], logits.std().item()
+    if "margins" in case:
+        case.close("margins", margins, torch.tensor(case["margins"]), scale=spread)
+    if "min_top2_margin" in case:
+        case.close("min_top2_margin", margins.min(), case["min_top2_margin"], scale=spread)
+
+
+# === A batch of answers ===
+
+
+def _generate_batch(fixture: Fixture, case: Case) -> None:
+    """Greedy answers to rows padded on the left; ours pads too, but each row keeps its own positions and stretch."""
+    rows, mask = checked_batch(fixture, case)
+    room, eos = case["max_new_tokens"], fixture.tokenizer.endoftext
+    prompts = [
+        engine.Prompt(ids=tuple(row[-sum(real) :]), pixels=fixture.arrays(paths))
+        for row, real, paths in zip(rows, mask.tolist(), case["images"], strict=True)
+    ]
+    answers = engine.generate(fixture.model, prompts, engine.Settings(max_new_tokens=room, stop=((eos,),)))
+    ours = [list(answer.ids) for answer in answers]
+    padded, logits = _padded_greedy(fixture, rows, mask, fixture.pixels(sum(case["images"], [])), room)
+    recorded = [_until(row, eos) for row in case["generated"]]
+    for row, kept in zip(case["generated"], recorded, strict=True):
+        case.equal("padding behind an answer", row[len(kept) :], [eos] * (len(row) - len(kept)))
+    if ours != recorded and padded == recorded and _padding_matters(fixture, prompts, mask.shape[1], room):
+        case.fixed(PADDING_COUNTED)
+    else:
+        case.equal("generated", ours, recorded)
+    case.equal("generated with padding counted", padded, recorded)
+    check_margins(case, torch.cat(logits))
+
+
+def _until(row: Sequence[int], eos: int) -> list[int]:
+    return list(row[: row.index(eos) + 1] if eos in row else row)
+
+
+def _padding_matters(fixture: Fixture, prompts: Sequence[engine.Prompt], padded: int, room: int) -> bool:
+    """Whether a row's stretch, or log-n at one of its positions, is another one in the padded row."""
+    config = fixture.config.llm
+    lengths = [len(prompt.ids) for prompt in prompts if len(prompt.ids) < padded]
+    stretched = any(ntk_alpha(length, config) != ntk_alpha(padded, config) for length in lengths)
+    return stretched or bool(lengths and config.log_n and padded + room > config.sequence_length)
+
+
+@torch.no_grad()
+def _padded_greedy(
+    fixture: Fixture, rows: list[list[int]], mask: Tensor, pixels: Tensor | None, room: int
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Greedy answers as the official code pads: positions and stretch are those of the padded row.
+
+    Returns the ids of every row up to end-of-text, and its logits, (steps, vocab).
+    """
+    model, eos, (batch, tokens) = fixture.model, fixture.tokenizer.endoftext, mask.shape
+    cache = KVCache(model.config.llm, batch, tokens + room, device="cpu", dtype=torch.float32)
+    alpha = torch.full((batch,), ntk_alpha(tokens, model.config.llm))
+    ids, segments = torch.tensor(rows), mask * BRANCHES
+    steps: list[Tensor] = []
+    for step in range(room):
+        steps.append(
+            model(ids, pixels if step == 0 else None, segments=segments, cache=cache, long_context=alpha)[:, -1]
+        )
+        ids = steps[-1].argmax(-1, keepdim=True)
+        segments = torch.full((batch, 1), BRANCHES)
+    logits = torch.stack(steps, dim=1)  # (batch, steps, vocab)
+    answers = [_until(row, eos) for row in logits.argmax(-1).tolist()]
+    return answers, [row[: len(answer)] for row, answer in zip(logits, answers, strict=True)]
+
+
+CHECKS: Mapping[str, Callable[[Fixture, Case], None]] = {
+    "generate": _generate,
+    "generate_batch": _generate_batch,
+}
+"""Kind of a case -> its check."""
