@@ -25,7 +25,16 @@ from qwenvl.tokenizer import SPECIALS, Tokenizer
 TOLERANCE = 1e-4
 """Largest difference, in standard deviations of the recorded tensor; of a single number, relative to itself."""
 
-UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ArithmeticError)
+UNREADABLE = (
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    ArithmeticError,
+)
 """What reading a malformed fixture may raise; the case then fails with the reason."""
 
 
@@ -99,7 +108,8 @@ class Case:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The recorded value, or `default`."""
-        return self[key] if key in self else default
+        self._unread.discard(key)
+        return self.values.get(key, default)
 
     def describes(self, *keys: str) -> None:
         """These keys tell a reader something and are no result that could be compared."""
@@ -118,7 +128,9 @@ class Case:
         self._unread_tensors.discard(name)
         return self.tensors[name]
 
-    def close(self, what: str, ours: Tensor | float, official: Tensor | float, *, scale: float | None = None) -> None:
+    def close(
+        self, what: str, ours: Tensor | float, official: Tensor | float, *, scale: float | None = None
+    ) -> None:
         """Compare numbers: the largest difference in units of `scale`, else of the recorded standard deviation.
 
         A single number and a tensor of equal numbers have no spread: their own size takes its place.
@@ -160,7 +172,9 @@ class Case:
         if not self._compared:
             problems.append("case not understood: nothing recorded to compare")
         # A NaN of ours is the largest difference there can be.
-        worst, where = max(self._differences, key=lambda each: (each[0] != each[0], each[0]), default=(None, ""))
+        worst, where = max(
+            self._differences, key=lambda each: (each[0] != each[0], each[0]), default=(None, "")
+        )
         if worst is not None and not worst <= TOLERANCE:
             problems.append(f"largest difference in {where}")
         tolerance = None if worst is None else TOLERANCE

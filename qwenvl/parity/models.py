@@ -1,8 +1,8 @@
 """Recorded runs of the official model (`golden/models/<name>/`), checked against ours stage by stage.
 
-A folder holds an official checkpoint, `cases.json` (vision, forward, forward_batch, train here; answers in `answers.py`,
-dialogues in `chats.py`) and perhaps `chat_stream.json`. The official ids carry a picture's path as bytes in its slots; the reader puts plain
-placeholders there and opens the picture itself, because our model never reads a path.
+A folder holds an official checkpoint, `cases.json` (stages and gradients are checked here, answers in `answers.py`,
+dialogues in `chats.py`) and perhaps `chat_stream.json`. The official ids carry a picture's path as bytes in its slots;
+the reader puts plain placeholders there and opens the picture itself, because our model never reads a path.
 
 Tolerance: 1e-4 of the recorded tensor's own standard deviation, in float32; a single number (a loss, a gradient's norm)
 1e-4 of itself; ids, text and pixels exactly.
@@ -38,7 +38,7 @@ def certify(path: Path) -> Iterator[Result]:
     fixture = Fixture(path)
     yield _run(f"{path.name} folder", _folder, fixture, {})
     for number, values in enumerate(read_cases(path / "cases.json")):
-        kind = values.get("kind") if isinstance(values, Mapping) else None
+        kind = str(values.get("kind")) if isinstance(values, Mapping) else ""
         name = f"{path.name} {values.get('id', number) if isinstance(values, Mapping) else number}"
         if kind == "chat":
             yield from chats.certify_dialogue(name, fixture, values)
@@ -50,7 +50,9 @@ def certify(path: Path) -> Iterator[Result]:
         yield from chats.certify_streams(fixture, path / "chat_stream.json")
 
 
-def _run(name: str, check: Callable[[Fixture, Case], None], fixture: Fixture, values: Mapping[str, Any]) -> Result:
+def _run(
+    name: str, check: Callable[[Fixture, Case], None], fixture: Fixture, values: Mapping[str, Any]
+) -> Result:
     try:
         case = Case(name, values, fixture.path)
         check(fixture, case)
@@ -61,9 +63,22 @@ def _run(name: str, check: Callable[[Fixture, Case], None], fixture: Fixture, va
 
 # === The folder ===
 
-_META_SPECIALS = ("endoftext", "im_start", "im_end", "ref", "box", "quad", "img", "img_end", "imgpad", "n_vocab")
+_META_SPECIALS = (
+    "endoftext",
+    "im_start",
+    "im_end",
+    "ref",
+    "box",
+    "quad",
+    "img",
+    "img_end",
+    "imgpad",
+    "n_vocab",
+)
 
-_CONFIG_REWRITTEN = frozenset({"transformers_version", "architectures", "auto_map", "torch_dtype", "bf16", "fp16", "fp32"})
+_CONFIG_REWRITTEN = frozenset(
+    {"transformers_version", "architectures", "auto_map", "torch_dtype", "bf16", "fp16", "fp32"}
+)
 """Keys of the official config.json that say who wrote it and how, not what the model is."""
 
 
@@ -74,7 +89,9 @@ def _folder(fixture: Fixture, case: Case) -> None:
     case.equal("config written and read again", from_official(written), fixture.config)
     for key in official.keys() - _CONFIG_REWRITTEN - {"visual"}:
         case.equal(f"config {key}", written.get(key), official[key])
-    for key in official["visual"].keys() - {"mlp_ratio"}:  # any ratio with the same width: `from_official` above
+    for key in official["visual"].keys() - {
+        "mlp_ratio"
+    }:  # any ratio with the same width: `from_official` above
         case.equal(f"config visual.{key}", written["visual"].get(key), official["visual"][key])
     meta, tokenizer = fixture.meta, fixture.tokenizer
     if "num_params" in meta:
@@ -266,8 +283,12 @@ def _train(fixture: Fixture, case: Case) -> None:
     recorded = case.get("grad_norms", {})
     if recorded:
         never = {names.foreign(name, names.OFFICIAL) or (name,) for name, _ in model.named_buffers()}
-        case.equal("tensors with gradients", {*ours}, {name for name in recorded if recorded[name] is not None})
-        case.equal("tensors without", {name for name, *_ in never}, {n for n in recorded if recorded[n] is None})
+        case.equal(
+            "tensors with gradients", {*ours}, {name for name in recorded if recorded[name] is not None}
+        )
+        case.equal(
+            "tensors without", {name for name, *_ in never}, {n for n in recorded if recorded[n] is None}
+        )
     for name in recorded.keys() & ours.keys():
         if recorded[name] is not None:
             case.close(f"gradient norm of {name}", ours[name].double().norm(), recorded[name])
