@@ -293,7 +293,12 @@ def decode_tokens(
 
 
 def sft_preprocess(
-    conversation: Sequence[Mapping[str, str]], tokenizer: Tokenizer, max_len: int | None, system: str = SYSTEM
+    conversation: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    max_len: int | None,
+    *,
+    system: str = SYSTEM,
+    allowed: frozenset[str] = frozenset(SPECIALS),
 ) -> tuple[list[int], list[int]]:
     """(ids, labels) of a dialogue for fine-tuning, padded and cut to `max_len`; None leaves the length as it is.
 
@@ -309,7 +314,7 @@ def sft_preprocess(
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"a turn is from {role!r}; expected 'user' or 'assistant'.")
         head = [*tokenizer.encode(role), *newline]
-        content = encode(value, tokenizer)
+        content = encode(value, tokenizer, allowed)
         tail = [tokenizer.im_end, *newline]
         ids += [tokenizer.im_start, *head, *content, *tail]
         learned = content if role == "assistant" else [IGNORE] * len(content)
