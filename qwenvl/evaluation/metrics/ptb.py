@@ -1,0 +1,200 @@
+"""Penn Treebank words of captions, as the COCO caption kit sees them (paper 4.1), without Java.
+
+pycocoevalcap pipes captions through the tokeniser of CoreNLP 3.4.1, lower-cased, and drops punctuation. That behaviour
+is reproduced by a table of patterns found by probing the tokeniser: at each place the longest match wins, the first
+on a tie. A pattern may end with what must follow; that counts towards its length, but only its group is the word.
+Looking ahead crosses the end of a caption: `... and a.` keeps its period or loses it depending on the *next* one.
+
+Quotes, dashes, single full stops and the like are dropped in the end, so their exact spelling is not reproduced.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+
+from qwenvl.evaluation.metrics.ptb_characters import LETTER, SPACE, SYMBOL
+
+PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+
+_ANY = f"(?:{LETTER}|\\d)"
+_APOS = "(?:['\u2019\x92]|&apos;)"
+_QUOTE = "(?:['\u2019\x92`\u2018\x91\u201b]|&apos;)"
+_HYPHEN = "[-_\u058a\u2010\u2011]"
+_BLANK = f"[{SPACE}\n\r\x0b\x0c\x85\u2028\u2029]"
+_WORD = f"{LETTER}{_ANY}*(?:[.!?]{LETTER}{_ANY}*)*"
+_PART = f"(?:[dDoOlL]{_QUOTE}{LETTER})?{_ANY}+"
+_NAME = "[A-Za-z][A-Za-z0-9:.-]*"
+_TAG = (
+    rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{_NAME}"
+    rf"(?: +(?:{_NAME} *= *(?:'[^'\r\n]*'|\"[^\"\r\n]*\")|{_NAME}))* */?)>"
+)
+_ACRONYM = r"(?:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)|[A-Za-z](?:\.[A-Za-z])+)"
+_URL_END = r'[^ \t\n\f\r"<>|.!?(){},-]'
+_URL_PATH = rf'(?:/[^ \t\n\f\r"<>|()]+{_URL_END})?'
+_STARTERS = """
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms. Now
+    Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
+""".split()
+_STARTER = "|".join(re.escape(form) for word in _STARTERS for form in (word, word.upper()))
+_SENTENCE_NEXT = f"{_BLANK}+(?:(?:{_STARTER}){_BLANK}|{_TAG})"
+
+# Abbreviations that keep their period, in any case; a capital in a pattern must be a capital.
+_ABBREVIATIONS = """
+    jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thurs? fri
+    ala ariz Ark calif colo conn dak Del fla ga Ill ind kans? ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa
+    penn tenn Tex va vt Wash wisc? wyo
+    inc cos? corp ltd plc bancorp bhd assn univ intl sys ptys? pte tel est ext sq jr sr bros esq blvd rd etc al seq bldg
+    ct ed\\.d ph\\.d
+    dept invt elec natl mfg mtg ph ft ste? ave mrs? ms drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj
+    sgt cpl pvt capt pres lieut hon brig co?mdr pfc spc supts? det mt adj adv asst assoc ens insp mlle mme msgr sfc vs cf
+""".split()
+_ABBREVIATION = "|".join(
+    f"{word[0]}(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in _ABBREVIATIONS
+)
+
+_BEFORE_NUMBER = "nos? prop ca figs? art pp op".split()
+_SPLIT = "cannot gonna gotta lemme gimme wanna".split()
+"""Written as one, read as two words: after the third letter."""
+
+
+def _brackets(token: str) -> str:
+    return token.replace("(", "-lrb-").replace(")", "-rrb-")
+
+
+def _fixed(text: str) -> Callable[[str], str]:
+    return lambda token: text
+
+
+_DROP = _fixed("")
+_FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+_BRACKET_NAMES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_AS_IS = str
+
+# (pattern, what the matched text becomes; several words are separated by a space, none is the empty text)
+_RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    (_TAG, lambda tag: tag.replace(" ", "\u00a0")),
+    (r"-{5,}", _AS_IS),
+    (r"-{1,4}|&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015]", _DROP),
+    (r"(?i:-[lr][rsc]b-)", _AS_IS),
+    # words
+    (f"({LETTER}+)n{_QUOTE}t", _AS_IS),
+    (f"n{_QUOTE}t", _AS_IS),
+    (f"(?i:{'|'.join(_SPLIT)})", lambda word: f"{word[:3]} {word[3:]}"),
+    (f"({_APOS}(?i:t))(?i:is|was)", _AS_IS),
+    (_WORD, _AS_IS),
+    (rf"{_APOS}n{_APOS}?|{_APOS}(?:em|till?|cause|[2-9]0[sS])|[lLdDjJ]{_APOS}", _AS_IS),
+    (rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|c{_APOS}mon|ma{_APOS}am|o{_APOS}er|ne{_APOS}er)", _AS_IS),
+    (f"([yY]{_APOS})[A-Za-z]", _AS_IS),
+    (rf"({_APOS}(?i:[msd]|re|ve|ll))[^A-Za-z]", _AS_IS),
+    (f"{_PART}(?:{_HYPHEN}{_PART})*", _AS_IS),
+    (r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+", _AS_IS),
+    (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _AS_IS),
+    (rf"{_ANY}[A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+", _AS_IS),
+    (r"[cC]\+\+|[cCfF]#", _AS_IS),
+    # periods
+    (rf"{_ACRONYM}\.", _AS_IS),
+    (rf"([A-Za-z])\.{_SENTENCE_NEXT}", _AS_IS),
+    (r"[A-Za-z]\.", _AS_IS),
+    (rf"(?:{_ABBREVIATION})\.", _AS_IS),
+    (rf"((?i:{'|'.join(_BEFORE_NUMBER)})\.){_BLANK}?\d", _AS_IS),
+    (rf"({_WORD}\.)[,;:\u3001]", _AS_IS),
+    (r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|\u2026|\u0085|\.", _DROP),
+    # addresses
+    (rf'(?i:https?://)[^ \t\n\f\r"<>|()]+{_URL_END}', _AS_IS),
+    (rf'(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_URL_PATH}', _AS_IS),
+    (rf"(?:[^ \t\n\f\r\"`'<>|.!?(){{}},-_$]+\.)+(?i:com|net|org|edu){_URL_PATH}", _AS_IS),
+    (
+        r'(?:&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0]*@(?:[^ \t\n\f\r"<>|().\u00a0]+\.)*'
+        r'[^ \t\n\f\r"<>|().\u00a0]+(?:&gt;|>)?',
+        _AS_IS,
+    ),
+    ("[@\uff20][a-zA-Z_][a-zA-Z_0-9]*", _AS_IS),
+    (f"[#\uff03]{LETTER}+", _AS_IS),
+    # numbers
+    (r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}", _AS_IS),
+    ("[-+]?(?:\\d*(?:[.:,\u00ad\u066b\u066c]\\d+)+|\\d+)", _AS_IS),
+    ("(?:\\d{1,4}[- \u00a0])?\\d{1,4}(?:\\\\?/|\u2044)\\d{1,4}", lambda part: part.replace(" ", "\u00a0")),
+    (
+        "(?:\\(\\d{2,3}\\)[ \u00a0]?|(?:\\+\\+?)?(?:\\d{2,4}[- \u00a0])?\\d{2,4}[- \u00a0])\\d{3,4}[- \u00a0]?\\d{3,5}"
+        "|(?:(?:\\+\\+?)?\\d{2,4}\\.)?\\d{2,4}\\.\\d{3,4}\\.\\d{3,5}",
+        lambda phone: _brackets(phone).replace(" ", "\u00a0"),
+    ),
+    ("[\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+)", _AS_IS),
+    (f"[{''.join(_FRACTIONS)}]", lambda half: _FRACTIONS[half]),
+    (r"[A-Z]*\$", _AS_IS),
+    ("\u00a2", _fixed("cents")),
+    ("\u00a3", _fixed("#")),
+    ("[\x80\u00a4\u20a0\u20ac]", _fixed("$")),
+    # faces
+    (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", _brackets),
+    (r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([-^x=~<>']-[-^x=~<>'`]\)", _brackets),
+    # signs
+    ("&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#\\d+);", _AS_IS),
+    ("&amp;", _fixed("&")),
+    ("&lt;", _fixed("<")),
+    ("&gt;", _fixed(">")),
+    ("&quot;|&nbsp;", _DROP),
+    (r"[][(){}]", lambda bracket: _BRACKET_NAMES[bracket]),
+    (r"[?!]{2,}|_+|\*+|@+|#+", _AS_IS),
+    (f"({_QUOTE})[A-Za-z][^{SPACE}\n]", _DROP),
+    ("[,;:?!]|[\"'`\u2018\u2019\u201b-\u201d\u00ab\u00bb\u2039\u203a\x91-\x94]|&apos;", _DROP),
+    (SYMBOL, _AS_IS),
+)
+
+
+@cache
+def _compiled() -> tuple[list[tuple[re.Pattern[str], Callable[[str], str]]], re.Pattern[str]]:
+    """The rules, and a fast path: a plain word before a space, with or without a mark that would be dropped."""
+    special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(word.lower() for word in _ABBREVIATIONS)])
+    plain = rf"(?!(?i:{special})\b)([A-Za-z]{{2,}})[.,?!]?(?: (?=[A-Za-z])|$)|([aA]) (?=[A-Za-z])"
+    return [(re.compile(pattern), becomes) for pattern, becomes in _RULES], re.compile(plain)
+
+
+def _words(text: str, end: int) -> Iterable[str]:
+    """The words of text[:end]; what lies beyond is only looked at."""
+    rules, plain = _compiled()
+    at = 0
+    while at < end:
+        if quick := plain.match(text, at, end):
+            yield quick[quick.lastindex or 1]
+            at = quick.end()
+            continue
+        longest, best, becomes = at, None, _DROP
+        for pattern, rule in rules:
+            found = pattern.match(text, at)
+            if found and found.end() > longest:
+                longest, best, becomes = found.end(), found, rule
+        if best is None:
+            at += 1
+            continue
+        token = best[best.lastindex or 0]
+        at += len(token)
+        yield from becomes(token).split(" ")
+
+
+def _line(text: str, following: str | None) -> str:
+    ahead = text if following is None else f"{text}\n{following}\n"
+    words = (_normal(word) for word in _words(ahead, len(text)))
+    return " ".join(word for word in words if word and word not in PUNCTUATION)
+
+
+def _normal(word: str) -> str:
+    for entity, plain in (("&amp;", "&"), ("&apos;", "'"), ("\u2019", "'"), ("\x92", "'"), ("\u00ad", "")):
+        word = word.replace(entity, plain)
+    return word.lower()
+
+
+def tokenise(captions: Sequence[str]) -> list[str]:
+    """Each caption as lower-case words separated by single spaces, without punctuation.
+
+    Order matters, if rarely: the end of a caption is read with the next one in sight.
+    """
+    lines = [caption.replace("\n", " ") for caption in captions]
+    return [_line(line, following) for line, following in pairwise([*lines, None]) if line is not None]
+
+
+def tokenise_groups(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """`tokenise` over all captions of all groups in a row (the references of one picture after another's)."""
+    words = iter(tokenise([caption for group in groups for caption in group]))
+    return [[next(words) for _ in group] for group in groups]
