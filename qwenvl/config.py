@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 POSITION_GRID = 16
 """Side of the stored grid of vision positions: 16 x 16 at every resolution, interpolated to the patches."""
@@ -181,6 +181,18 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
         return from_dict(expected, value, where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if get_origin(expected) is tuple:
+        kinds = get_args(expected)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is {value!r}; expected a list.")
+        of = [kinds[0]] * len(value) if kinds[-1] is ... else kinds
+        if len(value) != len(of):
+            raise ValueError(f"{where} is {value!r}; expected a list of {len(of)} values.")
+        return tuple(_convert(kind, each, f"{where}[{k}]") for k, (kind, each) in enumerate(zip(of, value, strict=True)))
+    if get_origin(expected) is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; expected a table of names and values.")
+        return {str(key): _convert(get_args(expected)[1], each, f"{where}.{key}") for key, each in value.items()}
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not matches:
         raise ValueError(f"{where} is {value!r}; expected {expected.__name__}.")

@@ -14,12 +14,15 @@ from qwenvl.data.formats import Example, example, task
 from qwenvl.data.synth.toychats import chat
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toytasks import KINDS, scene_text, tasks
-from qwenvl.data.synth.toyworld import Dice, scene
-from qwenvl.markup import SYSTEM, Image, number_pictures, render, render_chat, spell
+from qwenvl.data.synth.toyworld import Dice, Scene, scene
+from qwenvl.markup import SYSTEM, Image, Rendered, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
 TASKS_PER_PICTURE = 6
 """Tasks asked about one picture: more share its cost, fewer show more pictures."""
+
+DOCUMENT_TOKENS = 256
+"""A document of tasks is no longer than this: a task that would go beyond it is left out."""
 
 MIXED_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
 """Kinds that training draws from; what is hard to learn stands twice or more."""
@@ -37,9 +40,8 @@ class Vocabulary:
 def text_document(world: Vocabulary, index: int) -> Example:
     """A scene in words as trunk, tasks about it as branches; everything is learned in the trunk."""
     shown = scene(world.seed, index)
-    chosen = tasks(shown, world.seed, kinds=MIXED_KINDS, limit=2 * TASKS_PER_PICTURE)
     trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries, learned=True)
-    return example(trunk, [task(t.prompt, t.answer, world.tokenizer, world.queries) for t in chosen])
+    return example(trunk, _branches(world, shown, MIXED_KINDS, TASKS_PER_PICTURE, DOCUMENT_TOKENS - len(trunk)))
 
 
 def caption_document(world: Vocabulary, index: int) -> Example:
@@ -63,8 +65,19 @@ def chat_document(world: Vocabulary, index: int) -> Example:
 def _picture_document(world: Vocabulary, index: int, kinds: tuple[str, ...], limit: int) -> Example:
     shown = scene(world.seed, index)
     trunk = render(Image(paint(shown)), world.tokenizer, world.queries)
-    chosen = tasks(shown, world.seed, kinds=kinds, limit=limit)
-    return example(trunk, [task(t.prompt, t.answer, world.tokenizer, world.queries) for t in chosen])
+    return example(trunk, _branches(world, shown, kinds, limit, DOCUMENT_TOKENS - len(trunk)))
+
+
+def _branches(
+    world: Vocabulary, shown: Scene, kinds: tuple[str, ...], limit: int, room: int
+) -> list[Rendered]:
+    branches = []
+    for t in tasks(shown, world.seed, kinds=kinds, limit=limit):
+        branch = task(t.prompt, t.answer, world.tokenizer, world.queries)
+        if len(branch) <= room:
+            branches.append(branch)
+            room -= len(branch)
+    return branches
 
 
 SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {

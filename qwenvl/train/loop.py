@@ -1,0 +1,80 @@
+"""The loop: one page, the same for every stage (paper 3.1-3.3)."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train import parallel
+from qwenvl.train.log import Log
+from qwenvl.train.objectives import OBJECTIVES
+from qwenvl.train.optim import freeze, make_optimizer, set_learning_rates
+from qwenvl.train.stages import StageConfig
+from qwenvl.train.state import load_state, save_state
+
+
+def train(
+    model: QwenVL,
+    tokenizer: Tokenizer,
+    stage: StageConfig,
+    run_dir: Path,
+    runtime: Runtime,
+    *,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Run a stage to its end in `run_dir`, going on from the newest state found there.
+
+    The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
+    the same weights, bit for bit. Raises ValueError when the loss is no longer a number.
+    """
+    freeze(model, stage.trains)
+    objective = OBJECTIVES[stage.objective](model, tokenizer, stage)
+    optimizer = make_optimizer(objective.module, stage.optim)
+    learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    start = load_state(run_dir / "state", objective.module, optimizer)
+    model.train()
+    with Log(run_dir / "log.jsonl", stage, start=start) as log:
+        for step in range(start, stage.optim.steps):
+            losses = []
+            for documents in micro_batches(stage, step):
+                with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
+                    loss = objective.loss(objective.batch(documents))
+                loss.total.backward()
+                losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
+            total, supervised, tokens, pictures = parallel.summed(*map(sum, zip(*losses, strict=True)))
+            parallel.sum_gradients(learns)
+            divide_gradients(learns, supervised)
+            norm = torch.nn.utils.clip_grad_norm_(learns, stage.optim.max_grad_norm).item()
+            if not math.isfinite(norm):
+                raise ValueError(
+                    f"stage {stage.name}: the gradient of update {step} is {norm} (loss {total / supervised:.3f}); "
+                    f"lower peak_lr and resume from {run_dir}."
+                )
+            set_learning_rates(optimizer, stage.optim, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
+            if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
+                if parallel.rank() == 0:
+                    save_state(run_dir / "state", step + 1, objective.module, optimizer)
+                parallel.wait()
+            after_step(step + 1)
+    model.eval()
+
+
+def micro_batches(stage: StageConfig, step: int) -> list[range]:
+    """The documents of an update, by number, as this process reads them: every `world_size`-th micro-batch."""
+    first, size = step * stage.documents, stage.micro_documents
+    starts = range(first, first + stage.documents, size)
+    return [range(start, start + size) for start in starts[parallel.rank() :: parallel.world_size()]]
+
+
+def divide_gradients(parameters: list[torch.nn.Parameter], count: float) -> None:
+    """The one division: gradients of sums become gradients of the mean over everything supervised."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= max(count, 1)

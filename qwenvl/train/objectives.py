@@ -1,0 +1,154 @@
+"""What a stage minimises: a sum over a count, so that the one division can span micro-batches and ranks.
+
+`next_token` is the loss of all three stages of the paper (3.1-3.3). `dense_labels` is the tiny counterpart of
+OpenCLIP's pre-training: the toy world tells for every patch what covers it, and the ViT learns to say so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qwenvl.data.formats import IGNORE
+from qwenvl.data.packing import Rows, pack
+from qwenvl.data.synth import toyworld
+from qwenvl.data.synth.toypaint import CHARACTERS, SIGN_CLASS, dense_labels
+from qwenvl.data.synth.toypaint import render as paint
+from qwenvl.data.synth.toystream import SOURCES, Vocabulary
+from qwenvl.images import preprocess
+from qwenvl.model.vlm import QwenVL
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.stages import StageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What one micro-batch contributes."""
+
+    total: Float[Tensor, ""]
+    """Sum of the losses of everything supervised."""
+    supervised: int
+    """How many losses were summed."""
+    tokens: int
+    """Tokens (or patches) read, padding aside."""
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Data and loss of a stage: micro-batches from document numbers, and the loss of a micro-batch."""
+
+    module: nn.Module
+    """What learns; its children carry the names of the model's parts."""
+    batch: Callable[[Sequence[int]], Any]
+    """A pure function of the documents' numbers."""
+    loss: Callable[[Any], Loss]
+
+
+# === Next token (paper 3.1-3.3) ===
+
+
+def next_token(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
+    """Cross-entropy of the learned tokens of packed rows, documents drawn from the stage's mixture."""
+    world = Vocabulary(tokenizer, model.config.adapter.queries, stage.seed)
+    if not stage.mixture or set(stage.mixture) - set(SOURCES):
+        raise ValueError(
+            f"the mixture of stage {stage.name} is {stage.mixture}; expected shares of {', '.join(SOURCES)}."
+        )
+
+    def batch(documents: Sequence[int]) -> Rows:
+        examples = [SOURCES[source_of(stage, index)](world, index) for index in documents]
+        return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
+
+    def loss(rows: Rows) -> Loss:
+        pixels = [preprocess(image.source, stage.image_size) for image in rows.images]
+        device = model.llm.embed.weight.device
+        ids, labels, positions, segments = (
+            torch.from_numpy(each).to(device) for each in (rows.ids, rows.labels, rows.positions, rows.segments)
+        )
+        hidden = model.hidden(
+            ids,
+            torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
+            positions=positions,
+            segments=segments,
+        )
+        return Loss(
+            total=next_token_nll_sum(model.llm.head, hidden, labels),
+            supervised=int((rows.labels != IGNORE).sum()),
+            tokens=int((rows.segments > 0).sum()),
+            pictures=len(pixels),
+        )
+
+    return Objective(module=model, batch=batch, loss=loss)
+
+
+def source_of(stage: StageConfig, document: int) -> str:
+    """Which source of the mixture a document comes from: a weighted draw named by the stage's seed and its number."""
+    left = toyworld.Dice("source", stage.seed, document).share() * sum(stage.mixture.values())
+    for source, weight in stage.mixture.items():
+        left -= weight
+        if left < 0:
+            return source
+    return source
+
+
+def next_token_nll_sum(
+    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, ""]:
+    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only."""
+    learned = labels != IGNORE
+    return F.cross_entropy(head(hidden[learned]).float(), labels[learned], reduction="sum")
+
+
+# === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
+
+_CLASSES = (SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1, *[len(CHARACTERS) + 1] * 4)
+_BOX_WEIGHT = 20.0
+
+
+def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
+    """For every patch: shape, colour and size of what covers it, its box, and the character in each quarter."""
+    head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
+    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
+    nn.init.zeros_(head.bias)
+    head.to(model.vision.position.device)
+    grid = stage.image_size // model.config.vision.patch_size
+
+    def batch(documents: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scenes = [toyworld.scene(stage.seed, index) for index in documents]
+        labels = [dense_labels(scene, grid) for scene in scenes]
+        classes = [
+            np.stack([each.shape, each.color, each.size, *each.character.reshape(grid, grid, 4).transpose(2, 0, 1)])
+            for each in labels
+        ]
+        pixels = np.stack([preprocess(paint(scene), stage.image_size) for scene in scenes])
+        return pixels, np.stack(classes), np.stack([each.box for each in labels])
+
+    def loss(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Loss:
+        pixels, classes, boxes = (torch.from_numpy(each).to(head.weight.device) for each in arrays)
+        predicted = head(model.vision(pixels)).float()  # (images, patches, classes and box)
+        *logits, edges = predicted.split([*_CLASSES, 4], dim=-1)
+        classes = classes.flatten(2)  # (images, labels, patches)
+        total = sum(
+            F.cross_entropy(each.flatten(0, 1), classes[:, k].flatten(), reduction="sum")
+            for k, each in enumerate(logits)
+        )
+        covered = classes[:, 0] > 0
+        off = F.smooth_l1_loss(edges[covered], boxes.flatten(1, 2)[covered], reduction="sum", beta=0.02)
+        patches = covered.numel()
+        return Loss(total=total + _BOX_WEIGHT * off, supervised=patches, tokens=patches, pictures=len(pixels))
+
+    module = nn.ModuleDict({"vision": model.vision, "head": head})
+    return Objective(module=module, batch=batch, loss=loss)
+
+
+OBJECTIVES: Mapping[str, Callable[[QwenVL, Tokenizer, StageConfig], Objective]] = {
+    "next_token": next_token,
+    "dense_labels": dense,
+}
+"""What a stage file may name as its `objective`."""

@@ -1,0 +1,68 @@
+"""AdamW over named groups: weight decay on matrices only, layer-wise learning rates in the ViT (Table 8)."""
+
+import math
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from qwenvl.train.stages import OptimConfig
+
+_VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """One group per (learning-rate scale, decay); every group knows its `scale` and the names of its parameters."""
+    trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+    if not trained:
+        raise ValueError("nothing is trainable: every parameter is frozen; name a part in `trains`.")
+    layers = 1 + max((int(found[1]) for name, _ in trained if (found := _VISION_BLOCK.match(name))), default=-1)
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in trained:
+        decay = config.weight_decay if decays(name, parameter) else 0.0
+        groups.setdefault((lr_scale(name, layers, config.vision_lr_decay), decay), []).append((name, parameter))
+    return torch.optim.AdamW(
+        [
+            {"params": [p for _, p in members], "names": [n for n, _ in members], "scale": scale, "weight_decay": decay}
+            for (scale, decay), members in groups.items()
+        ],
+        lr=config.peak_lr,
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Matrices decay; norms, biases, learned positions and queries do not."""
+    return parameter.ndim >= 2 and not name.endswith(("position", "query"))
+
+
+def lr_scale(name: str, vision_layers: int, decay: float) -> float:
+    """decay^(layers above) for the ViT: 1 behind its last block, decay^(layers + 1) at the patch embedding."""
+    if not name.startswith("vision."):
+        return 1.0
+    found = _VISION_BLOCK.match(name)
+    depth = int(found[1]) + 1 if found else 0
+    return decay ** (vision_layers + 1 - depth)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Linear warm-up from zero, then a cosine from the peak to the final rate; `step` counts from 0."""
+    if step < config.warmup_steps:
+        return config.peak_lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.final_lr + (config.peak_lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> None:
+    """Give every group its share of this step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step) * group["scale"]
+
+
+def freeze(model: nn.Module, trains: Iterable[str]) -> None:
+    """Let exactly the named parts learn."""
+    chosen = set(trains)
+    for name, part in model.named_children():
+        part.requires_grad_(name in chosen)

@@ -1,0 +1,73 @@
+"""Several processes that train as one: they share the documents of an update and add up their gradients.
+
+One process is not a special case: every function here is then the identity.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def rank() -> int:
+    """Number of this process, from 0; process 0 writes files and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in all."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work(*arguments)` in this many processes at once, in this very process when it is one.
+
+    Raises what the first failing process raised. A child dies with its parent.
+    """
+    if processes == 1:
+        work(*arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
+        rendezvous = f"file://{Path(folder) / 'rendezvous'}"
+        torch.multiprocessing.spawn(_join, (processes, rendezvous, work, arguments), nprocs=processes)
+
+
+def _join(index: int, processes: int, rendezvous: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=processes)
+    try:
+        work(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def summed(*values: float) -> list[float]:
+    """Each value, added up over all processes."""
+    if world_size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Add up the gradients of all processes in place; one that saw no picture counts as zero for the ViT."""
+    if world_size() == 1:
+        return
+    present = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    dist.all_reduce(present)
+    shared = [parameter for parameter, count in zip(parameters, present.tolist(), strict=True) if count]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in shared]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, gradient in zip(shared, flat.split([each.numel() for each in shared]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+def wait() -> None:
+    """Return when every process has come this far."""
+    if world_size() > 1:
+        dist.barrier()

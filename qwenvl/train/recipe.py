@@ -1,0 +1,96 @@
+"""A recipe is a folder: `recipe.toml` says which model, one TOML file per stage says how it is trained.
+
+Stages run in the order of their file names; each starts from the model that the one before left, and writes
+
+    RUN/start/                the untrained model and its vocabulary
+    RUN/<stage>/stage.json    the stage as it was run
+    RUN/<stage>/log.jsonl     a line per update
+    RUN/<stage>/state/        to go on after a kill; removed when the stage is done
+    RUN/<stage>/model/        the model after the stage
+"""
+
+import dataclasses
+import json
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qwenvl import presets
+from qwenvl.checkpoint import folder as checkpoint
+from qwenvl.checkpoint.initialise import initialise_
+from qwenvl.config import from_dict
+from qwenvl.data.synth.toystream import vocabulary_texts
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train import parallel
+from qwenvl.train.loop import train
+from qwenvl.train.stages import StageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the stages have in common."""
+
+    preset: str
+    """Name of a function of `presets`."""
+    merges: int
+    """Merges of the vocabulary trained on the toy world's texts."""
+    seed: int = 0
+    """Seed of the random weights."""
+
+    @staticmethod
+    def read(folder: Path) -> "Recipe":
+        """Read `recipe.toml`. Raises ValueError when it is missing or has an unknown key."""
+        file = folder / "recipe.toml"
+        if not file.exists():
+            raise ValueError(f"{folder} has no recipe.toml; give a recipe folder such as recipes/tiny.")
+        return from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+
+
+def stages_of(folder: Path) -> list[StageConfig]:
+    """The stages of a recipe in order."""
+    return [StageConfig.read(file) for file in sorted(folder.glob("*.toml")) if file.name != "recipe.toml"]
+
+
+def run_recipe(folder: Path, run: Path, runtime: Runtime, *, processes: int = 1, scale: float = 1.0) -> Path:
+    """Run every stage that is not done yet; returns the folder of the last model. `scale` shortens all stages."""
+    start(Recipe.read(folder), run / "start")
+    previous = run / "start"
+    for stage in stages_of(folder):
+        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes)
+        previous = run / stage.name / "model"
+    return previous
+
+
+def start(recipe: Recipe, folder: Path) -> None:
+    """Write the untrained model of a recipe and its vocabulary, unless it is there."""
+    if folder.exists():
+        return
+    tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
+    model = QwenVL(getattr(presets, recipe.preset)(tokenizer.n_vocab, tokenizer.imgpad))
+    initialise_(model, torch.Generator().manual_seed(recipe.seed))
+    tokenizer.save(folder.parent / "vocabulary")
+    checkpoint.save(model, folder, companions=folder.parent / "vocabulary")
+
+
+def run_stage(stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime, *, processes: int = 1) -> None:
+    """Train one stage from the model in `init`, in this many processes, unless its model is there already."""
+    if (run_dir / "model").exists():
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "stage.json").write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n")
+    parallel.run(processes, _train_stage, stage, init, run_dir, runtime)
+    shutil.rmtree(run_dir / "state")
+
+
+def _train_stage(stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime) -> None:
+    if parallel.world_size() > 1:
+        torch.set_num_threads(1)
+    model = checkpoint.load(init, runtime)
+    train(model, Tokenizer.load(init), stage, run_dir, runtime)
+    if parallel.rank() == 0:
+        checkpoint.save(model, run_dir / "model", companions=init)

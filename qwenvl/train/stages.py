@@ -1,0 +1,105 @@
+"""Stages are data (paper 3.1-3.3, Appendix C, Table 8): what trains, on what, at which resolution, how fast.
+
+A stage is one value; nothing asks for its name. It is read from a TOML file of `recipes/`, strictly.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwenvl.config import from_dict
+from qwenvl.data.packing import PACKINGS
+
+PARTS = ("vision", "adapter", "llm")
+"""The children of `QwenVL`, which stages train or freeze."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (Table 8)."""
+
+    peak_lr: float
+    """Learning rate after the warm-up."""
+    final_lr: float
+    """Learning rate at the last step, reached along a cosine."""
+    warmup_steps: int
+    """Steps of linear warm-up from zero."""
+    steps: int
+    """Updates in all."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the running means of the gradient and its square."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; vectors (norms, biases) and positions are exempt."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    vision_lr_decay: float = 1.0
+    """The learning rate falls by this factor per block from the last vision block down to the patch embedding."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.final_lr <= self.peak_lr:
+            raise ValueError(f"final_lr is {self.final_lr}, peak_lr {self.peak_lr}; expected 0 <= final_lr <= peak_lr.")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training."""
+
+    name: str
+    """Name of its folder in the run."""
+    objective: str = "next_token"
+    """What is minimised, a key of `objectives.OBJECTIVES`."""
+    trains: tuple[str, ...] = PARTS
+    """Parts that learn; the others are frozen."""
+    image_size: int
+    """Pixels along one side of a picture."""
+    sequence_length: int
+    """Tokens of a packed row."""
+    packing: str = "isolated"
+    """`isolated`: documents of a row do not see each other; `interleaved`: a row is one document."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share of each source of documents."""
+    documents: int
+    """Documents per update, the global batch."""
+    micro_documents: int
+    """Documents per forward pass; gradients of a batch accumulate over its micro-batches."""
+    bfloat16: bool = True
+    """Compute matrix products in bfloat16; weights and sums stay float32."""
+    seed: int = 0
+    """Names the documents of this stage and their order."""
+    save_every: int = 200
+    """Updates between two saved states."""
+    optim: OptimConfig
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.trains if part not in PARTS]
+        if unknown or not self.trains:
+            raise ValueError(f"stage {self.name} trains {list(self.trains)}; expected some of {', '.join(PARTS)}.")
+        if self.packing not in PACKINGS:
+            raise ValueError(f"stage {self.name} packs {self.packing!r}; expected one of {', '.join(PACKINGS)}.")
+        if self.documents % self.micro_documents:
+            raise ValueError(
+                f"stage {self.name} has {self.documents} documents per update, which {self.micro_documents} per "
+                "forward pass do not divide; choose a divisor as micro_documents."
+            )
+
+    @staticmethod
+    def read(path: Path) -> "StageConfig":
+        """Read a stage from TOML. Raises ValueError that names an unknown key or a value of another type."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist; give a stage file such as recipes/tiny/3-multitask.toml.") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not valid TOML ({error}); see recipes/tiny for an example.") from None
+        return from_dict(StageConfig, values, str(path))
+
+    def scaled(self, factor: float) -> "StageConfig":
+        """The same stage with its steps and warm-up scaled, at least two steps."""
+        steps = max(2, round(self.optim.steps * factor))
+        warmup = min(steps, round(self.optim.warmup_steps * factor))
+        return dataclasses.replace(self, optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup))
