@@ -97,10 +97,17 @@ def _groups() -> frozenset[str]:
 
 
 def overview(group: str | None = None) -> str:
-    """The list of commands (of one group), at most 100 columns wide; costs no import."""
+    """The list of commands (of one group), as wide as the terminal, at most 100 columns; no command is imported."""
+    import shutil
+    import textwrap
+
     shown = {name: text for name, text in COMMANDS.items() if group is None or name.startswith(f"{group} ")}
     width = max(map(len, shown)) + 3
-    lines = [f"  {name:<{width}}{text}" for name, text in shown.items()]
+    columns = min(100, shutil.get_terminal_size().columns)
+    lines = [
+        textwrap.fill(f"  {name:<{width}}{text}", columns, subsequent_indent=" " * (width + 2))
+        for name, text in shown.items()
+    ]
     if group is not None:
         return "\n".join([f"usage: qwenvl {group} COMMAND ...", "", *lines])
     return "\n".join(

@@ -4,6 +4,7 @@ Positional-only parameters become arguments named as the parameter (`checkpoint`
 parameters become options, and `json: bool = False` is the flag `--json`. Help is never wider than the terminal.
 """
 
+import dataclasses
 import functools
 import inspect
 import shutil
@@ -63,29 +64,33 @@ def _description(function: Callable[..., int | None]) -> str:
 
 
 def _as_shown(signature: inspect.Signature) -> inspect.Signature:
-    """Say in the annotations how the help shows each parameter, where the command has not said it itself."""
-    shown = [
-        p if get_origin(p.annotation) is Annotated else p.replace(annotation=_annotated(p))
-        for p in signature.parameters.values()
-    ]
+    """The same parameters, with the way the help shows each in its annotation."""
+    shown = [p.replace(annotation=_annotated(p)) for p in signature.parameters.values()]
     return signature.replace(parameters=shown, return_annotation=inspect.Signature.empty)
 
 
 def _annotated(parameter: inspect.Parameter) -> Any:
-    """NAME and NAME... for arguments; PATH, not {None}|PATH, for options that may be left out; no `(default: None)`."""
-    kind, name = parameter.annotation, parameter.name.upper()
+    """NAME and NAME... for arguments; PATH, not {None}|PATH, for options that may be left out; no empty defaults.
+
+    What the command's own `tyro.conf.arg` says goes before.
+    """
+    kind, own = parameter.annotation, []
+    if get_origin(kind) is Annotated:
+        kind, *own = get_args(kind)
+    shape, choices = get_origin(kind), get_args(kind)
+    many = shape is list or (shape is tuple and choices[-1] is ...)
+    name = parameter.name.upper()
+    metavar = None
     if parameter.kind is parameter.POSITIONAL_ONLY:
-        if get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...):
-            return Annotated[
-                kind, tyro.conf.arg(metavar=f"{name.removesuffix('S')}...", help_behavior_hint="")
-            ]
-        return Annotated[kind, tyro.conf.arg(metavar=name)]
-    if parameter.default is False:
-        return Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
-    if parameter.default is None:
-        plain = [choice for choice in get_args(kind) if choice is not NoneType]
+        metavar = f"{name.removesuffix('S')}..." if many else name
+    elif parameter.default is None:
+        plain = [choice for choice in choices if choice is not NoneType]
         if len(plain) == 1 and isinstance(plain[0], type):
             metavar = "TEXT" if plain[0] is str else plain[0].__name__.upper()
-            return Annotated[kind, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
-        return Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
-    return kind
+    says_nothing = parameter.default in (None, False, ()) or (many and parameter.default is parameter.empty)
+    ours: Any = tyro.conf.arg(metavar=metavar, help_behavior_hint="" if says_nothing else None)
+    for mark in own:
+        if isinstance(mark, type(ours)):
+            said = {f.name: v for f in dataclasses.fields(mark) if (v := getattr(mark, f.name)) is not None}
+            ours = dataclasses.replace(ours, **said)
+    return Annotated[(kind, *(mark for mark in own if not isinstance(mark, type(ours))), ours)]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -55,7 +56,7 @@ def test_help_fits_the_terminal(
     assert cli.main(args) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: qwenvl")
-    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    assert max(map(len, text.splitlines())) <= columns
 
 
 def test_without_arguments_the_overview_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("typed", "said"),
     [
         (["party"], "there is no command 'party'; did you mean 'parity'?"),
-        (["xyzzy"], "there is no command 'xyzzy'; known: parity,"),
+        (["xyzzy"], "there is no command 'xyzzy'; known: "),
         (["weigh", "unn"], "there is no command 'weigh unn'; did you mean 'weigh run'?"),
         (["weigh", "qqqqqqqq"], "there is no command 'weigh qqqqqqqq'; known: weigh run."),
     ],
@@ -137,7 +138,9 @@ def test_a_list_in_the_middle(install: Install, capsys: pytest.CaptureFixture[st
     assert cli.main(["weigh", "tiny", "a.png", "b.png", "how heavy?", "--json"]) == 0
     assert capsys.readouterr().out == "tiny ['a.png', 'b.png'] how heavy? True\n"
     cli.main(["weigh", "--help"])
-    assert "CKPT PICTURE... QUESTION" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "CKPT PICTURE... QUESTION" in text
+    assert "default" not in text
 
 
 def test_a_wrong_option_is_bad_usage(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
