@@ -59,6 +59,15 @@ def test_help_fits_the_terminal(
     assert max(map(len, text.splitlines())) <= columns
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_in_the_help_are_understood(name: str) -> None:
+    from qwenvl.cli.signature import command
+
+    for line in (command(name).__doc__ or "").splitlines():
+        if line.strip().startswith("qwenvl "):
+            cli.parse(shlex.split(line, comments=True)[1:])
+
+
 def test_without_arguments_the_overview_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "usage: qwenvl" in capsys.readouterr().err
