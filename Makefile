@@ -59,7 +59,7 @@ clean:
 
 # A name on PATH may be an empty promise (pyenv shims, Debian without venv): only one that runs counts.
 $(BIN)/python:
-	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
 	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        echo "== set-up: $$($$python --version) -> $(VENV)"; \
 	        exec $$python -m venv $(VENV); \

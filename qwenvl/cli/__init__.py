@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone (`| head`): nobody is left to tell
         _discard_stdout()
         return 141
-    except (ValueError, OSError, MemoryError) as error:
-        if debug:
+    except Exception as error:
+        if debug or not _is_for_the_user(error):
             raise
         print(f"qwenvl: error: {sentence(error)}", file=sys.stderr)
         return 2
@@ -126,6 +126,12 @@ def overview(group: str | None = None) -> str:
             "exit status: 0 done, 1 the check failed, 2 bad usage or bad input",
         ]
     )
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether what went wrong lies in the input or the machine; anything else is our mistake and keeps its traceback."""
+    no_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, told by name: torch may not be loaded
+    return no_memory or isinstance(error, ValueError | OSError | MemoryError)
 
 
 def sentence(error: BaseException) -> str:

@@ -178,6 +178,7 @@ def test_a_wrong_option_is_bad_usage(install: Install, capsys: pytest.CaptureFix
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on device"),
         (OSError("the hub cannot be reached."), "the hub cannot be reached."),
         (MemoryError(), "out of memory."),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA has 0 bytes left."), "CUDA has 0 bytes left."),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

@@ -47,3 +47,9 @@ def test_every_package_is_a_package() -> None:
     """A folder without __init__.py imports by accident, and is forgotten by some build tools."""
     for path in FILES:
         assert (path.parent / "__init__.py").exists(), f"{path.parent.relative_to(ROOT)} has no __init__.py"
+
+
+@pytest.mark.parametrize(("folder", "megabytes"), [("qwenvl/tiny", 12), ("tests/golden", 4)])
+def test_what_is_shipped_stays_small(folder: str, megabytes: int) -> None:
+    total = sum(path.stat().st_size for path in (ROOT / folder).rglob("*") if path.is_file())
+    assert total <= megabytes * 1e6, f"{folder} has {total / 1e6:.1f} MB (limit {megabytes})"
