@@ -129,7 +129,7 @@ def overview(group: str | None = None) -> str:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether what went wrong lies in the input or the machine; anything else is our mistake and keeps its traceback."""
+    """Whether the input or the machine is at fault; anything else is our mistake and keeps its traceback."""
     no_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, told by name: torch may not be loaded
     return no_memory or isinstance(error, ValueError | OSError | MemoryError)
 
