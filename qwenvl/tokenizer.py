@@ -74,6 +74,9 @@ class Tokenizer:
         self.img, self.img_end = self.specials["<img>"], self.specials["</img>"]
         self.imgpad = self.specials["<imgpad>"]
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[dict[bytes, int]]]:
+        return Tokenizer, ({token: rank for rank, token in enumerate(self._tokens)},)
+
     def encode(self, text: str) -> list[int]:
         """Ids of the NFC form of `text`, every one below `n_ranks`: `<img>` in a text is five characters."""
         text = unicodedata.normalize("NFC", text)
