@@ -39,6 +39,8 @@ class Recipe:
     """Name of a function of `presets`."""
     merges: int
     """Merges of the vocabulary trained on the toy world's texts."""
+    fan_in: bool = False
+    """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
     seed: int = 0
     """Seed of the random weights."""
 
@@ -72,7 +74,8 @@ def start(recipe: Recipe, folder: Path) -> None:
         return
     tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
     model = QwenVL(getattr(presets, recipe.preset)(tokenizer.n_vocab, tokenizer.imgpad))
-    initialise_(model, torch.Generator().manual_seed(recipe.seed))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    initialise_(model, generator, std=None if recipe.fan_in else 0.02)
     tokenizer.save(folder.parent / "vocabulary")
     checkpoint.save(model, folder, companions=folder.parent / "vocabulary")
 
