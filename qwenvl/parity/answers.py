@@ -57,7 +57,8 @@ def checked_batch(fixture: Fixture, case: Case) -> tuple[list[list[int]], Tensor
         length = sum(real)
         start = tokens - length if case["padding_side"] == "left" else 0
         stop = start + length
-        case.equal("padding side", real, [int(start <= place < stop) for place in range(tokens)])
+        if real != [int(start <= place < stop) for place in range(tokens)]:
+            raise ValueError(f"the attention mask is not padded on the {case['padding_side']}")
         case.equal("padding", [*recorded[:start], *recorded[stop:]], [pad] * (tokens - length))
         case.check_pictures(fixture, keys, paths)
         ids = checked_prompt(fixture, case, recorded[start:stop], keys, prompt)
@@ -66,7 +67,7 @@ def checked_batch(fixture: Fixture, case: Case) -> tuple[list[list[int]], Tensor
 
 
 def _check_list(fixture: Fixture, case: Case, elements: Sequence[Mapping[str, Any]], ids: list[int]) -> None:
-    """An official list of elements makes the same ids: read as text, and by way of our objects where they can say it."""
+    """An official list makes the same ids: read as text, and by way of our objects where they can say it."""
     case.equal("ids of the list", fixture.encode(official.from_list_format(elements)), ids)
     try:
         turn = markup.Turn("user", tuple(segment for element in elements for segment in _segments(element)))

@@ -42,7 +42,7 @@ class Fixture:
     """A model folder in official form with its recorded cases; computes in float32 on the CPU, as the oracle did."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve()
         self.model = checkpoint.load(path, Runtime(device=torch.device("cpu"), dtype=torch.float32))
         self.config = self.model.config
         self.tokenizer = Tokenizer.load(path)
