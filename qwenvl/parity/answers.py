@@ -236,15 +236,15 @@ def _padded_greedy(
     cache = KVCache(model.config.llm, batch, tokens + room, device="cpu", dtype=torch.float32)
     alpha = torch.full((batch,), ntk_alpha(tokens, model.config.llm))
     ids, segments = torch.tensor(rows), mask * BRANCHES
+    positions = torch.arange(tokens).expand(batch, -1)
     steps: list[Tensor] = []
-    for step in range(room):
-        steps.append(
-            model(ids, pixels if step == 0 else None, segments=segments, cache=cache, long_context=alpha)[
-                :, -1
-            ]
+    for _ in range(room):
+        hidden = model.hidden(
+            ids, pixels, positions=positions, segments=segments, cache=cache, long_context=alpha
         )
-        ids = steps[-1].argmax(-1, keepdim=True)
-        segments = torch.full((batch, 1), BRANCHES)
+        steps.append(model.llm.head(hidden[:, -1]))
+        ids, pixels = steps[-1].argmax(-1, keepdim=True), None
+        positions, segments = positions[:, -1:] + 1, torch.full((batch, 1), BRANCHES)
     logits = torch.stack(steps, dim=1)  # (batch, steps, vocab)
     answers = [_until(row, eos) for row in logits.argmax(-1).tolist()]
     return answers, [row[: len(answer)] for row, answer in zip(logits, answers, strict=True)]
