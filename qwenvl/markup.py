@@ -302,8 +302,8 @@ def number_pictures(turns: Iterable[Turn]) -> list[Turn]:
 
 # === Text to objects ===
 
-_LONGEST_COORDINATES = 200
-"""Characters between `<box>` or `<quad>` and its end beyond which nobody needs to look for numbers."""
+_LONGEST_BOX = 200
+"""Characters between `<box>` and `</box>` beyond which nobody needs to look for numbers."""
 
 
 def spell(segments: Content) -> str:
@@ -346,7 +346,7 @@ def parse_trusted(text: str) -> list[Segment]:
 
 
 def _read(text: str, strict: bool) -> list[Segment]:
-    """One pass: a span ends at the first end tag of its kind; after a broken tag reading goes on behind it."""
+    """One pass: a span ends at the first end tag of its kind; reading goes on inside a broken box, not in a quad."""
     opening = re.compile("<(ref|box|quad|img)>")
     unclosed: set[str] = set()
     found: list[Segment] = []
@@ -354,7 +354,7 @@ def _read(text: str, strict: bool) -> list[Segment]:
     done = position = 0
     while match := opening.search(text, position):
         tag, start, position = match[1], match.start(), match.end()
-        limit = position + _LONGEST_COORDINATES if tag in ("box", "quad") else len(text)
+        limit = position + _LONGEST_BOX if tag == "box" else len(text)
         end = -1 if tag in unclosed else text.find(f"</{tag}>", position, limit)
         segment = None if end < 0 else _object(tag, text[position:end], strict)
         if segment is not None:
@@ -362,7 +362,7 @@ def _read(text: str, strict: bool) -> list[Segment]:
             done = position = end + len(f"</{tag}>")
             if isinstance(segment, Ref):
                 label = segment.text.strip()
-            elif tag == "img" or between.strip() or (between and tag == "box"):
+            elif isinstance(segment, Text) or between.strip() or (between and tag == "box"):
                 label = None
             labelled = replace(segment, label=label) if isinstance(segment, Box | Quad) else segment
             found.extend([Text(between), labelled])
@@ -389,11 +389,9 @@ def _object(tag: str, inner: str, strict: bool) -> Segment | None:
         return Ref(inner)
     if tag == "img":
         return (Image(inner) if inner else None) if strict else Text(f"<img>{inner}</img>")
-    values = read_coordinates(inner)
-    if values is None or len(values) != (4 if tag == "box" else 8):
-        return None
+    values = read_coordinates(inner) or []
     on_grid = [_onto_grid(value) for value in values]
-    if strict and on_grid != values:
-        return None
+    if len(values) != (4 if tag == "box" else 8) or (strict and on_grid != values):
+        return None if strict or tag == "box" else Text(f"<quad>{inner}</quad>")
     corners = tuple(zip(on_grid[::2], on_grid[1::2], strict=True))
     return Box(*corners[0], *corners[1]) if tag == "box" else Quad(corners)  # type: ignore[arg-type]

@@ -21,13 +21,8 @@ def make_context(case: Case) -> None:
     )
     texts = [query, *(text for exchange in history or [] for text in exchange)]
     typed = [None if text is None else typed_text(text, tokenizer) for text in texts]
-    if (
-        not same
-        or "error" in case
-        or chat_format != "chatml"
-        or None in typed
-        or typed_text(system, tokenizer) is None
-    ):
+    stray = None in typed or any(tag in system for tag in official.IMAGE_TAGS)
+    if not same or "error" in case or chat_format != "chatml" or stray:
         return
     roles = ["user", *("user", "assistant") * len(history or [])]
     question, *earlier = (Turn(role, tuple(part or ())) for role, part in zip(roles, typed, strict=True))
@@ -49,23 +44,30 @@ def decode_tokens(case: Case) -> None:
     same = case.outcome(
         "reply", lambda: official.decode_tokens(tokenizer, *prompt(), generated, chat_format), recorded
     )
-    if not same or chat_format == "raw":  # raw generation ends at <|endoftext|>: nothing comes after it
+    if not same or chat_format == "raw":
         return
-    if "error" in case:
-        prompt()  # refused for the sake of the reply, not of the prompt
-        case.defects.append("reply raises")
+    try:
+        raw_text, context = prompt()
+    except ValueError:  # refused for the sake of the prompt
         return
     stops = [
         place for place, token in enumerate(generated) if token in (tokenizer.im_start, tokenizer.im_end)
     ]
-    ours = tokenizer.decode(generated[: stops[0] if stops else None]).removesuffix("<|endoftext|>").strip()
+    said = generated[: stops[0] if stops else None]
+    if min(generated, default=0) < 0 or tokenizer.endoftext in (said if stops else said[:-1]):
+        case.notes.append("never generated: a negative id, or anything behind <|endoftext|>")
+        return
+    ours = tokenizer.decode(said).removesuffix("<|endoftext|>").strip()
+    if "error" in case:
+        case.defects.append("reply raises")
+        return
     if ours == case["response"]:
         return
-    raw_text, context = prompt()
     prompt_text = official.decode(context, tokenizer)
     dropped = not stops and bool(generated)
-    kept = generated[: stops[0] if stops else -1]
-    with_defects = (prompt_text + official.decode(kept, tokenizer))[len(raw_text) :].strip()
+    with_defects = (prompt_text + official.decode(said[:-1] if dropped else said, tokenizer))[
+        len(raw_text) :
+    ].strip()
     if case.equal("reply with the known defects", with_defects, case["response"]):
         case.defects += ["slice"] * (len(prompt_text) != len(raw_text)) + ["dropped"] * dropped
     if not case.defects:

@@ -6,6 +6,7 @@ must only be given text that is trusted. Where the official code raises anything
 A picture in official ids: `<img>`, the UTF-8 bytes of its path as ids 0..255, `<imgpad>` up to 256 slots, `</img>`.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -147,9 +148,13 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
             pictures += 1
             text += f"Picture {pictures}: <img>{element['image']}</img>\n"
         elif "text" in element:
+            if not isinstance(element["text"], str):
+                raise ValueError(f"the text of an element is {element['text']!r}; expected a string.")
             text += element["text"]
         elif "box" in element:
             text += f"<ref>{element['ref']}</ref>" if "ref" in element else ""
+            if not isinstance(element["box"], Sequence):
+                raise ValueError(f"the boxes of an element are {element['box']!r}; expected a list.")
             text += "".join(_spell_box(box) for box in element["box"])
         else:
             raise ValueError(f"element {element!r} is unsupported; expected an image, a text or a box.")
@@ -157,7 +162,8 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _spell_box(box: Sequence[float]) -> str:
-    if isinstance(box, str) or not isinstance(box, Sequence) or len(box) != 4:
+    numbers = isinstance(box, Sequence) and all(isinstance(value, int | float) for value in box)
+    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)):
         raise ValueError(f"box {box!r} is not four numbers; expected (x1, y1, x2, y2).")
     x1, y1, x2, y2 = map(int, box)
     return f"<box>({x1},{y1}),({x2},{y2})</box>"
@@ -304,11 +310,13 @@ def sft_preprocess(
 
     Control symbols spelled in a `value` become control symbols, and the cut may go through a picture (defect 11).
     """
+    if not conversation:
+        raise ValueError("the conversation has no turns; expected a question at least.")
     newline = tokenizer.encode("\n")
     ids: list[int] = []
     labels: list[int] = []
     turns = [("system", system), *((turn["from"], turn["value"]) for turn in conversation)]
-    if len(turns) > 1 and turns[1][0] != "user":
+    if turns[1][0] != "user":
         del turns[1]
     for role, value in turns:
         if role not in ("system", "user", "assistant"):
