@@ -61,12 +61,11 @@ def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: int) -> Rows:
-    """Pack documents into as few rows as best fit finds; rows are no longer than the longest of them needs."""
+    """Pack documents into as few rows of `row_length` tokens as best fit finds, the rest of each row is padding."""
     if packing not in PACKINGS:
         raise ValueError(f"packing is {packing!r}; expected one of {', '.join(PACKINGS)}.")
     rows = fit([len(each) for each in examples], row_length)
-    width = max(sum(len(examples[index]) for index in row) for row in rows)
-    shape = (len(rows), width)
+    shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
     segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, members in enumerate(rows):

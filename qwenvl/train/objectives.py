@@ -26,6 +26,10 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.stages import StageConfig
 
 
+LOGIT_BLOCK = 256
+"""Logits are computed for a multiple of this many positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     """What one micro-batch contributes."""
@@ -100,9 +104,15 @@ def source_of(stage: StageConfig, document: int) -> str:
 def next_token_nll_sum(
     head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only."""
-    learned = labels != IGNORE
-    return F.cross_entropy(head(hidden[learned]).float(), labels[learned], reduction="sum")
+    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only.
+
+    Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
+    """
+    learned = (labels.flatten() != IGNORE).nonzero()[:, 0]
+    filling = -len(learned) % LOGIT_BLOCK
+    logits = head(hidden.flatten(0, 1)[F.pad(learned, (0, filling))])
+    targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===

@@ -1,0 +1,48 @@
+"""A model so small that a stage takes a second, on documents of the toy world."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.initialise import initialise_
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.synth.toystream import vocabulary_texts
+from qwenvl.model.vlm import QwenVL
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.stages import OptimConfig, StageConfig
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained model with its vocabulary."""
+    root = tmp_path_factory.mktemp("start")
+    tokenizer = Tokenizer.train(vocabulary_texts(100), 300)
+    config = ModelConfig(
+        vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, patch_size=14, image_size=56),
+        adapter=AdapterConfig(queries=4, heads=2),
+        llm=LLMConfig(vocab_size=tokenizer.n_vocab, hidden=32, layers=2, heads=2, mlp_width=64),
+        imgpad_id=tokenizer.imgpad,
+    )
+    model = QwenVL(config)
+    initialise_(model, torch.Generator().manual_seed(0), std=None)
+    tokenizer.save(root / "vocabulary")
+    folder.save(model, root / "model", companions=root / "vocabulary")
+    return root / "model"
+
+
+def stage(**changes: object) -> StageConfig:
+    """A stage of four updates over everything the toy world has."""
+    values: dict[str, object] = {
+        "name": "trial",
+        "image_size": 56,
+        "sequence_length": 384,
+        "mixture": {"tasks": 2.0, "text": 1.0, "chats": 1.0},
+        "documents": 8,
+        "micro_documents": 4,
+        "bfloat16": False,
+        "save_every": 2,
+        "optim": OptimConfig(peak_lr=1e-2, final_lr=1e-3, warmup_steps=1, steps=4),
+    }
+    return StageConfig(**{**values, **changes})  # type: ignore[arg-type]

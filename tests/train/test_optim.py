@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from qwenvl.model.vlm import QwenVL
+from qwenvl.train.optim import decays, freeze, learning_rate, lr_scale, make_optimizer
+from qwenvl.train.stages import OptimConfig
+
+
+def test_the_schedule_warms_up_linearly_and_ends_at_the_final_rate():
+    config = OptimConfig(peak_lr=2e-4, final_lr=1e-6, warmup_steps=500, steps=50_000)
+    assert learning_rate(config, 0) == pytest.approx(2e-4 / 500)
+    assert learning_rate(config, 499) == learning_rate(config, 500) == pytest.approx(2e-4)
+    assert learning_rate(config, 25_250) == pytest.approx((2e-4 + 1e-6) / 2)
+    assert learning_rate(config, 50_000) == pytest.approx(1e-6)
+
+
+def test_layer_wise_decay_counts_from_the_last_block_down():
+    scales = [lr_scale(f"vision.blocks.{i}.up.weight", 48, 0.95) for i in range(48)]
+    assert scales[47] == pytest.approx(0.95) and scales[0] == pytest.approx(0.95**48)
+    assert lr_scale("vision.patch_embed.weight", 48, 0.95) == pytest.approx(0.95**49)
+    assert lr_scale("vision.position", 48, 0.95) == pytest.approx(0.95**49)
+    assert lr_scale("adapter.query", 48, 0.95) == lr_scale("llm.head.weight", 48, 0.95) == 1.0
+
+
+def test_only_matrices_decay():
+    model = small_model()
+    decayed = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    assert "llm.blocks.0.mlp.up.weight" in decayed and "vision.patch_embed.weight" in decayed
+    assert not {"vision.position", "adapter.query", "llm.norm.weight", "llm.blocks.0.attention.qkv.bias"} & decayed
+
+
+def test_frozen_parts_are_in_no_group():
+    model = small_model()
+    freeze(model, ("adapter", "llm"))
+    optimizer = make_optimizer(model, OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1))
+    names = {name for group in optimizer.param_groups for name in group["names"]}
+    assert names == {name for name, _ in model.named_parameters() if not name.startswith("vision.")}
+    freeze(model, ())
+    with pytest.raises(ValueError, match="nothing is trainable"):
+        make_optimizer(model, OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1))
+
+
+def test_optim_config_refuses_what_cannot_be():
+    with pytest.raises(ValueError, match=r"final_lr is 0.1, peak_lr 0.01"):
+        OptimConfig(peak_lr=0.01, final_lr=0.1, warmup_steps=0, steps=1)
+    with pytest.raises(ValueError, match="warmup_steps is 3 of 2 steps"):
+        OptimConfig(peak_lr=0.01, final_lr=0.0, warmup_steps=3, steps=2)
+    assert math.isfinite(OptimConfig(peak_lr=1.0, final_lr=1.0, warmup_steps=0, steps=1).eps)
+
+
+def small_model() -> QwenVL:
+    from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+
+    with torch.device("meta"):
+        return QwenVL(
+            ModelConfig(
+                vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, image_size=56),
+                adapter=AdapterConfig(queries=4, heads=2),
+                llm=LLMConfig(vocab_size=64, hidden=32, layers=2, heads=2, mlp_width=64),
+                imgpad_id=63,
+            )
+        )
