@@ -5,13 +5,18 @@ without remote code and without unpickling objects. Writing goes to a folder bes
 only when complete.
 """
 
+import errno
 import json
+import math
 import pickle
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,11 +35,38 @@ from qwenvl.runtime import Runtime
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
 
+STEMS = ("model.safetensors", "pytorch_model.bin")
+"""Weight files, the first that is there, whole or with an index of shards."""
+
 SHARD_BYTES = 4_000_000_000
 """Weights above this are split over several files."""
 
-COMPANIONS = ("qwen.tiktoken", "generation_config.json", "MODEL_CARD.md")
+OFFICIAL_CONFIG = "official_config.json"
+"""The config.json of the official folder that ours was converted from, so that it can be written back as it was."""
+
+COMPANIONS = (
+    "qwen.tiktoken",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    OFFICIAL_CONFIG,
+    "MODEL_CARD.md",
+    "LICENSE",
+    "NOTICE",
+)
 """Files that travel with the weights when a folder is converted."""
+
+
+_OWN_FILE = re.compile(
+    "|".join(
+        [*map(re.escape, COMPANIONS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
+    )
+)
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,11 +74,20 @@ class Stored:
     """A tensor on disk: its shape is known, its values are read when asked for."""
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[], Tensor]
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def laid_out(self, layout: names.Layout, config: ModelConfig) -> "Stored":
-        """The same tensor with its rows reordered when read."""
-        return self if layout is names.same else Stored(self.shape, lambda: layout(self.read(), config))
+        """The same tensor with its rows reordered when read; a layout that drops rows changes the shape too."""
+        if layout is names.same:
+            return self
+        shape = tuple(layout(torch.empty(self.shape, device="meta"), config).shape)
+        return Stored(shape, self.dtype, lambda: layout(self.read(), config))
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -57,26 +98,38 @@ def resolve(checkpoint: str | Path) -> Path:
     if str(checkpoint) == "tiny":
         return Path(str(files("qwenvl"))) / "tiny"
     if str(checkpoint).count("/") != 1 or folder.suffix or folder.is_absolute():
-        raise ValueError(f"{checkpoint} is no folder; give a model folder, `tiny`, or a hub id like Qwen/Qwen-VL-Chat.")
+        raise ValueError(
+            f"{checkpoint} is no folder; give a model folder, `tiny`, or a hub id like Qwen/Qwen-VL-Chat."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.tiktoken"]))
+        return Path(
+            snapshot_download(
+                str(checkpoint), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.tiktoken"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{checkpoint} is no folder and the hub did not give it ({reason}); download it first.") from None
+        raise ValueError(
+            f"{checkpoint} is no folder and the hub did not give it ({reason}); download it first."
+        ) from None
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The model's shape, from our own or an official config.json."""
     values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{folder}/config.json holds {type(values).__name__}; expected an object with the model's shape."
+        )
     if is_official(values):
         return from_official(values)
     if values.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{folder}/config.json has model_type {values.get('model_type')!r}; expected {MODEL_TYPE!r}, or 'qwen' with "
-            "'visual' as in the official release."
+            f"{folder}/config.json has model_type {values.get('model_type')!r}; expected {MODEL_TYPE!r}, or 'qwen' "
+            "with 'visual' as in the official release."
         )
     return ModelConfig.from_dict({key: value for key, value in values.items() if key != "model_type"})
 
@@ -90,7 +143,7 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
     config = read_config(folder)
     with torch.device("meta"):
         model = QwenVL(config)
-    stored = our_tensors(folder, config)
+    stored = our_tensors(folder)
     state = {name: each.read().to(runtime.device, runtime.dtype) for name, each in stored.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -99,7 +152,8 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
 def save(model: QwenVL, folder: str | Path, *, companions: Path | None = None) -> None:
     """Write the model as a folder that `load` accepts, with the vocabulary and settings of the folder `companions`."""
     stored = {
-        name: Stored(tuple(tensor.shape), tensor.detach().cpu) for name, tensor in model.state_dict().items()
+        name: Stored(tuple(tensor.shape), tensor.dtype, tensor.detach().cpu)
+        for name, tensor in model.state_dict().items()
     }
     with new_folder(Path(folder)) as unfinished:
         write_config(unfinished, {"model_type": MODEL_TYPE, **model.config.to_dict()})
@@ -110,57 +164,87 @@ def save(model: QwenVL, folder: str | Path, *, companions: Path | None = None) -
 def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> None:
     """Rewrite a checkpoint folder as `qwenvl` or `official`, tensor by tensor: bits and precisions stay as they are."""
     folder = resolve(source)
-    config = read_config(folder)
-    stored = our_tensors(folder, config)
+    config, stored = read_config(folder), our_tensors(folder)
     if to == MODEL_TYPE:
         values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     elif to == "official":
-        precision = str(stored["llm.embed.weight"].read().dtype).removeprefix("torch.")
-        values = to_official(config, precision)
-        official = {ours: names.foreign(ours, names.OFFICIAL) for ours in stored}
-        stored = {
-            name: stored[ours].laid_out(layout, config)
-            for ours, entry in official.items()
-            if entry
-            for name, layout in [entry]
-        }
+        values = to_official(config, str(stored["llm.embed.weight"].dtype).removeprefix("torch."))
+        stored = official_tensors(stored, config)
     else:
         raise ValueError(f"cannot convert to {to!r}; expected 'official' or {MODEL_TYPE!r}.")
     with new_folder(Path(target)) as unfinished:
-        write_config(unfinished, values)
         write_tensors(unfinished, stored)
         copy_companions(folder, unfinished)
+        _write_converted_config(folder, unfinished, values, config)
 
 
-def our_tensors(folder: Path, config: ModelConfig) -> dict[str, Stored]:
+def _write_converted_config(
+    folder: Path, unfinished: Path, values: Mapping[str, Any], config: ModelConfig
+) -> None:
+    """The config.json of a converted folder; an official one is kept to the letter while it describes the model."""
+    ours = values["model_type"] == MODEL_TYPE
+    if ours:
+        write_config(unfinished, values)
+    remembered = folder / (
+        "config.json" if is_official(read_json(folder / "config.json")) else OFFICIAL_CONFIG
+    )
+    (unfinished / OFFICIAL_CONFIG).unlink(missing_ok=True)
+    if remembered.exists() and from_official(read_json(remembered)) == config:
+        shutil.copyfile(remembered, unfinished / (OFFICIAL_CONFIG if ours else "config.json"))
+    elif not ours:
+        write_config(unfinished, values)
+
+
+def our_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the model under our names and in our layout, checked by name and shape, not yet read."""
-    stored = stored_tensors(folder)
+    config, stored = read_config(folder), stored_tensors(folder)
     if is_official(read_json(folder / "config.json")):
         stored = renamed(stored, names.OFFICIAL, config)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in QwenVL(config).state_dict().items()}
     names.check_names(expected, {name: each.shape for name, each in stored.items()}, str(folder))
-    return stored
+    return {name: stored[name] for name in expected}
 
 
 def renamed(
     stored: Mapping[str, Stored], table: Mapping[str, names.Map], config: ModelConfig
 ) -> dict[str, Stored]:
     """Foreign tensors under our names and in our layout; names that the table does not know stay as they are."""
-    entries = {name: names.ours(name, table) or (name, names.same) for name in stored}
-    return {ours: stored[name].laid_out(layout, config) for name, (ours, layout) in entries.items()}
+    ours: dict[str, Stored] = {}
+    for name, each in stored.items():
+        new, layout = names.ours(name, table) or (name, names.same)
+        # A foreign file has no business with our names: such a tensor must not take the place of a renamed one.
+        ours[new if new != name else f"{name} (no foreign name)"] = each.laid_out(layout, config)
+    return ours
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def official_tensors(stored: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    """Our tensors under the official names and in the official layout."""
+    official: dict[str, Stored] = {}
+    for ours, each in stored.items():
+        entry = names.foreign(ours, names.OFFICIAL)
+        assert entry is not None, ours
+        official[entry[0]] = each.laid_out(entry[1], config)
+    return official
+
+
+def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stored]:
     """The tensors of a folder's weight files: `.safetensors` first, else `.bin` (read as weights only)."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index = folder / f"{stem}{suffix}.index.json"
+    for stem in stems:
+        file, index = folder / stem, folder / f"{stem}.index.json"
         if index.exists():
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            return {name: each for shard in shards for name, each in _stored_in(folder / shard)}
-        if (folder / f"{stem}{suffix}").exists():
-            return dict(_stored_in(folder / f"{stem}{suffix}"))
-    raise ValueError(f"{folder} has no weights; expected model.safetensors or pytorch_model.bin, whole or sharded.")
+            return {name: each for shard in _shards(index) for name, each in _stored_in(shard)}
+        if file.exists():
+            return dict(_stored_in(file))
+    raise ValueError(f"{folder} has no weights; expected {' or '.join(stems)}, whole or sharded.")
+
+
+def _shards(index: Path) -> list[Path]:
+    values = read_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index} has no weight_map of file names; copy it again from its source.")
+    return [index.parent / place for place in sorted(set(places.values()))]
 
 
 def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
@@ -170,43 +254,82 @@ def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
         if file.suffix == ".safetensors":
             opened = safe_open(file, framework="pt")
             for name in opened.keys():  # noqa: SIM118 - not a mapping
-                shape = tuple(opened.get_slice(name).get_shape())
-                yield name, Stored(shape, lambda name=name: opened.get_tensor(name))  # type: ignore[misc]
+                part = opened.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise ValueError(
+                        f"{file} holds {name} in {part.get_dtype()}, which this version does not read."
+                    )
+                yield name, Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
         else:
-            for name, tensor in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
-                yield name, Stored(tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is truncated or no weight file ({reason}); copy it again from its source.") from None
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            if not isinstance(tensors, dict) or not all(
+                isinstance(each, Tensor) for each in tensors.values()
+            ):
+                raise ValueError(f"{file} is no table of tensors; expected the state dict of a model.")
+            for name, tensor in tensors.items():
+                yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
+    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{file} is truncated or no weight file ({reason}); copy it again from its source."
+        ) from None
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
 
-    Raises ValueError when `target` exists and is no checkpoint folder, or its parent cannot be written.
+    A model folder that stands there is replaced. Raises ValueError when `target` holds anything else, cannot be
+    written, or the disk is full; what stood there before then still stands.
     """
-    if target.exists() and not (target.is_dir() and ((target / "config.json").exists() or not any(target.iterdir()))):
-        raise ValueError(f"{target} exists and is no model folder; give a new folder.")
+    _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
     except OSError as error:
-        raise ValueError(f"cannot write {target} ({error.strerror}); give a folder you may write to.") from None
+        raise ValueError(
+            f"cannot write {target} ({error.strerror}); give a folder you may write to."
+        ) from None
     try:
         yield unfinished
         unfinished.chmod(0o755)
-        replaced = unfinished.with_name(unfinished.name + "-replaced")
-        if target.exists():
-            target.rename(replaced)
-        unfinished.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise ValueError(f"could not write {target} ({error.strerror or error}); nothing was left there.") from None
-    except SafetensorError as error:
-        raise ValueError(f"could not write {target} ({error}); nothing was left there.") from None
+        _put_in_place(unfinished, target)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"could not write {target}: {reason}; nothing was left of it. Make room or give another folder."
+        ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_replaceable(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"{target} is a file; give a new folder.")
+    strange = sorted(each.name for each in target.iterdir() if not _OWN_FILE.fullmatch(each.name))
+    if strange:
+        raise ValueError(
+            f"{target} exists and holds {strange[0]}, which is no part of a model; give a new folder."
+        )
+
+
+def _put_in_place(unfinished: Path, target: Path) -> None:
+    """Rename the finished folder; what it replaces comes back if that fails."""
+    if not target.exists():
+        unfinished.rename(target)
+        return
+    replaced = unfinished.with_name(unfinished.name + "-replaced")
+    target.rename(replaced)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
@@ -217,27 +340,31 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
 def write_tensors(folder: Path, stored: Mapping[str, Stored]) -> None:
     """Write the weights, one shard in memory at a time, with an index when they need more than one file."""
     shards: list[list[str]] = [[]]
-    total = filled = 0
+    filled = 0
     for name, each in stored.items():
-        tensor = each.read()
-        size = tensor.numel() * tensor.element_size()
-        if filled + size > SHARD_BYTES and shards[-1]:
+        if filled + each.size > SHARD_BYTES and shards[-1]:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled, total = filled + size, total + size
+        filled += each.size
     files = [
         "model.safetensors" if len(shards) == 1 else f"model-{n:05}-of-{len(shards):05}.safetensors"
         for n in range(1, len(shards) + 1)
     ]
     for file, members in zip(files, shards, strict=True):
-        save_file({name: stored[name].read().contiguous() for name in members}, folder / file, {"format": "pt"})
+        save_file(
+            {name: stored[name].read().contiguous() for name in members}, folder / file, {"format": "pt"}
+        )
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": total},
-            "weight_map": {name: file for file, members in zip(files, shards, strict=True) for name in members},
+            "metadata": {"total_size": sum(each.size for each in stored.values())},
+            "weight_map": {
+                name: file for file, members in zip(files, shards, strict=True) for name in members
+            },
         }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def copy_companions(source: Path | None, target: Path) -> None:

@@ -140,7 +140,7 @@ def ours(foreign: str, table: Mapping[str, Map]) -> tuple[str, Layout] | None:
     """Our name and layout for a foreign tensor; None when the table does not know it."""
     index = _INDEX.search(foreign)
     entry = table.get(_INDEX.sub("{i}", foreign, count=1))
-    return entry and (entry.ours.format(i=index and index[0]), entry.to_ours)
+    return (entry.ours.format(i=index and index[0]), entry.to_ours) if entry else None
 
 
 def foreign(ours: str, table: Mapping[str, Map]) -> tuple[str, Layout] | None:
@@ -153,7 +153,9 @@ def foreign(ours: str, table: Mapping[str, Map]) -> tuple[str, Layout] | None:
     return None
 
 
-def check_names(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_names(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
     """Raise one ValueError that names the missing, unknown and misshapen tensors of a checkpoint."""
     problems = [
         *(f"missing {name} {tuple(expected[name])}" for name in expected if name not in found),
@@ -165,7 +167,9 @@ def check_names(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tup
         ),
     ]
     if problems:
-        raise ValueError(f"{where} does not fit its config.json: {_shortened(problems)}. Use the folder's own files.")
+        raise ValueError(
+            f"{where} does not fit its config.json: {_shortened(problems)}. Use the folder's own files."
+        )
 
 
 def _shortened(problems: Iterable[str], most: int = 3) -> str:

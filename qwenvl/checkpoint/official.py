@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.config import ModelConfig, VisionConfig
 
 CHANNELS_PER_ADAPTER_HEAD = 128
 """The release gives its adapter one attention head per 128 channels."""
@@ -12,50 +12,76 @@ RELEASED_QUERIES = 256
 """Visual tokens per picture when the official config does not say (the published ones do not)."""
 
 
-def is_official(values: Mapping[str, Any]) -> bool:
+DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "intermediate_size": 22_016,
+    "layer_norm_epsilon": 1e-6,
+    "no_bias": True,
+    "rotary_pct": 1.0,
+    "rotary_emb_base": 10_000,
+    "use_dynamic_ntk": True,
+    "use_logn_attn": True,
+}
+"""What the official configuration class takes for a key that config.json leaves out; it passes over unknown keys."""
+
+
+def is_official(values: Any) -> bool:
     """Whether these values of a config.json are those of an official Qwen-VL."""
-    return values.get("model_type") == "qwen" and "visual" in values
+    return isinstance(values, Mapping) and values.get("model_type") == "qwen" and "visual" in values
 
 
 def from_official(values: Mapping[str, Any]) -> ModelConfig:
     """Our config for an official config.json. Raises ValueError that names a missing or contradictory field."""
+    llm, visual = {**DEFAULTS, **values}, values["visual"]
     try:
-        visual, hidden = values["visual"], values["hidden_size"]
-        config = ModelConfig(
-            vision=VisionConfig(
-                width=visual["width"],
-                layers=visual["layers"],
-                heads=visual["heads"],
-                mlp_width=int(visual["width"] * visual["mlp_ratio"]),
-                patch_size=visual["patch_size"],
-                image_size=visual["image_size"],
-            ),
-            adapter=AdapterConfig(
-                queries=visual.get("n_queries", RELEASED_QUERIES), heads=hidden // CHANNELS_PER_ADAPTER_HEAD
-            ),
-            llm=LLMConfig(
-                vocab_size=values["vocab_size"],
-                hidden=hidden,
-                layers=values["num_hidden_layers"],
-                heads=values["num_attention_heads"],
-                mlp_width=values["intermediate_size"] // 2,
-                norm_eps=float(values["layer_norm_epsilon"]),
-                rope_base=float(values["rotary_emb_base"]),
-                rotary_fraction=float(values["rotary_pct"]),
-                bias=not values["no_bias"],
-                sequence_length=values["seq_length"],
-                dynamic_ntk=values["use_dynamic_ntk"],
-                log_n=values["use_logn_attn"],
-            ),
-            imgpad_id=visual["image_start_id"] + 2,
+        hidden, channels = llm["hidden_size"], llm["kv_channels"] * llm["num_attention_heads"]
+        config = ModelConfig.from_dict(
+            {
+                "vision": {
+                    "width": visual["width"],
+                    "layers": visual["layers"],
+                    "heads": visual["heads"],
+                    "mlp_width": int(visual["width"] * visual["mlp_ratio"]),
+                    "patch_size": visual["patch_size"],
+                    "image_size": visual["image_size"],
+                },
+                "adapter": {
+                    "queries": visual.get("n_queries", RELEASED_QUERIES),
+                    "heads": hidden // CHANNELS_PER_ADAPTER_HEAD,
+                },
+                "llm": {
+                    "vocab_size": llm["vocab_size"],
+                    "hidden": hidden,
+                    "layers": llm["num_hidden_layers"],
+                    "heads": llm["num_attention_heads"],
+                    "mlp_width": llm["intermediate_size"] // 2,
+                    "norm_eps": llm["layer_norm_epsilon"],
+                    "rope_base": llm["rotary_emb_base"],
+                    "rotary_fraction": llm["rotary_pct"],
+                    "bias": not llm["no_bias"],
+                    "sequence_length": llm["seq_length"],
+                    "dynamic_ntk": llm["use_dynamic_ntk"],
+                    "log_n": llm["use_logn_attn"],
+                },
+                "imgpad_id": visual["image_start_id"] + 2,
+            }
         )
     except KeyError as error:
-        raise ValueError(f"the official config.json lacks {error}; copy the whole file of the release.") from None
-    if visual["output_dim"] != hidden or values["kv_channels"] * values["num_attention_heads"] != hidden:
+        raise ValueError(
+            f"the official config.json lacks {error}; copy the whole file of the release."
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the official config.json has a value of the wrong type ({error}); copy the file of the release."
+        ) from None
+    if visual.get("output_dim") != hidden or channels != hidden:
         raise ValueError(
             f"the official config.json contradicts itself: hidden_size {hidden}, visual.output_dim "
-            f"{visual['output_dim']}, kv_channels x heads {values['kv_channels'] * values['num_attention_heads']}; "
-            "all three must be equal."
+            f"{visual.get('output_dim')}, kv_channels x heads {channels}; all three must be equal."
         )
     return config
 

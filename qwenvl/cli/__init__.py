@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "ask": "one question about pictures: text, boxes, a picture with the boxes drawn",
     "chat": "a dialogue about pictures, answers as they are written",
     "train": "a recipe or one of its stages, resumed where it was killed",
+    "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
     "parity": "compare with recorded outputs of the official model, case by case",
 }
 """Command -> what it does, in the order of `qwenvl --help`; `eval run` lives in cli/eval_run.py."""

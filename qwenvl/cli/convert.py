@@ -1,0 +1,22 @@
+"""`qwenvl convert`: the same weights in another folder format."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official"] = "qwenvl") -> int:
+    """Rewrite a checkpoint bit for bit in our format or in the official one.
+
+    Every tensor keeps its bits and its precision; vocabulary and settings travel along. The official format is read
+    whole or sharded, from .safetensors or .bin, and an official config.json comes back as it was.
+
+    Args:
+        source: A model folder (ours or official), a hub id, or `tiny`.
+        target: The folder to write; one that holds a model is replaced, anything else is refused.
+        to: The format to write.
+    """
+    from qwenvl.checkpoint import folder
+
+    folder.convert(source, target, to=to)
+    print(f"{target}: {to} format, {sum(f.stat().st_size for f in target.iterdir()) / 1e6:,.1f} MB")
+    return 0
