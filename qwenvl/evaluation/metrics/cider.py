@@ -25,13 +25,15 @@ Floats = NDArray[np.float64]
 def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """CIDEr-D of each tokenised caption (0 .. 10); document frequencies come from these references alone."""
     if len(captions) != len(references):
-        raise ValueError(f"{len(captions)} captions but references for {len(references)} pictures; expected as many.")
+        raise ValueError(
+            f"{len(captions)} captions but references for {len(references)} pictures; expected as many."
+        )
     if not all(references):
         raise ValueError("a picture has no references; expected at least one (five in COCO, Flickr30K).")
     pictures = len(captions)
     picture_of = np.repeat(np.arange(pictures), [len(group) for group in references])  # of each reference
     words, lengths = _number_words([*captions, *(text for group in references for text in group)])
-    sentence_of = np.repeat(np.arange(len(lengths)), lengths)                          # of each word
+    sentence_of = np.repeat(np.arange(len(lengths)), lengths)  # of each word
 
     similarity = np.zeros(len(picture_of))
     grams = words
@@ -68,11 +70,11 @@ def _lengthen(grams: Ints, words: Ints, sentence_of: Ints) -> tuple[Ints, Ints, 
 def _clipped_cosine(grams: Ints, sentence_of: Ints, picture_of: Ints, pictures: int) -> Floats:
     """For each reference, the clipped cosine of its picture's caption with it. Sentences: captions, then references."""
     kinds = int(grams.max(initial=0)) + 1
-    entries, times = _runs(np.sort(sentence_of * kinds + grams))        # one per sentence and n-gram in it
+    entries, times = _runs(np.sort(sentence_of * kinds + grams))  # one per sentence and n-gram in it
     sentence, gram = np.divmod(entries, kinds)
-    first = int(np.searchsorted(sentence, pictures))                    # captions' entries lie before, references' after
+    first = int(np.searchsorted(sentence, pictures))  # captions' entries lie before it
     reference, reference_gram = sentence[first:] - pictures, gram[first:]
-    key = picture_of[reference] * kinds + reference_gram                # the entry the picture's caption would have
+    key = picture_of[reference] * kinds + reference_gram  # the caption's entry, if it has one
 
     document_frequency = np.bincount(_runs(np.sort(key))[0] % kinds, minlength=kinds)
     idf = np.log(max(pictures, 1)) - np.log(np.maximum(document_frequency, 1))

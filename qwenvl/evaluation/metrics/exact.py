@@ -7,6 +7,8 @@ def score(answer: str, annotation: str | Sequence[str]) -> float:
     """1.0 if the answer equals any annotation, else 0.0. ValueError if there is no annotation to compare with."""
     wanted = [annotation] if isinstance(annotation, str) else annotation
     if not wanted:
-        raise ValueError("a question has an empty list of annotations; expected at least one accepted answer.")
+        raise ValueError(
+            "a question has an empty list of annotations; expected at least one accepted answer."
+        )
     said = answer.strip().lower()
     return float(any(said == other.strip().lower() for other in wanted))

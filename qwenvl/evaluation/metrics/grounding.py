@@ -32,7 +32,7 @@ class Grounded:
 
 
 def parse_box(answer: str) -> Corners | None:
-    """The first `(x1,y1),(x2,y2)` of an answer, or None. Nothing after a first pair that is not numbers is looked at."""
+    """The first `(x1,y1),(x2,y2)` of an answer, or None. If the first pair is no numbers, later ones are not tried."""
     found = _CORNERS.search(answer)
     if found is None:
         return None
@@ -64,7 +64,9 @@ def to_pixels(corners: Corners, width: float, height: float) -> NDArray[np.float
 def score(answer: str, truth: Sequence[float], width: float, height: float) -> Grounded:
     """Judge one answer against the true box (left, top, right, bottom in pixels) of a `width` x `height` picture."""
     if len(truth) != 4:
-        raise ValueError(f"a true box needs 4 numbers (left, top, right, bottom), got {len(truth)}: {list(truth)}.")
+        raise ValueError(
+            f"a true box needs 4 numbers (left, top, right, bottom), got {len(truth)}: {list(truth)}."
+        )
     parsed = parse_box(answer)
     scaled = to_pixels(parsed or (0.0, 0.0, 0.0, 0.0), width, height)
     overlap = float(iou(scaled[None], np.asarray([truth], np.float32))[0])

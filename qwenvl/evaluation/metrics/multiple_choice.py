@@ -84,7 +84,7 @@ class Choice:
     @property
     def mean_nll(self) -> NDArray[np.float32]:
         """Nats per token of each option."""
-        return self.nll_sums / self.lengths.astype(np.float32)
+        return np.divide(self.nll_sums, self.lengths, dtype=np.float32)
 
     @property
     def chosen(self) -> int | None:
@@ -97,11 +97,17 @@ def choose(logprobs: Sequence[ArrayLike], lengths: Sequence[int]) -> Choice:
     """The choice from each option's token log-probabilities; the last `lengths[i]` positions are option i's tokens."""
     rows = [np.asarray(row, np.float32) for row in logprobs]
     if not rows or len(rows) != len(lengths):
-        raise ValueError(f"{len(rows)} rows of log-probabilities for {len(lengths)} option lengths; expected one each.")
+        raise ValueError(
+            f"{len(rows)} rows of log-probabilities for {len(lengths)} option lengths; expected one each."
+        )
     for row, length in zip(rows, lengths, strict=True):
         if not 0 < length <= len(row):
-            raise ValueError(f"an option of {length} tokens in a row of {len(row)}; expected 1 to {len(row)}.")
-    sums = [-row[len(row) - length :].sum(dtype=np.float32) for row, length in zip(rows, lengths, strict=True)]
+            raise ValueError(
+                f"an option of {length} tokens in a row of {len(row)}; expected 1 to {len(row)}."
+            )
+    sums = [
+        -row[len(row) - length :].sum(dtype=np.float32) for row, length in zip(rows, lengths, strict=True)
+    ]
     return Choice(np.asarray(sums, np.float32), np.asarray(lengths, np.int64))
 
 

@@ -15,15 +15,23 @@ from itertools import pairwise
 
 from qwenvl.evaluation.metrics.ptb_characters import LETTER, SPACE, SYMBOL
 
-PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
+_DROPPED = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
+PUNCTUATION = frozenset(_DROPPED.split())
 
 _ANY = f"(?:{LETTER}|\\d)"
 _APOS = "(?:['\u2019\x92]|&apos;)"
 _QUOTE = "(?:['\u2019\x92`\u2018\x91\u201b]|&apos;)"
+_EXTENSION = (
+    "(?i:bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar"
+    "|txt|wav|x|xml|zip)"
+)
+_ENCLITIC = "(?i:[msd]|re|ve|ll)"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
 _BLANK = f"[{SPACE}\n\r\x0b\x0c\x85\u2028\u2029]"
 _WORD = f"{LETTER}{_ANY}*(?:[.!?]{LETTER}{_ANY}*)*"
-_PART = f"(?:[dDoOlL]{_QUOTE}{LETTER})?{_ANY}+"
+_PART = f"(?:[dDoOlL]{_QUOTE}{_ANY})?{_ANY}+"
+_THING = f"{_PART}(?:{_HYPHEN}{_PART})*"
+_INITIALS = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
 _NAME = "[A-Za-z][A-Za-z0-9:.-]*"
 _TAG = (
     rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{_NAME}"
@@ -33,28 +41,36 @@ _ACRONYM = r"(?:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\
 _URL_END = r'[^ \t\n\f\r"<>|.!?(){},-]'
 _URL_PATH = rf'(?:/[^ \t\n\f\r"<>|()]+{_URL_END})?'
 _STARTERS = """
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms. Now
-    Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You
-""".split()
-_STARTER = "|".join(re.escape(form) for word in _STARTERS for form in (word, word.upper()))
-_SENTENCE_NEXT = f"{_BLANK}+(?:(?:{_STARTER}){_BLANK}|{_TAG})"
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
+    Mr. Ms. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What
+    When While Yet You
+"""
+_STARTER = "|".join(re.escape(form) for word in _STARTERS.split() for form in (word, word.upper()))
+_SENTENCE_NEXT = f"{_BLANK}+(?:{_STARTER}|{_TAG}){_BLANK}"
 
-# Abbreviations that keep their period, in any case; a capital in a pattern must be a capital.
-_ABBREVIATIONS = """
-    jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thurs? fri
-    ala ariz Ark calif colo conn dak Del fla ga Ill ind kans? ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa
-    penn tenn Tex va vt Wash wisc? wyo
-    inc cos? corp ltd plc bancorp bhd assn univ intl sys ptys? pte tel est ext sq jr sr bros esq blvd rd etc al seq bldg
-    ct ed\\.d ph\\.d
-    dept invt elec natl mfg mtg ph ft ste? ave mrs? ms drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj
-    sgt cpl pvt capt pres lieut hon brig co?mdr pfc spc supts? det mt adj adv asst assoc ens insp mlle mme msgr sfc vs cf
-""".split()
-_ABBREVIATION = "|".join(
-    f"{word[0]}(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in _ABBREVIATIONS
-)
+# Abbreviations that keep their period, in any case; a capital in a pattern must be a capital. The first may end a
+# sentence and then cut off what follows without a space, if that is a single character: etc.A -> etc. a
+_MAY_END = """
+    jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thurs? fri ala ariz Ark calif colo conn dak
+    Del fla ga Ill ind kans? ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa penn tenn Tex va vt
+    Wash wisc? wyo inc cos? corp ltd plc bancorp bhd assn univ intl sys ptys? pte tel est ext sq jr sr bros
+    esq blvd rd etc al seq bldg ct ed\\.d ph\\.d
+"""
+_NEVER_END = """
+    dept invt elec natl mfg mtg ph ft ste? ave mrs? ms drs? profs? sens? reps? attys? lt col gen messrs
+    govs? adm rev maj sgt cpl pvt capt pres lieut hon brig co?mdr pfc spc supts? det mt adj adv asst assoc
+    ens insp mlle mme msgr sfc vs cf
+"""
 
-_BEFORE_NUMBER = "nos? prop ca figs? art pp op".split()
-_SPLIT = "cannot gonna gotta lemme gimme wanna".split()
+
+def _any_of(words: str) -> str:
+    return "|".join(
+        f"{word[0]}(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in words.split()
+    )
+
+
+_BEFORE_NUMBER = ["nos?", "prop", "ca", "figs?", "art", "pp", "op"]
+_SPLIT = ["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"]
 """Written as one, read as two words: after the third letter."""
 
 
@@ -71,6 +87,27 @@ _FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3"
 _BRACKET_NAMES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _AS_IS = str
 
+
+def _word(token: str) -> str:
+    return token.replace("&amp;", "&").replace("\u00ad", "")
+
+
+def _apostrophe(token: str) -> str:
+    return re.sub(_QUOTE, lambda mark: mark[0] if mark[0] == "`" else "'", token)
+
+
+_QUOTES = {
+    **dict.fromkeys("`\u2018\u201b\u2039\x91", "`"),
+    **dict.fromkeys("\u2019\u203a\x92", "'"),
+    **dict.fromkeys("\u201c\u00ab\x93", "``"),
+    **dict.fromkeys("\u201d\u00bb\x94", "''"),
+}
+
+
+def _quotes(pair: str) -> str:
+    return "".join(_QUOTES.get(quote, quote) for quote in pair)
+
+
 # (pattern, what the matched text becomes; several words are separated by a space, none is the empty text)
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (_TAG, lambda tag: tag.replace(" ", "\u00a0")),
@@ -78,39 +115,47 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"-{1,4}|&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015]", _DROP),
     (r"(?i:-[lr][rsc]b-)", _AS_IS),
     # words
-    (f"({LETTER}+)n{_QUOTE}t", _AS_IS),
-    (f"n{_QUOTE}t", _AS_IS),
+    (f"([A-Za-z]*[A-MO-Za-mo-z])[nN]{_QUOTE}[tT]", _word),
+    (f"[nN]{_QUOTE}[tT]", _apostrophe),
     (f"(?i:{'|'.join(_SPLIT)})", lambda word: f"{word[:3]} {word[3:]}"),
-    (f"({_APOS}(?i:t))(?i:is|was)", _AS_IS),
-    (_WORD, _AS_IS),
-    (rf"{_APOS}n{_APOS}?|{_APOS}(?:em|till?|cause|[2-9]0[sS])|[lLdDjJ]{_APOS}", _AS_IS),
-    (rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|c{_APOS}mon|ma{_APOS}am|o{_APOS}er|ne{_APOS}er)", _AS_IS),
-    (f"([yY]{_APOS})[A-Za-z]", _AS_IS),
-    (rf"({_APOS}(?i:[msd]|re|ve|ll))[^A-Za-z]", _AS_IS),
-    (f"{_PART}(?:{_HYPHEN}{_PART})*", _AS_IS),
-    (r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+", _AS_IS),
-    (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _AS_IS),
-    (rf"{_ANY}[A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+", _AS_IS),
-    (r"[cC]\+\+|[cCfF]#", _AS_IS),
+    (f"({_APOS}(?i:t))(?i:is|was)", _apostrophe),
+    (f"({_WORD}){_APOS}{_ENCLITIC}", _word),
+    (_WORD, _word),
+    (rf"({_APOS}{_ENCLITIC})[^A-Za-z]", _apostrophe),
+    (rf"{_APOS}[nN]{_APOS}?|{_APOS}(?:(?i:em|till?|cause)|[2-9]0[sS])|[lLdDjJ]{_APOS}", _AS_IS),
+    (rf"({_APOS}\d\d){_BLANK}", _AS_IS),
+    (rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|c'mon|o{_APOS}er)", _AS_IS),
+    (rf"{LETTER}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{LETTER}*", _AS_IS),
+    (f"(')[A-Za-z][^{SPACE}\n\r]", _DROP),
+    (rf"{_APOS}{_ENCLITIC}", _apostrophe),
+    (f"([yY]{_APOS})[A-Za-z]", _word),
+    (_THING, _word),
+    (_INITIALS, _word),
+    (f"[A-HJ-XZn]{_APOS}{LETTER}{{2}}{_ANY}*", _AS_IS),
+    (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _word),
+    (rf"({_ANY}+(?:\.{_ANY}+)*\.{_EXTENSION})[\s.,?!]", _AS_IS),
+    (r"[cC]\+\+|[cCfF]#", _word),
     # periods
     (rf"{_ACRONYM}\.", _AS_IS),
     (rf"([A-Za-z])\.{_SENTENCE_NEXT}", _AS_IS),
     (r"[A-Za-z]\.", _AS_IS),
-    (rf"(?:{_ABBREVIATION})\.", _AS_IS),
+    (rf"(?:{_any_of(_MAY_END + _NEVER_END)})\.", _AS_IS),
     (rf"((?i:{'|'.join(_BEFORE_NUMBER)})\.){_BLANK}?\d", _AS_IS),
-    (rf"({_WORD}\.)[,;:\u3001]", _AS_IS),
+    (rf"((?:{_WORD}|{_THING}|{_INITIALS})\.)[,;:\u3001]", _word),
     (r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|\u2026|\u0085|\.", _DROP),
     # addresses
-    (rf'(?i:https?://)[^ \t\n\f\r"<>|()]+{_URL_END}', _AS_IS),
+    (rf'(?i:https?://)[^ \t\n\f\r"<>|(){{}}]+{_URL_END}', _AS_IS),
     (rf'(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}{_URL_PATH}', _AS_IS),
     (rf"(?:[^ \t\n\f\r\"`'<>|.!?(){{}},-_$]+\.)+(?i:com|net|org|edu){_URL_PATH}", _AS_IS),
     (
-        r'(?:&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|()\u00a0]*@(?:[^ \t\n\f\r"<>|().\u00a0]+\.)*'
-        r'[^ \t\n\f\r"<>|().\u00a0]+(?:&gt;|>)?',
+        r'(?:&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\u00a0]*@(?:[^ \t\n\f\r"<>|(){}.\u00a0]+\.)*'
+        r'[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&gt;|>)?',
         _AS_IS,
     ),
     ("[@\uff20][a-zA-Z_][a-zA-Z_0-9]*", _AS_IS),
     (f"[#\uff03]{LETTER}+", _AS_IS),
+    (rf"((?:{_any_of(_MAY_END)})\.)[\s\S]{{2}}", _AS_IS),
+    (rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+", _word),
     # numbers
     (r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}", _AS_IS),
     ("[-+]?(?:\\d*(?:[.:,\u00ad\u066b\u066c]\\d+)+|\\d+)", _AS_IS),
@@ -127,8 +172,8 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("\u00a3", _fixed("#")),
     ("[\x80\u00a4\u20a0\u20ac]", _fixed("$")),
     # faces
-    (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", _brackets),
-    (r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([-^x=~<>']-[-^x=~<>'`]\)", _brackets),
+    (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _brackets),
+    (r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", _brackets),
     # signs
     ("&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#\\d+);", _AS_IS),
     ("&amp;", _fixed("&")),
@@ -136,9 +181,9 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("&gt;", _fixed(">")),
     ("&quot;|&nbsp;", _DROP),
     (r"[][(){}]", lambda bracket: _BRACKET_NAMES[bracket]),
-    (r"[?!]{2,}|_+|\*+|@+|#+", _AS_IS),
-    (f"({_QUOTE})[A-Za-z][^{SPACE}\n]", _DROP),
-    ("[,;:?!]|[\"'`\u2018\u2019\u201b-\u201d\u00ab\u00bb\u2039\u203a\x91-\x94]|&apos;", _DROP),
+    (r"[?!]{2,}|<<|>>|_+|\*+|(?:\\\*){1,3}|@+|#+", _AS_IS),
+    (f"[{''.join(_QUOTES)}\u201a\u201e\u201f]{{1,2}}", _quotes),
+    ("[,;:?!\"]|''?|&apos;", _DROP),
     (SYMBOL, _AS_IS),
 )
 
@@ -146,7 +191,7 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
 @cache
 def _compiled() -> tuple[list[tuple[re.Pattern[str], Callable[[str], str]]], re.Pattern[str]]:
     """The rules, and a fast path: a plain word before a space, with or without a mark that would be dropped."""
-    special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(word.lower() for word in _ABBREVIATIONS)])
+    special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(_MAY_END + _NEVER_END).lower().split()])
     plain = rf"(?!(?i:{special})\b)([A-Za-z]{{2,}})[.,?!]?(?: (?=[A-Za-z])|$)|([aA]) (?=[A-Za-z])"
     return [(re.compile(pattern), becomes) for pattern, becomes in _RULES], re.compile(plain)
 
@@ -175,14 +220,8 @@ def _words(text: str, end: int) -> Iterable[str]:
 
 def _line(text: str, following: str | None) -> str:
     ahead = text if following is None else f"{text}\n{following}\n"
-    words = (_normal(word) for word in _words(ahead, len(text)))
+    words = (word.lower() for word in _words(ahead, len(text)))
     return " ".join(word for word in words if word and word not in PUNCTUATION)
-
-
-def _normal(word: str) -> str:
-    for entity, plain in (("&amp;", "&"), ("&apos;", "'"), ("\u2019", "'"), ("\x92", "'"), ("\u00ad", "")):
-        word = word.replace(entity, plain)
-    return word.lower()
 
 
 def tokenise(captions: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Which characters the CoreNLP 3.4.1 tokeniser takes for letters and symbols (the Unicode of its day), as regex sources.
+"""Which characters CoreNLP 3.4.1 takes for letters and symbols (the Unicode of its day), as regex sources.
 
-Measured: every character of the basic plane was put between letters, between digits and alone. Characters in none of
-these sets are dropped and separate words as a space does; so are all beyond the basic plane (emoji).
+Measured: every character of the basic plane was put between letters, between digits and alone. Those in none of the
+sets are dropped and separate words as a space does; so are all beyond the basic plane (emoji).
 """
 
 _NUMERIC_NOT_DECIMAL = (

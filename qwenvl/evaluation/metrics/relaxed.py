@@ -29,6 +29,8 @@ def score(answer: str, annotation: str | Sequence[str], *, official: bool = True
     """1.0 if the answer is correct for any annotation, else 0.0. Only the answer is stripped of white space."""
     wanted = [annotation] if isinstance(annotation, str) else annotation
     if not wanted:
-        raise ValueError("a question has an empty list of annotations; expected at least one accepted answer.")
+        raise ValueError(
+            "a question has an empty list of annotations; expected at least one accepted answer."
+        )
     said = answer.strip()
     return float(any(is_correct(said, other) if official else is_correct(other, said) for other in wanted))

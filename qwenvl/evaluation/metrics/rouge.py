@@ -11,7 +11,7 @@ BETA = 1.2
 
 
 def score(caption: str, references: Sequence[str]) -> float:
-    """ROUGE-L in 0..1 of one tokenised caption. Words are split at single spaces, so an empty text is one empty word."""
+    """ROUGE-L in 0..1 of one tokenised caption. Split at single spaces: an empty text is one empty word."""
     if not references:
         raise ValueError("a caption has no references; expected at least one (five in COCO, Flickr30K).")
     words = caption.split(" ")

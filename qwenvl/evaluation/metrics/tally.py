@@ -27,7 +27,9 @@ class Tally:
     def mean_times(self, factor: int) -> float:
         """`factor` x total over count, multiplied first, as the reference scripts do before they round."""
         if not self.count:
-            raise ValueError("no items were scored, so there is no mean; do predictions and questions share ids?")
+            raise ValueError(
+                "no items were scored, so there is no mean; do predictions and questions share ids?"
+            )
         return factor * self.total / self.count
 
 

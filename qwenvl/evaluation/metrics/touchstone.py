@@ -35,7 +35,9 @@ def ratings(text: str) -> tuple[float, float] | None:
 def model_rating(reply: Reply) -> float | None:
     """The rating of the model's answer in one reply, or None if the reply holds none."""
     if reply.model_place not in (1, 2):
-        raise ValueError(f"model_place is {reply.model_place}; expected 1 or 2, the model's place in the prompt.")
+        raise ValueError(
+            f"model_place is {reply.model_place}; expected 1 or 2, the model's place in the prompt."
+        )
     pair = ratings(reply.text)
     return None if pair is None else pair[reply.model_place - 1]
 

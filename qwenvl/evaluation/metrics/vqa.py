@@ -15,23 +15,25 @@ from functools import lru_cache
 from qwenvl.evaluation.metrics.tally import Tally, tally
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+_COUNTED = "zero one two three four five six seven eight nine ten"
+NUMBERS = {word: str(i) for i, word in enumerate(_COUNTED.split())}
 NUMBERS["none"] = "0"
 ARTICLES = frozenset({"a", "an", "the"})
 
-# Each contraction is reached from every spelling that lacks exactly one of its apostrophes: hadnt've, hadn'tve -> hadn't've.
+# Each is reached from every spelling that lacks exactly one of its apostrophes: hadnt've, hadn'tve -> hadn't've.
 # The reference also lists Im, Ive, Id've and I'dve; words are lower-cased first, so those can never match.
 SPELT = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
+    he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+    mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
+    shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's
+    something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
+    they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
     wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 CONTRACTIONS = {
-    word[:i] + word[i + 1 :]: word for word in SPELT for i, letter in enumerate(word) if letter == "'"
+    word[:i] + word[i + 1 :]: word for word in SPELT.split() for i, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}  # this one runs the wrong way in the reference
 
 _MARK = re.compile("[" + re.escape(MARKS) + "]")
@@ -72,7 +74,9 @@ def process_prediction(text: str, official: bool = True) -> str:
 def score(prediction: str, answers: Sequence[str], *, official: bool = True) -> float:
     """Agreement in 0..1 of one prediction with the people's answers (ten in every benchmark of the paper)."""
     if not answers:
-        raise ValueError("a VQA question has no reference answers; the annotation file should list ten for each.")
+        raise ValueError(
+            "a VQA question has no reference answers; the annotation file should list ten for each."
+        )
     said = process_prediction(prediction, official)
     if answers.count(answers[0]) != len(answers):
         answers = [process_punctuation(answer, official) for answer in answers]
