@@ -25,7 +25,12 @@ The command line may import torch inside a function, when the work begins; the o
 
 ONLY_IN = {
     "tyro": {"cli"},
-    "rich": {"cli", "train", "parity"},  # the progress bar of the loop, the table of the certificate
+    "rich": {
+        "cli",
+        "train",
+        "parity",
+        "demo",
+    },  # the bar of the loop, the table of the certificate, the demo on screen
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
