@@ -229,7 +229,9 @@ def official_tensors(stored: Mapping[str, Stored], config: ModelConfig) -> dict[
 
 
 def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stored]:
-    """The tensors of a folder's weight files: `.safetensors` first, else `.bin` (read as weights only)."""
+    """The tensors of a folder's weight files, or of one file: `.safetensors` first, else `.bin` (weights only)."""
+    if folder.is_file():
+        return dict(_stored_in(folder))
     for stem in stems:
         file, index = folder / stem, folder / f"{stem}.index.json"
         if index.exists():

@@ -1,17 +1,35 @@
 """How a model starts: at random as the official code does, or from the weights of OpenCLIP and Qwen-7B (Table 8)."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
+from qwenvl.checkpoint import names
+from qwenvl.checkpoint.folder import renamed, resolve, stored_tensors
+from qwenvl.config import read_json
 from qwenvl.model.vlm import QwenVL
+
+OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weight files of an OpenCLIP folder."""
+
+NOT_IN_QWEN_VL = re.compile(
+    r"visual\.(class_embedding|ln_post\.(weight|bias)|proj)"
+    r"|transformer\.resblocks\..+|token_embedding\.weight|positional_embedding|ln_final\.(weight|bias)"
+    r"|text_projection|attn_mask|logit_scale|logit_bias"
+)
+"""OpenCLIP tensors without a place here: class token and pooling of the picture side, the whole text side."""
 
 
 def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None = 0.02) -> None:
     """Random weights: matrices N(0, std), those that write into a residual stream scaled by depth, biases 0, norms 1.
 
     `std` is the official 0.02; None takes 1/sqrt(fan in) instead, which is 0.016 at the paper's width and what models
-    much narrower than that need to learn. Positions start at N(0, 1/width) and the adapter's last projection at
-    N(0, 1/hidden), as in the official code.
+    much narrower than that need to learn. As in the official code, positions start at N(0, 1/width), the adapter's
+    last projection at N(0, 1/hidden), and, with `std`, its query-key-value projection and the patches uniformly.
     """
     depth = (2 * model.config.llm.layers) ** -0.5
     for name, parameter in model.named_parameters():
@@ -19,7 +37,75 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
             nn.init.constant_(parameter, 0.0 if name.endswith(".bias") else 1.0)
             continue
         fan_in = parameter[0].numel()
+        if std is not None and name == "vision.patch_embed.weight":
+            nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+            continue
+        if std is not None and name == "adapter.qkv.weight":
+            nn.init.xavier_uniform_(parameter, generator=generator)
+            continue
         spread = fan_in**-0.5 if std is None or name in ("vision.position", "adapter.project") else std
         in_block = name.startswith(("llm.blocks.", "vision.blocks."))
         writes = name.endswith("down.weight") or (name.startswith("llm.") and name.endswith("out.weight"))
         nn.init.normal_(parameter, std=spread * depth if in_block and writes else spread, generator=generator)
+
+
+def load_qwen_7b_(model: QwenVL, checkpoint: str | Path) -> None:
+    """Put the weights of a Qwen-7B folder (or hub id) into the language model; the rest stays as it is.
+
+    Raises ValueError, before anything is changed, when the folder holds another model than `model.config.llm`.
+    """
+    folder, llm = resolve(checkpoint), model.config.llm
+    values = read_json(folder / "config.json")
+    ours = {
+        "num_attention_heads": llm.heads,
+        "layer_norm_epsilon": llm.norm_eps,
+        "rotary_emb_base": llm.rope_base,
+    }
+    _require_equal(f"{folder}/config.json", values, ours)
+    _load_part_(model, "llm.", stored_tensors(folder), names.QWEN_7B, str(folder))
+
+
+def load_openclip_(model: QwenVL, checkpoint: str | Path) -> None:
+    """Put the picture side of an OpenCLIP folder, hub id or weight file into the vision encoder (paper 3.1).
+
+    Its class token, pooling and text side are left out. OpenCLIP trained with norms of epsilon 1e-5; the official
+    Qwen-VL goes on with 1e-6. Raises ValueError, before anything is changed, when it is another model than
+    `model.config.vision`.
+    """
+    folder = Path(checkpoint) if Path(checkpoint).is_file() else resolve(checkpoint)
+    settings, vision = folder / "open_clip_config.json", model.config.vision
+    if settings.exists():
+        cfg = read_json(settings).get("model_cfg", {}).get("vision_cfg", {})
+        expected = {
+            "layers": vision.layers,
+            "width": vision.width,
+            "head_width": vision.width // vision.heads,
+        }
+        _require_equal(str(settings), cfg, expected)
+    stored = {
+        name: each
+        for name, each in stored_tensors(folder, OPENCLIP_FILES).items()
+        if not NOT_IN_QWEN_VL.fullmatch(name)
+    }
+    _load_part_(model, "vision.", stored, names.OPENCLIP, str(folder))
+
+
+def _require_equal(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for key, value in expected.items():
+        if found.get(key, value) != value:
+            raise ValueError(
+                f"{where} has {key} {found[key]}, this model {value}; start from weights of the same shape."
+            )
+
+
+def _load_part_(
+    model: QwenVL, prefix: str, stored: Mapping[str, Any], table: Mapping[str, names.Map], where: str
+) -> None:
+    """Copy foreign tensors into the parameters whose names begin with `prefix`, all of them or none."""
+    ours = renamed(stored, table, model.config)
+    parameters = {name: each for name, each in model.named_parameters() if name.startswith(prefix)}
+    expected = {name: tuple(each.shape) for name, each in parameters.items()}
+    names.check_names(expected, {name: each.shape for name, each in ours.items()}, where)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(ours[name].read())
