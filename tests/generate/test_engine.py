@@ -26,7 +26,9 @@ def model() -> QwenVL:
     model = QwenVL(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 2:  # large weights: clear winners among the next tokens, and pictures that matter
+            if (
+                parameter.ndim == 2
+            ):  # large weights: clear winners among the next tokens, and pictures that matter
                 parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)
         model.llm.head.weight[IMGPAD] = 0
     return model
@@ -116,7 +118,9 @@ def test_cached_equals_uncached(model: QwenVL, number: int):
 def test_a_shared_picture_is_encoded_once(model: QwenVL, monkeypatch: pytest.MonkeyPatch):
     encoded: list[int] = []
     encode = QwenVL.encode
-    monkeypatch.setattr(QwenVL, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    monkeypatch.setattr(
+        QwenVL, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
     shared = picture(0)
     prompts = [
         with_pictures(1, [shared, picture(1)], 2, 0),
@@ -193,9 +197,12 @@ def test_the_score_of_an_answer_is_what_generation_said(model: QwenVL):
         (Prompt(ids=(1,), pixels=(picture(0),)), "0 picture placeholders but 1 pictures"),
         (Prompt(ids=(1, VOCAB)), "the id 96; the model knows 0 to 95"),
         (Prompt(ids=(1,) * MAX_STRETCH * TRAINED), "384 tokens; this model reads at most 383"),
-        (Prompt(ids=(IMGPAD,) * 4, pixels=(np.zeros((3, 14, 14), np.float32),)), r"shape \(3, 14, 14\); expected \(3, 28, 28\)"),
+        (
+            Prompt(ids=(IMGPAD,) * 4, pixels=(np.zeros((3, 14, 14), np.float32),)),
+            r"shape \(3, 14, 14\); expected \(3, 28, 28\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_prompts_are_told_before_any_work(model: QwenVL, prompt: Prompt, message: str):
     with pytest.raises(ValueError, match=message):
         stream(model, [mixed()[0], prompt])
