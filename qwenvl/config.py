@@ -158,11 +158,15 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
     what is known.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {type(values).__name__}; expected an object with the fields of {cls.__name__}.")
+        raise ValueError(
+            f"{where} is {type(values).__name__}; expected an object with the fields of {cls.__name__}."
+        )
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}.")
+        raise ValueError(
+            f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}."
+        )
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
@@ -173,7 +177,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; is {path.parent} a model folder?") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again or copy it from its source.") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); write it again or copy it from its source."
+        ) from None
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:
@@ -188,11 +194,14 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
         of = [kinds[0]] * len(value) if kinds[-1] is ... else kinds
         if len(value) != len(of):
             raise ValueError(f"{where} is {value!r}; expected a list of {len(of)} values.")
-        return tuple(_convert(kind, each, f"{where}[{k}]") for k, (kind, each) in enumerate(zip(of, value, strict=True)))
+        pairs = enumerate(zip(of, value, strict=True))
+        return tuple(_convert(kind, each, f"{where}[{k}]") for k, (kind, each) in pairs)
     if get_origin(expected) is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; expected a table of names and values.")
-        return {str(key): _convert(get_args(expected)[1], each, f"{where}.{key}") for key, each in value.items()}
+        return {
+            str(key): _convert(get_args(expected)[1], each, f"{where}.{key}") for key, each in value.items()
+        }
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not matches:
         raise ValueError(f"{where} is {value!r}; expected {expected.__name__}.")

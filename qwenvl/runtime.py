@@ -26,7 +26,9 @@ class Runtime:
         try:
             found = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError):
-            raise ValueError(f"device {device!r} is not usable on this machine; expected auto, cpu, cuda or mps.") from None
+            raise ValueError(
+                f"device {device!r} is not usable on this machine; expected auto, cpu, cuda or mps."
+            ) from None
         if dtype == "auto":
             dtype = "bfloat16" if found.type == "cuda" else "float32"
         if dtype not in DTYPES:

@@ -39,7 +39,7 @@ class Rows:
 
 
 def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Which items share a row: best fit, longest first; every index once. Raises ValueError for one that is too long."""
+    """Which items share a row: best fit, longest first; every index once. Raises ValueError for one too long."""
     rows: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

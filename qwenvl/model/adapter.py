@@ -22,6 +22,7 @@ class Adapter(nn.Module):
     def __init__(self, config: AdapterConfig, vision_width: int, hidden: int) -> None:
         super().__init__()
         self.heads = config.heads
+        self.position: Tensor
         self.query = nn.Parameter(torch.empty(config.queries, hidden).normal_(std=0.02))
         self.register_buffer("position", sine_cosine_2d(math.isqrt(config.queries), hidden))
         self.to_hidden = (

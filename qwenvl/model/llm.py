@@ -45,7 +45,9 @@ class LLM(nn.Module):
             positions = torch.arange(start, start + tokens, device=hidden.device)[None]
         mask = attention_mask(segments, tokens, cache, hidden)
         rotation = rotary_tables(positions, self.config, long_context)
-        scale = log_n_scale(positions, self.config) if long_context is not None and self.config.log_n else None
+        scale = (
+            log_n_scale(positions, self.config) if long_context is not None and self.config.log_n else None
+        )
         for block in self.blocks:
             hidden = block(hidden, rotation=rotation, query_scale=scale, mask=mask, cache=cache)
         if cache:
@@ -203,8 +205,8 @@ def attention_mask(
     index = torch.arange(start + tokens, device=hidden.device)
     visible = (index <= index[start:, None])[None]  # (1, tokens, keys)
     if segments is not None:
-        keys = (segments if cache is None else cache.segments)[:, None, :]
-        own = segments[:, :, None]
+        known = segments if cache is None or cache.segments is None else cache.segments
+        keys, own = known[:, None, :], segments[:, :, None]
         visible = visible & ((keys == own) | (keys == own - own % BRANCHES))
     blocked = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
     return blocked.masked_fill_(~visible, -torch.inf)[:, None]
@@ -247,9 +249,7 @@ def rotate(
     return turned if width == heads.shape[-1] else torch.cat([turned, heads[..., width:]], dim=-1)
 
 
-def log_n_scale(
-    positions: Int[Tensor, "rows tokens"], config: LLMConfig
-) -> Float[Tensor, "rows 1 tokens 1"]:
+def log_n_scale(positions: Int[Tensor, "rows tokens"], config: LLMConfig) -> Float[Tensor, "rows 1 tokens 1"]:
     """Factor on late queries: log(p + 1) / log(sequence_length) beyond the trained length, else 1."""
     logs = torch.log((positions + 1).double()) / math.log(config.sequence_length)
     return logs.clamp(min=1.0).float()[:, None, :, None]

@@ -25,7 +25,9 @@ class VisionTransformer(nn.Module):
         self.norm_pre = nn.LayerNorm(width, eps=config.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
-    def forward(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images patches vision_width"]:
+    def forward(
+        self, pixels: Float[Tensor, "images 3 side side"]
+    ) -> Float[Tensor, "images patches vision_width"]:
         """Any square picture whose side is a multiple of the patch size; rows of patches from the top left."""
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # (images, patches, vision_width)
         patches = self.norm_pre(patches + interpolate_positions(self.position, patches.shape[1]))

@@ -33,7 +33,9 @@ class Log:
             console=console,
             disable=not (self._writes and console.is_terminal),
         )
-        self._task = self._bar.add_task(stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0)
+        self._task = self._bar.add_task(
+            stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
+        )
         self._last = time.perf_counter()
         self._loss = self._speed = 0.0
 
@@ -70,4 +72,3 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-

@@ -16,6 +16,9 @@ from qwenvl.train.optim import freeze, make_optimizer, set_learning_rates
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import load_state, save_state
 
+Watch = Callable[[QwenVL, StageConfig, int], None]
+"""Sees the model after an update: evaluators of rooms above this one come in as such functions."""
+
 
 def train(
     model: QwenVL,
@@ -24,7 +27,7 @@ def train(
     run_dir: Path,
     runtime: Runtime,
     *,
-    after_step: Callable[[int], None] = lambda step: None,
+    watch: Watch | None = None,
 ) -> None:
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
@@ -58,11 +61,12 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
-            if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
-                if parallel.rank() == 0:
+            if parallel.rank() == 0:
+                if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
                     save_state(run_dir / "state", step + 1, objective.module, optimizer)
-                parallel.wait()
-            after_step(step + 1)
+                if watch:
+                    watch(model, stage, step + 1)
+            parallel.wait()
     model.eval()
 
 

@@ -25,7 +25,6 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.stages import StageConfig
 
-
 LOGIT_BLOCK = 256
 """Logits are computed for a multiple of this many positions."""
 
@@ -70,10 +69,11 @@ def next_token(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objec
         return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
 
     def loss(rows: Rows) -> Loss:
-        pixels = [preprocess(image.source, stage.image_size) for image in rows.images]
+        pixels = [preprocess(image.source, stage.image_size) for image in rows.images]  # type: ignore[arg-type]
         device = model.llm.embed.weight.device
         ids, labels, positions, segments = (
-            torch.from_numpy(each).to(device) for each in (rows.ids, rows.labels, rows.positions, rows.segments)
+            torch.from_numpy(each).to(device)
+            for each in (rows.ids, rows.labels, rows.positions, rows.segments)
         )
         hidden = model.hidden(
             ids,
@@ -133,7 +133,9 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         scenes = [toyworld.scene(stage.seed, index) for index in documents]
         labels = [dense_labels(scene, grid) for scene in scenes]
         classes = [
-            np.stack([each.shape, each.color, each.size, *each.character.reshape(grid, grid, 4).transpose(2, 0, 1)])
+            np.stack(
+                [each.shape, each.color, each.size, *each.character.reshape(grid, grid, 4).transpose(2, 0, 1)]
+            )
             for each in labels
         ]
         pixels = np.stack([preprocess(paint(scene), stage.image_size) for scene in scenes])

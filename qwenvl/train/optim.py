@@ -17,14 +17,23 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     if not trained:
         raise ValueError("nothing is trainable: every parameter is frozen; name a part in `trains`.")
-    layers = 1 + max((int(found[1]) for name, _ in trained if (found := _VISION_BLOCK.match(name))), default=-1)
+    layers = 1 + max(
+        (int(found[1]) for name, _ in trained if (found := _VISION_BLOCK.match(name))), default=-1
+    )
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained:
         decay = config.weight_decay if decays(name, parameter) else 0.0
-        groups.setdefault((lr_scale(name, layers, config.vision_lr_decay), decay), []).append((name, parameter))
+        groups.setdefault((lr_scale(name, layers, config.vision_lr_decay), decay), []).append(
+            (name, parameter)
+        )
     return torch.optim.AdamW(
         [
-            {"params": [p for _, p in members], "names": [n for n, _ in members], "scale": scale, "weight_decay": decay}
+            {
+                "params": [p for _, p in members],
+                "names": [n for n, _ in members],
+                "scale": scale,
+                "weight_decay": decay,
+            }
             for (scale, decay), members in groups.items()
         ],
         lr=config.peak_lr,
@@ -52,7 +61,9 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.final_lr + (config.peak_lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.final_lr + (config.peak_lr - config.final_lr) * 0.5 * (
+        1 + math.cos(math.pi * min(progress, 1.0))
+    )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> None:

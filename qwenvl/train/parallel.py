@@ -36,7 +36,9 @@ def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
         torch.multiprocessing.spawn(_join, (processes, rendezvous, work, arguments), nprocs=processes)
 
 
-def _join(index: int, processes: int, rendezvous: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _join(
+    index: int, processes: int, rendezvous: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=processes)
     try:
         work(*arguments)

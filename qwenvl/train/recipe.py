@@ -14,6 +14,7 @@ import json
 import shutil
 import tomllib
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
-from qwenvl.train.loop import train
+from qwenvl.train.loop import Watch, train
 from qwenvl.train.stages import StageConfig
 
 
@@ -53,17 +54,39 @@ class Recipe:
         return from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")), str(file))
 
 
+def find_recipe(name: str) -> Path:
+    """The folder of a recipe by its name: in `recipes/` of a checkout, or inside an installed package."""
+    package = Path(str(files("qwenvl")))
+    for place in (package.parent / "recipes" / name, package / "recipes" / name):
+        if place.is_dir():
+            return place
+    raise ValueError(
+        f"there is no recipe {name!r} beside {package}; reinstall qwenvl or give a recipe folder."
+    )
+
+
 def stages_of(folder: Path) -> list[StageConfig]:
     """The stages of a recipe in order."""
     return [StageConfig.read(file) for file in sorted(folder.glob("*.toml")) if file.name != "recipe.toml"]
 
 
-def run_recipe(folder: Path, run: Path, runtime: Runtime, *, processes: int = 1, scale: float = 1.0) -> Path:
-    """Run every stage that is not done yet; returns the folder of the last model. `scale` shortens all stages."""
+def run_recipe(
+    folder: Path,
+    run: Path,
+    runtime: Runtime,
+    *,
+    processes: int = 1,
+    scale: float = 1.0,
+    watch: Watch | None = None,
+) -> Path:
+    """Run every stage that is not done yet; returns the folder of the last model.
+
+    `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
+    """
     start(Recipe.read(folder), run / "start")
     previous = run / "start"
     for stage in stages_of(folder):
-        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes)
+        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes, watch=watch)
         previous = run / stage.name / "model"
     return previous
 
@@ -80,20 +103,34 @@ def start(recipe: Recipe, folder: Path) -> None:
     checkpoint.save(model, folder, companions=folder.parent / "vocabulary")
 
 
-def run_stage(stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime, *, processes: int = 1) -> None:
-    """Train one stage from the model in `init`, in this many processes, unless its model is there already."""
+def run_stage(
+    stage: StageConfig,
+    init: Path,
+    run_dir: Path,
+    runtime: Runtime,
+    *,
+    processes: int = 1,
+    watch: Watch | None = None,
+) -> None:
+    """Train one stage from the model in `init`, in this many processes, unless its model is there already.
+
+    `watch(model, stage, step)` is called after every update in the first process, while the others wait; with several
+    processes it must be a function that can be pickled.
+    """
     if (run_dir / "model").exists():
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "stage.json").write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n")
-    parallel.run(processes, _train_stage, stage, init, run_dir, runtime)
+    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, watch)
     shutil.rmtree(run_dir / "state")
 
 
-def _train_stage(stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime) -> None:
+def _train_stage(
+    stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime, watch: Watch | None
+) -> None:
     if parallel.world_size() > 1:
         torch.set_num_threads(1)
     model = checkpoint.load(init, runtime)
-    train(model, Tokenizer.load(init), stage, run_dir, runtime)
+    train(model, Tokenizer.load(init), stage, run_dir, runtime, watch=watch)
     if parallel.rank() == 0:
         checkpoint.save(model, run_dir / "model", companions=init)

@@ -40,9 +40,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_lr <= self.peak_lr:
-            raise ValueError(f"final_lr is {self.final_lr}, peak_lr {self.peak_lr}; expected 0 <= final_lr <= peak_lr.")
+            raise ValueError(
+                f"final_lr is {self.final_lr}, peak_lr {self.peak_lr}; expected 0 <= final_lr <= peak_lr."
+            )
         if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them.")
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +82,13 @@ class StageConfig:
     def __post_init__(self) -> None:
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
-            raise ValueError(f"stage {self.name} trains {list(self.trains)}; expected some of {', '.join(PARTS)}.")
+            raise ValueError(
+                f"stage {self.name} trains {list(self.trains)}; expected some of {', '.join(PARTS)}."
+            )
         if self.packing not in PACKINGS:
-            raise ValueError(f"stage {self.name} packs {self.packing!r}; expected one of {', '.join(PACKINGS)}.")
+            raise ValueError(
+                f"stage {self.name} packs {self.packing!r}; expected one of {', '.join(PACKINGS)}."
+            )
         if self.documents % self.micro_documents:
             raise ValueError(
                 f"stage {self.name} has {self.documents} documents per update, which {self.micro_documents} per "
@@ -93,13 +101,19 @@ class StageConfig:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{path} does not exist; give a stage file such as recipes/tiny/3-multitask.toml.") from None
+            raise ValueError(
+                f"{path} does not exist; give a stage file such as recipes/tiny/2-multitask.toml."
+            ) from None
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not valid TOML ({error}); see recipes/tiny for an example.") from None
+            raise ValueError(
+                f"{path} is not valid TOML ({error}); see recipes/tiny for an example."
+            ) from None
         return from_dict(StageConfig, values, str(path))
 
     def scaled(self, factor: float) -> "StageConfig":
         """The same stage with its steps and warm-up scaled, at least two steps."""
         steps = max(2, round(self.optim.steps * factor))
         warmup = min(steps, round(self.optim.warmup_steps * factor))
-        return dataclasses.replace(self, optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup))
+        return dataclasses.replace(
+            self, optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup)
+        )

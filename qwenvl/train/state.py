@@ -50,7 +50,8 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             optimizer.state[parameter] = {
-                key: moments[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device) for key in MOMENTS
+                key: moments[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device)
+                for key in MOMENTS
             }
     return int(read_json(states[-1] / "state.json")["step"])
 

@@ -49,7 +49,9 @@ def test_isolated_and_interleaved_rows():
     interleaved = pack(documents, 6, packing="interleaved", pad_id=0)
     assert interleaved.segments.tolist() == [[1024] * 5 + [0]]
     assert interleaved.positions.tolist() == [[0, 1, 2, 3, 4, 0]]
-    assert interleaved.labels[0, 2] == IGNORE, "the end of one document does not predict the next one's beginning"
+    assert interleaved.labels[0, 2] == IGNORE, (
+        "the end of one document does not predict the next one's beginning"
+    )
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
@@ -70,7 +72,9 @@ def test_pictures_keep_the_order_of_their_slots():
 
 
 def test_a_document_is_never_cut():
-    with pytest.raises(ValueError, match=r"a document of 9 tokens does not fit a row of 8; documents are never cut"):
+    with pytest.raises(
+        ValueError, match=r"a document of 9 tokens does not fit a row of 8; documents are never cut"
+    ):
         pack([document(9)], 8, packing="isolated", pad_id=0)
     with pytest.raises(ValueError, match=r"packing is 'loose'; expected one of isolated, interleaved"):
         pack([document(1)], 8, packing="loose", pad_id=0)

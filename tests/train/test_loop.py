@@ -101,7 +101,9 @@ def test_a_killed_run_goes_on_bit_for_bit(start: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
     deadline = time.monotonic() + 120
     while len(read_log(log)) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "the run ended before it could be killed"
+        )
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -132,7 +134,7 @@ def test_a_state_is_whole_or_absent(start: Path, tmp_path: Path, monkeypatch: py
 def test_a_gradient_that_is_no_number_stops_the_run(start: Path, tmp_path: Path) -> None:
     model = folder.load(start, CPU)
     model.llm.norm.weight.data[0] = torch.nan
-    with pytest.raises(ValueError, match="the gradient of update 0 is nan .* lower peak_lr and resume from"):
+    with pytest.raises(ValueError, match=r"the gradient of update 0 is nan .* lower peak_lr and resume from"):
         train(model, Tokenizer.load(start), stage(), tmp_path, CPU)
     assert not (tmp_path / "state").exists()
 
@@ -154,7 +156,9 @@ def test_a_stage_file_is_read_strictly(tmp_path: Path) -> None:
     file.write_text('name = "x"\nsteps = 3\n')
     with pytest.raises(ValueError, match="unknown key 'steps'"):
         StageConfig.read(file)
-    with pytest.raises(ValueError, match=r"stage trial trains \['head'\]; expected some of vision, adapter, llm"):
+    with pytest.raises(
+        ValueError, match=r"stage trial trains \['head'\]; expected some of vision, adapter, llm"
+    ):
         stage(trains=("head",))
     with pytest.raises(ValueError, match="8 documents per update, which 3 per forward pass do not divide"):
         stage(micro_documents=3)

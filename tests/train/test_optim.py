@@ -28,7 +28,10 @@ def test_only_matrices_decay():
     model = small_model()
     decayed = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
     assert "llm.blocks.0.mlp.up.weight" in decayed and "vision.patch_embed.weight" in decayed
-    assert not {"vision.position", "adapter.query", "llm.norm.weight", "llm.blocks.0.attention.qkv.bias"} & decayed
+    assert (
+        not {"vision.position", "adapter.query", "llm.norm.weight", "llm.blocks.0.attention.qkv.bias"}
+        & decayed
+    )
 
 
 def test_frozen_parts_are_in_no_group():

@@ -1,9 +1,9 @@
 """Training documents of the toy world: document number `index` is a pure function of (source, seed, index).
 
-    text       a scene in words, and tasks about it that each see the words only   the language model's own pre-training
-    captions   a picture and its caption                                           stage 1
-    tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
-    chats      a dialogue in ChatML about no, one or two pictures                  stage 3
+text       a scene in words, and tasks about it that each see the words only   the language model's own pre-training
+captions   a picture and its caption                                           stage 1
+tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
+chats      a dialogue in ChatML about no, one or two pictures                  stage 3
 """
 
 import re
@@ -15,7 +15,7 @@ from qwenvl.data.synth.toychats import chat
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toytasks import KINDS, scene_text, tasks
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
-from qwenvl.markup import SYSTEM, Image, Rendered, number_pictures, render, render_chat, spell
+from qwenvl.markup import SYSTEM, Image, Rendered, Segment, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
 TASKS_PER_PICTURE = 6
@@ -41,7 +41,9 @@ def text_document(world: Vocabulary, index: int) -> Example:
     """A scene in words as trunk, tasks about it as branches; everything is learned in the trunk."""
     shown = scene(world.seed, index)
     trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries, learned=True)
-    return example(trunk, _branches(world, shown, MIXED_KINDS, TASKS_PER_PICTURE, DOCUMENT_TOKENS - len(trunk)))
+    return example(
+        trunk, _branches(world, shown, MIXED_KINDS, TASKS_PER_PICTURE, DOCUMENT_TOKENS - len(trunk))
+    )
 
 
 def caption_document(world: Vocabulary, index: int) -> Example:
@@ -98,7 +100,7 @@ def vocabulary_texts(count: int = 3000, seed: int = 0) -> Iterator[str]:
     """Texts to train the tokenizer on: every template without the words of signs, so that their letters stay single."""
     for index in range(count):
         shown = scene(seed, index)
-        segments = [part for t in tasks(shown, seed) for part in (*t.prompt, *t.answer)]
+        segments: list[Segment | str] = [part for t in tasks(shown, seed) for part in (*t.prompt, *t.answer)]
         for others in ([], [shown], [shown, scene(seed + 1, index)]):
             segments += [part for turn in chat(others, seed + index) for part in turn.content]
         yield from (_WORDS.sub("", _TAGS.sub("", spell(part))) for part in segments)
