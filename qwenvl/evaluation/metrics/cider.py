@@ -87,7 +87,7 @@ def _clipped_cosine(grams: Ints, sentence_of: Ints, picture_of: Ints, pictures: 
     products = np.minimum(weight[at[shared]], theirs) * theirs
     dots = np.bincount(reference[shared], products, len(picture_of))
     norms = norm[:pictures][picture_of] * norm[pictures:]
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0)
+    return np.divide(dots, norms, out=np.zeros(len(picture_of)), where=norms != 0)
 
 
 def _runs(ordered: Ints) -> tuple[Ints, Ints]:
