@@ -5,7 +5,8 @@
 
 Ours is the whole engine: cache, choice of the token, its log-probability, ids on the host after every step.
 Theirs is the bare forward of `Qwen2ForCausalLM` with its DynamicCache and an argmax: no `generate()` around it.
-Both greedy, one process, rounds interleaved; a cell's ratio is their median time over ours (above 1: ours is faster).
+Both greedy, in one process, step by step in turn, so that a busy machine slows both alike; a cell's ratio is their median
+time of a step over ours (above 1: ours is faster). Prefill is the first step, the ids of the first token included.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -35,7 +37,9 @@ def build(device: str, dtype: torch.dtype) -> tuple[QwenVL, Qwen2ForCausalLM]:
     torch.manual_seed(0)
     llm = LLMConfig(vocab_size=VOCAB, hidden=HIDDEN, layers=LAYERS, heads=HEADS, mlp_width=MLP_WIDTH)
     vision = VisionConfig(width=32, layers=1, heads=2, mlp_width=32, image_size=28)  # unused
-    config = ModelConfig(vision=vision, adapter=AdapterConfig(queries=4, heads=8), llm=llm, imgpad_id=VOCAB - 1)
+    config = ModelConfig(
+        vision=vision, adapter=AdapterConfig(queries=4, heads=8), llm=llm, imgpad_id=VOCAB - 1
+    )
     ours = QwenVL(config).to(device, dtype).eval()
     theirs = Qwen2ForCausalLM(
         Qwen2Config(
@@ -79,53 +83,58 @@ def translated(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"model.norm.weight" if name == "norm.weight" else name: tensor}
 
 
-def run_ours(model: QwenVL, ids: torch.Tensor, new: int) -> tuple[list[list[int]], float, float]:
-    """Ids, seconds to the first token, seconds from there to the last."""
+def ours_by_step(model: QwenVL, ids: torch.Tensor, new: int) -> Iterator[list[int]]:
+    """The ids of every row, step by step; the first step is the prefill."""
     prompts = [Prompt(ids=tuple(row)) for row in ids.tolist()]
-    written: list[list[int]] = [[] for _ in prompts]
-    start = perf_counter()
-    first = 0.0
-    for token in stream(model, prompts, Settings(max_new_tokens=new)):
-        written[token.row].append(token.id)
-        first = first or perf_counter() - start
-    return written, first, perf_counter() - start - first
+    tokens = stream(model, prompts, Settings(max_new_tokens=new))
+    while step := [token.id for token in islice(tokens, len(prompts))]:
+        yield step
 
 
 @torch.inference_mode()
-def run_theirs(model: Qwen2ForCausalLM, ids: torch.Tensor, new: int) -> tuple[list[list[int]], float, float]:
+def theirs_by_step(model: Qwen2ForCausalLM, ids: torch.Tensor, new: int) -> Iterator[list[int]]:
     """The same with transformers."""
-    start = perf_counter()
     ids = ids.to(model.device)
     cache = DynamicCache(config=model.config)
-    steps: list[list[int]] = []
-    first = 0.0
     for _ in range(new):
         logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         ids = logits[:, -1].argmax(-1, keepdim=True)
-        steps.append(ids[:, 0].tolist())
-        first = first or perf_counter() - start
-    return [list(row) for row in zip(*steps, strict=True)], first, perf_counter() - start - first
+        yield ids[:, 0].tolist()
 
 
-def compare(device: str, dtype: str, batch: int, prompt: int, new: int, rounds: int) -> list[dict[str, object]]:
+def side_by_side(ours: Iterator[list[int]], theirs: Iterator[list[int]], new: int) -> list[dict[str, float]]:
+    """Seconds of each step of both, taken in turn; who goes first changes with every step."""
+    runs = {"ours": ours, "theirs": theirs}
+    times: list[dict[str, float]] = []
+    for number in range(new):
+        seconds, written = {}, {}
+        for name in sorted(runs, reverse=bool(number % 2)):
+            start = perf_counter()
+            written[name] = next(runs[name])
+            seconds[name] = perf_counter() - start
+        times.append(seconds)
+    return times
+
+
+def compare(
+    device: str, dtype: str, batch: int, prompt: int, new: int, rounds: int
+) -> list[dict[str, object]]:
     """The prefill cell and the decode cell of one batch size and precision."""
     ours, theirs = build(device, getattr(torch, dtype))
     ids = torch.randint(0, VOCAB - 1, (batch, prompt), generator=torch.Generator().manual_seed(1))
-    runners: dict[str, Callable[[int], tuple[list[list[int]], float, float]]] = {
-        "ours": lambda new: run_ours(ours, ids, new),
-        "theirs": lambda new: run_theirs(theirs, ids, new),
-    }
-    written = {name: run(4)[0] for name, run in runners.items()}  # warm-up
-    if dtype == "float32" and written["ours"] != written["theirs"]:
+    short = ids[:, :16]  # warm-up, and the check that both are the same model
+    written = list(ours_by_step(ours, short, 4)), list(theirs_by_step(theirs, short, 4))
+    if dtype == "float32" and written[0] != written[1]:
         raise SystemExit("the two models do not write the same ids; the comparison would mean nothing")
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
-    for number in range(rounds):
-        for name in sorted(runners, reverse=bool(number % 2)):
-            times[name].append(runners[name](new)[1:])
-    cells = []
-    for at, phase in enumerate(("prefill", "decode")):
-        median = {name: statistics.median(pair[at] for pair in pairs) for name, pairs in times.items()}
-        tokens = batch * (prompt if phase == "prefill" else new - 1)
+    steps: dict[str, list[dict[str, float]]] = {"prefill": [], "decode": []}
+    for _ in range(rounds):
+        prefill, *decode = side_by_side(ours_by_step(ours, ids, new), theirs_by_step(theirs, ids, new), new)
+        steps["prefill"].append(prefill)
+        steps["decode"].extend(decode)
+    cells: list[dict[str, object]] = []
+    for phase, times in steps.items():
+        median = {name: statistics.median(step[name] for step in times) for name in ("ours", "theirs")}
+        tokens = batch * (prompt if phase == "prefill" else 1)
         cells.append(
             {
                 **{"phase": phase, "dtype": dtype, "batch": batch, "device": device},
@@ -143,21 +152,28 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt (256)")
     parser.add_argument("--new", type=int, default=24, help="tokens written behind it (24)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side per cell (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="prompts answered per cell (5)")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--json", action="store_true", help="one JSON object per cell")
     args = parser.parse_args()
     threads = torch.get_num_threads()
-    print(f"torch {torch.__version__}, {args.device}, {threads} threads, {LAYERS} x {HIDDEN}", file=sys.stderr)
+    print(
+        f"torch {torch.__version__}, {args.device}, {threads} threads, {LAYERS} x {HIDDEN}", file=sys.stderr
+    )
     for dtype in args.dtype:
         for batch in args.batch:
             for cell in compare(args.device, dtype, batch, args.prompt, args.new, args.rounds):
                 if args.json:
                     print(json.dumps(cell), flush=True)
                 else:
-                    speed = f"{cell['ours_tokens_per_s']:>9} tokens/s, theirs {cell['theirs_tokens_per_s']:>9}"
-                    print(f"{cell['phase']:8} {dtype:9} batch {batch}   ours {speed}   ratio {cell['ratio']}", flush=True)
+                    speed = (
+                        f"{cell['ours_tokens_per_s']:>9} tokens/s, theirs {cell['theirs_tokens_per_s']:>9}"
+                    )
+                    print(
+                        f"{cell['phase']:8} {dtype:9} batch {batch}   ours {speed}   ratio {cell['ratio']}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def ask(
 
     The question is text, whatever it spells; pictures are files.
 
+        qwenvl ask tiny photo.jpg "Where is the red circle?" --out boxes.png
+
     Args:
         words: The model (a folder, a hub id or `tiny`), picture files, and last the question in quotes.
         out: Draw the boxes of the answer on the last picture and write it here.

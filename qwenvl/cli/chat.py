@@ -33,6 +33,8 @@ def chat(
     the last answer, /reset forgets the dialogue, /quit leaves. Piped in, one line is one question and the exit status
     is 2 if one of the lines failed.
 
+        qwenvl chat tiny photo.jpg
+
     Args:
         words: The model (a folder, a hub id or `tiny`) and pictures for the first question.
         grounded: Let no broken <ref>, <box> or <quad> be written.
