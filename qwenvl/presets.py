@@ -26,7 +26,7 @@ def tiny(vocab_size: int, imgpad_id: int) -> ModelConfig:
         vision=VisionConfig(width=128, layers=4, heads=4, mlp_width=512, image_size=112),
         adapter=AdapterConfig(queries=25, heads=6),
         llm=LLMConfig(
-            vocab_size=vocab_size, hidden=192, layers=4, heads=6, mlp_width=512, sequence_length=1024
+            vocab_size=vocab_size, hidden=192, layers=4, heads=3, mlp_width=512, sequence_length=1024
         ),
         imgpad_id=imgpad_id,
     )
