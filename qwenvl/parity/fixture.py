@@ -5,6 +5,7 @@ called descriptive makes the case fail, so that a certificate never passes what 
 """
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ class Fixture:
 
     def source(self, key: str) -> Path:
         """The picture that stands behind a path of a recorded prompt."""
-        return self.path / self.meta.get("image_keys", {}).get(key, key)
+        known = {nfc(name): file for name, file in self.meta.get("image_keys", {}).items()}
+        return self.path / known.get(nfc(key), key)
 
     def arrays(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, ...]:
         """Pictures of the folder as `images.preprocess` makes them."""
@@ -182,6 +184,11 @@ class Case:
             return Result(self.name, "FAIL", worst, tolerance, "; ".join(problems))
         status: Status = "FIXED" if self._fixes else "PASS"
         return Result(self.name, status, worst, tolerance, "; ".join(self._fixes))
+
+
+def nfc(text: str) -> str:
+    """The composed form, in which the official tokenizer writes a path."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_cases(path: Path) -> list[Any]:
