@@ -3,6 +3,7 @@
 One process is not a special case: every function here is then the identity.
 """
 
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
 def _join(
     index: int, processes: int, rendezvous: str, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
+    # torch sends SIGINT to the children of a parent that died; a shell's background jobs are born deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=processes)
     try:
         work(*arguments)
