@@ -13,7 +13,7 @@ import dataclasses
 import json
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class Recipe:
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
     seed: int = 0
     """Seed of the random weights."""
+    stages: str = "."
+    """Folder of the stage files, seen from the recipe's own."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Updates of stages, by name, where they differ from the stage file; their warm-up is scaled alike."""
 
     @staticmethod
     def read(folder: Path) -> "Recipe":
@@ -66,8 +70,18 @@ def find_recipe(name: str) -> Path:
 
 
 def stages_of(folder: Path) -> list[StageConfig]:
-    """The stages of a recipe in order."""
-    return [StageConfig.read(file) for file in sorted(folder.glob("*.toml")) if file.name != "recipe.toml"]
+    """The stages of a recipe in order. Raises ValueError for steps of a stage that is not there."""
+    recipe = Recipe.read(folder)
+    files = sorted(file for file in (folder / recipe.stages).glob("*.toml") if file.name != "recipe.toml")
+    stages = {stage.name: stage for stage in map(StageConfig.read, files)}
+    if unknown := [name for name in recipe.steps if name not in stages]:
+        raise ValueError(
+            f"{folder}/recipe.toml has steps of {unknown[0]!r}; its stages are {', '.join(stages)}."
+        )
+    return [
+        stage.scaled(recipe.steps.get(name, stage.optim.steps) / stage.optim.steps)
+        for name, stage in stages.items()
+    ]
 
 
 def run_recipe(
