@@ -7,36 +7,29 @@ only when complete.
 
 import errno
 import json
-import math
-import pickle
 import re
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from qwenvl.checkpoint import names
+from qwenvl.checkpoint.gptq import dequantised
 from qwenvl.checkpoint.official import from_official, is_official, to_official
+from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.config import ModelConfig, read_json
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
-
-STEMS = ("model.safetensors", "pytorch_model.bin")
-"""Weight files, the first that is there, whole or with an index of shards."""
 
 SHARD_BYTES = 4_000_000_000
 """Weights above this are split over several files."""
@@ -62,32 +55,6 @@ _OWN_FILE = re.compile(
         [*map(re.escape, COMPANIONS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
     )
 )
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor on disk: its shape is known, its values are read when asked for."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def laid_out(self, layout: names.Layout, config: ModelConfig) -> "Stored":
-        """The same tensor with its rows reordered when read; a layout that drops rows changes the shape too."""
-        if layout is names.same:
-            return self
-        shape = tuple(layout(torch.empty(self.shape, device="meta"), config).shape)
-        return Stored(shape, self.dtype, lambda: layout(self.read(), config))
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -189,7 +156,11 @@ def _write_converted_config(
         "config.json" if is_official(read_json(folder / "config.json")) else OFFICIAL_CONFIG
     )
     (unfinished / OFFICIAL_CONFIG).unlink(missing_ok=True)
-    if remembered.exists() and from_official(read_json(remembered)) == config:
+    official = read_json(remembered) if remembered.exists() else {}
+    kept = (
+        is_official(official) and "quantization_config" not in official and from_official(official) == config
+    )
+    if kept:
         shutil.copyfile(remembered, unfinished / (OFFICIAL_CONFIG if ours else "config.json"))
     elif not ours:
         write_config(unfinished, values)
@@ -198,8 +169,9 @@ def _write_converted_config(
 def our_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the model under our names and in our layout, checked by name and shape, not yet read."""
     config, stored = read_config(folder), stored_tensors(folder)
-    if is_official(read_json(folder / "config.json")):
-        stored = renamed(stored, names.OFFICIAL, config)
+    values = read_json(folder / "config.json")
+    if is_official(values):
+        stored = renamed(dequantised(stored, values, config, str(folder)), names.OFFICIAL, config)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in QwenVL(config).state_dict().items()}
     names.check_names(expected, {name: each.shape for name, each in stored.items()}, str(folder))
@@ -226,56 +198,6 @@ def official_tensors(stored: Mapping[str, Stored], config: ModelConfig) -> dict[
         assert entry is not None, ours
         official[entry[0]] = each.laid_out(entry[1], config)
     return official
-
-
-def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stored]:
-    """The tensors of a folder's weight files, or of one file: `.safetensors` first, else `.bin` (weights only)."""
-    if folder.is_file():
-        return dict(_stored_in(folder))
-    for stem in stems:
-        file, index = folder / stem, folder / f"{stem}.index.json"
-        if index.exists():
-            return {name: each for shard in _shards(index) for name, each in _stored_in(shard)}
-        if file.exists():
-            return dict(_stored_in(file))
-    raise ValueError(f"{folder} has no weights; expected {' or '.join(stems)}, whole or sharded.")
-
-
-def _shards(index: Path) -> list[Path]:
-    values = read_json(index)
-    places = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ValueError(f"{index} has no weight_map of file names; copy it again from its source.")
-    return [index.parent / place for place in sorted(set(places.values()))]
-
-
-def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
-    if not file.exists():
-        raise ValueError(f"{file} is missing though the index names it; copy all shards of the checkpoint.")
-    try:
-        if file.suffix == ".safetensors":
-            opened = safe_open(file, framework="pt")
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                part = opened.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
-                if dtype is None:
-                    raise ValueError(
-                        f"{file} holds {name} in {part.get_dtype()}, which this version does not read."
-                    )
-                yield name, Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-            if not isinstance(tensors, dict) or not all(
-                isinstance(each, Tensor) for each in tensors.values()
-            ):
-                raise ValueError(f"{file} is no table of tensors; expected the state dict of a model.")
-            for name, tensor in tensors.items():
-                yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"{file} is truncated or no weight file ({reason}); copy it again from its source."
-        ) from None
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qwenvl.checkpoint import names
-from qwenvl.checkpoint.folder import renamed, resolve, stored_tensors
+from qwenvl.checkpoint.folder import renamed, resolve
+from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.config import read_json
 from qwenvl.model.vlm import QwenVL
 
@@ -99,7 +100,7 @@ def _require_equal(where: str, found: Mapping[str, Any], expected: Mapping[str, 
 
 
 def _load_part_(
-    model: QwenVL, prefix: str, stored: Mapping[str, Any], table: Mapping[str, names.Map], where: str
+    model: QwenVL, prefix: str, stored: Mapping[str, Stored], table: Mapping[str, names.Map], where: str
 ) -> None:
     """Copy foreign tensors into the parameters whose names begin with `prefix`, all of them or none."""
     ours = renamed(stored, table, model.config)

@@ -1,0 +1,95 @@
+"""Weight files, read tensor by tensor: `.safetensors` or `.bin` (nothing is unpickled), whole or sharded."""
+
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from qwenvl.checkpoint import names
+from qwenvl.config import ModelConfig, read_json
+
+STEMS = ("model.safetensors", "pytorch_model.bin")
+"""Weight files, the first that is there, whole or with an index of shards."""
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk: its shape is known, its values are read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def laid_out(self, layout: names.Layout, config: ModelConfig) -> "Stored":
+        """The same tensor with its rows reordered when read; a layout that drops rows changes the shape too."""
+        if layout is names.same:
+            return self
+        shape = tuple(layout(torch.empty(self.shape, device="meta"), config).shape)
+        return Stored(shape, self.dtype, lambda: layout(self.read(), config))
+
+
+def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stored]:
+    """The tensors of a folder's weight files, or of one file: `.safetensors` first, else `.bin` (weights only)."""
+    if folder.is_file():
+        return dict(_stored_in(folder))
+    for stem in stems:
+        file, index = folder / stem, folder / f"{stem}.index.json"
+        if index.exists():
+            return {name: each for shard in _shards(index) for name, each in _stored_in(shard)}
+        if file.exists():
+            return dict(_stored_in(file))
+    raise ValueError(f"{folder} has no weights; expected {' or '.join(stems)}, whole or sharded.")
+
+
+def _shards(index: Path) -> list[Path]:
+    values = read_json(index)
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index} has no weight_map of file names; copy it again from its source.")
+    return [index.parent / place for place in sorted(set(places.values()))]
+
+
+def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
+    if not file.exists():
+        raise ValueError(f"{file} is missing though the index names it; copy all shards of the checkpoint.")
+    try:
+        if file.suffix == ".safetensors":
+            opened = safe_open(file, framework="pt")
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                part = opened.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise ValueError(
+                        f"{file} holds {name} in {part.get_dtype()}, which this version does not read."
+                    )
+                yield name, Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            if not isinstance(tensors, dict) or not all(
+                isinstance(each, Tensor) for each in tensors.values()
+            ):
+                raise ValueError(f"{file} is no table of tensors; expected the state dict of a model.")
+            for name, tensor in tensors.items():
+                yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
+    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{file} is truncated or no weight file ({reason}); copy it again from its source."
+        ) from None
