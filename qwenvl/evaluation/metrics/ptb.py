@@ -38,6 +38,7 @@ _TAG = (
     rf"(?: +(?:{_NAME} *= *(?:'[^'\r\n]*'|\"[^\"\r\n]*\")|{_NAME}))* */?)>"
 )
 _ACRONYM = r"(?:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)|[A-Za-z](?:\.[A-Za-z])+)"
+_COMPOUND = rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+"
 _URL_END = r'[^ \t\n\f\r"<>|.!?(){},-]'
 _URL_PATH = rf'(?:/[^ \t\n\f\r"<>|()]+{_URL_END})?'
 _STARTERS = """
@@ -131,9 +132,8 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (f"([yY]{_APOS})[A-Za-z]", _word),
     (_THING, _word),
     (_INITIALS, _word),
-    (f"[A-HJ-XZn]{_APOS}{LETTER}{{2}}{_ANY}*", _AS_IS),
+    (f"[A-HJ-XZn]{_APOS}{LETTER}{{2,}}", _AS_IS),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _word),
-    (rf"({_ANY}+(?:\.{_ANY}+)*\.{_EXTENSION})[\s.,?!]", _AS_IS),
     (r"[cC]\+\+|[cCfF]#", _word),
     # periods
     (rf"{_ACRONYM}\.", _AS_IS),
@@ -141,7 +141,7 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"[A-Za-z]\.", _AS_IS),
     (rf"(?:{_any_of(_MAY_END + _NEVER_END)})\.", _AS_IS),
     (rf"((?i:{'|'.join(_BEFORE_NUMBER)})\.){_BLANK}?\d", _AS_IS),
-    (rf"((?:{_WORD}|{_THING}|{_INITIALS})\.)[,;:\u3001]", _word),
+    (rf"((?:{_WORD}|{_THING}|{_INITIALS}|{_COMPOUND})\.)[,;:\u3001]", _word),
     (r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|\u2026|\u0085|\.", _DROP),
     # addresses
     (rf'(?i:https?://)[^ \t\n\f\r"<>|(){{}}]+{_URL_END}', _AS_IS),
@@ -155,7 +155,8 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("[@\uff20][a-zA-Z_][a-zA-Z_0-9]*", _AS_IS),
     (f"[#\uff03]{LETTER}+", _AS_IS),
     (rf"((?:{_any_of(_MAY_END)})\.)[\s\S]{{2}}", _AS_IS),
-    (rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\u00ad]+))+", _word),
+    (rf"({_ANY}+(?:\.{_ANY}+)*\.{_EXTENSION})[\s.,?!]", _AS_IS),
+    (_COMPOUND, _word),
     # numbers
     (r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}", _AS_IS),
     ("[-+]?(?:\\d*(?:[.:,\u00ad\u066b\u066c]\\d+)+|\\d+)", _AS_IS),
