@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qwenvl.data.formats import IGNORE
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.synth import toyworld
-from qwenvl.data.synth.toypaint import CHARACTERS, SIGN_CLASS, dense_labels
+from qwenvl.data.synth.toypaint import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toystream import SOURCES, Vocabulary
 from qwenvl.images import preprocess
@@ -117,12 +117,15 @@ def next_token_nll_sum(
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
 
-_CLASSES = (SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1, *[len(CHARACTERS) + 1] * 4)
+_CLASSES = (
+    *(SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1),
+    *[len(CHARACTERS) + 1] * (LONGEST + 4),
+)
 _BOX_WEIGHT = 20.0
 
 
 def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-    """For every patch: shape, colour and size of what covers it, its box, and the character in each quarter."""
+    """For every patch: shape, colour, size, text and box of what covers it, and the character in each quarter."""
     head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
     nn.init.zeros_(head.bias)
@@ -134,7 +137,11 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         labels = [dense_labels(scene, grid) for scene in scenes]
         classes = [
             np.stack(
-                [each.shape, each.color, each.size, *each.character.reshape(grid, grid, 4).transpose(2, 0, 1)]
+                [
+                    *(each.shape, each.color, each.size),
+                    *each.word.transpose(2, 0, 1),
+                    *each.character.reshape(grid, grid, 4).transpose(2, 0, 1),
+                ]
             )
             for each in labels
         ]

@@ -138,7 +138,9 @@ def test_dense_labels_say_what_covers_each_patch():
                 classes = zip((SHAPES, COLORS, SIZES), item.triple, strict=True)
                 expected = tuple(names.index(part) + 1 for names, part in classes)
             assert found == expected
-            edges = (np.array(item.box) - (x, y, x, y)) / 1000
+            text = "" if isinstance(item, Thing) else item.text
+            assert "".join(["", *CHARACTERS][k] for k in labels.word[row, column]) == text
+            edges = np.array(item.box) / 1000
             assert np.allclose(labels.box[row, column], edges, atol=1e-6)
         for row, column in np.ndindex(16, 16):
             x, y = (column + 0.5) * 62.5, (row + 0.5) * 62.5

@@ -38,6 +38,8 @@ SIGN_CLASS = len(SHAPES) + 1
 """Shape class of a patch covered by a sign."""
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 """Character class k + 1 is character k of this string; 0 is none."""
+LONGEST = 4
+"""Most characters of a sign."""
 
 
 def render(scene: Scene, size: int = 112) -> UInt8[np.ndarray, "height width 3"]:
@@ -147,7 +149,9 @@ class DenseLabels:
     size: Int[np.ndarray, "grid grid"]
     """1 small, 2 large; 0 for signs too."""
     box: Float[np.ndarray, "grid grid 4"]
-    """Left, top, right, bottom edge minus the patch centre, in sides of the picture; 0 on bare ground."""
+    """Left, top, right, bottom edge in sides of the picture; 0 on bare ground."""
+    word: Int[np.ndarray, "grid grid 4"]
+    """Character classes of the whole text of the sign that covers the patch, 0 behind its end and off signs."""
     character: Int[np.ndarray, "grid grid 2 2"]
     """Character class at the middle of each quarter of the patch (rows, columns); 1 to 36 as in `CHARACTERS`."""
 
@@ -156,7 +160,7 @@ def dense_labels(scene: Scene, grid: int) -> DenseLabels:
     """What each patch of a `grid` x `grid` raster shows; something covers a point if its box does."""
     shape, color, size = (np.zeros((grid, grid), np.int64) for _ in range(3))
     edges = np.zeros((grid, grid, 4), np.float32)
-    quarters = np.zeros((2 * grid, 2 * grid), np.int64)
+    word, quarters = np.zeros((grid, grid, LONGEST), np.int64), np.zeros((2 * grid, 2 * grid), np.int64)
     for item in scene.items:
         covered = _covered(item.box, grid)
         edges[covered] = np.array(item.box, np.float32) / 1000
@@ -164,25 +168,20 @@ def dense_labels(scene: Scene, grid: int) -> DenseLabels:
             shape[covered] = SIGN_CLASS
             left, top, _, bottom = item.box
             for k, character in enumerate(item.text):
+                word[*covered, k] = CHARACTERS.index(character) + 1
                 cell = left + k * ADVANCE - 10, top, left + (k + 1) * ADVANCE - 10, bottom
                 quarters[_covered(cell, 2 * grid)] = CHARACTERS.index(character) + 1
         else:
             shape[covered] = SHAPES.index(item.shape) + 1
             color[covered] = COLORS.index(item.color) + 1
             size[covered] = SIZES.index(item.size) + 1
-    edges -= (shape > 0)[..., None] * _patch_centers(grid)
     character_classes = quarters.reshape(grid, 2, grid, 2).transpose(0, 2, 1, 3)
-    return DenseLabels(shape=shape, color=color, size=size, box=edges, character=character_classes)
+    return DenseLabels(
+        shape=shape, color=color, size=size, box=edges, word=word, character=character_classes
+    )
 
 
 def _covered(box: Corners, grid: int) -> tuple[slice, slice]:
     """Rows and columns of the raster whose centres lie in the box."""
     left, top, right, bottom = (math.ceil(edge * grid / 1000 - 0.5) for edge in box)
     return slice(top, bottom), slice(left, right)
-
-
-@cache
-def _patch_centers(grid: int) -> Float[np.ndarray, "grid grid 4"]:
-    middles = (np.arange(grid, dtype=np.float32) + 0.5) / grid
-    across, down = np.meshgrid(middles, middles)
-    return np.stack([across, down, across, down], axis=-1)
