@@ -119,6 +119,11 @@ def _stream(
         # The one point where the host waits for the device: both numbers of every row come over together.
         pairs = torch.stack([ids.double(), logprobs.double()], dim=1).tolist()
         for row, (token, logprob) in zip(rows, pairs, strict=True):
+            if logprob != logprob:
+                raise ValueError(
+                    f"the model's probabilities for prompt {row.number} are not numbers (NaN, computed in "
+                    f"{model.llm.head.weight.dtype}); float16 overflows on some models, use bfloat16 or float32."
+                )
             yield row.write(int(token), logprob, settings, grammar)
         going = [index for index, row in enumerate(rows) if row.end is None]
         if not going:
@@ -232,7 +237,8 @@ def _choose(
         previous, _ = left_padded([(*row.prompt.ids, *row.written) for row in rows], logits.device, fill=-1)
     if settings.sampling.greedy:
         ids = sample(scores, settings.sampling, previous)
-    else:  # row by row, each from its own generator
+    else:  # row by row, each from its own generator; NaN cannot be drawn from and is told where the host sees it
+        scores = scores.nan_to_num(nan=0.0, neginf=-torch.inf)
         each = zip(
             scores.split(1), rows, [None] * len(rows) if previous is None else previous.split(1), strict=True
         )

@@ -222,6 +222,14 @@ def test_empty_continuations_are_refused(model: QwenVL):
         score(model, mixed()[:1], [])
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_model_that_overflows_is_told(model: QwenVL, monkeypatch: pytest.MonkeyPatch, greedy: bool):
+    monkeypatch.setattr(model.llm.norm, "eps", float("nan"))
+    settings = Settings(max_new_tokens=2, sampling=SamplingConfig(greedy=greedy))
+    with pytest.raises(ValueError, match=r"prompt 0 are not numbers .* use bfloat16 or float32"):
+        generate(model, mixed()[:2], settings)
+
+
 def test_the_longest_row_ends_the_answer(model: QwenVL):
     prompt = Prompt(ids=(1,) * (MAX_STRETCH * TRAINED - 2))
     answer = generate(model, [prompt], Settings(max_new_tokens=50))[0]
