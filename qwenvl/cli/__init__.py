@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "a recipe or one of its stages, resumed where it was killed",
     "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
     "parity": "compare with recorded outputs of the official model, case by case",
+    "eval run": "a benchmark of the paper, or the toy world, with a model",
 }
 """Command -> what it does, in the order of `qwenvl --help`; `eval run` lives in cli/eval_run.py."""
 
