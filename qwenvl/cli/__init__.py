@@ -15,9 +15,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 COMMANDS: Mapping[str, str] = {
+    "demo": "the main job at CPU size: ask, train from scratch, score, report",
     "ask": "one question about pictures: text, boxes, a picture with the boxes drawn",
     "chat": "a dialogue about pictures, answers as they are written",
     "train": "a recipe or one of its stages, resumed where it was killed",
+    "data clean": "raw image-text pairs to clean ones, and what each rule removed",
     "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
     "parity": "compare with recorded outputs of the official model, case by case",
     "eval run": "a benchmark of the paper, or the toy world, with a model",

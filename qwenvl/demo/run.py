@@ -1,0 +1,300 @@
+"""The demo from the first question to the report (`make demo`).
+
+ask the shipped model      a caption, a question, a place, a word, two pictures
+train from scratch         both parts and all three stages of recipes/demo
+score both                 on held-out pictures, beside a guesser that sees none
+report.html                pictures with boxes, curves, scores, times
+"""
+
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image as pillow
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import qwenvl
+from qwenvl.chat import Assistant, Reply
+from qwenvl.checkpoint.folder import resolve
+from qwenvl.data.synth.toypaint import render
+from qwenvl.data.synth.toyquestions import references
+from qwenvl.data.synth.toyworld import Scene, scene
+from qwenvl.demo import report
+from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
+from qwenvl.images import draw_boxes
+from qwenvl.markup import Box, Quad
+from qwenvl.runtime import Runtime
+from qwenvl.train.log import read_log
+from qwenvl.train.recipe import find_recipe, run_recipe, stages_of
+
+FRESH = 2_000_000
+"""Number of the first test scene that is shown here and that no score counts."""
+
+SHOWN = 12
+"""Right and wrong answers of each model in the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a demo does; the values fit ten minutes on two cores."""
+
+    folder: Path
+    recipe: str = "demo"
+    pictures: int = 300
+    """Held-out pictures that both models are scored on."""
+    processes: int = 2
+    scale: float = 1.0
+    """Factor on the steps of every stage."""
+    seed: int = 0
+    """Chooses the fresh pictures."""
+
+
+@dataclass
+class Clock:
+    """Seconds of each part of the demo, in order."""
+
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        start = time.perf_counter()
+        yield
+        self.parts[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question about fresh pictures and the shipped model's reply."""
+
+    asked: str
+    reply: Reply
+
+    def drawn(self) -> pillow.Image:
+        """The pictures side by side, boxes on the last."""
+        *others, last = [pillow.fromarray(picture.source) for picture in self.reply.pictures]  # type: ignore[arg-type]
+        return side_by_side(
+            [*map(enlarged, others), with_shapes(last, [*self.reply.boxes, *self.reply.quads])]
+        )
+
+
+def run(plan: Plan, console: Console) -> Path:
+    """Run the whole demo and return the report; a demo that was stopped goes on with its training."""
+    clock, runtime = Clock(), Runtime.detect(device="cpu", dtype="float32", seed=plan.seed)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    shipped = Assistant.load("tiny", runtime)
+    console.rule("1  The shipped model, asked about pictures it has never seen", align="left")
+    with clock.part("asking the shipped model"):
+        answered = [show(each, console) for each in ask_fresh(shipped, plan.seed)]
+    console.rule("2  Another model, trained from scratch: both parts, then the three stages", align="left")
+    recipe = find_recipe(plan.recipe)
+    with clock.part("training from scratch"):
+        trained_folder = run_recipe(
+            recipe, plan.folder / "train", runtime, processes=plan.processes, scale=plan.scale
+        )
+    trained = Assistant.load(trained_folder, runtime)
+    console.rule(f"3  Both scored on {plan.pictures} held-out pictures", align="left")
+    with clock.part("scoring"):
+        scores = {
+            "trained now": score(trained, plan.pictures, "trained now", console),
+            "shipped": score(shipped, plan.pictures, "shipped", console),
+        }
+    console.print(score_table(scores, clock))
+    losses = {
+        stage.name: [line["loss"] for line in read_log(plan.folder / "train" / stage.name / "log.jsonl")]
+        for stage in stages_of(recipe)
+    }
+    file = plan.folder / "report.html"
+    report.write(file, page(plan, answered, scores, losses, clock))
+    return file
+
+
+# === 1: asking ===
+
+
+def ask_fresh(assistant: Assistant, seed: int) -> Iterator[Answered]:
+    """A caption, a question, a place, a word and a chat over two pictures, each about a fresh scene."""
+    fresh = (scene(seed, FRESH + index, "test") for index in range(10_000))
+    rich = (each for each in fresh if len(each.things) >= 2 and each.signs)
+    captioned, asked, searched, read, first, second = (next(rich) for _ in range(6))
+    name = references(searched, searched.things[0])[0]
+    for shown, question in (
+        (captioned, "Generate the caption in English with grounding:"),
+        (asked, f"How many {asked.things[0].shape.replace('cross', 'crosse')}s are there?"),
+        (searched, f"Where is {name}?"),
+        (read, "What does the sign say?" if len(read.signs) == 1 else "OCR with grounding:"),
+    ):
+        yield Answered(question, assistant.ask(render(shown), question))
+    session = assistant.session()
+    question = (
+        f"Which picture has the {'number' if second.signs[0].is_number else 'word'} {second.signs[0].text}?"
+    )
+    yield Answered(question, session.ask(question, [render(first), render(second)]))
+    question = "How many objects are there in the two pictures?"
+    yield Answered(question, session.ask(question))
+
+
+def show(answered: Answered, console: Console) -> Answered:
+    """Print a question and its answer."""
+    console.print(f"  [dim]{answered.asked}[/dim]")
+    console.print(f"  [bold]{answered.reply.plain or answered.reply.text}[/bold]", highlight=False)
+    shapes: list[Box | Quad] = [*answered.reply.boxes, *answered.reply.quads]
+    for shape in shapes:
+        where = f"({shape.x1},{shape.y1}),({shape.x2},{shape.y2})" if isinstance(shape, Box) else shape.points
+        console.print(f"    {shape.label or ''} {where}  score {shape.score or 0:.2f}", style="dim")
+    return answered
+
+
+# === 3: scoring ===
+
+
+def score(assistant: Assistant, pictures: int, name: str, console: Console) -> ToyScores:
+    """Score a model with a bar."""
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        line = bar.add_task(name, total=None)
+        return evaluate_toyworld(
+            assistant, pictures, progress=lambda done, total: bar.update(line, completed=done, total=total)
+        )
+
+
+def score_rows(scores: Mapping[str, ToyScores]) -> list[list[str]]:
+    """A row per group: blind, then each model, in percent, and how many answers were scored."""
+    blind = next(iter(scores.values())).blind
+    return [
+        [
+            group,
+            percent(blind[group].share),
+            *(percent(each.groups[group].share) for each in scores.values()),
+            f"{next(iter(scores.values())).groups[group].n:,}",
+        ]
+        for group in GROUPS
+    ]
+
+
+def score_table(scores: Mapping[str, ToyScores], clock: Clock) -> Table:
+    """The scores for the terminal."""
+    table = Table(
+        title=f"held-out pictures; trained in {clock.parts['training from scratch']:.0f} s",
+        title_justify="left",
+    )
+    for column in ("", "blind", *scores, "answers"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in score_rows(scores):
+        table.add_row(*row)
+    return table
+
+
+def percent(share: float | None) -> str:
+    """One decimal, or a dash for nothing."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+# === 4: the page ===
+
+
+def page(
+    plan: Plan,
+    answered: list[Answered],
+    scores: Mapping[str, ToyScores],
+    losses: Mapping[str, list[float]],
+    clock: Clock,
+) -> str:
+    """The report as HTML."""
+    versions = [
+        ("qwenvl", qwenvl.__version__),
+        ("torch", torch.__version__),
+        ("Python", platform.python_version()),
+        (
+            "machine",
+            f"{platform.machine()}, {torch.get_num_threads()} threads, {plan.processes} training processes",
+        ),
+        ("shipped model", str(resolve("tiny"))),
+        ("recipe", f"recipes/{plan.recipe}, steps x {plan.scale:g}"),
+        ("seed of the fresh pictures", str(plan.seed)),
+    ]
+    times = [(name, f"{seconds:.1f} s") for name, seconds in clock.parts.items()]
+    asked = report.cards(
+        report.Card(picture=each.drawn(), asked=each.asked, answered=each.reply.plain or each.reply.text)
+        for each in answered
+    )
+    galleries = [
+        (f"Answers of the model {name}: right and wrong", report.cards(gallery(each)))
+        for name, each in scores.items()
+    ]
+    return report.page(
+        "qwenvl demo",
+        "A Qwen-VL of three million parameters, trained through the paper's three stages on two CPU cores.",
+        [
+            (
+                "Scores on held-out pictures",
+                report.table(("", "blind", *scores, "answers"), score_rows(scores)),
+            ),
+            ("The shipped model on fresh pictures", asked),
+            ("Loss of each stage", report.curves(losses)),
+            *galleries,
+            ("Times", report.table(("part", "seconds"), times)),
+            ("Made with", report.table(("", ""), versions)),
+        ],
+    )
+
+
+def gallery(scores: ToyScores) -> Iterator[report.Card]:
+    """Right and wrong answers of every kind in turn, boxes drawn: the first of each."""
+    wrong = first_of_each_kind(scores, right=False)
+    for prediction in [
+        *first_of_each_kind(scores, right=True)[: SHOWN - len(wrong[: SHOWN // 2])],
+        *wrong[: SHOWN // 2],
+    ]:
+        scenes: list[Scene] = [scene_named(name) for name in prediction.pictures]
+        *others, last = [pillow.fromarray(render(each)) for each in scenes]
+        shapes = [each for each in prediction.parsed if isinstance(each, Box | Quad)]
+        yield report.Card(
+            picture=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),
+            asked=f"{prediction.kind}: {prediction.prompt.strip()}",
+            answered=prediction.raw,
+            expected=prediction.truth,
+            right=prediction.right,
+        )
+
+
+def first_of_each_kind(scores: ToyScores, *, right: bool) -> list[ToyPrediction]:
+    """The first right (or wrong) prediction of each kind, then the second, so that all kinds are seen."""
+    by_kind: dict[str, list[ToyPrediction]] = {}
+    for prediction in scores.predictions:
+        if prediction.right is right:
+            by_kind.setdefault(prediction.kind, []).append(prediction)
+    rounds = max(map(len, by_kind.values()), default=0)
+    return [kept[k] for k in range(min(rounds, 2)) for kept in by_kind.values() if k < len(kept)]
+
+
+def enlarged(picture: pillow.Image, side: int = 336) -> pillow.Image:
+    """A toy picture at a size that a person likes to look at."""
+    return picture.resize((side, side), pillow.Resampling.BICUBIC)
+
+
+def with_shapes(picture: pillow.Image, shapes: list[Box | Quad]) -> pillow.Image:
+    """The picture enlarged with boxes and quads drawn on it."""
+    return draw_boxes(enlarged(picture), shapes)
+
+
+def side_by_side(pictures: list[pillow.Image], gap: int = 8) -> pillow.Image:
+    """Pictures of equal height in a row."""
+    width = sum(each.width for each in pictures) + gap * (len(pictures) - 1)
+    row = pillow.new("RGB", (width, pictures[0].height), "white")
+    left = 0
+    for each in pictures:
+        row.paste(each, (left, 0))
+        left += each.width + gap
+    return row
