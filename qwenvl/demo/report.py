@@ -16,7 +16,7 @@ p.lead { color: #555; margin-top: .2rem } table { border-collapse: collapse } co
 th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right } th:first-child, td:first-child
 { text-align: left } .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem }
 .card { border: 1px solid #ddd; border-radius: 8px; overflow: hidden; font-size: .9rem } .card img { width: 100%;
-display: block } .card div { padding: .5rem .7rem } .right { border-top: 4px solid #2e9e4f } .wrong { border-top: 4px
+display: block } .card div { padding: .5rem .7rem; overflow-wrap: anywhere } .right { border-top: 4px solid #2e9e4f } .wrong { border-top: 4px
 solid #c93737 } .asked { color: #555 } .wanted { color: #c93737 } svg { background: #fafafa; border: 1px solid #e4e4e4 }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem } small { color: #777 }
 """

@@ -24,7 +24,7 @@ from qwenvl.chat import Assistant, Reply
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import references
-from qwenvl.data.synth.toyworld import Scene, scene
+from qwenvl.data.synth.toyworld import scene
 from qwenvl.demo import report
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
 from qwenvl.images import draw_boxes
@@ -251,14 +251,10 @@ def page(
 
 
 def gallery(scores: ToyScores) -> Iterator[report.Card]:
-    """Right and wrong answers of every kind in turn, boxes drawn: the first of each."""
-    wrong = first_of_each_kind(scores, right=False)
-    for prediction in [
-        *first_of_each_kind(scores, right=True)[: SHOWN - len(wrong[: SHOWN // 2])],
-        *wrong[: SHOWN // 2],
-    ]:
-        scenes: list[Scene] = [scene_named(name) for name in prediction.pictures]
-        *others, last = [pillow.fromarray(render(each)) for each in scenes]
+    """A right answer of every kind, then wrong ones, boxes drawn."""
+    wrong = one_of_each_kind(scores, right=False)[: SHOWN // 2]
+    for prediction in [*one_of_each_kind(scores, right=True)[: SHOWN - len(wrong)], *wrong]:
+        *others, last = [pillow.fromarray(render(scene_named(name))) for name in prediction.pictures]
         shapes = [each for each in prediction.parsed if isinstance(each, Box | Quad)]
         yield report.Card(
             picture=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),
@@ -269,14 +265,16 @@ def gallery(scores: ToyScores) -> Iterator[report.Card]:
         )
 
 
-def first_of_each_kind(scores: ToyScores, *, right: bool) -> list[ToyPrediction]:
-    """The first right (or wrong) prediction of each kind, then the second, so that all kinds are seen."""
-    by_kind: dict[str, list[ToyPrediction]] = {}
+def one_of_each_kind(scores: ToyScores, *, right: bool) -> list[ToyPrediction]:
+    """The first right (or wrong) prediction of each kind, each about another picture."""
+    chosen: dict[str, ToyPrediction] = {}
+    seen: set[str] = set()
     for prediction in scores.predictions:
-        if prediction.right is right:
-            by_kind.setdefault(prediction.kind, []).append(prediction)
-    rounds = max(map(len, by_kind.values()), default=0)
-    return [kept[k] for k in range(min(rounds, 2)) for kept in by_kind.values() if k < len(kept)]
+        fresh = prediction.kind not in chosen and not seen & set(prediction.pictures)
+        if fresh and prediction.right is right:
+            chosen[prediction.kind] = prediction
+            seen.update(prediction.pictures)
+    return list(chosen.values())
 
 
 def enlarged(picture: pillow.Image, side: int = 336) -> pillow.Image:
