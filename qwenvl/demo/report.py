@@ -11,14 +11,22 @@ from PIL import Image as pillow
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
-h1 { font-size: 1.7rem; margin-bottom: 0 } h2 { margin-top: 2.4rem; font-size: 1.25rem }
-p.lead { color: #555; margin-top: .2rem } table { border-collapse: collapse } code { font-size: .92em }
-th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right } th:first-child, td:first-child
-{ text-align: left } .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem }
-.card { border: 1px solid #ddd; border-radius: 8px; overflow: hidden; font-size: .9rem } .card img { width: 100%;
-display: block } .card div { padding: .5rem .7rem; overflow-wrap: anywhere } .right { border-top: 4px solid #2e9e4f } .wrong { border-top: 4px
-solid #c93737 } .asked { color: #555 } .wanted { color: #c93737 } svg { background: #fafafa; border: 1px solid #e4e4e4 }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem } small { color: #777 }
+h1 { font-size: 1.7rem; margin-bottom: 0 }
+h2 { margin-top: 2.4rem; font-size: 1.25rem }
+p.lead { color: #555; margin-top: .2rem }
+table { border-collapse: collapse }
+th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left }
+svg { background: #fafafa; border: 1px solid #e4e4e4 }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem }
+.card { border: 1px solid #ddd; border-radius: 8px; overflow: hidden; font-size: .9rem }
+.card img { width: 100%; display: block }
+.card div { padding: .5rem .7rem; overflow-wrap: anywhere }
+.right { border-top: 4px solid #2e9e4f }
+.wrong { border-top: 4px solid #c93737 }
+.asked { color: #555 }
+.wanted { color: #c93737 }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem }
 """
 
 
