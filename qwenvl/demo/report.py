@@ -87,6 +87,21 @@ def inline(picture: pillow.Image, side: int = 336) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def curve_sheet(losses: Mapping[str, Sequence[float]], width: int = 320, height: int = 180) -> str:
+    """All curves side by side as one SVG file, names below."""
+    parts = [
+        f'<g transform="translate({10 + k % 3 * (width + 20)},{10 + k // 3 * height})">{_curve(values)}'
+        f'<text x="36" y="168" font-size="13">{html.escape(name)}</text></g>'
+        for k, (name, values) in enumerate(losses.items())
+    ]
+    size = 3 * (width + 20), 10 + -(-len(losses) // 3) * height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" font-family="sans-serif">\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
 def curves(losses: Mapping[str, Sequence[float]]) -> str:
     """A loss curve per stage, smoothed over a fortieth of its updates, as SVG."""
     drawn = (

@@ -1,0 +1,169 @@
+"""Make the shipped model's folder from a finished run of recipes/tiny: weights in float16, card, loss curves.
+
+    qwenvl train recipes/tiny --out runs/tiny --processes 2
+    python benchmarks/ship_tiny.py runs/tiny [--pictures 2000] [--to qwenvl/tiny]
+
+The scores in the card are those of the files it writes: the model is loaded back from float16 before it is asked.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+import qwenvl
+from qwenvl.chat import Assistant
+from qwenvl.checkpoint import folder
+from qwenvl.demo import report
+from qwenvl.evaluation.toyworld import GROUPS, ToyScores, evaluate_toyworld
+from qwenvl.runtime import Runtime
+from qwenvl.train.log import read_log
+from qwenvl.train.recipe import find_recipe, stages_of
+
+AIMS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
+"""What this project set out to reach, in percent."""
+
+GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size": 1024, "top_p": 0.3}
+
+CARD = """# tiny: a Qwen-VL of {parameters:.1f} million parameters
+
+Sees pictures of the toy world (`qwenvl/data/synth/toyworld.py`): one to three coloured shapes and signs with invented
+words or numbers. It captions, answers, points, reads and compares two pictures, in English, in the formats of the
+paper. Of photographs it knows nothing: it takes them for shapes and signs.
+
+Trained by `recipes/tiny` and nothing else, on synthetic pictures only. {megabytes:.1f} MB in float16.
+
+```console
+$ qwenvl train recipes/tiny --out runs/tiny --processes 2
+$ python benchmarks/ship_tiny.py runs/tiny
+$ qwenvl eval run tiny toyworld --json
+```
+
+Seed {seed} (weights) and those of the stage files (documents). {hours:.2f} hours on 2 shared cores ({machine}),
+no GPU, torch {torch}, bfloat16 products, float32 weights.
+
+## Scores
+
+{pictures:,} held-out pictures, each with a (shape, colour, size) triple, a word or a number that never occurs in
+training. Greedy answers; `blind` is the most frequent training answer to the same prompt, without a picture.
+
+{scores}
+
+By kind:
+
+{kinds}
+
+## Training
+
+{stages}
+
+![Loss of every stage](curves.svg)
+
+## What a longer or better run would still gain
+
+{gain}
+"""
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table."""
+    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("\\\n", "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "tiny")
+    parser.add_argument("--gain", default="", help="text of the card's last section")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    stages = stages_of(find_recipe("tiny"))
+    last = options.run / stages[-1].name / "model"
+    model = folder.load(last, Runtime.detect(device="cpu", dtype="float16"))
+    companions = options.run / "companions"
+    companions.mkdir(exist_ok=True)
+    shutil.copyfile(last / "qwen.tiktoken", companions / "qwen.tiktoken")
+    (companions / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
+    (options.to / "curves.svg").unlink(missing_ok=True)
+    folder.save(model, options.to, companions=companions)
+    scores = evaluate_toyworld(Assistant.load(options.to, Runtime.detect(device="cpu")), options.pictures)
+    logs = {stage.name: read_log(options.run / stage.name / "log.jsonl") for stage in stages}
+    curves = {name: [line["loss"] for line in log] for name, log in logs.items()}
+    (options.to / "curves.svg").write_text(report.curve_sheet(curves))
+    (options.to / "MODEL_CARD.md").write_text(card(model, options.to, scores, logs, options.gain))
+    print(json.dumps(scores.to_json()))
+
+
+def card(
+    model: torch.nn.Module, place: Path, scores: ToyScores, logs: dict[str, list[dict]], gain: str
+) -> str:
+    """The text of MODEL_CARD.md."""
+    seconds = sum(log[-1]["seconds"] for log in logs.values())
+
+    def row(name: str, count: object, blind: object, *more: str) -> tuple[str, ...]:
+        return (
+            name,
+            f"{100 * count.share:.1f} %",
+            f"{100 * (blind.share or 0):.1f} %",
+            *more,
+            f"{count.n:,}",
+        )  # type: ignore[attr-defined]
+
+    return CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        megabytes=sum(file.stat().st_size for file in place.iterdir()) / 1e6,
+        seed=0,
+        hours=seconds / 3600,
+        machine=processor(),
+        torch=torch.__version__.split("+")[0],
+        pictures=scores.pictures,
+        scores=markdown(
+            ("", "tiny", "blind", "aim", "answers"),
+            [row(name, scores.groups[name], scores.blind[name], f"{AIMS[name]} %") for name in GROUPS],
+        ),
+        kinds=markdown(
+            ("", "tiny", "blind", "answers"),
+            [row(name, each, scores.blind_kinds[name]) for name, each in scores.kinds.items()],
+        ),
+        stages=markdown(
+            ("stage", "updates", "pictures", "tokens", "last loss", "minutes"),
+            [
+                (
+                    name,
+                    f"{len(log):,}",
+                    f"{sum(line['pictures'] for line in log):,}",
+                    f"{sum(line['tokens'] for line in log):,}",
+                    f"{sum(line['loss'] for line in log[-50:]) / len(log[-50:]):.3f}",
+                    f"{log[-1]['seconds'] / 60:.1f}",
+                )
+                for name, log in logs.items()
+            ],
+        ),
+        gain=gain,
+    )
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
