@@ -107,10 +107,8 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
     Raises ValueError for a missing or truncated file and for missing, unknown or misshapen tensors, by name.
     """
     runtime, folder = runtime or Runtime.detect(), resolve(checkpoint)
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = QwenVL(config)
-    stored = our_tensors(folder)
+    model = _without_memory(read_config(folder))
+    stored = our_tensors(folder, model)
     state = {name: each.read().to(runtime.device, runtime.dtype) for name, each in stored.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -131,7 +129,8 @@ def save(model: QwenVL, folder: str | Path, *, companions: Path | None = None) -
 def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> None:
     """Rewrite a checkpoint folder as `qwenvl` or `official`, tensor by tensor: bits and precisions stay as they are."""
     folder = resolve(source)
-    config, stored = read_config(folder), our_tensors(folder)
+    config = read_config(folder)
+    stored = our_tensors(folder, _without_memory(config))
     if to == MODEL_TYPE:
         values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     elif to == "official":
@@ -166,14 +165,19 @@ def _write_converted_config(
         write_config(unfinished, values)
 
 
-def our_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the model under our names and in our layout, checked by name and shape, not yet read."""
-    config, stored = read_config(folder), stored_tensors(folder)
+def _without_memory(config: ModelConfig) -> QwenVL:
+    """The model on the meta device: names and shapes without values."""
+    with torch.device("meta"):
+        return QwenVL(config)
+
+
+def our_tensors(folder: Path, model: QwenVL) -> dict[str, Stored]:
+    """Every tensor of `model` under our names and in our layout, checked by name and shape, not yet read."""
+    config, stored = model.config, stored_tensors(folder)
     values = read_json(folder / "config.json")
     if is_official(values):
         stored = renamed(dequantised(stored, values, config, str(folder)), names.OFFICIAL, config)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in QwenVL(config).state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names.check_names(expected, {name: each.shape for name, each in stored.items()}, str(folder))
     return {name: stored[name] for name in expected}
 
