@@ -5,8 +5,8 @@
 
 Ours is the whole engine: cache, choice of the token, its log-probability, ids on the host after every step.
 Theirs is the bare forward of `Qwen2ForCausalLM` with its DynamicCache and an argmax: no `generate()` around it.
-Both greedy, in one process, step by step in turn, so that a busy machine slows both alike; a cell's ratio is their median
-time of a step over ours (above 1: ours is faster). Prefill is the first step, the ids of the first token included.
+Both greedy, in one process, step by step in turn, so that a busy machine slows both alike; a cell's ratio is their
+median time of a step over ours (above 1: ours is faster). Prefill is the first step, choice of the token included.
 """
 
 import argparse
