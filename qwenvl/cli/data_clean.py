@@ -1,0 +1,90 @@
+"""`qwenvl data clean`: raw image-text pairs to clean ones (Appendix A.1)."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+
+def data_clean(
+    src: Path,
+    dst: Path,
+    /,
+    *,
+    preset: str = "laion-en",
+    thresholds: Path | None = None,
+    change: tuple[str, ...] = (),
+    source: str | None = None,
+    executor: Literal["inline", "process", "ray"] = "inline",
+    workers: int = 2,
+    clip: str | None = None,
+    benchmarks: Path | None = None,
+    decode: bool = False,
+    aside: Literal["failed", "all"] = "failed",
+    json: bool = False,
+) -> int:
+    """Clean WebDataset tars, parquet files or JSON lines into tars, shard by shard.
+
+    What is dropped is counted by rule and listed in DST/aside with its reason, what cannot be read is kept there.
+    Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without a picture
+    is judged by the columns it has. The result does not depend on the executor or the number of workers.
+
+      qwenvl data clean laion/ clean/ --preset laion-en --executor process --workers 8
+      qwenvl data clean raw.parquet clean/ --preset coyo --change clip_score=0.27 near_pictures=3
+
+    Args:
+        src: A folder of shards (.tar, .parquet, .jsonl) or one shard.
+        dst: An empty folder, or that of the run to be resumed.
+        preset: A row of Table 2: laion-en, laion-coco, datacomp, coyo, cc12m, cc3m, sbu, coco-caption, laion-zh or
+            in-house-zh.
+        thresholds: JSON file that replaces those of the preset, as `qwenvl data calibrate --out` writes it.
+        change: Single thresholds to change, NAME=VALUE with the value in JSON (null switches a rule off).
+        source: Name of the data set in the funnel; the preset's where a sample names none.
+        executor: Here (inline), in processes of this machine, or on Ray.
+        workers: Processes, or CPUs of a local Ray.
+        clip: CLIP model for pairs without a score: a folder or a hub id that transformers can load.
+        benchmarks: Folder of texts and pictures that must not be trained on.
+        decode: Decode every picture instead of those in doubt.
+        aside: Whose bytes are kept aside: of samples that failed, or of all that are dropped (for `data inspect`).
+        json: Print the statistics as JSON.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qwenvl.data.clean.contamination import Benchmarks
+    from qwenvl.data.clean.engine import Settings
+    from qwenvl.data.clean.presets import chosen
+    from qwenvl.data.clean.run import clean, table, to_json
+    from qwenvl.data.shards import dump
+
+    row, limits = chosen(preset, thresholds, change)
+    scorer = None
+    if clip is not None:
+        from qwenvl.integrations.clip import scorer_of
+
+        scorer = scorer_of(clip)
+    settings = Settings(
+        thresholds=limits,
+        source=row.dataset if source is None else source,
+        decode=decode,
+        aside=aside,
+        benchmarks=None if benchmarks is None else Benchmarks.read(benchmarks),
+        scorer=scorer,
+    )
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("shards", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        outcome = clean(src, dst, settings, executor=executor, workers=workers, progress=progress)
+    if json:
+        print(dump(to_json(outcome)).decode())
+        return 0
+    print(table(outcome))
+    total = outcome.total
+    if outcome.resumed:
+        print(f"{outcome.resumed} of {outcome.shards} shards were done before")
+    print(f"the paper keeps {row.remaining}% of {row.dataset}; here {total.kept / max(1, total.read):.0%}")
+    if total.dropped["clip score"] and not total.kept and clip is None:
+        print("no pair has a CLIP score: give --clip MODEL, or --change clip_score=null to do without")
+    return 0

@@ -1,0 +1,169 @@
+"""Boxes of other people's formats: pixels or shares in, the model's grid [0, 1000) out (paper 2.2).
+
+Every converter goes through corners in pixels; `Box.from_pixels` is the one place that rounds, so a box comes back
+within half a grid cell (0.0005 of a side), plus the border cell 999 for boxes that touch the right or lower edge.
+A box that is not finite, reversed, empty or outside its picture raises BadBox: readers count it with that reason.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from qwenvl.markup import Box, Quad
+
+OVERSHOOT = 0.01
+"""Share of a side by which annotators may miss the border; such corners move to it, beyond it the box is bad."""
+
+
+class BadBox(ValueError):
+    """A box that means nothing; the message is one of a few fixed reasons, so that it can be counted."""
+
+
+def from_corners(corners: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+    """Left, top, right, bottom in pixels of a `width` x `height` picture; raises BadBox."""
+    if len(corners) != 4:
+        raise BadBox("box without four numbers")
+    x1, y1, x2, y2 = map(float, corners)
+    _check([(x1, y1), (x2, y2)], width, height)
+    if x2 < x1 or y2 < y1:
+        raise BadBox("box reversed")
+    if x2 == x1 or y2 == y1:
+        raise BadBox("box empty")
+    return Box.from_pixels(x1, y1, x2, y2, width, height, label)
+
+
+def _check(points: Sequence[tuple[float, float]], width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise BadBox("picture without a size")
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise BadBox("box not finite")
+    dx, dy = max(1.0, OVERSHOOT * width), max(1.0, OVERSHOOT * height)
+    if any(not (-dx <= x <= width + dx and -dy <= y <= height + dy) for x, y in points):
+        raise BadBox("box outside the picture")
+
+
+def from_coco(bbox: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+    """COCO, RefCOCO and Visual Genome: left, top, width, height in pixels."""
+    if len(bbox) != 4:
+        raise BadBox("box without four numbers")
+    x, y, across, down = map(float, bbox)
+    return from_corners((x, y, x + across, y + down), width, height, label)
+
+
+def to_coco(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """Left, top, width, height in pixels."""
+    x1, y1, x2, y2 = box.to_pixels(width, height)
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def from_shares(corners: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+    """GRIT and others: left, top, right, bottom as shares of the sides, 0 to 1."""
+    if len(corners) != 4:
+        raise BadBox("box without four numbers")
+    x1, y1, x2, y2 = map(float, corners)
+    return from_corners((x1 * width, y1 * height, x2 * width, y2 * height), width, height, label)
+
+
+def from_yolo(line: str, width: int, height: int, names: Sequence[str] = ()) -> Box:
+    """One line of a YOLO label file: class, centre x, centre y, width, height as shares of the sides."""
+    parts = line.split()
+    try:
+        number, (x, y, across, down) = int(parts[0]), map(float, parts[1:5])
+    except (ValueError, IndexError):
+        raise BadBox("box without four numbers") from None
+    shares = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
+    return from_shares(shares, width, height, names[number] if number < len(names) else None)
+
+
+def to_yolo(box: Box, number: int) -> str:
+    """The line of a YOLO label file for this box of class `number`."""
+    x1, y1, x2, y2 = box.to_pixels(1, 1)
+    return f"{number} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}"
+
+
+def from_voc(xml: str) -> Iterator[Box]:
+    """Pascal VOC: one XML file per picture; pixels count from 1 there, and both corners belong to the box."""
+    root = _parse_xml(xml)
+    width, height = _number(root, "size/width"), _number(root, "size/height")
+    for thing in root.iter("object"):
+        left, top, right, bottom = (
+            _number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")
+        )
+        yield from_corners(
+            (left - 1, top - 1, right, bottom), int(width), int(height), thing.findtext("name")
+        )
+
+
+def from_labelme(annotation: Mapping[str, Any]) -> Iterator[Box]:
+    """LabelMe JSON: rectangles and polygons in pixels; a polygon gives the box around it."""
+    width, height = int(annotation["imageWidth"]), int(annotation["imageHeight"])
+    for shape in annotation["shapes"]:
+        xs, ys = [float(x) for x, _ in shape["points"]], [float(y) for _, y in shape["points"]]
+        yield from_corners((min(xs), min(ys), max(xs), max(ys)), width, height, shape.get("label"))
+
+
+def from_entities(xml: str) -> Mapping[str, list[Box]]:
+    """Flickr30K Entities, `Annotations/ID.xml`: phrase id -> its boxes; ids without a box are left out.
+
+    Pixels count from 1 there as in VOC, and a few boxes touch 0.
+    """
+    root = _parse_xml(xml)
+    width, height = int(_number(root, "size/width")), int(_number(root, "size/height"))
+    boxes: dict[str, list[Box]] = {}
+    for thing in root.iter("object"):
+        if thing.find("bndbox") is None:
+            continue
+        left, top, right, bottom = (
+            _number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")
+        )
+        box = from_corners((max(left - 1, 0), max(top - 1, 0), right, bottom), width, height)
+        for name in thing.findall("name"):
+            boxes.setdefault(name.text or "", []).append(box)
+    return boxes
+
+
+_ENTITY = re.compile(r"\[/EN#(\d+)((?:/\w+)+) ([^\]]+)\]")
+
+
+def entities_of(sentence: str) -> Iterator[tuple[str, str | None]]:
+    """Flickr30K Entities, a line of `Sentences/ID.txt`: pieces of the caption, each with its phrase id or None.
+
+    `[/EN#1/people A man] runs` -> ("A man", "1"), (" runs", None).
+    """
+    done = 0
+    for found in _ENTITY.finditer(sentence):
+        if found.start() > done:
+            yield sentence[done : found.start()], None
+        yield found[3], found[1]
+        done = found.end()
+    if done < len(sentence):
+        yield sentence[done:], None
+
+
+def quad_from_corners(
+    points: Sequence[tuple[float, float]], width: int, height: int, label: str | None = None
+) -> Quad:
+    """Four corners in pixels, clockwise from the top left; raises BadBox."""
+    if len(points) != 4:
+        raise BadBox("quad without four corners")
+    _check(points, width, height)
+    return Quad.from_pixels(points, width, height, label)
+
+
+def _parse_xml(xml: str) -> ElementTree.Element:
+    if "<!ENTITY" in xml:  # a billion laughs: no annotation needs one
+        raise ValueError("the XML annotation declares an entity; annotations have none.")
+    try:
+        return ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"the annotation is no XML ({error}).") from None
+
+
+def _number(element: ElementTree.Element, path: str) -> float:
+    text = element.findtext(path)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise BadBox("box without four numbers") from None

@@ -1,0 +1,148 @@
+"""Texts made clean rather than dropped: HTML and irregular patterns (Appendix A.1, rules 7 and 8).
+
+Every pattern has a cheap guard before it, because most captions need none of them: a caption without a defect costs
+a few microseconds.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
+
+LONGEST_RAW = 10_000
+"""Characters beyond which a text is not edited at all: the length rule drops it, and no pattern has to read it."""
+
+_INLINE = "a abbr b big cite code del em font i ins label mark nobr q s small span strike strong sub sup tt u"
+_BLOCK = (
+    "article aside blockquote body br button center dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
+    "h6 head header hr html iframe img input li link main meta nav ol option p pre section select source table tbody "
+    "td textarea tfoot th thead title tr ul video"
+)
+_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_INLINE_TAG = re.compile(rf"</?(?:{'|'.join(_INLINE.split())})(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_BLOCK_TAG = re.compile(rf"</?(?:{'|'.join(_BLOCK.split())})(?:\s[^<>]*)?/?>", re.IGNORECASE)
+
+
+def without_html(text: str) -> str:
+    """Entities decoded (twice where crawlers escaped twice), tags removed; `<3`, `a < b` and `<PERSON>` stay."""
+    if "&" in text:
+        for _ in range(2):
+            decoded = html.unescape(text)
+            if decoded == text:
+                break
+            text = decoded
+    if "<" not in text:
+        return text
+    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", text)))
+    return " ".join(bare.split()) if bare != text else text
+
+
+def plain(text: str) -> str:
+    """NFC, no control or invisible characters, single spaces: done to every text before any rule sees it."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    if not text.isprintable():
+        text = _INVISIBLE.sub("", _CONTROL.sub(" ", text))
+    return " ".join(text.split())
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200e\u200f\u202a-\u202e\u2060\ufeff]+")
+
+
+class Pattern(NamedTuple):
+    """One kind of irregularity that is cut out of texts."""
+
+    name: str
+    guard: Callable[[str], object]
+    """False for most texts that do not have it, and quick."""
+    regex: re.Pattern[str]
+    replacement: str
+
+
+_TOP = "com|net|org|info|biz|edu|gov|io|cn|ru|de|fr|jp|co|uk|tv|me"
+_FILE = "jpe?g|png|gif|bmp|tiff?|webp|svg|psd|pdf|docx?|mp4|html?|php|aspx?"
+_EXTENSION = re.compile(rf"\.(?:{_FILE})\b", re.IGNORECASE)
+_DOMAIN = re.compile(rf"\w\.(?:{_TOP})\b", re.IGNORECASE)
+_CAMERA = re.compile(
+    r"(?:IMG|DSC|PICT|MVI|GOPR|image|img|pic|photo|untitled|screenshot|Screenshot|mmexport)[-_ ]?\(?\d{3,}"
+)
+_BOILERPLATE = re.compile(
+    r"image results? for|(?:royalty[- ]free )?stock (?:photo|image|vector|illustration|footage)s?(?: and images)?|"
+    r"royalty[- ]free|click (?:here )?(?:on (?:the )?(?:image|photo) )?(?:to|for) (?:enlarge|zoom|view|see|a larger)"
+    r"(?: (?:the )?(?:image|photo|picture|version|view))?|photo (?:credit|courtesy)\b[^.|]*|\bgetty images\b|"
+    r"\bshutterstock\b|\balamy\b|\bpinterest\b|\bwallpaper download\b|all rights reserved|free download|"
+    r"©(?: ?\d{4})?|点击(?:查看|放大)(?:大图|原图)?|图片(?:来源|来自)[:：]?\S*|(?:高清)?图片素材|免费下载|版权所有",
+    re.IGNORECASE,
+)
+_BOILERPLATE_HINT = re.compile(
+    r"image result|stock |royalty|[cC]lick|hoto c|[gG]etty|hutterstock|lamy|interest|wallpaper d|all rights|free down|"
+    r"[©点图免版]|STOCK|ROYALTY|Stock |Royalty|Image [Rr]esult|All [Rr]ights|Free [Dd]own|ALL RIGHTS"
+)
+
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern(
+        "url", lambda t: "://" in t or "www." in t, re.compile(r"(?:https?|ftp)://\S+|www\.\S+", re.I), " "
+    ),
+    Pattern("mail", lambda t: "@" in t, re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+|(?<!\w)@\w+"), " "),
+    Pattern("file name", _EXTENSION.search, re.compile(rf"[^\s/\\|,;()]+\.(?:{_FILE})\b", re.I), " "),
+    Pattern("domain", _DOMAIN.search, re.compile(rf"(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I), " "),
+    Pattern("camera name", _CAMERA.search, re.compile(rf"{_CAMERA.pattern}\w*\)?"), " "),
+    Pattern("hashtag", lambda t: "#" in t, re.compile(r"#(?=[^\W\d])"), ""),
+    Pattern("boilerplate", _BOILERPLATE_HINT.search, _BOILERPLATE, " "),
+    Pattern(
+        "repeated signs",
+        re.compile(r"[!?.,_=*~|+#-]{3,}").search,
+        re.compile(r"([!?.,_=*~|+#-])\1{2,}"),
+        r"\1",
+    ),
+)
+"""What is cut out, in this order."""
+
+_EMPTY_BRACKETS = re.compile(r"\(\s*\)|\[\s*\]|\{\s*\}|（\s*）|【\s*】|\"\s*\"")
+_ENDS = " \t|-–—_,;:/\\•·*~=>+&，、；："
+_HAN_REPEATED = re.compile(r"([^\s\d]{2,8}?)\1{2,}")
+
+
+def without_patterns(text: str) -> str:
+    """URLs, addresses, file names, boilerplate, repeated signs and phrases cut out, and what they leave hanging."""
+    before = text
+    for pattern in PATTERNS:
+        if pattern.guard(text):
+            text = pattern.regex.sub(pattern.replacement, text)
+    text = without_repeats(text)
+    if text != before:
+        text = " ".join(_EMPTY_BRACKETS.sub(" ", text).split()).strip(_ENDS)
+    return text
+
+
+def without_repeats(text: str) -> str:
+    """A phrase of up to four words (eight Chinese characters) said three times or more in a row is said once."""
+    words = text.split()
+    if len(words) - len(set(words)) >= 2:
+        kept = _collapsed(words)
+        if len(kept) < len(words):
+            text = " ".join(kept)
+    if not text.isascii() and len(text) - len(set(text)) >= 4:
+        text = _HAN_REPEATED.sub(r"\1", text)
+    return text
+
+
+def _collapsed(words: list[str], longest: int = 4) -> list[str]:
+    kept: list[str] = []
+    position = 0
+    while position < len(words):
+        for size in range(1, longest + 1):
+            phrase = words[position : position + size]
+            end = position + size
+            while words[end : end + size] == phrase:
+                end += size
+            if end - position >= 3 * size:
+                kept += phrase
+                position = end
+                break
+        else:
+            kept.append(words[position])
+            position += 1
+    return kept

@@ -1,0 +1,162 @@
+"""Whether the bytes of a picture are a picture, how large, and what it looks like in 64 bits.
+
+Size and wholeness come from the headers and the last bytes: some microseconds. Only a picture that leaves a doubt (no
+end mark, or too few bytes for its size) is decoded, strictly; `decode=True` decodes every one.
+"""
+
+import io
+import struct
+import warnings
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image as pillow
+from PIL import UnidentifiedImageError
+
+from qwenvl.images import MAX_PIXELS
+
+SUSPICIOUS = 60
+"""Pixels per byte beyond which a JPEG is decoded before it is believed; one colour all over reaches about 50."""
+
+
+class Facts(NamedTuple):
+    """What the header of a picture says."""
+
+    extension: str
+    width: int
+    height: int
+
+
+class BadPicture(ValueError):
+    """Bytes that are no picture; the message is one of a few fixed reasons, so that it can be counted."""
+
+
+def measure(data: bytes, *, decode: bool = False) -> Facts:
+    """Format and size of a picture, after making sure that it is whole.
+
+    Raises BadPicture: "no picture", "truncated picture", "damaged picture", "decompression bomb",
+    "picture lies about its size", "picture without pixels".
+    """
+    facts = _jpeg(data) if data[:2] == b"\xff\xd8" else _png(data) if data[:8] == _PNG else None
+    facts = facts or _by_pillow(data)
+    if facts.width < 1 or facts.height < 1:
+        raise BadPicture("picture without pixels")
+    if facts.width * facts.height > MAX_PIXELS:
+        raise BadPicture("decompression bomb")
+    if decode or not _whole(data, facts):
+        _decode(data, facts)
+    return facts
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg(data: bytes) -> Facts | None:
+    """Walks the segments to the frame header; None where they are not in order."""
+    position, end = 2, len(data) - 9
+    while position < end and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _FRAME_HEADERS:
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return Facts("jpg", width, height)
+        if marker == 0xFF:
+            position += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _png(data: bytes) -> Facts | None:
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        return None
+    return Facts("png", *struct.unpack_from(">II", data, 16))
+
+
+def _by_pillow(data: bytes) -> Facts:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; we count them
+            with pillow.open(io.BytesIO(data)) as picture:
+                extension = {"JPEG": "jpg", "TIFF": "tif"}.get(
+                    picture.format or "", (picture.format or "").lower()
+                )
+                return Facts(extension, *picture.size)
+    except pillow.DecompressionBombError:
+        raise BadPicture("decompression bomb") from None
+    except UnidentifiedImageError:
+        raise BadPicture(
+            "truncated picture" if data[:2] == b"\xff\xd8" or data[:8] == _PNG else "no picture"
+        ) from None
+    except Exception:
+        cut = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+        raise BadPicture("truncated picture" if cut else "damaged picture") from None
+
+
+def _whole(data: bytes, facts: Facts) -> bool:
+    match facts.extension:
+        case "jpg":
+            return data.rfind(b"\xff\xd9", -4096) >= 0 and facts.width * facts.height <= SUSPICIOUS * len(
+                data
+            )
+        case "png":
+            return data.rfind(b"IEND", -1024) >= 0 and _png_header_holds(data)
+        case "webp":
+            return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+        case "gif":
+            return data.rstrip(b"\0")[-1:] == b";"
+    return False
+
+
+def _png_header_holds(data: bytes) -> bool:
+    """The header's own checksum: a PNG whose size was changed afterwards fails it."""
+    import zlib
+
+    return zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
+
+
+def _decode(data: bytes, facts: Facts) -> None:
+    """All pixels, strictly: libjpeg's warnings count as errors where simplejpeg is there to hear them."""
+    try:
+        with pillow.open(io.BytesIO(data)) as picture:
+            mode = picture.mode
+            if (facts.width, facts.height) != picture.size:
+                raise BadPicture("picture lies about its size")
+            picture.load()
+    except BadPicture:
+        raise
+    except Exception as error:
+        message = str(error).lower()
+        cut = any(word in message for word in ("truncat", "incomplete", "premature"))
+        raise BadPicture("truncated picture" if cut else "damaged picture") from None
+    simplejpeg = _simplejpeg() if facts.extension == "jpg" and mode in ("RGB", "L") else None
+    if simplejpeg is not None:
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
+        except ValueError as error:
+            lies = "premature" in str(error).lower() and data.rfind(b"\xff\xd9", -4096) >= 0
+            raise BadPicture("picture lies about its size" if lies else "damaged picture") from None
+
+
+def _simplejpeg() -> Any:
+    try:
+        return import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def difference_hash(data: bytes) -> int:
+    """64 bits of a picture's look (dHash): is each of 8 x 8 places darker than its right neighbour.
+
+    Scaling, recompression and small colour changes move few bits. Raises BadPicture.
+    """
+    try:
+        with pillow.open(io.BytesIO(data)) as picture:
+            picture.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
+            grey = np.asarray(picture.convert("L").resize((9, 8), pillow.Resampling.BOX), np.int16)
+    except Exception:
+        raise BadPicture("damaged picture") from None
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")

@@ -1,0 +1,162 @@
+"""Cleaning of a whole source: shards found, work handed out, funnels added up; `qwenvl data clean` is this."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qwenvl.data.clean import duplicates
+from qwenvl.data.clean.engine import Job, Settings, clean_shard, survey_shard
+from qwenvl.data.clean.executors import Executor, run
+from qwenvl.data.clean.pipeline import Funnel, rule_names
+from qwenvl.data.clean.reading import find_shards
+from qwenvl.data.shards import atomic, dump
+
+RULES_VERSION = 1
+"""Goes up when a rule changes its mind about any pair: results of another version are not resumed."""
+
+
+class Outcome(NamedTuple):
+    """What a run counted."""
+
+    sources: Mapping[str, Funnel]
+    rules: Sequence[str]
+    shards: int
+    resumed: int
+    """Shards that an earlier run had done."""
+
+    @property
+    def total(self) -> Funnel:
+        """All sources together."""
+        total = Funnel()
+        for funnel in self.sources.values():
+            total.add(funnel)
+        return total
+
+
+def clean(
+    source: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    executor: Executor = "inline",
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Clean every shard under `source` into `out`; shards that are done already are not done again.
+
+    `progress` is told (shards done, shards in all). Raises ValueError where `out` holds the results of other settings
+    or other inputs.
+    """
+    paths = find_shards(source)
+    if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
+        raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
+    _agree(out, paths, settings)
+    jobs = [Job(index=k, path=path, out=out, settings=settings) for k, path in enumerate(paths)]
+    todo = [job for job in jobs if not job.at("done", "json").exists()]
+    resumed = len(jobs) - len(todo)
+    if todo and duplicates.wanted(settings.thresholds):
+        _survey(jobs, executor, workers)
+    progress(resumed, len(jobs))
+    for number, _ in enumerate(run(clean_shard, todo, executor, workers), resumed + 1):
+        progress(number, len(jobs))
+    return _outcome(out, jobs, settings, resumed)
+
+
+def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
+    """The record of what is done here, or a complaint when the folder holds something else."""
+    benchmarks = settings.benchmarks
+    told = {
+        "rules_version": RULES_VERSION,
+        "thresholds": dataclasses.asdict(settings.thresholds),
+        "source": settings.source,
+        "decode": settings.decode,
+        "aside": settings.aside,
+        "hooks": [step.name for step in settings.hooks],
+        "benchmarks": None if benchmarks is None else _fingerprint(benchmarks),
+        "scorer": None if settings.scorer is None else repr(settings.scorer),
+        "inputs": [[path.name, path.stat().st_size] for path in paths],
+    }
+    now = dump(told) + b"\n"
+    path = out / "cleaning.json"
+    if path.exists():
+        if path.read_bytes() != now:
+            before = json.loads(path.read_bytes())
+            other = [name for name, value in json.loads(now).items() if before.get(name) != value]
+            raise ValueError(
+                f"{out} holds the results of another run (different: {', '.join(other)}); "
+                "give an empty folder, or the settings and inputs of that run to resume it."
+            )
+    elif out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no cleaning.json; give an empty folder.")
+    else:
+        with atomic(path) as file:
+            file.write(now)
+
+
+def _fingerprint(benchmarks: Any) -> str:
+    words = sorted(" ".join(ngram) for ngram in benchmarks.ngrams | benchmarks.wholes)
+    return hashlib.blake2b(repr((words, benchmarks.looks.tolist())).encode(), digest_size=8).hexdigest()
+
+
+def _survey(jobs: Sequence[Job], executor: Executor, workers: int) -> None:
+    """First pass and its verdict: `survey/NNNNN.losers.json` for every shard."""
+    if all(job.at("survey", "losers.json").exists() for job in jobs):
+        return
+    for _ in run(survey_shard, jobs, executor, workers):
+        pass
+    signatures = [np.load(job.at("survey", "npy")) for job in jobs]
+    found: list[list[tuple[int, str, str]]] = [[] for _ in jobs]
+    for loser in duplicates.losers(signatures, jobs[0].settings.thresholds):
+        found[loser.shard].append((loser.ordinal, loser.rule, loser.reason))
+    for job, lost in zip(jobs, found, strict=True):
+        with atomic(job.at("survey", "losers.json")) as file:
+            file.write(dump(sorted(lost)) + b"\n")
+
+
+def _outcome(out: Path, jobs: Sequence[Job], settings: Settings, resumed: int) -> Outcome:
+    sources: dict[str, Funnel] = {}
+    for job in jobs:
+        told = json.loads(job.at("done", "json").read_bytes())
+        for name, counts in told["sources"].items():
+            sources.setdefault(name, Funnel()).add(Funnel.from_json(counts))
+    extra = [step.name for step in settings.hooks] + ["benchmark"] * (settings.benchmarks is not None)
+    outcome = Outcome(
+        {n: sources[n] for n in sorted(sources)}, rule_names(settings.thresholds, extra), len(jobs), resumed
+    )
+    with atomic(out / "statistics.json") as file:
+        file.write(dump(to_json(outcome)) + b"\n")
+    return outcome
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as `statistics.json` holds it: no times, no names of machines, the same after every kill."""
+    return {
+        "shards": outcome.shards,
+        "rules": list(outcome.rules),
+        "total": outcome.total.to_json(),
+        "sources": {name: funnel.to_json() for name, funnel in outcome.sources.items()},
+    }
+
+
+def table(outcome: Outcome) -> str:
+    """The funnel of every source in counts and per cent, as Table 2 would tell it."""
+    lines = []
+    for name, funnel in [
+        *outcome.sources.items(),
+        *([("all", outcome.total)] if len(outcome.sources) > 1 else []),
+    ]:
+        lines.append(f"{name or '(no name)'}")
+        read = max(1, funnel.read)
+        for rule, gone, left in funnel.lines(outcome.rules):
+            minus = f"-{gone:,}" if gone else ""
+            lines.append(f"  {rule:<28}{minus:>12}{left:>14,}{left / read:>8.1%}")
+        edited = ", ".join(f"{rule} {count:,}" for rule, count in sorted(funnel.edited.items()))
+        lines.append(f"  {'kept':<28}{'':>12}{funnel.kept:>14,}{funnel.kept / read:>8.1%}")
+        if edited:
+            lines.append(f"  texts cleaned: {edited}")
+    return "\n".join(lines)

@@ -1,0 +1,272 @@
+"""What cannot be read is counted with a reason, and the rest of the shard survives."""
+
+import io
+import json
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from qwenvl.data.clean.pictures import BadPicture, difference_hash, measure
+from qwenvl.data.clean.reading import Source, find_shards, read_samples
+from qwenvl.data.records import Pair, Skipped
+from qwenvl.data.shards import dump, write_parquet, write_tar
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(kind: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
+    small = pillow.fromarray(RNG.integers(0, 255, (6, 8, 3), np.uint8))
+    buffer = io.BytesIO()
+    small.resize(size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+JPEG, PNG, WEBP, GIF = (encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF"))
+
+
+def samples(path: Path, **options: object) -> list[Pair | Skipped]:
+    return list(read_samples(Source(path, "test", **options)))  # type: ignore[arg-type]
+
+
+def outcome(path: Path) -> list[str]:
+    return [sample.kind if isinstance(sample, Skipped) else sample.text for sample in samples(path)]
+
+
+# === Pictures ===
+
+
+@pytest.mark.parametrize(("data", "kind"), [(JPEG, "jpg"), (PNG, "png"), (WEBP, "webp"), (GIF, "gif")])
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_whole_picture_is_measured(data: bytes, kind: str, decode: bool) -> None:
+    assert measure(data, decode=decode) == (kind, 64, 48)
+
+
+def with_size(data: bytes, width: int, height: int) -> bytes:
+    if data[:2] == b"\xff\xd8":
+        place = data.index(b"\xff\xc0")
+        return data[: place + 5] + struct.pack(">HH", height, width) + data[place + 9 :]
+    return data[:16] + struct.pack(">II", width, height) + data[24:]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (JPEG[: len(JPEG) // 2], "truncated picture"),
+        (PNG[: len(PNG) // 2], "truncated picture"),
+        (WEBP[: len(WEBP) // 2], "truncated picture"),
+        (with_size(JPEG, 2000, 2000), "picture lies about its size"),
+        (with_size(PNG, 2000, 2000), "damaged picture"),
+        (with_size(JPEG, 60_000, 60_000), "decompression bomb"),
+        (with_size(PNG, 60_000, 60_000), "decompression bomb"),
+        (with_size(JPEG, 0, 10), "picture without pixels"),
+        (b"<html>gone</html>", "no picture"),
+        (b"", "no picture"),
+        (b"\xff\xd8\xff", "truncated picture"),
+    ],
+)
+def test_a_picture_that_is_none(data: bytes, reason: str) -> None:
+    with pytest.raises(BadPicture) as caught:
+        measure(data)
+    assert str(caught.value) == reason
+
+
+def test_a_small_lie_is_found_by_decoding() -> None:
+    data = with_size(JPEG, 80, 96)
+    assert measure(data).width == 80
+    with pytest.raises(BadPicture, match=r"lies about its size|damaged"):
+        measure(data, decode=True)
+
+
+def test_the_hash_survives_scaling_and_tells_pictures_apart() -> None:
+    small = pillow.fromarray(RNG.integers(0, 255, (8, 9, 3), np.uint8))
+    hashes = []
+    for size, quality in (((288, 216), 80), ((150, 120), 50)):
+        buffer = io.BytesIO()
+        small.resize(size, pillow.Resampling.BILINEAR).save(buffer, "JPEG", quality=quality)
+        hashes.append(difference_hash(buffer.getvalue()))
+    assert (hashes[0] ^ hashes[1]).bit_count() <= 3
+    assert (hashes[0] ^ difference_hash(JPEG)).bit_count() > 10
+
+
+# === Tars ===
+
+
+def raw_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with write_tar(path) as tar:
+        for name, data in members:
+            tar.add(name, data)
+
+
+def three(path: Path) -> bytes:
+    members = [
+        (f"{k}.{e}", d) for k in range(3) for e, d in (("jpg", JPEG), ("json", dump({"text": f"text {k}"})))
+    ]
+    raw_tar(path, members)
+    return path.read_bytes()
+
+
+def test_samples_of_a_tar(tmp_path: Path) -> None:
+    three(tmp_path / "a.tar")
+    found = samples(tmp_path / "a.tar")
+    assert [(s.key, s.text, s.picture) for s in found if isinstance(s, Pair)] == [
+        (str(k), f"text {k}", JPEG) for k in range(3)
+    ]
+    assert all(s.source == "test" for s in found)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_others_with_long_and_foreign_names(tmp_path: Path, format: int) -> None:
+    names = [
+        "folder/a.jpg",
+        "folder/a.txt",
+        f"{'long/' * 25}b.jpg",
+        f"{'long/' * 25}b.txt",
+        "狗.jpg",
+        "狗.txt",
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            data = JPEG if name.endswith("jpg") else b"a red dog"
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert [s.key for s in samples(tmp_path / "a.tar")] == ["folder/a", f"{'long/' * 25}b", "狗"]
+    assert outcome(tmp_path / "a.tar") == ["a red dog"] * 3
+
+
+def test_our_tars_are_read_by_tarfile(tmp_path: Path) -> None:
+    raw_tar(tmp_path / "a.tar", [("x.json", b"1"), ("狗" * 60 + ".txt", b"22"), ("empty", b"")])
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert {m.name: tar.extractfile(m).read() for m in tar} == {
+            "x.json": b"1",
+            "狗" * 60 + ".txt": b"22",
+            "empty": b"",
+        }  # type: ignore[union-attr]
+
+
+def test_a_gzipped_tar(tmp_path: Path) -> None:
+    import gzip
+
+    data = gzip.compress(three(tmp_path / "a.tar"))
+    (tmp_path / "a.tar.gz").write_bytes(data)
+    assert outcome(tmp_path / "a.tar.gz") == ["text 0", "text 1", "text 2"]
+    (tmp_path / "b.tgz").write_bytes(data[:-500])
+    assert outcome(tmp_path / "b.tgz")[-1] in ("damaged archive", "cut tar")
+
+
+def test_a_cut_tar_gives_what_is_whole(tmp_path: Path) -> None:
+    whole = three(tmp_path / "a.tar")
+    for length in range(len(whole) - 1024, 0, -177):
+        (tmp_path / "b.tar").write_bytes(whole[:length])
+        found = outcome(tmp_path / "b.tar")
+        texts = [text for text in found if text.startswith("text")]
+        assert texts == [f"text {k}" for k in range(len(texts))]
+        assert all(kind in ("cut tar", "empty caption", "no picture") for kind in found[len(texts) :])
+        assert "cut tar" in found
+
+
+def test_garbage_in_the_middle_costs_only_what_it_covers(tmp_path: Path) -> None:
+    whole = bytearray(three(tmp_path / "a.tar"))
+    second = whole.index(b"1.jpg")
+    whole[second : second + 300] = b"?" * 300
+    (tmp_path / "b.tar").write_bytes(whole)
+    found = outcome(tmp_path / "b.tar")
+    assert found[0] == "text 0" and found[-1] == "text 2" and "damaged tar header" in found
+
+
+@pytest.mark.parametrize(
+    ("json", "kind"),
+    [
+        (b'{"text": "a \xff\xfe b"}', "broken UTF-8"),
+        (b'{"text": "a', "broken JSON"),
+        (b"[1]", "broken JSON"),
+        (b'{"text": " "}', "empty caption"),
+        (b'{"text": null}', "empty caption"),
+        (b'{"text": 7}', "empty caption"),
+        (b'{"text": "\\ud800 x"}', "broken UTF-8"),
+        (b'{"text": "x", "clip_score": NaN}', "score is not finite"),
+        (b'{"text": "x", "similarity": "high"}', "score is no number"),
+        (b'{"text": "x", "width": -5}', "size is not positive"),
+        (b'{"text": "x", "width": NaN}', "size is no number"),
+        (b"[" * 100_000, "broken JSON"),
+    ],
+)
+def test_a_broken_annotation(tmp_path: Path, json: bytes, kind: str) -> None:
+    raw_tar(tmp_path / "a.tar", [("0.jpg", JPEG), ("0.json", json), ("1.jpg", JPEG), ("1.txt", b"fine")])
+    assert outcome(tmp_path / "a.tar") == [kind, "fine"]
+
+
+def test_text_without_picture_and_picture_without_text(tmp_path: Path) -> None:
+    raw_tar(
+        tmp_path / "a.tar", [("0.txt", b"alone"), ("1.jpg", JPEG), ("2.jpg", JPEG), ("2.txt", b"caf\xc3\xa9")]
+    )
+    assert outcome(tmp_path / "a.tar") == ["no picture", "empty caption", "café"]
+
+
+# === Parquet and JSON lines ===
+
+
+def test_parquet_with_urls_is_not_fetched(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "a.parquet",
+        [{"URL": "http://x/1.jpg", "TEXT": "a red dog", "WIDTH": 640, "HEIGHT": 480, "similarity": 0.31, "punsafe": 0},
+         {"URL": "http://x/2.jpg", "TEXT": None, "WIDTH": 640, "HEIGHT": 480, "similarity": float("nan")}],
+    )  # fmt: skip
+    first, second = samples(tmp_path / "a.parquet")
+    assert first == Pair(
+        key="a-00000000", text="a red dog", source="test", width=640, height=480, clip_score=0.31, url="http://x/1.jpg",
+        extra={"punsafe": 0},
+    )  # fmt: skip
+    assert isinstance(second, Skipped) and second.kind == "score is not finite"
+
+
+def test_a_fetcher_of_the_caller_is_asked(tmp_path: Path) -> None:
+    def fetch(url: str) -> bytes:
+        if url.endswith("2.jpg"):
+            raise OSError("404")
+        return JPEG
+
+    write_parquet(tmp_path / "a.parquet", [{"url": f"http://x/{k}.jpg", "text": "a dog"} for k in (1, 2)])
+    first, second = samples(tmp_path / "a.parquet", fetch=fetch)
+    assert isinstance(first, Pair) and first.picture == JPEG
+    assert isinstance(second, Skipped) and (second.kind, second.detail) == ("not fetched", "404")
+
+
+def test_hugging_face_pictures_in_parquet(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"image": {"bytes": JPEG, "path": "x.jpg"}, "caption": "a dog"}])
+    (found,) = samples(tmp_path / "a.parquet")
+    assert isinstance(found, Pair) and found.picture == JPEG
+
+
+def test_a_damaged_parquet_is_one_failure(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"url": "u", "text": "t"}] * 10)
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-30])
+    assert outcome(tmp_path / "a.parquet") == ["damaged parquet"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    lines = [
+        b'{"image": "1.jpg", "text": "one", "source": "mine"}', b"", b"{broken", b'{"image": "none.jpg", "text": "x"}',
+        b'{"image": "1.jpg", "captions": ["first", "second"]}', b"\xff\xfe", b"3",
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert outcome(tmp_path / "a.jsonl") == [
+        "one", "broken JSON", "missing picture", "first", "second", "broken UTF-8", "broken JSON",
+    ]  # fmt: skip
+    assert [s.source for s in samples(tmp_path / "a.jsonl")][:2] == ["mine", "test"]
+    assert [s.key for s in samples(tmp_path / "a.jsonl")][3:5] == ["a-00000004-0", "a-00000004-1"]
+
+
+def test_what_is_no_shard(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no"):
+        find_shards(tmp_path / "none")
+    with pytest.raises(ValueError, match="no shard in"):
+        find_shards(tmp_path)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "x"}))
+    (tmp_path / ".a.tar.tmp").write_text("")
+    assert [path.name for path in find_shards(tmp_path)] == ["b.jsonl"]
