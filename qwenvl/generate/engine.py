@@ -192,6 +192,7 @@ class _Batch:
             segments=segments,
             cache=self.cache,
             long_context=self._long_context(),
+            last_only=True,
         )
         self.last = hidden[:, -1]  # (batch, hidden)
         self.positions = positions[:, -1:]  # (batch, 1), of the newest token

@@ -4,6 +4,7 @@ Glossary of the dimension words in shape annotations:
 
     batch            rows of token ids
     tokens           positions along a row
+    written          those of them that come out: all, or the last alone
     images           pictures of the whole batch, in row-major order of their slots
     side             pixels along one side of a picture
     patches          patches of one picture, row by row from the top left
