@@ -1,0 +1,223 @@
+"""A page of text as a picture, with the exact quad of every line: SynthDoG of our own (paper A.4).
+
+    text -> layout -> ink on paper -> fraying, grain -> elastic field and homography -> onto a background -> light, lens
+
+Every line is followed through all of it. A page is a function of (seed, index), the look, and the fonts, texts and
+backgrounds it is made from. Coordinates are pixels from the top left; pixel k covers [k, k + 1).
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from qwenvl import markup
+from qwenvl.data.records import OcrPage
+from qwenvl.data.synth.pages.effects import blurred, frayed, grainy, lit, moved
+from qwenvl.data.synth.pages.fonts import Fonts
+from qwenvl.data.synth.pages.geometry import Field, Warp, homography_of, project, rectangle
+from qwenvl.data.synth.pages.layout import Written, written_on
+from qwenvl.data.synth.pages.look import Look
+from qwenvl.data.synth.pages.scenery import Backgrounds, paper
+from qwenvl.data.synth.pages.text import TextSource
+
+Point = tuple[float, float]
+Corners = tuple[Point, Point, Point, Point]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text and its four corners in pixels of the picture, clockwise from where the text begins, top first."""
+
+    text: str
+    quad: Corners
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A picture of a page, whose lines stand in reading order."""
+
+    picture: Image.Image
+    lines: tuple[Line, ...]
+    source: str
+    """"synthdog", "pdf" or "html"."""
+    quality: int = 90
+    """JPEG quality to save it with."""
+    language: str | None = None
+
+    def jpeg(self) -> bytes:
+        """The picture as a JPEG file."""
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "JPEG", quality=self.quality)
+        return buffer.getvalue()
+
+    def record(self, image: str | bytes) -> OcrPage:
+        """The page as training material: quads on the grid of [0, 1000); `image` is where its picture is kept."""
+        width, height = self.picture.size
+        quads = tuple(
+            markup.Quad.from_pixels(line.quad, width, height, label=line.text) for line in self.lines
+        )
+        return OcrPage(image=markup.Image(image), lines=quads, source=self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What a synthetic page was made from: the flat lines and the way they went, for whoever checks the quads."""
+
+    written: tuple[Written, ...]
+    warp: Warp
+
+
+class PageMaker:
+    """Synthetic pages: `PageMaker().page(seed, index)`."""
+
+    def __init__(
+        self,
+        look: Look | None = None,
+        *,
+        fonts: Fonts | None = None,
+        texts: TextSource | None = None,
+        backgrounds: Backgrounds | None = None,
+    ) -> None:
+        """By default SynthDoG's look, the fonts of this machine, made-up texts and surfaces.
+
+        Made-up texts are half Chinese where a Chinese font is found, else English.
+        """
+        self.look = look or Look()
+        self.fonts = fonts or Fonts.find()
+        self.texts = texts or TextSource(chinese=0.5 if self.fonts["zh"] else 0.0)
+        self.backgrounds = backgrounds or Backgrounds()
+
+    def page(self, seed: int, index: int) -> Page:
+        """Page number `index` of the endless stream `seed`; the same two numbers, the same page."""
+        return self.page_and_sheet(seed, index)[0]
+
+    def page_and_sheet(self, seed: int, index: int) -> tuple[Page, Sheet]:
+        """The page together with what it was made from."""
+        rng = np.random.default_rng([seed, index])
+        look = self.look
+        size = _picture_size(look, rng)
+        fills = rng.random() < look.fullscreen
+        flat_size = size if fills else _page_size(size, look, rng)
+        written = written_on(flat_size, look, self.fonts, self.texts, rng)
+        flat = _printed(flat_size, written, look, rng)
+        warp = _warp(flat_size, size, look, rng)
+        canvas = self.backgrounds(rng, size, rng.uniform(*look.background_blur))
+        laid, start = warp.apply(flat, size)
+        _cast_shadow(canvas, laid.getchannel("A"), start, rng)
+        canvas.paste(laid.convert("RGB"), start, laid.getchannel("A"))
+        lines = tuple(Line(line.text, _corners(line, warp, size)) for line in written)
+        em = min(map(_em, written, lines), default=np.inf)
+        picture = _photographed(canvas, look, em, rng)
+        quality = int(rng.integers(look.quality[0], look.quality[1] + 1))
+        page = Page(picture=picture, lines=lines, source="synthdog", quality=quality)
+        return page, Sheet(written=tuple(written), warp=warp)
+
+
+def _picture_size(look: Look, rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height in pixels."""
+    short, aspect = rng.uniform(*look.short_side), rng.uniform(*look.aspect)
+    if look.longest is not None:
+        short = look.longest / aspect
+    sides = round(short), round(short * aspect)
+    return sides[::-1] if rng.random() < look.landscape else sides
+
+
+def _page_size(size: tuple[int, int], look: Look, rng: np.random.Generator) -> tuple[int, int]:
+    """Of a page that lies in the picture: at most the picture's size."""
+    scale = 1.0 if look.longest is None else min(size) / ((look.short_side[0] + look.short_side[1]) / 2)
+    short = min(rng.uniform(*look.page_short_side) * min(scale, 1.0), min(size))
+    long = short * rng.uniform(*look.aspect)
+    width, height = (long, short) if rng.random() < look.landscape else (short, long)
+    return round(min(width, size[0])), round(min(height, size[1]))
+
+
+def _printed(
+    size: tuple[int, int], written: list[Written], look: Look, rng: np.random.Generator
+) -> Image.Image:
+    """The flat page in RGBA, opaque but for a rim of one pixel, which gives the warped page a soft edge."""
+    page = paper(rng, size, rng.uniform(*look.paper))
+    draw = ImageDraw.Draw(page)
+    for line in written:
+        draw.text(line.origin, line.text, fill=line.colour, font=line.face.sized(line.size), anchor="ls")
+    page = frayed(page.convert("RGBA"), rng.uniform(*look.jitter), rng)
+    page = grainy(page, rng.uniform(*look.noise), rng)
+    opaque = Image.new("L", size, 0)
+    opaque.paste(255, (1, 1, size[0] - 1, size[1] - 1))
+    page.putalpha(opaque)
+    return page
+
+
+def _warp(flat: tuple[int, int], size: tuple[int, int], look: Look, rng: np.random.Generator) -> Warp:
+    """SynthDoG's perspective (each edge shortened), a turn, a place in the picture; the page stays inside it."""
+    weights = np.array([weight for weight, _ in look.perspectives])
+    edges = look.perspectives[int(rng.choice(len(weights), p=weights / weights.sum()))][1]
+    top, right, bottom, left = (rng.uniform(*edge) for edge in edges)
+    width, height = flat
+    spans = np.array([[-top * width, -left * height], [top * width, -right * height],
+                      [bottom * width, right * height], [-bottom * width, left * height]]) / 2  # fmt: skip
+    angle = np.radians(rng.uniform(*look.turn))
+    corners = spans @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    field = Field.random(rng, rng.uniform(*look.curl) * min(flat), min(flat))
+    rim = project(homography_of(rectangle(width, height), corners), _rim(width, height, field))
+    lowest, extent = rim.min(0), np.ptp(rim, axis=0)
+    scale = min(1.0, *(np.array(size) / extent))
+    place = rng.uniform(0, 1, 2) * (np.array(size) - extent * scale)
+    target = (corners - lowest) * scale + place
+    return Warp(flat, field, homography_of(rectangle(width, height), target))
+
+
+def _rim(width: int, height: int, field: Field) -> np.ndarray:
+    """Points along the edge of the page, moved by the field."""
+    edge = np.linspace(0, 1, 33)[:, None]
+    corners = rectangle(width, height)
+    sides = [
+        start + edge * (end - start) for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True)
+    ]
+    points = np.concatenate(sides)
+    return points + field(points)
+
+
+def _cast_shadow(
+    canvas: Image.Image, opacity: Image.Image, start: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """The page's own soft shadow on the surface it lies on."""
+    small = tuple(max(1, side // 8) for side in opacity.size)
+    dark = rng.uniform(0.15, 0.6)
+    shade = blurred(opacity.resize(small).point([round(level * dark) for level in range(256)]), 1.5)
+    reach = 0.012 * min(canvas.size)
+    at = tuple(int(begin + shift) for begin, shift in zip(start, rng.uniform(-reach, reach, 2), strict=True))
+    canvas.paste((0, 0, 0), at, shade.resize(opacity.size, Image.Resampling.BICUBIC))
+
+
+def _photographed(canvas: Image.Image, look: Look, em: float, rng: np.random.Generator) -> Image.Image:
+    """Light, then the blurs, as far as letters of `em` pixels stay legible."""
+    picture = lit(canvas, look, rng)
+    length, angle, sigma = int(rng.choice([3, 5])), rng.uniform(0, 2 * np.pi), rng.uniform(*look.blur)
+    if rng.random() < look.motion_blur:
+        length = next((k for k in (length, 3) if _deviation(k) <= look.legible * em), 1)
+        sigma = min(sigma, max(0.0, (look.legible * em) ** 2 - _deviation(length) ** 2) ** 0.5)
+        picture = moved(picture, length, angle) if length > 1 else picture
+    return blurred(picture, min(sigma, look.legible * em))
+
+
+def _deviation(length: int) -> float:
+    """Of a row of `length` equal weights one pixel apart."""
+    return ((length * length - 1) / 12) ** 0.5
+
+
+def _em(line: Written, placed: Line) -> float:
+    """Pixels per em of a line as it lies in the picture."""
+    left, top, right, bottom = line.ink
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = placed.quad
+    area = abs((cx - ax) * (dy - by) - (cy - ay) * (dx - bx)) / 2
+    return line.size * (area / max(1, (right - left) * (bottom - top))) ** 0.5
+
+
+def _corners(line: Written, warp: Warp, size: tuple[int, int]) -> Corners:
+    """Where the corners of the line's ink lie in the picture."""
+    left, top, right, bottom = line.ink
+    placed = warp(np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float))
+    a, b, c, d = np.clip(placed, 0, size).tolist()
+    return (a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1])
