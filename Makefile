@@ -1,5 +1,6 @@
 # make demo   the main job at CPU size: shipped model, training from scratch, report   (sets everything up first)
 # make test   style, types, layers, shapes and tests                                    (sets everything up first)
+# make data-demo  raw pairs with planted defects, cleaned in every way that must agree
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -9,13 +10,16 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean check-style check-types check-layers check-tests
+.PHONY: help demo data-demo test lint format clean check-style check-types check-layers check-tests
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/.core
 	@$(BIN)/qwenvl demo
+
+data-demo: $(VENV)/.test
+	@$(BIN)/python benchmarks/data_demo.py
 
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests

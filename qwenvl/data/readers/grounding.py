@@ -1,0 +1,230 @@
+"""Phrases and where they are (paper A.3, Table 3): GRIT, Visual Genome, the RefCOCO family, Flickr30K Entities."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qwenvl.data.boxes import BadBox, entities_of, from_coco, from_entities, from_shares
+from qwenvl.data.clean.reading import kind_of_shard
+from qwenvl.data.readers.annotations import Found, expect, listed, load_json, load_pickle
+from qwenvl.data.readers.questions import genome_names
+from qwenvl.data.records import GroundedCaption, Referring, Skipped
+from qwenvl.data.shards import read_lines, read_parquet
+from qwenvl.markup import Box, Image, Ref, Segment, Text, segments_of
+
+GRIT_SCORE = 0.65
+"""Confidence at least of a GRIT box, as Kosmos-2 used it; the paper does not say."""
+
+
+# === GRIT ===
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of a caption, and the boxes that show what they say."""
+
+    start: int
+    end: int
+    boxes: tuple[Box, ...]
+
+
+def most_boxes(spans: Iterable[Span]) -> list[Span]:
+    """The spans of one caption that together have the most boxes and of which none overlaps another (A.3).
+
+    GRIT boxes "a dog" inside "a dog on a boat" too: only one of the two can be written. The sweep takes the spans by
+    their end and keeps the best choice so far, so its outcome is the best there is; of equally many boxes, those with
+    more text.
+    """
+    ordered = sorted(spans, key=lambda span: (span.end, -span.start))
+    ends = [span.end for span in ordered]
+    best: list[tuple[tuple[int, int], tuple[int, ...]]] = [((0, 0), ())]
+    for place, span in enumerate(ordered):
+        before = bisect_right(ends, span.start, hi=place)
+        (boxes, characters), chosen = best[before]
+        with_it = (boxes + len(span.boxes), characters + span.end - span.start)
+        best.append((with_it, (*chosen, place)) if with_it > best[place][0] else best[place])
+    return [ordered[place] for place in best[-1][1]]
+
+
+def grit_spans(row: Mapping[str, Any], least_score: float = GRIT_SCORE) -> tuple[list[Span], list[Skipped]]:
+    """Noun chunks and referring expressions of a row: `[start, end, x1, y1, x2, y2, score]`, shares of the sides."""
+    width, height = int(row.get("width") or 1000), int(row.get("height") or 1000)
+    caption, key = str(row["caption"]), str(row.get("key", ""))
+    boxes: dict[tuple[int, int], list[Box]] = {}
+    bad: list[Skipped] = []
+    for start, end, *corners, score in [*(row.get("noun_chunks") or ()), *(row.get("ref_exps") or ())]:
+        try:
+            if not 0 <= start < end <= len(caption):
+                raise BadBox("phrase outside the caption")
+            if not score >= least_score:
+                if score != score:
+                    raise BadBox("score is not finite")
+                continue
+            box = from_shares(corners, width, height)
+        except BadBox as error:
+            bad.append(Skipped(key=key, kind=str(error), source="GRIT"))
+            continue
+        found = boxes.setdefault((int(start), int(end)), [])
+        if box not in found:
+            found.append(box)
+    return [Span(start, end, tuple(each)) for (start, end), each in sorted(boxes.items())], bad
+
+
+def _grit_rows(files: Sequence[Path]) -> Iterable[Mapping[str, Any]]:
+    import json
+
+    for path in files:
+        if kind_of_shard(path) == "parquet":
+            yield from read_parquet(path)
+        else:
+            yield from (json.loads(line) for _, line in read_lines(path))
+
+
+def _grit_image(row: Mapping[str, Any], pictures: Path) -> Image:
+    return Image(str(pictures / f"{row['key']}.jpg"))
+
+
+def grit_captions(files: Sequence[Path], pictures: Path) -> Found:
+    """GRIT parquet or JSON lines to captions with boxes (format 4); a row without a usable box is skipped."""
+    for row in _grit_rows(files):
+        spans, bad = grit_spans(row)
+        yield from bad
+        chosen = most_boxes(spans)
+        if not chosen:
+            yield Skipped(key=str(row.get("key")), kind="no usable box", source="GRIT")
+            continue
+        yield GroundedCaption(
+            image=_grit_image(row, pictures), caption=grounded(str(row["caption"]), chosen), source="GRIT"
+        )
+
+
+def grit_phrases(files: Sequence[Path], pictures: Path) -> Found:
+    """The same rows to phrases and their boxes (formats 5 and 6)."""
+    for row in _grit_rows(files):
+        spans, bad = grit_spans(row)
+        yield from bad
+        for start, end, boxes in most_boxes(spans):
+            phrase = str(row["caption"])[start:end].strip()
+            if phrase:
+                yield Referring(image=_grit_image(row, pictures), phrase=phrase, boxes=boxes, source="GRIT")
+
+
+def grounded(caption: str, spans: Iterable[Span]) -> tuple[Segment, ...]:
+    """A caption with its spans as Ref and Box; a phrase takes the space before it along (paper 2.1)."""
+    parts: list[Segment | str] = []
+    done = 0
+    for start, end, boxes in sorted(spans):
+        space = start > done and caption[start - 1] == " "
+        parts += [
+            caption[done : start - space],
+            Ref(caption[start - space : end]),
+            *_labelled(caption[start:end], boxes),
+        ]
+        done = end
+    parts.append(caption[done:])
+    return tuple(segments_of(parts))
+
+
+def _labelled(phrase: str, boxes: Iterable[Box]) -> list[Box]:
+    return [Box(b.x1, b.y1, b.x2, b.y2, label=phrase.strip()) for b in boxes]
+
+
+# === Visual Genome ===
+
+
+def genome_regions(files: Sequence[Path], pictures: Path) -> Found:
+    """`region_descriptions.json` and `image_data.json`: a phrase and its box in pixels."""
+    path, image_data = expect(files, 2, "region_descriptions.json and image_data.json")
+    names = genome_names(image_data)
+    sizes = {
+        each.get("image_id", each.get("id")): (each["width"], each["height"])
+        for each in listed(load_json(image_data), image_data)
+    }
+    for image in listed(load_json(path), path):
+        for each in image["regions"]:
+            number = each.get("image_id", image.get("id"))
+            key, phrase = str(each["region_id"]), str(each["phrase"]).strip()
+            if number not in sizes or not phrase:
+                yield Skipped(
+                    key=key, kind="unknown picture" if phrase else "no phrase", source="Visual Genome"
+                )
+                continue
+            try:
+                box = from_coco((each["x"], each["y"], each["width"], each["height"]), *sizes[number])
+            except BadBox as error:
+                yield Skipped(key=key, kind=str(error), source="Visual Genome")
+                continue
+            yield Referring(
+                image=Image(str(pictures / names[number])),
+                phrase=phrase,
+                boxes=(box,),
+                source="Visual Genome",
+            )
+
+
+# === RefCOCO, RefCOCO+, RefCOCOg ===
+
+
+def refcoco(files: Sequence[Path], pictures: Path, name: str = "RefCOCO", split: str = "train") -> Found:
+    """`refs(unc).p` (or google, umd) and `instances.json`: every sentence of the split with the box of its object."""
+    refs, instances = expect(files, 2, "refs(...).p and instances.json")
+    coco = load_json(instances)
+    images = {each["id"]: each for each in listed(coco, instances, "images")}
+    boxes = {each["id"]: each["bbox"] for each in listed(coco, instances, "annotations")}
+    for ref in load_pickle(refs):
+        if ref["split"] != split:
+            continue
+        key, image = str(ref["ref_id"]), images.get(ref["image_id"])
+        if image is None or ref["ann_id"] not in boxes:
+            yield Skipped(key=key, kind="unknown picture", source=name)
+            continue
+        try:
+            box = from_coco(boxes[ref["ann_id"]], image["width"], image["height"])
+        except BadBox as error:
+            yield Skipped(key=key, kind=str(error), source=name)
+            continue
+        for sentence in ref["sentences"]:
+            yield Referring(
+                image=Image(str(pictures / image["file_name"])),
+                phrase=sentence["sent"].strip(),
+                boxes=(box,),
+                source=name,
+            )
+
+
+def refcoco_plus(files: Sequence[Path], pictures: Path) -> Found:
+    """RefCOCO+: the same two files."""
+    return refcoco(files, pictures, "RefCOCO+")
+
+
+def refcocog(files: Sequence[Path], pictures: Path) -> Found:
+    """RefCOCOg: `refs(umd).p` or `refs(google).p`, and `instances.json`."""
+    return refcoco(files, pictures, "RefCOCOg")
+
+
+# === Flickr30K Entities ===
+
+
+def flickr30k_entities(files: Sequence[Path], pictures: Path) -> Found:
+    """The folders `Annotations` (XML) and `Sentences` (text): five captions a picture, with boxes (format 4)."""
+    annotations, sentences = expect(files, 2, "the folders Annotations and Sentences")
+    for path in sorted(annotations.glob("*.xml")):
+        try:
+            boxes = from_entities(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            yield Skipped(key=path.stem, kind=str(error)[:60], source="Flickr30K Entities")
+            continue
+        for line in (sentences / f"{path.stem}.txt").read_text(encoding="utf-8").splitlines():
+            spans, caption = [], ""
+            for piece, phrase in entities_of(line):
+                if phrase is not None and phrase in boxes:
+                    spans.append(Span(len(caption), len(caption) + len(piece), tuple(boxes[phrase])))
+                caption += piece
+            if spans:
+                yield GroundedCaption(
+                    image=Image(str(pictures / f"{path.stem}.jpg")),
+                    caption=grounded(caption, spans),
+                    source="Flickr30K Entities",
+                )
+            elif Text(caption) != Text(""):
+                yield Skipped(key=path.stem, kind="no usable box", source="Flickr30K Entities")
