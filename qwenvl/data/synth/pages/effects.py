@@ -86,7 +86,7 @@ def blurred(picture: Image.Image, sigma: float) -> Image.Image:
     if sigma < 0.1:
         return picture
     scale = max(sigma, 0.6) / 0.577
-    small = tuple(max(1, round(side / scale)) for side in picture.size)
+    small = (max(1, round(picture.width / scale)), max(1, round(picture.height / scale)))
     soft = picture.resize(small, Resampling.BILINEAR).resize(picture.size, Resampling.BILINEAR)
     return soft if sigma >= 0.6 else Image.blend(picture, soft, (sigma / 0.6) ** 2)
 

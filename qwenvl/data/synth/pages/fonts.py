@@ -39,7 +39,7 @@ class Face:
     def covers(self, text: Iterable[str]) -> bool:
         """Whether every character of the text is drawn as itself; white space always is."""
         known = _known(self)
-        return all([known[c] if c in known else self._look_up(c, known) for c in text])
+        return all(known[c] if c in known else self._look_up(c, known) for c in text)
 
     def covered(self, text: str) -> str:
         """The text without what the face cannot draw: of words the whole word, of Chinese the character."""

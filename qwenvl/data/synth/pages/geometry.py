@@ -8,6 +8,7 @@ pixel k covers [k, k + 1), as in Pillow.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -89,11 +90,7 @@ class Warp:
         sources = self.inverse(nodes).reshape(len(ys), len(xs), 2)
         quads = [sources[:-1, :-1], sources[1:, :-1], sources[1:, 1:], sources[:-1, 1:]]
         flat = np.concatenate(quads, axis=-1).reshape(-1, 8).tolist()
-        boxes = [
-            (x0, y0, x1, y1)
-            for y0, y1 in zip(ys, ys[1:], strict=False)
-            for x0, x1 in zip(xs, xs[1:], strict=False)
-        ]
+        boxes = [(x0, y0, x1, y1) for y0, y1 in pairwise(ys) for x0, x1 in pairwise(xs)]
         return list(zip(boxes, map(tuple, flat), strict=True))
 
 

@@ -124,8 +124,8 @@ def _fill(
             spare = width - font.getlength(words)
             x = round(left + {"left": 0.0, "center": 0.5, "right": 1.0}[block.align] * spare)
             y = round(block.top + (row + 0.76) * block.line)
-            l, t, r, b = font.getbbox(words, anchor="ls")
-            ink = (x + int(l), y + int(t), x + int(r), y + int(b))
+            box = font.getbbox(words, anchor="ls")
+            ink = (x + int(box[0]), y + int(box[1]), x + int(box[2]), y + int(box[3]))
             yield Written(text=words, face=face, size=size, origin=(x, y), ink=ink, colour=colour)
 
 

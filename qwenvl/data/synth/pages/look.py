@@ -19,7 +19,7 @@ PERSPECTIVES: tuple[tuple[float, tuple[Range, Range, Range, Range]], ...] = (
     (25, ((1, 1), (1, 1), (1, 1), (0.75, 1))),
     (50, ((1, 1), (1, 1), (1, 1), (1, 1))),
 )
-"""SynthDoG's eight perspectives: weight, and the lengths of the top, right, bottom and left edge as shares of before."""
+"""SynthDoG's eight perspectives: weight, and what is left of the length of the top, right, bottom and left edge."""
 
 
 @dataclass(frozen=True, kw_only=True)

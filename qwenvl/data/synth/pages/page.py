@@ -44,10 +44,13 @@ class Page:
     """"synthdog", "pdf" or "html"."""
     quality: int = 90
     """JPEG quality to save it with."""
-    language: str | None = None
+    file: bytes | None = None
+    """The picture as the JPEG file it came as, if it did."""
 
     def jpeg(self) -> bytes:
         """The picture as a JPEG file."""
+        if self.file is not None:
+            return self.file
         buffer = io.BytesIO()
         self.picture.save(buffer, "JPEG", quality=self.quality)
         return buffer.getvalue()
@@ -183,11 +186,12 @@ def _cast_shadow(
     canvas: Image.Image, opacity: Image.Image, start: tuple[int, int], rng: np.random.Generator
 ) -> None:
     """The page's own soft shadow on the surface it lies on."""
-    small = tuple(max(1, side // 8) for side in opacity.size)
+    small = (max(1, opacity.width // 8), max(1, opacity.height // 8))
     dark = rng.uniform(0.15, 0.6)
     shade = blurred(opacity.resize(small).point([round(level * dark) for level in range(256)]), 1.5)
     reach = 0.012 * min(canvas.size)
-    at = tuple(int(begin + shift) for begin, shift in zip(start, rng.uniform(-reach, reach, 2), strict=True))
+    across, down = rng.uniform(-reach, reach, 2)
+    at = (int(start[0] + across), int(start[1] + down))
     canvas.paste((0, 0, 0), at, shade.resize(opacity.size, Image.Resampling.BICUBIC))
 
 

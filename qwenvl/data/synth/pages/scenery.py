@@ -60,7 +60,7 @@ def _blurred(picture: Image.Image, sigma: float) -> Image.Image:
     smaller = sigma / 0.577  # two triangles as wide as a small pixel have this sigma
     if smaller <= 1.05:
         return picture
-    small = tuple(max(2, round(side / smaller)) for side in picture.size)
+    small = (max(2, round(picture.width / smaller)), max(2, round(picture.height / smaller)))
     return picture.resize(small, Resampling.BILINEAR).resize(picture.size, Resampling.BILINEAR)
 
 

@@ -50,7 +50,8 @@ _WORDS = {
     language: {part: words.split() for part, words in table.items()}
     for language, table in (("en", ENGLISH), ("zh", CHINESE))
 }
-_SYLLABLES = "ba ker lin mo ra ton ves tri an der pol sta ne gi hu wil co fer ma so pe dul ex am ry".split()
+_SYLLABLES = ("ba", "ker", "lin", "mo", "ra", "ton", "ves", "tri", "an", "der", "pol", "sta", "ne", "gi", "hu", "wil",
+              "co", "fer", "ma", "so", "pe", "dul", "ex", "am", "ry")  # fmt: skip
 
 
 def is_chinese(text: str) -> bool:
@@ -120,7 +121,8 @@ def _english_sentence(draw: "_Draws") -> str:
     if kind == 0:
         return f"{draw.word('label')}: {_figure(draw)}"
     if kind == 1:
-        return f"{draw.word('name')} {draw.word('name')}, {draw.below(28) + 1} {draw.word('month')} {1900 + draw.below(150)}."
+        day, year = draw.below(28) + 1, 1900 + draw.below(150)
+        return f"{draw.word('name')} {draw.word('name')}, {day} {draw.word('month')} {year}."
     words = [draw.word("det"), draw.word("adj"), draw.word("noun"), draw.word("verb")]
     words += [draw.word("det"), draw.word("adj"), draw.word("noun")]
     if kind in (2, 3):

@@ -1,0 +1,189 @@
+"""Pages of the web with their lines (paper A.4, HTML), by Playwright and a Chromium of the system (paper: Puppeteer).
+
+A page is loaded from the bytes given and from nothing else: every request it makes is refused. Lines come from
+`Range.getClientRects`, so they are where the browser put the letters. Chromium is not part of the package:
+`apt-get install chromium`, or name another with `executable`.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from qwenvl.data.records import Skipped
+from qwenvl.data.synth.pages.page import Corners, Line, Page
+from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules
+
+ADDRESS = "http://page.invalid/"
+"""Where the page believes it lives; the name exists nowhere."""
+
+LINES = (Path(__file__).parent / "lines.js").read_text()
+"""The program that finds the lines, run inside the page."""
+
+NEVER_FINISHED = "page never finished loading"
+
+
+def playwright() -> Any:
+    """The module `playwright.sync_api`; raises ValueError where it is not installed."""
+    try:
+        return import_module("playwright.sync_api")
+    except ImportError:
+        raise ValueError(
+            "HTML pages need the package playwright, which is not installed; pip install 'qwenvl[ocr]'."
+        ) from None
+
+
+def chromium() -> str:
+    """The Chromium of this machine; raises ValueError where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if path := shutil.which(name):
+            return path
+    raise ValueError(
+        "HTML pages need Chromium, which was not found on PATH; `apt-get install chromium`, or name the program "
+        "of another browser of its family."
+    )
+
+
+class Browser:
+    """One Chromium for many pages; use it as a context manager. After a page that hangs it is started anew."""
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] = (1024, 1366),
+        seconds: float = 5.0,
+        scripts: bool = False,
+        limits: Limits | None = None,
+        executable: str | None = None,
+    ) -> None:
+        """`size` is the window in pixels: what lies below it is cut off; a page has `seconds` to load and be read.
+
+        `scripts` runs the programs of the page, as Puppeteer would: only for pages that are trusted, since Chromium has
+        no sandbox of its own where this process is root.
+        """
+        self._size, self._seconds, self._scripts = size, seconds, scripts
+        self._rules = html_rules(limits or Limits())
+        self._executable = executable or chromium()
+        self._body = b""
+        self._running: Any = None
+        self._library = playwright()
+
+    def __enter__(self) -> "Browser":
+        self._playwright = self._library.sync_playwright().start()
+        try:
+            self._start()
+        except BaseException:
+            self._playwright.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._playwright.stop()
+
+    def _start(self) -> None:
+        sandbox = [] if getattr(os, "geteuid", lambda: 1)() else ["--no-sandbox"]
+        nowhere = "--host-resolver-rules=MAP * ~NOTFOUND"
+        try:
+            self._running = self._playwright.chromium.launch(
+                executable_path=self._executable, args=["--disable-gpu", "--hide-scrollbars", nowhere, *sandbox]
+            )
+        except self._library.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"Chromium at {self._executable} does not start ({reason}); check it by hand.") from None
+        session = self._running.new_browser_cdp_session()
+        processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+        self._pid = next(int(process["id"]) for process in processes if process["type"] == "browser")
+        self._open()
+
+    def _open(self) -> None:
+        context = self._running.new_context(
+            viewport={"width": self._size[0], "height": self._size[1]},
+            java_script_enabled=self._scripts,
+            accept_downloads=False,
+            service_workers="block",
+        )
+        context.route("**/*", self._answer)
+        self._page = context.new_page()
+        self._page.on("dialog", lambda dialog: dialog.dismiss())
+
+    def _stop(self) -> None:
+        with contextlib.suppress(self._library.Error):
+            self._running.close()
+
+    def _answer(self, route: Any) -> None:
+        """The page's own bytes; nothing else exists."""
+        with contextlib.suppress(self._library.Error):
+            if route.request.url == ADDRESS and route.request.is_navigation_request():
+                route.fulfill(body=self._body, content_type="text/html")
+            else:
+                route.abort()
+
+    def page(self, source: Path | bytes, key: str = "page") -> Page | Skipped:
+        """The page as it stands in the window, with its lines; `Skipped` with the reason where it cannot be had."""
+        try:
+            self._body = source if isinstance(source, bytes) else source.read_bytes()
+        except OSError as error:
+            return Skipped(key=key, kind="unreadable file", detail=str(error), source="html")
+        watch = threading.Timer(2 * self._seconds + 1, self._kill)  # evaluate has no time limit of its own
+        watch.start()
+        try:
+            page = self._shown()
+        except self._library.Error as error:
+            self._start_anew()
+            late = isinstance(error, self._library.TimeoutError) or not watch.is_alive()
+            kind = NEVER_FINISHED if late else "broken HTML page"
+            return Skipped(key=key, kind=kind, detail=str(error).strip().splitlines()[0], source="html")
+        finally:
+            watch.cancel()
+        if self._scripts:
+            self._page.context.close()  # what a program left behind ends with its page
+            self._open()
+        reason = first_reason(page, self._rules)
+        return Skipped(key=key, kind=reason, source="html") if reason else page
+
+    def _shown(self) -> Page:
+        limit = self._seconds * 1000
+        self._page.goto(ADDRESS, timeout=limit, wait_until="load")
+        found = self._page.evaluate(LINES)
+        width, height = self._size[0], max(1, min(self._size[1], found["height"]))
+        clip = {"x": 0, "y": 0, "width": width, "height": height}
+        file = self._page.screenshot(type="jpeg", quality=90, clip=clip, timeout=limit, animations="disabled")
+        picture = Image.open(io.BytesIO(file))
+        lines = tuple(Line(text, _upright(*box)) for text, *box in found["lines"] if box[3] <= height)
+        return Page(picture=picture, lines=lines, source="html", file=file)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _start_anew(self) -> None:
+        try:
+            self._page.context.close()
+            self._open()
+        except self._library.Error:  # the browser is gone with its page
+            self._stop()
+            self._start()
+
+
+def _upright(left: float, top: float, right: float, bottom: float) -> Corners:
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def html_pages(paths: list[Path], **options: Any) -> Iterator[tuple[str, Page | Skipped]]:
+    """Every file as a page with its key, in order; options as for `Browser`."""
+    with Browser(**options) as browser:
+        for number, path in enumerate(paths):
+            key = f"{number:06d}-{path.stem}"
+            yield key, browser.page(path, key)
