@@ -11,7 +11,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
 from qwenvl.train.log import Log
-from qwenvl.train.objectives import OBJECTIVES
+from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import freeze, make_optimizer, set_learning_rates
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import load_state, save_state
@@ -28,24 +28,26 @@ def train(
     runtime: Runtime,
     *,
     watch: Watch | None = None,
+    objective: Callable[[QwenVL, Tokenizer, StageConfig], Objective] | None = None,
 ) -> None:
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
+    `objective` takes the place of the one that the stage names: documents from elsewhere, a part of the model.
     The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
     the same weights, bit for bit. Raises ValueError when the loss is no longer a number.
     """
     freeze(model, stage.trains)
-    objective = OBJECTIVES[stage.objective](model, tokenizer, stage)
-    optimizer = make_optimizer(objective.module, stage.optim)
+    aim = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
+    optimizer = make_optimizer(aim.module, stage.optim)
     learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    start = load_state(run_dir / "state", objective.module, optimizer)
+    start = load_state(run_dir / "state", aim.module, optimizer)
     model.train()
     with Log(run_dir / "log.jsonl", stage, start=start) as log:
         for step in range(start, stage.optim.steps):
             losses = []
             for documents in micro_batches(stage, step):
                 with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
-                    loss = objective.loss(objective.batch(documents))
+                    loss = aim.loss(aim.batch(documents))
                 loss.total.backward()
                 losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
             total, supervised, tokens, pictures = parallel.summed(*map(sum, zip(*losses, strict=True)))
@@ -63,7 +65,7 @@ def train(
             log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
             if parallel.rank() == 0:
                 if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
-                    save_state(run_dir / "state", step + 1, objective.module, optimizer)
+                    save_state(run_dir / "state", step + 1, aim.module, optimizer)
                 if watch:
                     watch(model, stage, step + 1)
             parallel.wait()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from qwenvl.data.formats import IGNORE
+from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.synth import toyworld
 from qwenvl.data.synth.toypaint import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
@@ -64,8 +64,19 @@ def next_token(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objec
             f"the mixture of stage {stage.name} is {stage.mixture}; expected shares of {', '.join(SOURCES)}."
         )
 
+    def document(index: int) -> Example:
+        return SOURCES[source_of(stage, index)](world, index)
+
+    return next_token_of(model, tokenizer, stage, document)
+
+
+def next_token_of(
+    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, document: Callable[[int], Example]
+) -> Objective:
+    """The same loss over any documents, each a pure function of its number."""
+
     def batch(documents: Sequence[int]) -> Rows:
-        examples = [SOURCES[source_of(stage, index)](world, index) for index in documents]
+        examples = [document(index) for index in documents]
         return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
 
     def loss(rows: Rows) -> Loss:

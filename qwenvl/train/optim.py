@@ -73,7 +73,9 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, st
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> None:
-    """Let exactly the named parts learn."""
+    """Let exactly the named parts learn; of parts that carry low-rank adapters (LoRA), the adapters alone."""
     chosen = set(trains)
-    for name, part in model.named_children():
-        part.requires_grad_(name in chosen)
+    low_rank = any("lora_" in name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        learns = name.split(".")[0] in chosen and (not low_rank or "lora_" in name)
+        parameter.requires_grad_(learns)

@@ -1,0 +1,112 @@
+"""`qwenvl data check`: what is wrong with a fine-tuning file, before any training."""
+
+from pathlib import Path
+
+
+def data_check(
+    file: Path,
+    /,
+    *,
+    model: str | None = None,
+    train: str | None = None,
+    lora: bool = False,
+    modules: tuple[str, ...] = (),
+    sequence_length: int = 2048,
+    json: bool = False,
+) -> int:
+    """Look for faults that waste training: each with a count, an example and the fix. Exit status 1 if there are any.
+
+    Pictures cut or missing, boxes in pixels or swapped, pictures misnumbered, broken tags, samples too long, answers
+    that are not there. With --model also whether anything would learn under --train, --lora and --modules.
+
+      qwenvl data check my.json --model Qwen/Qwen-VL-Chat --lora
+
+    Args:
+        file: The official fine-tuning JSON, or a sample a line.
+        model: The checkpoint that will be fine-tuned, whose vocabulary counts the tokens; by default `tiny`.
+        train: Parts that will learn, of vision,adapter,llm.
+        lora: Low-rank adapters will learn.
+        modules: Layers that get them, by the end of their names.
+        sequence_length: Longest sample in tokens.
+        json: Print one JSON object.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.data.check import Finding, check, told
+    from qwenvl.data.conversations import samples
+    from qwenvl.tokenizer import Tokenizer
+
+    place = resolve(model or "tiny")
+    console = Console(stderr=True)
+    listed = track(
+        list(samples(file)), "checking", console=console, disable=not console.is_terminal, transient=True
+    )
+    queries = read_config(place).adapter.queries
+    report = check(listed, file.parent, Tokenizer.load(place), queries, sequence_length)
+    findings = list(report.findings)
+    if model is not None:
+        findings += [
+            Finding(kind=kind, count=1, example=what, fix=fix)
+            for kind, what, fix in _learning(place, train, lora, modules, bool(_pictures(report.usable)))
+        ]
+    if json:
+        from json import dumps
+
+        facts = {
+            "samples": report.total,
+            "usable": len(report.usable),
+            "tokens": sum(report.lengths),
+            "longest": max(report.lengths, default=0),
+            "pictures": _pictures(report.usable),
+            "boxes": report.boxes,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(dumps(facts, ensure_ascii=False))
+    else:
+        if findings:
+            print(told(findings) + "\n")
+        print(
+            f"{len(report.usable)} of {report.total} samples are fine: {sum(report.lengths):,} tokens, longest "
+            f"{max(report.lengths, default=0):,}, {_pictures(report.usable)} pictures, {report.boxes} boxes"
+        )
+    return 1 if findings or not report.usable else 0
+
+
+def _pictures(usable: "tuple[object, ...]") -> int:
+    return sum(len(each.images) for each in usable)  # type: ignore[attr-defined]
+
+
+def _learning(
+    place: Path, train: str | None, lora: bool, modules: tuple[str, ...], pictures: bool
+) -> list[tuple[str, str, str]]:
+    """Kind, what and fix when nothing, or less than asked for, would learn."""
+    import torch
+
+    from qwenvl.checkpoint.folder import read_config
+    from qwenvl.model.vlm import QwenVL
+    from qwenvl.train.stages import PARTS
+
+    parts = tuple(train.split(",")) if train else ("llm",) if lora else ("adapter", "llm")
+    if unknown := [part for part in parts if part not in PARTS]:
+        return [
+            ("nothing trainable", f"--train {unknown[0]} is no part.", f"name some of {', '.join(PARTS)}.")
+        ]
+    if lora or modules:
+        from qwenvl.integrations.peft import Lora, targets
+
+        with torch.device("meta"):
+            model = QwenVL(read_config(place))
+        try:
+            targets(model, Lora(parts=parts, modules=modules))
+        except ValueError as error:
+            return [
+                ("LoRA matches nothing", str(error), "name layers as they end here, or leave out --modules.")
+            ]
+    if not pictures and set(parts) <= {"vision", "adapter"}:
+        what = f"--train {','.join(parts)}, but no usable sample has a picture."
+        return [("nothing trainable", what, "train llm, or add pictures.")]
+    return []

@@ -1,0 +1,254 @@
+"""`qwenvl finetune`: one's own dialogues, from a JSON file to a model that can be asked."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from qwenvl.data.conversations import Conversation
+    from qwenvl.integrations.peft import Lora
+    from qwenvl.model.vlm import QwenVL
+    from qwenvl.runtime import Runtime
+    from qwenvl.tokenizer import Tokenizer
+    from qwenvl.train.stages import StageConfig
+
+SHOWN = 4
+"""Dialogues whose logits are compared before and after merging."""
+
+
+def finetune(
+    checkpoint: str,
+    /,
+    *,
+    data: Path,
+    out: Path = Path("runs/finetune"),
+    train: str | None = None,
+    lora: bool = False,
+    qlora: bool = False,
+    rank: int = 64,
+    alpha: int = 16,
+    dropout: float = 0.05,
+    modules: tuple[str, ...] = (),
+    epochs: float = 5.0,
+    lr: float = 1e-5,
+    weight_decay: float = 0.1,
+    batch: int = 16,
+    micro_batch: int = 1,
+    sequence_length: int = 2048,
+    save_every: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> int:
+    """Fine-tune a checkpoint on the official fine-tuning JSON: check, train, merge, verify, write.
+
+    Samples with a fault (see `qwenvl data check`) stop it; those that are too long are left out and counted. Killed,
+    the same command goes on where it stopped. OUT/model is whole in itself: ask, chat and convert take it; with LoRA
+    the adapters stand in OUT/adapter as PEFT saves them, and merged logits are compared with adapted ones.
+
+      qwenvl finetune Qwen/Qwen-VL-Chat --data my.json --lora --out runs/mine
+      qwenvl finetune tiny --data my.json --train vision,adapter,llm --lr 1e-4
+
+    Args:
+        checkpoint: The model to start from: a folder (ours or official), a hub id or `tiny`.
+        data: A list of samples with `conversations`, or one a line; pictures as paths in <img> tags.
+        out: Folder of the run.
+        train: Parts that learn, of vision,adapter,llm; by default adapter,llm, with LoRA llm.
+        lora: Learn low-rank adapters instead of the weights.
+        qlora: The same over weights stored in 4 bits (needs bitsandbytes).
+        rank: Of the adapters.
+        alpha: Their update counts alpha / rank.
+        dropout: Before the adapters.
+        modules: Layers with adapters, by the end of their names, such as attention.qkv.
+        epochs: Passes over the data.
+        lr: Peak learning rate.
+        weight_decay: On matrices.
+        batch: Samples per update.
+        micro_batch: Samples per forward pass.
+        sequence_length: Longest sample in tokens.
+        save_every: Updates between two saved states.
+        seed: Of order, adapters and dropout.
+        device: auto, cpu, cuda or mps.
+        dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: the checkpoint's own.
+    """
+    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.runtime import DTYPES, Runtime
+    from qwenvl.tokenizer import Tokenizer
+    from qwenvl.train.finetune import FinetuneConfig, stage_of
+
+    place = resolve(checkpoint)
+    parts = tuple(train.split(",")) if train else ("llm",) if lora or qlora else ("adapter", "llm")
+    tokenizer, config = Tokenizer.load(place), read_config(place)
+    found, lengths = _checked(data, tokenizer, config.adapter.queries, sequence_length)
+    if found is None:
+        return 1
+    runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
+    choice = FinetuneConfig(
+        trains=parts,
+        epochs=epochs,
+        peak_lr=lr,
+        weight_decay=weight_decay,
+        documents=batch,
+        micro_documents=micro_batch,
+        sequence_length=sequence_length,
+        bfloat16=runtime.device.type == "cuda",
+        save_every=save_every,
+        seed=seed,
+    )
+    stage = stage_of(choice, config, lengths)
+    written = _stored_dtype(place) if dtype == "auto" else DTYPES.get(dtype)
+    if written is None:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    adapters = None
+    if lora or qlora:
+        from qwenvl.integrations.peft import Lora
+
+        adapters = Lora(rank=rank, alpha=alpha, dropout=dropout, parts=parts, modules=modules)
+    _run(place, out, tokenizer, stage, found, adapters, quantized=qlora, runtime=runtime, dtype=written)
+    print(out / "model")
+    return 0
+
+
+def _stored_dtype(place: Path) -> "torch.dtype":
+    """The precision that the checkpoint's embedding is stored in."""
+    from qwenvl.checkpoint.weights import stored_tensors
+
+    stored = stored_tensors(place)
+    return next(each.dtype for name, each in stored.items() if name.endswith(("wte.weight", "embed.weight")))
+
+
+def _checked(
+    data: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int
+) -> "tuple[Sequence[Conversation] | None, Sequence[int]]":
+    """The samples to train on and their lengths; None after telling what is wrong."""
+    from qwenvl.data.check import check, told
+    from qwenvl.data.conversations import samples
+
+    report = check(samples(data), data.parent, tokenizer, queries, sequence_length)
+    long = ("over-long", "cut picture")
+    wrong = [finding for finding in report.findings if finding.kind not in long]
+    if report.findings:
+        print(told(report.findings), file=sys.stderr)
+    if wrong or not report.usable:
+        print(f"{data} needs repair before training; see above.", file=sys.stderr)
+        return None, ()
+    print(f"{len(report.usable)} of {report.total} samples, {sum(report.lengths):,} tokens", file=sys.stderr)
+    return report.usable, report.lengths
+
+
+def _run(
+    place: Path,
+    out: Path,
+    tokenizer: "Tokenizer",
+    stage: "StageConfig",
+    found: "Sequence[Conversation]",
+    lora: "Lora | None",
+    *,
+    quantized: bool,
+    runtime: "Runtime",
+    dtype: "torch.dtype",
+) -> None:
+    """Train unless OUT/model is there; what is on the disk says how far an earlier run came."""
+    import shutil
+
+    import torch
+
+    from qwenvl.checkpoint import folder
+    from qwenvl.train.finetune import finetune
+
+    _remember(out, stage, lora, place)
+    if (out / "model").exists():
+        return
+    shown = sorted(found, key=lambda each: -len(each.images))[:SHOWN]
+    if lora is None:
+        model = folder.load(place, runtime)
+        finetune(model, tokenizer, stage, found, out, runtime)
+    else:
+        from qwenvl.integrations import peft
+
+        if not (out / "adapter").exists():
+            model = folder.load(place, runtime)
+            torch.manual_seed(stage.seed)
+            if quantized:
+                peft.quantize_(model, device=runtime.device)
+            adapted = peft.add_lora(model, lora, base=str(place))
+            finetune(model, tokenizer, stage, found, out, runtime)
+            peft.save_lora(adapted, out / "adapter")
+            del adapted, model
+        model = _merged(place, out / "adapter", tokenizer, shown, runtime)
+    _write(model, place, out / "model", tokenizer, shown, runtime, dtype)
+    shutil.rmtree(out / "state", ignore_errors=True)
+
+
+def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path) -> None:
+    """Write what this run is; raises ValueError when OUT holds a run with other settings."""
+    import dataclasses
+    import json
+
+    said = {
+        "checkpoint": str(place),
+        "stage": dataclasses.asdict(stage),
+        "lora": None if lora is None else dataclasses.asdict(lora),
+    }
+    text = json.dumps(said, indent=2) + "\n"
+    file = out / "finetune.json"
+    if file.exists() and file.read_text() != text:
+        raise ValueError(f"{out} holds a run with other settings or data ({file}); give another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _merged(
+    place: Path, adapter: Path, tokenizer: "Tokenizer", shown: "Sequence[Conversation]", runtime: "Runtime"
+) -> "QwenVL":
+    """The checkpoint with the saved adapters merged in. Raises ValueError when that changes the logits."""
+    from qwenvl.checkpoint import folder
+    from qwenvl.integrations import peft
+    from qwenvl.train.finetune import learned_logits, require_equal
+
+    model = folder.load(place, runtime)
+    adapted = peft.load_lora(model, adapter)
+    before = learned_logits(model, tokenizer, shown)
+    peft.merge(adapted)
+    after = learned_logits(model, tokenizer, shown)
+    off = require_equal(before, after, runtime.dtype, "merging the adapters")
+    print(f"merged: logits differ by at most {off:.1g} of their standard deviation", file=sys.stderr)
+    return model
+
+
+def _write(
+    model: "QwenVL",
+    place: Path,
+    target: Path,
+    tokenizer: "Tokenizer",
+    shown: "Sequence[Conversation]",
+    runtime: "Runtime",
+    dtype: "torch.dtype",
+) -> None:
+    """Write it as a chat model and read it back. Raises ValueError, and keeps nothing, when it answers otherwise."""
+    import dataclasses
+    import json
+    import shutil
+
+    from qwenvl.checkpoint import folder
+    from qwenvl.config import read_json
+    from qwenvl.train.finetune import learned_logits, require_equal
+
+    expected = learned_logits(model, tokenizer, shown)
+    folder.save(model.to(dtype), target, companions=place)
+    settings = target / "generation_config.json"
+    values = read_json(settings) if settings.exists() else {}
+    settings.write_text(json.dumps({**values, "chat_format": "chatml"}, indent=2) + "\n")
+    try:
+        again = folder.load(target, dataclasses.replace(runtime, dtype=model.llm.embed.weight.dtype))
+        off = require_equal(expected, learned_logits(again, tokenizer, shown), dtype, f"{target} read back")
+    except ValueError:
+        shutil.rmtree(target)
+        raise
+    print(
+        f"verified: {target} differs by at most {off:.1g} of the logits' standard deviation", file=sys.stderr
+    )

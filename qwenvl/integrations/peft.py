@@ -1,0 +1,146 @@
+"""LoRA through PEFT: added to any of the three parts, saved as PEFT saves it, merged into plain weights.
+
+The adapters sit in our own modules; because the transformers wrapper has the same module names, a saved adapter loads
+with `PeftModel.from_pretrained` on top of `AutoModelForImageTextToText` as well.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
+from qwenvl.model.vlm import QwenVL
+
+TARGETS = {
+    "llm": ("attention.qkv", "attention.out", "mlp.up", "mlp.gate"),
+    "vision": ("attention.qkv", "attention.out", "up", "down"),
+    "adapter": ("to_hidden", "out"),
+}
+"""Matrices of each part that LoRA adapts by default; for the LLM the official choice (c_attn, attn.c_proj, w1, w2).
+
+`adapter.qkv`, `adapter.query` and `adapter.project` are no layers that PEFT could replace without being bypassed.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adaptation; the values are those of the official fine-tuning script."""
+
+    rank: int = 64
+    alpha: int = 16
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.05
+    parts: tuple[str, ...] = ("llm",)
+    modules: tuple[str, ...] = ()
+    """Ends of module names to adapt within the parts; empty: `TARGETS`."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"LoRA of rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected rank >= 1, alpha > 0 "
+                "and dropout in [0, 1)."
+            )
+        if unknown := [part for part in self.parts if part not in TARGETS] or not self.parts:
+            raise ValueError(f"LoRA on {unknown or 'no part'}; expected some of {', '.join(TARGETS)}.")
+
+
+def targets(model: nn.Module, lora: Lora) -> list[str]:
+    """Names of the linear layers that will be adapted. Raises ValueError for an ending that matches none."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    bypassed = {
+        "adapter.qkv"
+    }  # its weight is read, its forward never called: an adapter there would learn nothing
+    found: list[str] = []
+    for ending in lora.modules or sorted({end for part in lora.parts for end in TARGETS[part]}):
+        wanted = re.compile(rf"(?:{'|'.join(lora.parts)})\.(?:.*\.)?{re.escape(ending)}")
+        matches = [name for name in linear if wanted.fullmatch(name) and name not in bypassed]
+        if lora.modules and not matches:
+            known = sorted(
+                {re.sub(r"^.*blocks\.\d+\.|^(adapter|llm)\.", "", n) for n in linear if n not in bypassed}
+            )
+            raise ValueError(
+                f"LoRA module {ending!r} matches nothing in {', '.join(lora.parts)}; known endings: {', '.join(known)}."
+            )
+        found += [name for name in matches if name not in found]
+    return [name for name in found if lora.modules or _by_default(name)]
+
+
+def _by_default(name: str) -> bool:
+    part = name.split(".")[0]
+    return name.removeprefix(f"{part}.").endswith(TARGETS[part])
+
+
+def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
+    """Put adapters into `model` itself, in place; everything else is frozen. `base` is noted in adapter_config.json.
+
+    Adapters are float32 whatever the weights are, and start as no change at all.
+    """
+    wrapped = QwenVLForConditionalGeneration.wrap(model)
+    wrapped.name_or_path = base
+    wrapped.is_loaded_in_4bit = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets(model, lora),
+        bias="none",
+        task_type=None,
+    )
+    return get_peft_model(wrapped, config)
+
+
+def save_lora(adapted: PeftModel, folder: Path) -> None:
+    """Write the adapters as PEFT does: adapter_config.json and adapter_model.safetensors."""
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def load_lora(model: QwenVL, folder: Path) -> PeftModel:
+    """Put the saved adapters of `folder` into `model`, in place."""
+    return PeftModel.from_pretrained(QwenVLForConditionalGeneration.wrap(model), str(folder))
+
+
+def merge(adapted: PeftModel) -> None:
+    """Add the adapters to the weights they adapt and take them out; the model underneath is plain again.
+
+    Raises ValueError when the sum is no longer finite.
+    """
+    adapted.merge_and_unload(safe_merge=True)
+
+
+def quantize_(model: QwenVL, *, device: torch.device) -> int:
+    """Store the matrices of the language model's blocks in 4-bit nf4 (QLoRA); returns how many were replaced.
+
+    Needs bitsandbytes. The vision encoder, embeddings and head keep their precision, as in the official Int4 release.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise ValueError("QLoRA needs bitsandbytes; install it: pip install 'qwenvl[quant]'.") from None
+    replaced = 0
+    for name, module in [*model.llm.blocks.named_modules()]:
+        if not isinstance(module, nn.Linear):
+            continue
+        small = bnb.nn.Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=module.bias is not None,
+            compute_dtype=module.weight.dtype,
+            quant_type="nf4",
+            device="meta",
+        )
+        small.weight = bnb.nn.Params4bit(module.weight.data.cpu(), requires_grad=False, quant_type="nf4").to(
+            device
+        )
+        small.bias = module.bias
+        _replace(model.llm.blocks, name, small)
+        replaced += 1
+    return replaced
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, module)
