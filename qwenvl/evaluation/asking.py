@@ -17,7 +17,7 @@ from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt
 from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import preprocess
-from qwenvl.markup import SYSTEM, Content, Image, Turn
+from qwenvl.markup import Content, Image, Turn
 
 PICTURES_KEPT = 256
 """Pictures whose pixels are remembered, so that questions about the same picture share it: 600 MB at 448 px."""
@@ -61,16 +61,19 @@ class Asker:
         return self.assistant.manner.chat_format
 
     def prompt(
-        self, content: Content, *, open_with: Sequence[str] = (), system: str = SYSTEM, seed: int = 0
+        self, content: Content, *, open_with: Sequence[str] = (), numbered: bool = True, seed: int = 0
     ) -> Prompt:
         """Ids and pixels of one question; `open_with` are control symbols that begin its answer, such as `<box>`.
+
+        `numbered`: in ChatML, pictures are introduced as `Picture k: ` (MME's script does not).
 
         Raises ValueError for a picture that cannot be opened.
         """
         assistant = self.assistant
         if self.manner == "chatml":
-            numbered = markup.number_pictures([Turn("user", tuple(markup.segments_of(content)))])
-            rendered = markup.render_chat(numbered, assistant.tokenizer, self._queries, system=system)
+            turns = [Turn("user", tuple(markup.segments_of(content)))]
+            turns = markup.number_pictures(turns) if numbered else turns
+            rendered = markup.render_chat(turns, assistant.tokenizer, self._queries)
         else:
             rendered = markup.render(content, assistant.tokenizer, self._queries)
         if open_with:

@@ -2,17 +2,17 @@
 
 One picture is asked a handful of questions; the kinds take turns, so that all are asked equally often of many pictures.
 
-| kind                        | asked as (raw / chatml)                       | right if                                |
-|-----------------------------|-----------------------------------------------|-----------------------------------------|
-| color ... arithmetic        | format 2 / a question, answered in a sentence | same text                               |
-| caption                     | format 1                                      | same text                               |
-| grounded_caption, boxes | format 4                                      | same text; per phrase: same phrase, IoU |
-| refer                       | format 5 / "Where is the star?"               | IoU of the first box at least 0.5       |
-| describe                    | format 6 (raw in both)                        | same text                               |
-| ocr, ocr_quads              | format 7                                      | per sign: same word; same word and IoU  |
-| two_pictures                | chatml only                                   | same text, or IoU                       |
-| multiple_choice             | likelihood of four answers                    | the right one is the likeliest          |
-| few_shot                    | two solved examples before it (raw in both)   | same text                               |
+| kind                    | asked as (raw / chatml)                     | right if                                |
+|-------------------------|---------------------------------------------|-----------------------------------------|
+| color ... arithmetic    | format 2 / a question and a sentence        | same text                               |
+| caption                 | format 1                                    | same text                               |
+| grounded_caption, boxes | format 4                                    | same text; per phrase: same phrase, IoU |
+| refer                   | format 5 / "Where is the star?"             | IoU of the first box at least 0.5       |
+| describe                | format 6 (raw in both)                      | same text                               |
+| ocr, ocr_quads          | format 7                                    | per sign: same word; same word and IoU  |
+| two_pictures            | chatml only                                 | same text, or IoU                       |
+| multiple_choice         | likelihood of four answers                  | the right one is the likeliest          |
+| few_shot                | two solved examples before it (raw in both) | same text                               |
 """
 
 from collections import Counter
@@ -177,7 +177,7 @@ def _few_shot(scene: Scene, number: int, seed: int) -> Iterator[Item]:
     """A question of the VQA format after solved ones of the same kind about pictures of the training split."""
     kind = ("color", "shape", "size", "count")[number // 4 % 4]
     for task in tasks(scene, seed, kinds=(kind,)):
-        examples = []
+        examples: list[Item] = []
         index = SHOTS * number
         while len(examples) < SHOTS:
             shown = scene_of(seed, index)

@@ -1,7 +1,9 @@
 """The toy world as a benchmark: every kind of question about held-out pictures, and the score card of a tiny model.
 
-scores = evaluate_toyworld(assistant, pictures=2000)
-scores.groups["questions"].share, scores.blind["questions"].share, scores.predictions
+    scores = evaluate_toyworld(assistant, pictures=2000)
+    scores.groups["questions"].share, scores.blind["questions"].share
+
+Every prediction is kept, so that a report can show right and wrong ones.
 """
 
 import json

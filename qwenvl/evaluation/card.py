@@ -1,0 +1,260 @@
+"""One line of the score card with everything under it, and the folder that it is kept in.
+
+score.json      the cards of a run: value, interval, the paper's value, n of N, seconds, failures, parts
+scored.jsonl    every answered question: prompt, raw, plain, parsed, score, failed, truth, pictures, box
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwenvl.evaluation import judge
+from qwenvl.evaluation.annotations.sample import Sample, read_json, read_lines
+from qwenvl.evaluation.benchmarks import FEW_SHOT, Benchmark, Published
+from qwenvl.evaluation.metrics import touchstone
+from qwenvl.evaluation.predictions import Prediction
+from qwenvl.evaluation.scoring import CIDER, MME, Judged, Metric, Score, total
+from qwenvl.evaluation.toyitems import Count
+from qwenvl.evaluation.toyworld import GROUPS, ToyScores
+
+RATING = Metric("rating", lambda samples, answers: [], cluster=lambda sample: sample.id)
+"""TouchStone: the mean of the judge's ratings x 100."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A benchmark's result beside the paper's."""
+
+    benchmark: str
+    title: str
+    table: str
+    model: str
+    metric: str
+    score: Score
+    published: Published = field(default_factory=lambda: Published(None, None))
+    shots: int = 0
+    seconds: float = 0.0
+
+    @property
+    def paper(self) -> float | None:
+        """The paper's value for the model of this kind: Qwen-VL-Chat if the name says chat, else Qwen-VL."""
+        chat = "chat" in self.model.lower() or self.published.qwen_vl is None
+        return self.published.qwen_vl_chat if chat else self.published.qwen_vl
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.paper is None else self.score.value - self.paper
+
+    def to_json(self) -> Record:
+        """Plain values; `from_json` reads them back."""
+        facts = {"paper": self.paper, "difference": self.difference, "complete": self.score.complete}
+        return {**asdict(self), **facts}
+
+    @staticmethod
+    def from_json(record: Record) -> "Card":
+        """The card of a score.json. Raises ValueError for another version's."""
+        plain = {name: record[name] for name in Card.__dataclass_fields__ if name in record}
+        try:
+            score = Score(
+                **{**plain["score"], "groups": {k: tuple(v) for k, v in plain["score"]["groups"].items()}}
+            )
+            return Card(**{**plain, "score": score, "published": Published(**plain["published"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a score.json of another version ({error}); score the predictions again."
+            ) from None
+
+
+def score(
+    row: Benchmark,
+    samples: Sequence[Sample],
+    predictions: Mapping[str, Prediction],
+    *,
+    model: str,
+    shots: int = 0,
+    replies: Mapping[tuple[str, int], str] | None = None,
+) -> tuple[Card, list[Record]]:
+    """Judge the answers to `samples`; those without one are counted in the card and not scored.
+
+    Raises ValueError for answers to unknown questions, for a split without public answers, and without any answer.
+    """
+    if unknown := set(predictions) - {sample.id for sample in samples}:
+        raise ValueError(
+            f"{len(unknown)} predictions answer questions that {row.name} does not ask here, such as {min(unknown)!r}; "
+            "are they of the same split, order and limit?"
+        )
+    answered = [sample for sample in samples if sample.id in predictions]
+    said = [predictions[sample.id].plain for sample in answered]
+    if row.metric is None:
+        return _rated(row, samples, predictions, replies or {}, model)
+    needs_answers = row.metric.name != "Acc@IoU 0.5"
+    if needs_answers and (hidden := next((sample.id for sample in answered if not sample.answers), None)):
+        raise ValueError(
+            f"the annotations have no answer to question {hidden}: this split is judged by a server. "
+            f"{'Write its file with --submission.' if row.submit else 'Use a split with public answers.'}"
+        )
+    judged = row.metric.judge(answered, said)
+    notes = row.metric.notes(answered, said) if row.metric.notes and answered else None
+    result = total(row.metric, answered, judged, expected=len(samples), notes=notes)
+    records = [_record(s, predictions[s.id], j, row.metric) for s, j in zip(answered, judged, strict=True)]
+    return _card(row, result, model, shots, predictions), records
+
+
+def _card(
+    row: Benchmark, result: Score, model: str, shots: int, predictions: Mapping[str, Prediction]
+) -> Card:
+    published = FEW_SHOT.get((row.name, shots), Published(None, None)) if shots else row.published
+    return Card(
+        benchmark=row.name,
+        title=f"{row.title}, {shots}-shot" if shots else row.title,
+        table="Figure 4" if shots else row.table,
+        model=model,
+        metric="rating" if row.metric is None else row.metric.name,
+        score=result,
+        published=published,
+        shots=shots,
+        seconds=sum(prediction.seconds for prediction in predictions.values()),
+    )
+
+
+def _rated(
+    row: Benchmark,
+    samples: Sequence[Sample],
+    predictions: Mapping[str, Prediction],
+    replies: Mapping[tuple[str, int], str],
+    model: str,
+) -> tuple[Card, list[Record]]:
+    """Each rating is an item; a reply that is no rating, or none at all, is counted and never scored."""
+    asked = list(judge.inquiries(samples, {name: p.plain for name, p in predictions.items()}))
+    by_id = {sample.id: sample for sample in samples}
+    rated: list[tuple[Sample, Judged]] = []
+    failures = 0
+    for inquiry, reply in zip(asked, judge.verdicts(asked, replies), strict=True):
+        rating = None if reply is None else touchstone.model_rating(reply)
+        if rating is None:
+            failures += 1
+        else:
+            rated.append((by_id[inquiry.id], Judged(rating, f"{rating:g}")))
+    result = total(RATING, [sample for sample, _ in rated], [verdict for _, verdict in rated])
+    answered = len({sample.id for sample, _ in rated})
+    result = Score(**{**result.__dict__, "n": answered, "expected": len(samples), "failures": failures})
+    records = [_record(sample, predictions[sample.id], verdict, RATING) for sample, verdict in rated]
+    return _card(row, result, model, 0, predictions), records
+
+
+def _record(sample: Sample, prediction: Prediction, verdict: Judged, metric: Metric) -> Record:
+    right = verdict.value >= (
+        2 if metric is MME else 5 if metric is RATING else 1 if metric is CIDER else 0.5
+    )
+    return {
+        **asdict(prediction),
+        "parsed": verdict.parsed,
+        "score": verdict.value,
+        "failed": verdict.failed,
+        "right": right,
+        "truth": " | ".join(dict.fromkeys(sample.answers)),
+        "group": sample.group,
+        "pictures": [picture for picture in sample.pictures if isinstance(picture, str)],
+        "box": sample.box,
+        "size": sample.size,
+    }
+
+
+def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -> list[Record]:
+    """Answers that a server or a judge has yet to see, in the form of scored.jsonl without verdicts."""
+    return [asdict(predictions[sample.id]) for sample in samples if sample.id in predictions]
+
+
+# === The toy world's four cards ===
+
+TOY_TITLES = {
+    "questions": "Questions", "captions": "Captions, exact", "grounding": "Boxes, Acc@0.5", "words": "Words read"
+}  # fmt: skip
+
+
+def toy_cards(scores: ToyScores, model: str) -> list[Card]:
+    """The groups of the toy world as cards; the rival is the baseline that does not look."""
+    kinds = scores.kinds
+    cards = []
+    for name, members in GROUPS.items():
+        own = scores.groups[name]
+        if own.n:
+            value, (low, high) = 100 * own.correct / own.n, wilson(own)
+            parts = {
+                kind: (100 * (kinds[kind].share or 0), kinds[kind].n) for kind in members if kind in kinds
+            }
+            result = Score(value=value, low=low, high=high, n=own.n, expected=own.n, failures=0, groups=parts)
+            cards.append(
+                Card(
+                    benchmark=f"toyworld-{name}",
+                    title=TOY_TITLES[name],
+                    table="toy world",
+                    model=model,
+                    metric="accuracy",
+                    score=result,
+                    published=Published(None, None, 100 * (scores.blind[name].share or 0), "without looking"),
+                    seconds=scores.seconds / len(GROUPS),
+                )
+            )
+    return cards
+
+
+def wilson(count: Count) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent: right also at 0 and at 100 %."""
+    z, n = 1.96, count.n
+    share = count.correct / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return 100 * (middle - half), 100 * (middle + half)
+
+
+def toy_records(scores: ToyScores) -> list[Record]:
+    """Predictions of the toy world in the form of scored.jsonl; a picture is named `toy:` and its scene."""
+    return [
+        {
+            "id": f"{prediction.pictures[-1]}/{prediction.kind}",
+            "prompt": prediction.prompt,
+            "raw": prediction.raw,
+            "plain": prediction.raw,
+            "parsed": prediction.raw,
+            "score": sum(c.correct for c in prediction.counts.values())
+            / sum(c.n for c in prediction.counts.values()),
+            "failed": False,
+            "right": prediction.right,
+            "truth": prediction.truth,
+            "group": prediction.kind,
+            "pictures": [f"toy:{name}" for name in prediction.pictures],
+        }
+        for prediction in scores.predictions
+    ]
+
+
+# === The folder ===
+
+
+def write(folder: Path, cards: Sequence[Card], records: Sequence[Record]) -> None:
+    """Both files of a run; each is whole or untouched."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    for name, text in (
+        ("scored.jsonl", lines),
+        ("score.json", json.dumps([card.to_json() for card in cards], ensure_ascii=False, indent=1) + "\n"),
+    ):
+        unfinished = folder / f".{name}.unfinished"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / name)
+
+
+def read(folder: Path) -> tuple[list[Card], list[Record]]:
+    """Cards and records of a run's folder. Raises ValueError if it holds none."""
+    if not (folder / "score.json").exists():
+        raise ValueError(
+            f"{folder} has no score.json; expected a folder that `qwenvl eval run` or `eval score` wrote."
+        )
+    cards = [Card.from_json(record) for record in read_json(folder / "score.json")]
+    scored = folder / "scored.jsonl"
+    return cards, read_lines(scored) if scored.exists() else []

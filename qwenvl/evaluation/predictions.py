@@ -1,0 +1,116 @@
+"""Predictions on disk: one JSON object per line, whole lines only, whatever killed the run.
+
+id        the question
+key       digest of all that the answer depends on: weights, prompt, pictures, decoding
+prompt    as asked, tags and all; a picture is `<img></img>`
+raw       what the model wrote, with tags        plain   without, as the metrics read it
+nll       mean negative log-likelihoods of the options, where an option was chosen
+parsed, score, failed, truth                     added by scoring
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any
+
+from qwenvl.evaluation.annotations.sample import read_json
+
+ANSWER_FIELDS = ("plain", "answer", "prediction", "caption", "raw")
+"""Where a line that another program wrote may keep its answer."""
+ID_FIELDS = ("id", "question_id", "questionId", "image_id", "index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answer, not judged yet."""
+
+    id: str
+    key: str = ""
+    prompt: str = ""
+    raw: str = ""
+    plain: str = ""
+    nll: tuple[float, ...] = ()
+    seconds: float = 0.0
+    """Share of its batch's time."""
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BufferedRandom]:
+    """The file, open at the end of its last whole line. Raises ValueError while another process writes it."""
+    import fcntl
+
+    path.touch()
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another run is writing {path}; wait for it or give another --out.") from None
+        content = file.read()
+        file.seek(content.rfind(b"\n") + 1)
+        file.truncate()
+        yield file
+
+
+def append(file: BufferedRandom, predictions: Iterable[Prediction]) -> None:
+    """Write whole lines and hand them to the system."""
+    lines = [json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions]
+    file.write("".join(lines).encode())
+    file.flush()
+
+
+def read_written(folder: Path) -> dict[str, Prediction]:
+    """All predictions of a run's folder by key, whoever wrote them; a torn last line is left out."""
+    found: dict[str, Prediction] = {}
+    for path in sorted(folder.glob("predictions-*.jsonl")):
+        *lines, _ = path.read_bytes().split(b"\n")
+        for line in lines:
+            record = json.loads(line)
+            found[record["key"]] = Prediction(**{**record, "nll": tuple(record["nll"])})
+    return found
+
+
+def read_foreign(path: Path) -> dict[str, Prediction]:
+    """Answers by question id from JSON lines or a JSON list: ours, or any with an id and an answer.
+
+    Raises ValueError for an entry without either and for an id that occurs twice.
+    """
+    found: dict[str, Prediction] = {}
+    for number, record in enumerate(_records(path), start=1):
+        where = f"{path} entry {number}"
+        name = next((name for name in ID_FIELDS if name in record), None)
+        said = next((name for name in ANSWER_FIELDS if name in record), None)
+        if name is None or said is None:
+            raise ValueError(
+                f"{where} has the fields {', '.join(record)}; expected one of {', '.join(ID_FIELDS)} and one of "
+                f"{', '.join(ANSWER_FIELDS)}."
+            )
+        key, answer = str(record[name]), record[said]
+        if key in found:
+            raise ValueError(f"{where} answers the question {key!r} a second time; every id must occur once.")
+        if not isinstance(answer, str):
+            raise ValueError(f"{where} has an answer that is a {type(answer).__name__}; expected text.")
+        seconds = float(record.get("seconds", 0))
+        found[key] = Prediction(
+            id=key,
+            prompt=record.get("prompt", ""),
+            raw=record.get("raw", answer),
+            plain=answer,
+            seconds=seconds,
+        )
+    return found
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    from qwenvl.evaluation.annotations.sample import is_lines, read_lines
+
+    if is_lines(path):
+        return list(read_lines(path))
+    records = read_json(path)
+    if not isinstance(records, list) or not all(isinstance(record, Mapping) for record in records):
+        raise ValueError(
+            f"{path} is not a list of objects; expected predictions as JSON lines or a JSON list."
+        )
+    return records

@@ -1,0 +1,38 @@
+"""The running score of a benchmark, with its interval, while answers come in."""
+
+from collections.abc import Sequence
+
+from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.evaluation.benchmarks import Benchmark
+
+
+class Running:
+    """Sums over the answers so far; shows nothing where a value depends on the other answers (CIDEr, MME)."""
+
+    def __init__(self, row: Benchmark, samples: Sequence[Sample]) -> None:
+        self._metric = row.metric
+        self._samples = {sample.id: sample for sample in samples}
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+        self._done: set[str] = set()
+
+    def add(self, answered: Sequence[tuple[str, str]]) -> int:
+        """Take in (question, answer) pairs; returns the number of questions answered so far."""
+        fresh = [(name, said) for name, said in answered if name in self._samples and name not in self._done]
+        self._done.update(name for name, _ in fresh)
+        metric, samples = self._metric, [self._samples[name] for name, _ in fresh]
+        if metric is not None and metric.itemwise and all(s.answers or s.box for s in samples):
+            for verdict in metric.judge(samples, [said for _, said in fresh]):
+                self._count += 1
+                self._sum += verdict.value
+                self._squares += verdict.value**2
+        return len(self._done)
+
+    @property
+    def text(self) -> str:
+        """Such as "58.61 +- 0.95": mean and half of its normal 95 % interval; empty before there is one."""
+        if self._metric is None or not self._count:
+            return ""
+        mean = self._sum / self._count
+        spread = max(self._squares / self._count - mean**2, 0.0) ** 0.5
+        half = 1.96 * spread / self._count**0.5
+        return f"{self._metric.scale * mean:.2f} +- {self._metric.scale * half:.2f}"

@@ -1,0 +1,56 @@
+"""The radar picture of a score card as inline SVG, like the one of the release's README: one ray per benchmark."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+COLOURS = ("#4363d8", "#e6194b", "#3cb44b", "#f58231", "#911eb4", "#469990")
+WIDTH, HEIGHT, RADIUS = 760, 560, 200
+RINGS = 4
+
+
+def radar(rays: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
+    """Series of one value per ray, each ray scaled to its largest value; a missing value leaves a gap.
+
+    Fewer than three rays make no picture: the empty string.
+    """
+    if len(rays) < 3:
+        return ""
+    tops = [max((values[k] or 0 for values in series.values()), default=0) or 1 for k in range(len(rays))]
+    parts = [_ring(len(rays), RADIUS * (r + 1) / RINGS) for r in range(RINGS)]
+    for k, name in enumerate(rays):
+        x, y = _point(k, len(rays), RADIUS)
+        parts.append(f'<line x1="0" y1="0" x2="{x:.1f}" y2="{y:.1f}" class="ray"/>')
+        x, y = _point(k, len(rays), RADIUS + 16)
+        anchor = "middle" if abs(x) < 20 else "start" if x > 0 else "end"
+        parts.append(
+            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)} {tops[k]:.4g}</text>'
+        )
+    for number, (name, values) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        points = [
+            _point(k, len(rays), RADIUS * max(value, 0) / tops[k])
+            for k, value in enumerate(values)
+            if value is not None
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            f'<polygon points="{path}" fill="{colour}" fill-opacity="0.12" stroke="{colour}" stroke-width="2"/>'
+        )
+        left, top = -WIDTH / 2 + 10, -HEIGHT / 2 + 20 + 20 * number
+        parts.append(f'<rect x="{left}" y="{top - 10}" width="12" height="12" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 18}" y="{top}">{escape(name)}</text>')
+    box = f"{-WIDTH / 2} {-HEIGHT / 2} {WIDTH} {HEIGHT}"
+    return (
+        f'<svg class="radar" viewBox="{box}" role="img" aria-label="scores as a radar">{"".join(parts)}</svg>'
+    )
+
+
+def _ring(rays: int, radius: float) -> str:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (_point(k, rays, radius) for k in range(rays)))
+    return f'<polygon points="{points}" class="ring"/>'
+
+
+def _point(k: int, rays: int, radius: float) -> tuple[float, float]:
+    angle = 2 * math.pi * k / rays - math.pi / 2
+    return radius * math.cos(angle), radius * math.sin(angle)

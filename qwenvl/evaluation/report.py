@@ -1,0 +1,234 @@
+"""The score card as a page: one self-contained HTML file, and the same table in Markdown.
+
+Value with its 95 % interval, the paper's value, the difference, questions answered, seconds, parse failures; a radar
+picture; right and wrong answers with their pictures and boxes. Several runs stand side by side.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image as pillow
+
+from qwenvl.evaluation.card import Card, Record
+from qwenvl.evaluation.radar import radar
+from qwenvl.evaluation.toyworld import picture_of, scene_named
+from qwenvl.images import draw_boxes, open_image
+from qwenvl.markup import Box, Quad, parse
+
+SHOWN = 8
+"""Right and wrong answers of each benchmark in the gallery."""
+THUMBNAIL = 300
+"""Pixels of the longer side of a picture in the gallery."""
+
+COLUMNS = (
+    "Benchmark", "Model", "Score", "95 % interval", "Paper", "Difference", "Best rival", "n", "Unreadable", "Seconds"
+)  # fmt: skip
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #2a9d4a; --bad: #d1383d }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .soft { opacity: .7 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
+th { font-weight: 600; vertical-align: bottom } td.value { font-weight: 700 }
+.good { color: var(--good) } .bad { color: var(--bad) }
+.wide { overflow-x: auto } .radar { display: block; max-width: 760px; margin: 1rem auto; font-size: 13px }
+.radar text { fill: currentColor } .ring, .ray { fill: none; stroke: var(--line) }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 1rem }
+figure { margin: 0; border: 1px solid var(--line); border-top: 4px solid var(--bad); border-radius: 6px }
+figure.right { border-top-color: var(--good) } figure img { width: 100%; display: block; background: var(--soft) }
+figcaption { padding: .5rem .7rem; font-size: 13px; overflow-wrap: anywhere } figcaption b { font-weight: 600 }
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds."""
+
+    cards: Sequence[Card]
+    records: Sequence[Record]
+
+
+def markdown(cards: Sequence[Card]) -> str:
+    """The table of all cards, one line per benchmark and model."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "--:|" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(_cells(card)) + " |" for card in _sorted(cards)]
+    return "# Score card\n\n" + "\n".join(lines) + "\n"
+
+
+def html(runs: Sequence[Run], title: str = "Score card") -> str:
+    """The whole page. Pictures that are gone are left out, and said so."""
+    cards = _sorted([card for run in runs for card in run.cards])
+    if not cards:
+        raise ValueError("there is nothing to report; give folders that `qwenvl eval run` wrote.")
+    models = list(dict.fromkeys(card.model for card in cards))
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(", ".join(models))}. Intervals are 95 % (bootstrap over questions; Wilson in the toy '
+        "world). Paper: arXiv 2308.12966.</p>",
+        _table(cards),
+        _radar(cards, models),
+        *(_parts(card) for card in cards if len(card.score.groups) > 1),
+    ]
+    for run in runs:
+        if run.records:
+            names = " and ".join(dict.fromkeys(f"{c.title}" for c in run.cards))
+            parts.append(f"<h2>Answers: {escape(names)}</h2><p class='soft'>{escape(run.cards[0].model)}</p>")
+            parts.append(_gallery(run.records))
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    )
+
+
+# === Tables ===
+
+
+def _sorted(cards: Sequence[Card]) -> list[Card]:
+    """Models of one benchmark beside each other, benchmarks in the order of first appearance."""
+    order = list(dict.fromkeys((card.benchmark, card.shots) for card in cards))
+    return sorted(cards, key=lambda card: order.index((card.benchmark, card.shots)))
+
+
+def _cells(card: Card) -> list[str]:
+    score, rival = card.score, card.published.best
+    return [
+        card.title,
+        card.model,
+        f"{score.value:.2f}",
+        f"{score.low:.2f} .. {score.high:.2f}",
+        "" if card.paper is None else f"{card.paper:g}",
+        "" if card.difference is None else f"{card.difference:+.2f}",
+        "" if rival is None else f"{rival:.4g} ({card.published.best_name})",
+        f"{score.n}" if score.complete else f"{score.n} of {score.expected}",
+        str(score.failures),
+        f"{card.seconds:.0f}",
+    ]
+
+
+def _table(cards: Sequence[Card]) -> str:
+    rows = []
+    for card in cards:
+        marks = ["", "", "value", "", "", "", "", "" if card.score.complete else "bad", "", ""]
+        if card.difference is not None:
+            marks[5] = "good" if card.difference >= 0 else "bad"
+        cells = zip(_cells(card), marks, strict=True)
+        rows.append(
+            "<tr>" + "".join(f'<td class="{mark}">{escape(cell)}</td>' for cell, mark in cells) + "</tr>"
+        )
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _radar(cards: Sequence[Card], models: Sequence[str]) -> str:
+    rays = list(dict.fromkeys(card.title for card in cards))
+    value = {(card.title, card.model): card.score.value for card in cards}
+    series: dict[str, list[float | None]] = {
+        model: [value.get((ray, model)) for ray in rays] for model in models
+    }
+    first = {card.title: card for card in reversed(cards)}
+    for name, find in (("the paper", lambda c: c.paper), ("best rival", lambda c: c.published.best)):
+        known = [find(first[ray]) for ray in rays]
+        if any(known):
+            shared = {c.published.best_name for c in cards}
+            series[shared.pop() if name == "best rival" and len(shared) == 1 else name] = known
+    return radar(rays, series)
+
+
+def _parts(card: Card) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name or 'other')}</td><td></td><td class='value'>{value:.2f}</td><td>{n}</td></tr>"
+        for name, (value, n) in card.score.groups.items()
+    )
+    head = "<tr><th>Part</th><th></th><th>Score</th><th>n</th></tr>"
+    summary = f"<summary>{escape(card.title)}, {escape(card.model)}: parts</summary>"
+    return f"<details>{summary}<table>{head}{rows}</table></details>"
+
+
+# === Galleries ===
+
+
+def _gallery(records: Sequence[Record]) -> str:
+    wrong = _spread([record for record in records if not record["right"]])
+    right = _spread([record for record in records if record["right"]])
+    return f'<div class="gallery">{"".join(map(_figure, [*wrong, *right]))}</div>'
+
+
+def _spread(records: Sequence[Record]) -> list[Record]:
+    """The first ones, group after group, so that every kind is seen."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.get("group", ""), []).append(record)
+    turns = [own[k] for k in range(SHOWN) for own in groups.values() if k < len(own)]
+    return turns[: max(SHOWN, len(groups))]
+
+
+def _figure(record: Record) -> str:
+    said = record["raw"] or "(nothing)"
+    mark, kind = ("right", "Right") if record["right"] else ("wrong", "Wrong")
+    pictures = "".join(
+        _picture(name, record, last=k == len(record["pictures"]) - 1)
+        for k, name in enumerate(record["pictures"])
+    )
+    group = f" ({escape(record['group'])})" if record.get("group") else ""
+    return (
+        f'<figure class="{mark}">{pictures}<figcaption><b>{kind}</b>{group}<br>'
+        f"{escape(record['prompt'][-300:])}<br><b>{escape(said[:400])}</b>"
+        f"<br><span class='soft'>truth: {escape(record['truth'][:300])}</span></figcaption></figure>"
+    )
+
+
+def _picture(name: str, record: Record, last: bool) -> str:
+    try:
+        source = picture_of(scene_named(name[4:]), THUMBNAIL).source if name.startswith("toy:") else name
+        picture = open_image(source)  # type: ignore[arg-type]
+    except ValueError:
+        return "<p class='soft'>(picture not found)</p>"
+    boxes: list[Box | Quad] = []
+    if last:
+        boxes = [part for part in parse(record["raw"]) if isinstance(part, Box | Quad)]
+        boxes += _truth(record)
+    shown = picture.copy()
+    shown.thumbnail((THUMBNAIL, THUMBNAIL))
+    return f'<img alt="" src="data:image/jpeg;base64,{_jpeg(draw_boxes(shown, boxes) if boxes else shown)}">'
+
+
+def _truth(record: Record) -> list[Box | Quad]:
+    """The true box, where the answer was wrong."""
+    if record["right"]:
+        return []
+    if record.get("box") and record.get("size"):
+        (left, top, right, bottom), (width, height) = record["box"], record["size"]
+        return [Box.from_pixels(left, top, right, bottom, width, height, label="truth")]
+    wanted = [part for part in parse(record["truth"]) if isinstance(part, Box)]
+    return [Box(box.x1, box.y1, box.x2, box.y2, label="truth") for box in wanted]
+
+
+def _jpeg(picture: pillow.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(runs: Sequence[Run], out: Path) -> None:
+    """`out` as HTML and its neighbour `.md` as Markdown. Raises ValueError if nothing can be written there."""
+    pages: Mapping[Path, str] = {
+        out: html(runs),
+        out.with_suffix(".md"): markdown([card for run in runs for card in run.cards]),
+    }
+    for path, text in pages.items():
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {path} ({error.strerror}); give --out in a folder that you may write."
+            ) from None

@@ -1,0 +1,296 @@
+"""A run: every question of a benchmark asked once, in batches, by one process or many, and again after a kill.
+
+    plan    samples in order (shuffled, limited), each with its prompt and the key of its answer
+    work    process k of n asks samples k, k + n, ... whose key has no answer yet, and appends lines
+    finish  answers of all processes by question; what is missing is counted, never scored
+
+A second run of the same plan finds every key and asks nothing: it is a scoring.
+"""
+
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from time import perf_counter
+
+from qwenvl.chat import Assistant
+from qwenvl.checkpoint import folder
+from qwenvl.evaluation import fewshot
+from qwenvl.evaluation.annotations.sample import Picture, Sample, Source
+from qwenvl.evaluation.asking import Asker
+from qwenvl.evaluation.benchmarks import Benchmark, benchmark
+from qwenvl.evaluation.metrics import multiple_choice
+from qwenvl.evaluation.predictions import Prediction, append, appending, read_written
+from qwenvl.markup import Image, Segment, spell
+from qwenvl.runtime import Runtime
+
+WINDOW = 16
+"""Batches whose questions are sorted by length together: less padding, and still nearly in order."""
+
+Report = Callable[[Sequence[tuple[str, str]]], None]
+"""Called with the questions that were just answered and their answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run; the same job in the same folder goes on where it stopped."""
+
+    checkpoint: str
+    benchmark: str
+    source: Source
+    out: Path
+    limit: int | None = None
+    shuffle: int | None = None
+    """Seed of the order; None: as in the file."""
+    batch: int = 16
+    shots: int = 0
+    pool: Source | None = None
+    """Where solved examples come from: another split of the benchmark, in the same format."""
+    rices: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"--batch is {self.batch} and --limit {self.limit}; expected at least 1.")
+        if bool(self.shots) != (self.pool is not None):
+            raise ValueError("--shots and --examples belong together: how many, and the file they come from.")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One question on its way."""
+
+    sample: Sample
+    content: tuple[Segment, ...]
+    key: str
+
+
+# === Plan ===
+
+
+def samples_of(job: Job) -> list[Sample]:
+    """The questions of the job in its order."""
+    samples = benchmark(job.benchmark).read(job.source)
+    if job.shuffle is not None:
+        random.Random(job.shuffle).shuffle(samples)
+    return samples[: job.limit]
+
+
+def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
+    """Prompts and keys; questions whose pictures are not there are left out (see `missing_pictures`)."""
+    row = benchmark(job.benchmark)
+    lost = set(missing_pictures(samples))
+    samples = [
+        sample for sample in samples if sample.id not in lost
+    ]  # counted as without an answer at the end
+    model = _fingerprint(job.checkpoint)
+    manner = f"{model} {row.decoding} {row.manner} {row.open_with} {job.dtype}"
+    planned = []
+    for sample, examples in zip(samples, _examples(job, samples), strict=True):
+        content = fewshot.with_examples(sample, examples, row.ask)
+        digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
+        key = blake2b(json.dumps([manner, spell(content), digests, sample.options]).encode(), digest_size=12)
+        planned.append(Planned(sample, tuple(content), key.hexdigest()))
+    return planned
+
+
+def missing_pictures(samples: Sequence[Sample]) -> dict[str, str]:
+    """Questions with a picture that is no file: id -> its path. Raises ValueError if that is all of them."""
+    lost = {
+        sample.id: picture
+        for sample in samples
+        for picture in sample.pictures
+        if isinstance(picture, str) and not Path(picture).is_file()
+    }
+    if len(lost) == len(samples):
+        raise ValueError(
+            f"no picture is where the annotations say, such as {min(lost.values())}; give --images."
+        )
+    return lost
+
+
+def _examples(job: Job, samples: Sequence[Sample]) -> list[list[Sample]]:
+    if job.pool is None:
+        return [[] for _ in samples]
+    pool = benchmark(job.benchmark).read(job.pool)
+    if not job.rices:
+        chosen = fewshot.at_random(len(samples), len(pool), job.shots)
+    else:
+        kept = job.out / f"rices-{job.shots}.json"
+        wanted = [_fingerprint(job.checkpoint), [s.id for s in samples], [s.id for s in pool]]
+        stored = json.loads(kept.read_text()) if kept.exists() else {}
+        if stored.get("of") != wanted:
+            stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), samples, pool, job.shots)}
+            _write_whole(kept, json.dumps(stored))
+        chosen = stored["chosen"]
+    return [[pool[index] for index in own] for own in chosen]
+
+
+@lru_cache(maxsize=100_000)
+def _digest(picture: Picture) -> str:
+    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return blake2b(content, digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(checkpoint: str) -> str:
+    """Changes when a file of the checkpoint does: names, sizes and times, since weights are too large to read twice."""
+    files = sorted(path for path in folder.resolve(checkpoint).iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+
+
+# === Work ===
+
+
+def run(job: Job, *, processes: int = 1, report: Report | None = None) -> list[Prediction]:
+    """Ask what has no answer yet; returns the answers of the whole plan, in its order, as far as there are any.
+
+    Raises ValueError before any work for files that cannot be read, and for a process that died.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    samples = samples_of(job)
+    planned = plan(job, samples)
+    if processes == 1:
+        work(job, planned, report=report)
+    else:
+        _spawn(job, processes, report)
+    answered = read_written(job.out)
+    return [replaced(answered[p.key], p.sample.id) for p in planned if p.key in answered]
+
+
+def replaced(prediction: Prediction, name: str) -> Prediction:
+    """The answer under the id of the question: two questions with the same prompt share one answer."""
+    return Prediction(**{**prediction.__dict__, "id": name})
+
+
+def work(
+    job: Job, planned: Sequence[Planned], part: int = 0, parts: int = 1, report: Report | None = None
+) -> None:
+    """Ask every `parts`-th question from `part` on; an answer is on disk before it is reported."""
+    mine, known = planned[part::parts], read_written(job.out)
+    if report is not None:
+        report([(p.sample.id, known[p.key].plain) for p in mine if p.key in known])
+    todo = list({p.key: p for p in mine if p.key not in known}.values())
+    if not todo:
+        return
+    row, asker = benchmark(job.benchmark), _asker(job)
+    with appending(job.out / f"predictions-{part}-of-{parts}.jsonl") as file:
+        for chunk in _batches(todo, job.batch):
+            refused: list[tuple[str, str]] = []
+            answers = _asked(asker, row, chunk, refused)
+            append(file, answers)
+            said = {answer.key: answer.plain for answer in answers}
+            for name, reason in refused:
+                print(f"not asked: question {name}: {reason}", file=sys.stderr)
+            if report is not None:
+                report([(p.sample.id, said[p.key]) for p in mine if p.key in said])
+
+
+def _asker(job: Job) -> Asker:
+    runtime = Runtime.detect(device=job.device, dtype=job.dtype, seed=0)
+    return Asker(Assistant.load(job.checkpoint, runtime), benchmark(job.benchmark).manner)
+
+
+def _batches(todo: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
+    for at in range(0, len(todo), WINDOW * batch):
+        window = sorted(todo[at : at + WINDOW * batch], key=_length)
+        yield from (window[k : k + batch] for k in range(0, len(window), batch))
+
+
+def _length(planned: Planned) -> tuple[int, int]:
+    pictures = sum(isinstance(segment, Image) for segment in planned.content)
+    return pictures, len(spell(planned.content))
+
+
+def _asked(
+    asker: Asker, row: Benchmark, chunk: Sequence[Planned], refused: list[tuple[str, str]]
+) -> list[Prediction]:
+    """Answers to a batch; questions that cannot be asked (a damaged picture) are added to `refused` with the reason."""
+    start = perf_counter()
+    prompts, chunk, every = [], [], chunk
+    for p in every:
+        try:
+            seed = int(p.key[:8], 16)
+            prompts.append(asker.prompt(p.content, open_with=row.open_with, numbered=row.numbered, seed=seed))
+            chunk.append(p)
+        except ValueError as error:
+            refused.append((p.sample.id, str(error)))
+    if not chunk:
+        return []
+    options = [multiple_choice.continuations(len(p.sample.options)) for p in chunk]
+    if row.decoding is None:
+        rows = asker.likelihoods(prompts, options)
+        answers = [_likeliest(logprobs) for logprobs in rows]
+    else:
+        begin = "".join(row.open_with)
+        answers = [
+            (begin + written.text, written.plain, ()) for written in asker.write(prompts, row.decoding)
+        ]
+    seconds = (perf_counter() - start) / len(chunk)
+    return [
+        Prediction(
+            id=p.sample.id, key=p.key, prompt=spell(p.content), raw=raw, plain=plain, nll=nll, seconds=seconds
+        )
+        for p, (raw, plain, nll) in zip(chunk, answers, strict=True)
+    ]
+
+
+def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[float, ...]]:
+    """The letter of the likeliest option, or nothing if a likelihood is not a number."""
+    choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
+    letter = "" if choice.chosen is None else multiple_choice.LETTERS[choice.chosen]
+    return letter, letter, tuple(float(value) for value in choice.mean_nll if not math.isnan(value))
+
+
+# === Several processes ===
+
+
+def _spawn(job: Job, processes: int, report: Report | None) -> None:
+    """One process per part; each loads the model itself. Raises ValueError if one of them dies."""
+    import multiprocessing
+    from queue import Empty
+
+    context = multiprocessing.get_context("spawn")
+    answered: multiprocessing.Queue[list[tuple[str, str]]] = context.Queue()
+    children = [context.Process(target=_child, args=(job, k, processes, answered)) for k in range(processes)]
+    for child in children:
+        child.start()
+    try:
+        while any(child.is_alive() for child in children) or not answered.empty():
+            try:
+                names = answered.get(timeout=0.5)
+            except Empty:
+                continue
+            if report is not None:
+                report(names)
+    finally:
+        for child in children:
+            child.terminate() if child.is_alive() else None
+            child.join()
+    if died := [k for k, child in enumerate(children) if child.exitcode]:
+        raise ValueError(
+            f"process {died[0]} of {processes} ended with status {children[died[0]].exitcode}; its answers so far are "
+            "kept: run the same command again."
+        )
+
+
+def _child(job: Job, part: int, parts: int, answered: "object") -> None:
+    import os
+
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
+    work(job, plan(job, samples_of(job)), part, parts, report=answered.put)  # type: ignore[attr-defined]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

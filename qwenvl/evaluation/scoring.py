@@ -1,0 +1,226 @@
+"""From answers to a score with its interval: a score is a table of item values, and one way to add them up.
+
+judged = metric.judge(samples, answers)         one value and one parsed answer per sample, or a failure
+score  = total(metric, samples, judged)         value, bootstrap interval, groups, failures
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, relaxed, vqa
+from qwenvl.evaluation.metrics.multiple_choice import LETTERS
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the items."""
+LEVEL = 95
+"""Percent of them inside the interval."""
+
+Combine = Literal["pooled", "mean of groups", "sum of groups"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on one answer."""
+
+    value: float
+    """In the metric's own unit, 0..1 mostly; 0 for a failure."""
+    parsed: str
+    """What the metric read in the answer."""
+    failed: bool = False
+    """Nothing could be read: an empty answer, no box, neither yes nor no, no likelihood. Counted, never left out."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How answers are judged and added up."""
+
+    name: str
+    judge: Callable[[Sequence[Sample], Sequence[str]], list[Judged]]
+    scale: float = 100
+    """Of the printed score: 100 for percent."""
+    combine: Combine = "pooled"
+    cluster: Callable[[Sample], str] | None = None
+    """Items that stand or fall together are resampled together: the two questions about a picture of MME."""
+    itemwise: bool = True
+    """Whether an answer's value does not depend on the others, so that a running score can be shown."""
+    notes: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None = None
+    """Further scores of the whole that are shown beside, such as BLEU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A benchmark's result."""
+
+    value: float
+    low: float
+    """Of the 95 % bootstrap interval over items."""
+    high: float
+    n: int
+    """Questions answered."""
+    expected: int
+    """Questions of the benchmark (or of the part that was asked for)."""
+    failures: int
+    groups: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Value and number of questions of each part."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question has an answer."""
+        return self.n == self.expected
+
+
+def total(
+    metric: Metric,
+    samples: Sequence[Sample],
+    judged: Sequence[Judged],
+    *,
+    expected: int | None = None,
+    notes: Mapping[str, float] | None = None,
+) -> Score:
+    """Add up verdicts on samples. Raises ValueError if there are none: no score is not a score of zero."""
+    if not samples:
+        raise ValueError(
+            "no question has an answer, so there is no score; do predictions and questions share ids?"
+        )
+    groups: dict[str, list[tuple[Sample, float]]] = {}
+    for sample, verdict in zip(samples, judged, strict=True):
+        groups.setdefault(sample.group, []).append((sample, verdict.value))
+    parts = (
+        list(groups.values())
+        if metric.combine != "pooled"
+        else [[p for part in groups.values() for p in part]]
+    )
+    value = _combined(np.asarray([[np.mean([v for _, v in part]) for part in parts]]), metric)[0]
+    drawn = [_resampled_means(_clustered(part, metric.cluster)) for part in parts]
+    draws = _combined(np.stack(drawn, axis=1), metric)
+    low, high = np.percentile(draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return Score(
+        value=float(value),
+        low=float(low),
+        high=float(high),
+        n=len(samples),
+        expected=len(samples) if expected is None else expected,
+        failures=sum(verdict.failed for verdict in judged),
+        groups={
+            name: (metric.scale * float(np.mean([value for _, value in part])), len(part))
+            for name, part in groups.items()
+            if len(groups) > 1
+        },
+        notes=notes or {},
+    )
+
+
+def _clustered(part: Sequence[tuple[Sample, float]], cluster: Callable[[Sample], str] | None) -> np.ndarray:
+    """Values that are drawn independently: one per item, or the mean of each cluster."""
+    if cluster is None:
+        return np.asarray([value for _, value in part])
+    together: dict[str, list[float]] = {}
+    for sample, value in part:
+        together.setdefault(cluster(sample), []).append(value)
+    return np.asarray([np.mean(values) for values in together.values()])
+
+
+def _resampled_means(values: np.ndarray) -> np.ndarray:
+    """Means of `RESAMPLES` draws with replacement, drawn as counts of the distinct values: the same, and fast."""
+    distinct, times = np.unique(values, return_counts=True)
+    counts = np.random.default_rng(0).multinomial(len(values), times / len(values), size=RESAMPLES)
+    return counts @ distinct / len(values)
+
+
+def _combined(means: np.ndarray, metric: Metric) -> np.ndarray:
+    """(draws, groups) -> (draws,)"""
+    return metric.scale * (means.sum(axis=1) if metric.combine == "sum of groups" else means.mean(axis=1))
+
+
+# === Metrics ===
+
+
+Judge = Callable[[Sequence[Sample], Sequence[str]], list[Judged]]
+
+
+def _each(score: Callable[[str, Sample], float], parse: Callable[[str], str] = str.strip) -> Judge:
+    """A judge of answers one by one; an empty answer is a failure and earns nothing."""
+
+    def judge(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+        return [
+            Judged(score(answer, sample), parse(answer)) if answer.strip() else Judged(0.0, "", failed=True)
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+
+    return judge
+
+
+def _captions(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    """CIDEr-D; every caption counts in the corpus, an empty one is a failure of value 0."""
+    scores = captions.score(answers, [sample.answers for sample in samples]).cider
+    return [
+        Judged(float(value), answer.strip(), failed=not answer.strip())
+        for value, answer in zip(scores, answers, strict=True)
+    ]
+
+
+def _caption_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
+    corpus = captions.score(answers, [sample.answers for sample in samples]).corpus
+    return {name: 100 * value for name, value in corpus.items() if name != "CIDEr"}
+
+
+def _boxes(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    judged = []
+    for sample, answer in zip(samples, answers, strict=True):
+        if sample.box is None or sample.size is None:
+            raise ValueError(
+                f"question {sample.id} has no true box or no size; its split is judged by a server."
+            )
+        verdict = grounding.score(answer, sample.box, *sample.size)
+        parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
+        judged.append(Judged(float(verdict.correct), parsed, failed=verdict.parsed is None))
+    return judged
+
+
+def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    """The letter that was chosen; an answer that is no letter of an option is a failure."""
+    judged = []
+    for sample, answer in zip(samples, answers, strict=True):
+        letter = answer.strip()
+        known = len(letter) == 1 and letter in LETTERS[: len(sample.options)]
+        judged.append(
+            Judged(float(known and letter in sample.answers), letter if known else "", failed=not known)
+        )
+    return judged
+
+
+def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    """One for a right answer and one more if the other question about the picture is right too: acc and acc+."""
+    labels = [mme.label(answer) for answer in answers]
+    right: dict[str, list[bool]] = {}
+    for sample, label in zip(samples, labels, strict=True):
+        right.setdefault(picture_of_question(sample), []).append(label == sample.answers[0].lower())
+    judged = []
+    for sample, label in zip(samples, labels, strict=True):
+        pair = right[picture_of_question(sample)]
+        value = float(label == sample.answers[0].lower()) + float(len(pair) == 2 and all(pair))
+        judged.append(Judged(value, label, failed=label == "other"))
+    return judged
+
+
+def picture_of_question(sample: Sample) -> str:
+    """MME's picture of a question: its id without the number of the question."""
+    return sample.id.rsplit("/", 1)[0]
+
+
+VQA = Metric("VQA accuracy", _each(lambda a, s: vqa.score(a, list(s.answers)), vqa.process_prediction))
+GQA = Metric("accuracy", _each(lambda a, s: gqa.score(a, s.answers), gqa.extract_answer))
+EXACT = Metric("exact match", _each(lambda a, s: exact.score(a, s.answers)))
+ANLS = Metric("ANLS", _each(lambda a, s: anls.score(a, s.answers)))
+RELAXED = Metric(
+    "relaxed accuracy", _each(lambda a, s: relaxed.score(a, s.answers)), combine="mean of groups"
+)
+CIDER = Metric("CIDEr", _captions, itemwise=False, notes=_caption_notes)
+IOU = Metric("Acc@IoU 0.5", _boxes)
+LETTER = Metric("accuracy", _letters)
+MME = Metric("score", _yes_no, combine="sum of groups", cluster=picture_of_question, itemwise=False)
