@@ -23,6 +23,8 @@ COMMANDS: Mapping[str, str] = {
     "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
     "parity": "compare with recorded outputs of the official model, case by case",
     "eval run": "a benchmark of the paper, or the toy world, with a model",
+    "eval score": "answers from a file, scored without a model",
+    "eval report": "runs as a page: scores beside the paper's, right and wrong answers",
 }
 """Command -> what it does, in the order of `qwenvl --help`; `eval run` lives in cli/eval_run.py."""
 

@@ -1,7 +1,7 @@
 """`qwenvl eval run`: a benchmark with a model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,7 @@ def eval_run(
     batch: int = 16,
     processes: int = 1,
     part: str | None = None,
+    manner: Literal["chatml", "raw"] | None = None,
     partial: bool = False,
     json: bool = False,
     device: str = "auto",
@@ -57,6 +58,7 @@ def eval_run(
         batch: Questions answered together.
         processes: Processes that share the questions.
         part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out.
+        manner: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
         device: auto, cpu, cuda or mps.
@@ -65,7 +67,7 @@ def eval_run(
     name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
     out = out or Path("runs", "eval", name, benchmark)
     if benchmark == "toyworld":
-        _toyworld(checkpoint, name, limit, batch, out, json, device, dtype)
+        _toyworld(checkpoint, name, limit, batch, manner, out, json, device, dtype)
         return 0
     from qwenvl.evaluation.annotations.sample import Source
     from qwenvl.evaluation.benchmarks import benchmark as row_of
@@ -148,7 +150,15 @@ def _ask_part(job: "Job", part: str) -> int:
 
 
 def _toyworld(
-    checkpoint: str, name: str, limit: int | None, batch: int, out: Path, json: bool, device: str, dtype: str
+    checkpoint: str,
+    name: str,
+    limit: int | None,
+    batch: int,
+    manner: str | None,
+    out: Path,
+    json: bool,
+    device: str,
+    dtype: str,
 ) -> None:
     from json import dumps
 
@@ -167,6 +177,7 @@ def _toyworld(
             assistant,
             2000 if limit is None else limit,
             batch=max(batch, 64),
+            manner=manner,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
     cards: list[Card] = card.toy_cards(scores, name)

@@ -121,16 +121,18 @@ def evaluate_toyworld(
     *,
     seed: int = SEED,
     batch: int = 64,
+    manner: str | None = None,
     progress: Progress | None = None,
 ) -> ToyScores:
-    """Ask about the first `pictures` scenes of the held-out split, in the checkpoint's own manner where it was taught.
+    """Ask about the first `pictures` scenes of the held-out split.
 
-    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them.
+    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them. `manner`:
+    `chatml` or `raw` (a model before stage 3); None is the checkpoint's own. Some kinds are raw in either.
     """
     if pictures < 1 or batch < 1:
         raise ValueError(f"{pictures} pictures in batches of {batch}; expected at least one of each.")
     start = perf_counter()
-    own = Asker(assistant)
+    own = Asker(assistant, manner)
     asked = [
         item
         for number in range(pictures)
