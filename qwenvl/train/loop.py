@@ -12,7 +12,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
 from qwenvl.train.log import Log
 from qwenvl.train.objectives import OBJECTIVES, Objective
-from qwenvl.train.optim import freeze, make_optimizer, set_learning_rates
+from qwenvl.train.optim import freeze, make_optimizers, set_learning_rates
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import load_state, save_state
 
@@ -38,9 +38,9 @@ def train(
     """
     freeze(model, stage.trains)
     aim = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
-    optimizer = make_optimizer(aim.module, stage.optim)
-    learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    start = load_state(run_dir / "state", aim.module, optimizer)
+    optimizers = make_optimizers(aim.module, stage.optim)
+    learns = [parameter for parameter in aim.module.parameters() if parameter.requires_grad]
+    start = load_state(run_dir / "state", aim.module, optimizers)
     model.train()
     with Log(run_dir / "log.jsonl", stage, start=start) as log:
         for step in range(start, stage.optim.steps):
@@ -59,13 +59,14 @@ def train(
                     f"stage {stage.name}: the gradient of update {step} is {norm} (loss {total / supervised:.3f}); "
                     f"lower peak_lr and resume from {run_dir}."
                 )
-            set_learning_rates(optimizer, stage.optim, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            set_learning_rates(optimizers, stage.optim, step)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
             if parallel.rank() == 0:
                 if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
-                    save_state(run_dir / "state", step + 1, aim.module, optimizer)
+                    save_state(run_dir / "state", step + 1, aim.module, optimizers)
                 if watch:
                     watch(model, stage, step + 1)
             parallel.wait()

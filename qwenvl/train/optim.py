@@ -1,8 +1,9 @@
-"""AdamW over named groups: weight decay on matrices only, layer-wise learning rates in the ViT (Table 8)."""
+"""Optimisers over named groups: weight decay on matrices only, layer-wise learning rates in the ViT (Table 8)."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,34 +13,48 @@ from qwenvl.train.stages import OptimConfig
 _VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """One group per (learning-rate scale, decay); every group knows its `scale` and the names of its parameters."""
+def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything that learns, or Muon over the matrices of the blocks and AdamW over the rest.
+
+    There is one group per (learning-rate scale, decay); every group knows its `scale` and the names of its parameters.
+    Raises ValueError when everything is frozen.
+    """
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     if not trained:
         raise ValueError("nothing is trainable: every parameter is frozen; name a part in `trains`.")
     layers = 1 + max(
         (int(found[1]) for name, _ in trained if (found := _VISION_BLOCK.match(name))), default=-1
     )
-    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    orthogonal: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    adaptive: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trained:
         decay = config.weight_decay if decays(name, parameter) else 0.0
-        groups.setdefault((lr_scale(name, layers, config.vision_lr_decay), decay), []).append(
-            (name, parameter)
+        in_block = ".blocks." in name and parameter.ndim == 2
+        groups = orthogonal if config.muon and in_block else adaptive
+        key = lr_scale(name, layers, config.vision_lr_decay), decay
+        groups.setdefault(key, []).append((name, parameter))
+    optimizers: list[torch.optim.Optimizer] = []
+    if adaptive:
+        optimizers.append(
+            torch.optim.AdamW(_groups(adaptive), lr=config.peak_lr, betas=config.betas, eps=config.eps)
         )
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [p for _, p in members],
-                "names": [n for n, _ in members],
-                "scale": scale,
-                "weight_decay": decay,
-            }
-            for (scale, decay), members in groups.items()
-        ],
-        lr=config.peak_lr,
-        betas=config.betas,
-        eps=config.eps,
-    )
+    if orthogonal:
+        optimizers.append(
+            torch.optim.Muon(_groups(orthogonal), lr=config.peak_lr, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def _groups(by_key: Mapping[tuple[float, float], list[tuple[str, nn.Parameter]]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "params": [p for _, p in members],
+            "names": [n for n, _ in members],
+            "scale": scale,
+            "weight_decay": decay,
+        }
+        for (scale, decay), members in by_key.items()
+    ]
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -66,10 +81,11 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     )
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> None:
+def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], config: OptimConfig, step: int) -> None:
     """Give every group its share of this step's learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step) * group["scale"]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step) * group["scale"]
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> None:

@@ -35,6 +35,8 @@ class OptimConfig:
     """Decoupled decay of matrices; vectors (norms, biases) and positions are exempt."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    muon: bool = False
+    """Matrices of the blocks learn by orthogonalised momentum, scaled to AdamW's step; the paper has AdamW alone."""
     vision_lr_decay: float = 1.0
     """The learning rate falls by this factor per block from the last vision block down to the patch embedding."""
 

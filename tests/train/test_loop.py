@@ -84,7 +84,7 @@ def test_dense_labels_train_the_vision_encoder(start: Path, tmp_path: Path) -> N
 
 def test_a_killed_run_goes_on_bit_for_bit(start: Path, tmp_path: Path) -> None:
     """A real process, killed with SIGKILL in the middle, then started again by the same command."""
-    long = stage(save_every=1, optim=dataclasses.replace(stage().optim, steps=12))
+    long = stage(save_every=1, optim=dataclasses.replace(stage().optim, steps=12, muon=True))
     run_stage(long, start, tmp_path / "whole", CPU)
     (tmp_path / "stage.json").write_text(json.dumps(dataclasses.asdict(long)))
     command = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.optim import decays, freeze, learning_rate, lr_scale, make_optimizer
+from qwenvl.train.optim import decays, freeze, learning_rate, lr_scale, make_optimizers
 from qwenvl.train.stages import OptimConfig
 
 
@@ -37,12 +37,26 @@ def test_only_matrices_decay():
 def test_frozen_parts_are_in_no_group():
     model = small_model()
     freeze(model, ("adapter", "llm"))
-    optimizer = make_optimizer(model, OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1))
+    config = OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1)
+    (optimizer,) = make_optimizers(model, config)
     names = {name for group in optimizer.param_groups for name in group["names"]}
     assert names == {name for name, _ in model.named_parameters() if not name.startswith("vision.")}
     freeze(model, ())
     with pytest.raises(ValueError, match="nothing is trainable"):
-        make_optimizer(model, OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1))
+        make_optimizers(model, config)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = small_model()
+    config = OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=1, muon=True)
+    adamw, muon = make_optimizers(model, config)
+    names = [{name for group in each.param_groups for name in group["names"]} for each in (adamw, muon)]
+    assert names[0] | names[1] == {name for name, _ in model.named_parameters()} and not names[0] & names[1]
+    assert names[1] == {
+        name
+        for name, each in model.named_parameters()
+        if ".blocks." in name and name.endswith("weight") and each.ndim == 2
+    }
 
 
 def test_optim_config_refuses_what_cannot_be():
