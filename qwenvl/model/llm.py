@@ -77,8 +77,8 @@ class Block(nn.Module):
         hidden: Float[Tensor, "batch tokens hidden"],
         *,
         rotation: tuple[Tensor, Tensor],
-        query_scale: Float[Tensor, "rows 1 tokens 1"] | None,
-        mask: Float[Tensor, "rows 1 tokens keys"] | None,
+        query_scale: Float[Tensor, "_ 1 tokens 1"] | None,
+        mask: Float[Tensor, "_ 1 _ keys"] | None,
         cache: "KVCache | None",
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
@@ -108,8 +108,8 @@ class Attention(nn.Module):
         hidden: Float[Tensor, "batch tokens hidden"],
         *,
         rotation: tuple[Tensor, Tensor],
-        query_scale: Float[Tensor, "rows 1 tokens 1"] | None,
-        mask: Float[Tensor, "rows 1 tokens keys"] | None,
+        query_scale: Float[Tensor, "_ 1 tokens 1"] | None,
+        mask: Float[Tensor, "_ 1 _ keys"] | None,
         cache: "KVCache | None",
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
@@ -128,7 +128,7 @@ def attend(
     query: Float[Tensor, "batch heads tokens head"],
     key: Float[Tensor, "batch heads keys head"],
     value: Float[Tensor, "batch heads keys head"],
-    mask: Float[Tensor, "rows 1 tokens keys"] | None,
+    mask: Float[Tensor, "_ 1 _ keys"] | None,
 ) -> Float[Tensor, "batch heads tokens head"]:
     """Causal attention, or what `mask` allows.
 
@@ -208,7 +208,7 @@ def attention_mask(
     tokens: int,
     cache: KVCache | None,
     hidden: Float[Tensor, "batch tokens hidden"],
-) -> Float[Tensor, "rows 1 tokens keys"] | None:
+) -> Float[Tensor, "_ 1 _ keys"] | None:
     """What each new token sees, as 0 or -inf added to the scores; None where plain causality says it all.
 
     A token sees itself and earlier tokens of its own segment and of its document's trunk:
@@ -217,6 +217,7 @@ def attention_mask(
         segments   [ 1024    | 1025  | 1026  | 2048    0   ]   q2 sees img and q2, not q1 a1
     """
     start = cache.length if cache else 0
+    assert segments is not None or cache is None or cache.segments is None, "the cached tokens have segments"
     if cache and segments is not None:
         cache.segments = segments if cache.segments is None else torch.cat([cache.segments, segments], dim=1)
     if segments is None and (start == 0 or tokens == 1):
