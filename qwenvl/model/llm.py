@@ -49,9 +49,7 @@ class LLM(nn.Module):
             positions = torch.arange(start, start + tokens, device=hidden.device)[None]
         mask = attention_mask(segments, tokens, cache, hidden)
         rotation = rotary_tables(positions, self.config, long_context)
-        scale = (
-            log_n_scale(positions, self.config) if long_context is not None and self.config.log_n else None
-        )
+        scale = None if long_context is None else log_n_scale(positions, self.config)
         for index, block in enumerate(self.blocks, start=1):
             last = last_only and index == len(self.blocks)
             hidden = block(
@@ -270,6 +268,6 @@ def rotate(
 
 
 def log_n_scale(positions: Int[Tensor, "rows tokens"], config: LLMConfig) -> Float[Tensor, "rows 1 tokens 1"]:
-    """Factor on late queries: log(p + 1) / log(sequence_length) beyond the trained length, else 1."""
-    logs = torch.log((positions + 1).double()) / math.log(config.sequence_length)
+    """Factor on late queries: log(p + 1) / log(sequence_length) beyond the trained length; 1 before and without log-n."""
+    logs = torch.log((positions + 1).double()) / math.log(config.sequence_length) * config.log_n
     return logs.clamp(min=1.0).float()[:, None, :, None]
