@@ -268,6 +268,6 @@ def rotate(
 
 
 def log_n_scale(positions: Int[Tensor, "rows tokens"], config: LLMConfig) -> Float[Tensor, "rows 1 tokens 1"]:
-    """Factor on late queries: log(p + 1) / log(sequence_length) beyond the trained length; 1 before and without log-n."""
+    """Factor on late queries: log(p + 1) / log(sequence_length) past the trained length, else (and without log-n) 1."""
     logs = torch.log((positions + 1).double()) / math.log(config.sequence_length) * config.log_n
     return logs.clamp(min=1.0).float()[:, None, :, None]
