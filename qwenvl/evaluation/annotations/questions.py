@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qwenvl.evaluation.annotations.sample import (
     Sample,
@@ -19,18 +20,28 @@ OCRVQA_TEST = 3
 
 
 def converted(source: Source) -> list[Sample]:
-    """JSON lines of the release: image, question, question_id and, if public, answer or annotation."""
+    """JSON lines of the release: image, question, question_id and, if public, answer or annotation.
+
+    They carry one answer; where ten people were asked, theirs are in VQA's annotations file (`Source.answers`).
+    """
     return checked(_converted(source), source.data)
 
 
 def _converted(source: Source) -> Iterator[Sample]:
+    people = _people(source)
     for number, record in enumerate(read_lines(source.data), start=1):
         where = f"{source.data} line {number}"
+        name = record.get("question_id", number)
+        if people and name not in people:
+            raise ValueError(
+                f"{source.answers} has no answer to question {name}; give files of the same split."
+            )
+        said = people[name]["answers"] if people else record.get("answer", record.get("annotation"))
         yield Sample(
-            id=str(record.get("question_id", number)),
+            id=str(name),
             pictures=(source.picture(field(record, "image", where)),),
             text=field(record, "question", where),
-            answers=texts(record.get("answer", record.get("annotation"))),
+            answers=texts(said),
             group=_part(source.data),
         )
 
@@ -44,10 +55,7 @@ def vqa(source: Source) -> list[Sample]:
 
 def _vqa(source: Source) -> Iterator[Sample]:
     file = read_json(source.data)
-    annotations = {}
-    if source.answers is not None:
-        for record in field(read_json(source.answers), "annotations", source.answers):
-            annotations[field(record, "question_id", source.answers)] = record
+    annotations = _people(source)
     subset = str(file.get("data_subtype", "")) if isinstance(file, dict) else ""
     questions = field(file, "questions", source.data)
     known = {field(record, "question_id", source.data) for record in questions}
@@ -71,6 +79,14 @@ def _vqa(source: Source) -> Iterator[Sample]:
             answers=texts(annotation.get("answers")),
             group=annotation.get("answer_type", ""),
         )
+
+
+def _people(source: Source) -> dict[object, dict[str, Any]]:
+    """Annotations by question id, of VQA's annotations file; nothing without one."""
+    if source.answers is None:
+        return {}
+    records = field(read_json(source.answers), "annotations", source.answers)
+    return {field(record, "question_id", source.answers): record for record in records}
 
 
 def vizwiz(source: Source) -> list[Sample]:

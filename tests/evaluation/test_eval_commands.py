@@ -1,0 +1,152 @@
+"""`qwenvl eval run`, `score` and `report` as a person types them."""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import qwenvl.cli as cli
+
+
+@pytest.fixture
+def said(small: Callable, tmp_path: Path) -> Callable[[str], list[str]]:
+    """The arguments that score a benchmark's hand-made answers."""
+
+    def write(name: str) -> list[str]:
+        made = small(name)
+        path = tmp_path / "said.json"
+        path.write_text(json.dumps([{"question_id": key, "answer": text} for key, text in made.said.items()]))
+        answers = [] if made.source.answers is None else ["--answers", str(made.source.answers)]
+        return [name, "--predictions", str(path), "--data", str(made.source.data), *answers]
+
+    return write
+
+
+def test_a_whole_evaluation_from_run_to_page(
+    small: Callable, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, out = small("refcoco-val"), tmp_path / "run"
+    arguments = ["eval", "run", str(model), "refcoco-val", "--data", str(made.source.data), "--out", str(out)]
+    arguments += ["--answers", str(made.source.answers), "--json"]
+    assert cli.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["score"]["n"], result["paper"], result["published"]["best_name"]) == (
+        5,
+        89.36,
+        "Shikra-13B",
+    )
+    scored = [json.loads(line) for line in (out / "scored.jsonl").read_text().splitlines()]
+    assert all(
+        {"prompt", "raw", "plain", "parsed", "score", "failed", "truth"} <= set(line) for line in scored
+    )
+    assert scored[0]["prompt"] == "<img></img><ref>dog</ref>" and scored[0]["raw"].startswith("<box>")
+    assert cli.main([*arguments[:4], "--predictions", "x"]) == 2
+    again = ["eval", "score", "refcoco-val", "--predictions", str(out / "scored.jsonl"), "--json"]
+    again += ["--data", str(made.source.data), "--answers", str(made.source.answers)]
+    capsys.readouterr()
+    assert cli.main(again) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == result["score"]
+
+
+@pytest.mark.parametrize("name", ["okvqa", "chartqa", "mme-cognition", "nocaps"])
+def test_scoring_a_file_of_answers(
+    name: str, said: Callable[[str], list[str]], small: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", "score", *said(name), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"]["value"] == pytest.approx(small(name).value)
+
+
+def test_missing_answers_are_counted_in_red_and_status_1(
+    said: Callable[[str], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = said("okvqa")
+    path = tmp_path / "said.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cli.main(["eval", "score", *arguments]) == 1
+    error = capsys.readouterr().err
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", error)
+    assert "2 of 5 questions have a score" in plain and "31m" in error
+    assert cli.main(["eval", "score", *arguments, "--partial"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("vqav2", {"question_id", "answer"}), ("vizwiz", {"image", "answer"}), ("docvqa", {"questionId", "answer"})]
+)  # fmt: skip
+def test_files_for_the_servers(
+    name: str, fields: set[str], said: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    target = tmp_path / "submission.json"
+    assert cli.main(["eval", "score", *said(name), "--submission", str(target)]) == 0
+    records = json.loads(target.read_text())
+    assert len(records) == 5 and all(set(record) == fields for record in records)
+
+
+def test_the_sheet_for_mmbench(said: Callable[[str], list[str]], tmp_path: Path) -> None:
+    target = tmp_path / "mmbench.xlsx"
+    assert cli.main(["eval", "score", *said("mmbench"), "--submission", str(target)]) == 0
+    with zipfile.ZipFile(target) as book:
+        sheet = book.read("xl/worksheets/sheet1.xml").decode()
+    cells = re.findall(r"<t [^>]*>([^<]*)</t>", sheet)
+    assert cells[:7] == ["index", "question", "A", "B", "C", "D", "prediction"]
+    assert cells[7:14] == ["0", "Which one?", "up", "down", "", "", "B"]
+
+
+def test_touchstone_by_replay(
+    said: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, dry = ["eval", "score", *said("touchstone-cn")], tmp_path / "dry.jsonl"
+    assert cli.main(arguments) == 2
+    assert "TouchStone needs a judge" in capsys.readouterr().err
+    assert cli.main([*arguments, "--dry-run", str(dry)]) == 0
+    filled = [{**json.loads(line), "reply": "6 6"} for line in dry.read_text().splitlines()]
+    dry.write_text("".join(json.dumps(record) + "\n" for record in filled))
+    capsys.readouterr()
+    assert cli.main([*arguments, "--replay", str(dry), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"]["value"] == 600
+
+
+def test_the_page_compares_runs_and_needs_nothing_from_outside(
+    said: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name in ("refcoco-val", "okvqa", "docvqa"):
+        for model in ("first", "second-chat"):
+            folders.append(str(tmp_path / f"{name}-{model}"))
+            assert cli.main(["eval", "score", *said(name), "--out", folders[-1], "--model", model]) == 0
+    page = tmp_path / "page.html"
+    assert cli.main(["eval", "report", *folders, "--out", str(page)]) == 0
+    text = page.read_text()
+    assert text.count("<figure") >= 30 and text.count("data:image/jpeg;base64,") >= 30
+    assert "<svg" in text and "the paper" in text and "89.36" in text and "88.55" in text
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", text)
+    table = page.with_suffix(".md").read_text()
+    assert len([line for line in table.splitlines() if line.startswith("| ")]) == 1 + len(folders)
+    assert "| RefCOCO val | first | 60.00 |" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tiny", "okvga"], "did you mean 'okvqa'?"),
+        (["run", "tiny", "okvqa"], "okvqa needs its files: --data FILE"),
+        (
+            ["score", "okvqa", "--predictions", "none.json", "--data", "none.json"],
+            "there is no file none.json",
+        ),
+        (["report", "nowhere"], "has no score.json"),
+        (["report"], "no runs named"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
