@@ -86,14 +86,20 @@ class Job:
 Judged: TypeAlias = tuple[Sample, Verdict | None]
 
 
+def measured_samples(job: Job) -> Iterator[Sample]:
+    """Every sample of a shard, pairs with the size that their picture has."""
+    settings = job.settings
+    samples = read_samples(Source(job.path, settings.source, settings.fetch))
+    return (_measured(sample, settings.decode) for sample in samples)
+
+
 def judged_samples(job: Job, scorer: Scorer | None) -> Iterator[Judged]:
     """Every sample of a shard with its verdict, None where it could not be read."""
     settings = job.settings
     steps = settings.steps()
     before = tuple(step for step in steps if step.name != CLIP_RULE)
     last = steps[len(before) :]
-    samples = read_samples(Source(job.path, settings.source, settings.fetch))
-    measured = (_measured(sample, settings.decode) for sample in samples)
+    measured = measured_samples(job)
     while batch := list(islice(measured, BATCH)):
         verdicts = [None if isinstance(sample, Skipped) else judge(sample, before) for sample in batch]
         if last:

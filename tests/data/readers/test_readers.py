@@ -285,7 +285,8 @@ def test_grit(tmp_path: Path) -> None:
     assert [short(r) for r in found] == [
         (
             "pics/000000001.jpg",
-            "<ref>a wire hanger</ref><box>(20,0),(970,900)</box> with<ref> a paper cover that reads we heart our customers</ref>"
+            "<ref>a wire hanger</ref><box>(20,0),(970,900)</box> with"
+            "<ref> a paper cover that reads we heart our customers</ref>"
             "<box>(20,40),(970,970)</box>",
         )
     ]

@@ -1,0 +1,132 @@
+"""How fast pairs are cleaned: rules alone, and whole shards with pictures.
+
+    $ python benchmarks/cleaning.py [--rows 100000] [--shard 4000] [--processes] [--json]
+
+`rules`   all text and shape rules and a CLIP score, English and Chinese mixed, one text of ten with a defect
+`tars`    `clean` on WebDataset tars of JPEGs, read, measured, judged and written, one process
+`columns` the same on parquet with URLs and no pictures
+Rates are per second of this process's CPU time: one core. With --processes the wall time of one and two processes too.
+"""
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from qwenvl.data.clean.engine import Settings
+from qwenvl.data.clean.pipeline import judge, steps_of
+from qwenvl.data.clean.presets import Thresholds
+from qwenvl.data.clean.run import clean
+from qwenvl.data.records import Pair
+from qwenvl.data.shards import dump, write_parquet, write_tar
+from qwenvl.data.synth.rawpairs import DEFECTS, Planted, caption, picture
+
+THRESHOLDS = Thresholds(languages=("en", "zh"), clip_score=0.3)
+TEXT_DEFECTS = (
+    "Russian",
+    "German",
+    "smiley",
+    "mojibake",
+    "tag soup",
+    "tags",
+    "entities",
+    "url",
+    "file name",
+    "boilerplate",
+)
+
+
+def text(index: int) -> str:
+    """A caption: two of five are Chinese, one of ten has a defect."""
+    rng = random.Random(index)
+    sound = " ".join(caption(rng) for _ in range(1 + index % 3 // 2))
+    sound = "，".join(caption(rng, chinese=True) for _ in range(1 + index % 2)) if index % 5 < 2 else sound
+    if index % 10:
+        return sound
+    spoiled = Planted(key="", text=sound)
+    DEFECTS[TEXT_DEFECTS[index // 10 % len(TEXT_DEFECTS)]][1](spoiled, rng)
+    return spoiled.text
+
+
+def rules(count: int) -> float:
+    """Pairs per second through all text and shape rules."""
+    pairs = [Pair(key=str(k), text=text(k), width=640, height=480, clip_score=0.35) for k in range(count)]
+    steps = steps_of(THRESHOLDS)
+    best = 0.0
+    for _ in range(3):
+        start = time.process_time()
+        kept = sum(judge(pair, steps).dropped_by is None for pair in pairs)
+        best = max(best, count / (time.process_time() - start))
+    assert 0.9 * count < kept < count
+    return best
+
+
+def write_shards(folder: Path, shards: int, size: int) -> None:
+    """Tars of pairs; 64 pictures of about 20 KB take turns."""
+    shown = [picture(random.Random(k), 512, 384, 85) for k in range(64)]
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        with write_tar(folder / f"{shard:03d}.tar") as tar:
+            for k in range(size):
+                tar.add(f"{shard:03d}{k:06d}.jpg", shown[k % 64])
+                tar.add(f"{shard:03d}{k:06d}.json", dump({"text": text(k), "clip_score": 0.35}))
+
+
+def cleaned(source: Path, executor: Any, workers: int) -> tuple[float, float, int]:
+    """(wall seconds, CPU seconds of this process, pairs read) of one run."""
+    out = source.parent / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    outcome = clean(source, out, Settings(thresholds=THRESHOLDS), executor=executor, workers=workers)
+    return time.perf_counter() - wall, time.process_time() - cpu, outcome.total.read
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Name -> value."""
+    found: dict[str, float] = {"rules_per_core_s": rules(options.rows)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder / "tars", 4, options.shard)
+        _, cpu, read = cleaned(folder / "tars", "inline", 1)
+        found["tars_per_core_s"] = read / cpu
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        write_shards(folder / "many", 16, options.shard // 4)
+        cleaned(folder / "many", "inline", 1)
+        found["memory_growth_16_shards_mb"] = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        ) / 1024
+        (folder / "columns").mkdir()
+        rows = [
+            {"URL": "http://x", "TEXT": text(k), "WIDTH": 640, "HEIGHT": 480, "similarity": 0.35}
+            for k in range(20_000)
+        ]
+        write_parquet(folder / "columns" / "a.parquet", rows)
+        _, cpu, read = cleaned(folder / "columns", "inline", 1)
+        found["columns_per_core_s"] = read / cpu
+        if options.processes:
+            walls = [cleaned(folder / "tars", "process", workers)[0] for workers in (1, 2)]
+            found["wall_1_process_s"], found["wall_2_processes_s"] = walls
+            found["scaling_1_to_2"] = walls[0] / walls[1]
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--shard", type=int, default=4_000, help="pairs per tar")
+    parser.add_argument("--processes", action="store_true", help="also time one and two processes")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    figures = measure(options)
+    if options.json:
+        print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+    else:
+        for name, value in figures.items():
+            print(f"{name:<28}{value:>12,.1f}")

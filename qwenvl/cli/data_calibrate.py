@@ -1,0 +1,75 @@
+"""`qwenvl data calibrate`: thresholds that leave what Table 2 says remains."""
+
+from pathlib import Path
+
+
+def data_calibrate(
+    src: Path,
+    /,
+    *,
+    preset: str = "laion-en",
+    target: float | None = None,
+    change: tuple[str, ...] = (),
+    limit: int = 50_000,
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Find thresholds of CLIP score, short side and aspect ratio for which the target share of a sample survives.
+
+    Prints the choices side by side: what a smaller picture or a longer one costs in CLIP score. The one nearest to the
+    preset goes to --out, for `qwenvl data clean --thresholds`. Exit status 1 when no choice meets the target.
+
+      qwenvl data calibrate laion-sample/ --preset laion-en --out laion-en.json
+
+    Args:
+        src: A folder of raw shards or one shard, a sample of the source.
+        preset: Row of Table 2: its rules, and its remaining share as the target.
+        target: Share that should survive, 0 to 1; without it the paper's.
+        change: Thresholds to change first, NAME=VALUE.
+        limit: Pairs to look at.
+        out: JSON file of all thresholds.
+        json: Print the choices as JSON.
+    """
+    from dataclasses import asdict
+    from itertools import chain, islice
+
+    from qwenvl.data.clean import calibrate
+    from qwenvl.data.clean.engine import Job, Settings, measured_samples
+    from qwenvl.data.clean.presets import chosen
+    from qwenvl.data.clean.reading import find_shards
+    from qwenvl.data.shards import atomic, dump
+
+    row, limits = chosen(preset, None, change)
+    share = row.remaining / 100 if target is None else target
+    jobs = [
+        Job(index=0, path=path, out=src, settings=Settings(thresholds=limits)) for path in find_shards(src)
+    ]
+    samples = islice(chain.from_iterable(measured_samples(job) for job in jobs), limit)
+    sample = calibrate.observe(samples, limits)
+    found = calibrate.choices(sample, share)
+    best = calibrate.nearest(found, limits)
+    if best is not None and out is not None:
+        names = ("aspect_ratio", "short_side", "clip_score")
+        values = {**asdict(limits), **{name: getattr(best, name) for name in names}}
+        with atomic(out) as file:
+            file.write(dump(values) + b"\n")
+    if json:
+        told = {"pairs": len(sample), "target": share, "ceiling": calibrate.ceiling(sample)}
+        told["choices"] = [dict(each._asdict(), mean_score=round(each.mean_score, 4)) for each in found]  # type: ignore[assignment]
+        print(dump(told).decode().replace("NaN", "null"))
+    else:
+        print(
+            f"{len(sample):,} pairs; the other rules leave {calibrate.ceiling(sample):.1%}, the target is {share:.0%}"
+        )
+        print(f"{'aspect':>8}{'side':>6}{'clip score':>12}{'survive':>9}{'mean score':>12}")
+        for each in found:
+            mark = "  <- nearest to the preset" if each == best else ""
+            score = "-" if each.clip_score is None else f"{each.clip_score:.4f}"
+            print(
+                f"{each.aspect_ratio:>8g}{each.short_side:>6}{score:>12}{each.survival:>9.1%}{each.mean_score:>12.3f}{mark}"
+            )
+        if best is None:
+            print(
+                "no choice leaves that much: relax the other rules with --change, or accept a lower --target"
+            )
+    return 0 if best is not None else 1

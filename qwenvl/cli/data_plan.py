@@ -1,0 +1,46 @@
+"""`qwenvl data plan`: what cleaning a source of a given size takes."""
+
+from typing import Literal
+
+
+def data_plan(
+    pairs: float,
+    /,
+    *,
+    preset: str = "laion-en",
+    cores: int = 256,
+    gpus: int = 0,
+    picture_kb: float = 30.0,
+    shard: int = 10_000,
+    rate: float | None = None,
+    score_rate: float | None = None,
+    work: Literal["clean", "columns"] = "clean",
+    json: bool = False,
+) -> int:
+    """Shards, hours, bytes and failures of cleaning PAIRS raw pairs, from the rates of benchmarks/cleaning.py.
+
+      qwenvl data plan 2e9 --preset laion-en --cores 512 --gpus 8
+
+    Args:
+        pairs: Raw pairs of the source, such as 2e9.
+        preset: Row of Table 2, for the share that remains.
+        cores: Cores that clean.
+        gpus: GPUs that compute CLIP scores; 0 where the source has them.
+        picture_kb: Mean size of a picture file in kilobytes.
+        shard: Pairs per shard.
+        rate: Pairs per second and core; without it the measured one.
+        score_rate: CLIP scores per second and GPU; without it a guess that you should replace.
+        work: Read and write tars with pictures (clean), or judge columns alone (columns).
+        json: Print the plan as JSON.
+    """
+    from qwenvl.data.clean.plan import plan, table
+    from qwenvl.data.clean.presets import chosen
+    from qwenvl.data.shards import dump
+
+    row, _ = chosen(preset, None, ())
+    found = plan(
+        int(pairs), row.remaining / 100, cores=cores, gpus=gpus, picture_kb=picture_kb, shard=shard, rate=rate,
+        score_rate=score_rate, columns_only=work == "columns",
+    )  # fmt: skip
+    print(dump(found.to_json()).decode() if json else table(found))
+    return 0
