@@ -109,7 +109,7 @@ def test_the_check_sees_a_quad_that_is_off_by_three_pixels() -> None:
     grey = np.asarray(page.picture.convert("L"), float)
     line, flat = max(zip(page.lines, sheet.written, strict=True), key=lambda pair: len(pair[0].text))
     drawn = rendered(flat)
-    off = crop_by(np.array(line.quad) + (3, 0), grey, drawn.shape[1], drawn.shape[0], rim=5)
+    off = crop_by(np.array(line.quad) + np.array([3, 0]), grey, drawn.shape[1], drawn.shape[0], rim=5)
     assert abs(best_shift(off, drawn, rim=5)[1]) >= 2
 
 

@@ -1,13 +1,15 @@
 """Pages of the web with their lines (paper A.4, HTML), by Playwright and a Chromium of the system (paper: Puppeteer).
 
-A page is loaded from the bytes given and from nothing else: every request it makes is refused. Lines come from
+A page is what its bytes say and nothing else: the browser has no network, three times over. Lines come from
 `Range.getClientRects`, so they are where the browser put the letters. Chromium is not part of the package:
 `apt-get install chromium`, or name another with `executable`.
 """
 
+import base64
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import threading
@@ -20,11 +22,11 @@ from typing import Any
 from PIL import Image
 
 from qwenvl.data.records import Skipped
-from qwenvl.data.synth.pages.page import Corners, Line, Page
+from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules
 
-ADDRESS = "http://page.invalid/"
-"""Where the page believes it lives; the name exists nowhere."""
+BLANK = "about:blank"
+"""The address of every page: it has no host, so relative links lead nowhere."""
 
 LINES = (Path(__file__).parent / "lines.js").read_text()
 """The program that finds the lines, run inside the page."""
@@ -97,11 +99,14 @@ class Browser:
         nowhere = "--host-resolver-rules=MAP * ~NOTFOUND"
         try:
             self._running = self._playwright.chromium.launch(
-                executable_path=self._executable, args=["--disable-gpu", "--hide-scrollbars", nowhere, *sandbox]
+                executable_path=self._executable,
+                args=["--disable-gpu", "--hide-scrollbars", nowhere, *sandbox],
             )
         except self._library.Error as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"Chromium at {self._executable} does not start ({reason}); check it by hand.") from None
+            raise ValueError(
+                f"Chromium at {self._executable} does not start ({reason}); check it by hand."
+            ) from None
         session = self._running.new_browser_cdp_session()
         processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
         self._pid = next(int(process["id"]) for process in processes if process["type"] == "browser")
@@ -113,56 +118,56 @@ class Browser:
             java_script_enabled=self._scripts,
             accept_downloads=False,
             service_workers="block",
+            offline=True,
         )
-        context.route("**/*", self._answer)
         self._page = context.new_page()
         self._page.on("dialog", lambda dialog: dialog.dismiss())
+        self._session = context.new_cdp_session(self._page)
+        self._session.send("Network.enable")
+        self._session.send("Network.setBlockedURLs", {"urls": ["*"]})
+        self._frame = self._session.send("Page.getFrameTree")["frameTree"]["frame"]["id"]
 
     def _stop(self) -> None:
         with contextlib.suppress(self._library.Error):
             self._running.close()
 
-    def _answer(self, route: Any) -> None:
-        """The page's own bytes; nothing else exists."""
-        with contextlib.suppress(self._library.Error):
-            if route.request.url == ADDRESS and route.request.is_navigation_request():
-                route.fulfill(body=self._body, content_type="text/html")
-            else:
-                route.abort()
-
     def page(self, source: Path | bytes, key: str = "page") -> Page | Skipped:
         """The page as it stands in the window, with its lines; `Skipped` with the reason where it cannot be had."""
         try:
-            self._body = source if isinstance(source, bytes) else source.read_bytes()
+            text = _decoded(source if isinstance(source, bytes) else source.read_bytes())
         except OSError as error:
             return Skipped(key=key, kind="unreadable file", detail=str(error), source="html")
-        watch = threading.Timer(2 * self._seconds + 1, self._kill)  # evaluate has no time limit of its own
+        watch = threading.Timer(
+            self._seconds, self._kill
+        )  # what runs inside the page has no time limit of its own
         watch.start()
         try:
-            page = self._shown()
+            page = self._shown(text)
         except self._library.Error as error:
             self._start_anew()
-            late = isinstance(error, self._library.TimeoutError) or not watch.is_alive()
-            kind = NEVER_FINISHED if late else "broken HTML page"
+            kind = "broken HTML page" if watch.is_alive() else NEVER_FINISHED
             return Skipped(key=key, kind=kind, detail=str(error).strip().splitlines()[0], source="html")
         finally:
             watch.cancel()
-        if self._scripts:
-            self._page.context.close()  # what a program left behind ends with its page
-            self._open()
+        if self._scripts or page is None:
+            self._start_anew()  # what a program left behind ends with its page
+        if page is None:
+            return Skipped(key=key, kind="page that leads elsewhere", source="html")
         reason = first_reason(page, self._rules)
         return Skipped(key=key, kind=reason, source="html") if reason else page
 
-    def _shown(self) -> Page:
-        limit = self._seconds * 1000
-        self._page.goto(ADDRESS, timeout=limit, wait_until="load")
+    def _shown(self, text: str) -> Page | None:
+        """The page in the window; None where it sent the browser elsewhere."""
+        self._session.send("Page.setDocumentContent", {"frameId": self._frame, "html": text})
         found = self._page.evaluate(LINES)
         width, height = self._size[0], max(1, min(self._size[1], found["height"]))
-        clip = {"x": 0, "y": 0, "width": width, "height": height}
-        file = self._page.screenshot(type="jpeg", quality=90, clip=clip, timeout=limit, animations="disabled")
-        picture = Image.open(io.BytesIO(file))
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        wish = {"format": "jpeg", "quality": 90, "optimizeForSpeed": True, "clip": clip}
+        file = base64.b64decode(self._session.send("Page.captureScreenshot", wish)["data"])
+        if self._page.evaluate("location.href") != BLANK:
+            return None
         lines = tuple(Line(text, _upright(*box)) for text, *box in found["lines"] if box[3] <= height)
-        return Page(picture=picture, lines=lines, source="html", file=file)
+        return Page(picture=Image.open(io.BytesIO(file)), lines=lines, source="html", file=file)
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -177,6 +182,19 @@ class Browser:
             self._start()
 
 
+def _decoded(page: bytes) -> str:
+    """The text of a page by its byte order mark, else by what it says of itself, else UTF-8; a wrong byte is U+FFFD."""
+    for mark, name in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if page.startswith(mark):
+            return page.decode(name, "replace")
+    said = re.search(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)", page[:1024], re.IGNORECASE)
+    name = said[1].decode() if said else "utf-8"
+    try:
+        return page.decode("gb18030" if name.lower() in ("gb2312", "gbk") else name, "replace")
+    except LookupError:
+        return page.decode("utf-8", "replace")
+
+
 def _upright(left: float, top: float, right: float, bottom: float) -> Corners:
     return (left, top), (right, top), (right, bottom), (left, bottom)
 
@@ -185,5 +203,5 @@ def html_pages(paths: list[Path], **options: Any) -> Iterator[tuple[str, Page | 
     """Every file as a page with its key, in order; options as for `Browser`."""
     with Browser(**options) as browser:
         for number, path in enumerate(paths):
-            key = f"{number:06d}-{path.stem}"
+            key = file_key(number, path)
             yield key, browser.page(path, key)

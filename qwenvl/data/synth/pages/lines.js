@@ -48,7 +48,7 @@
     if (!whole.width || whole.bottom <= 0 || whole.top >= height || whole.right <= 0 || whole.left >= width) continue;
     const style = getComputedStyle(parent);
     if (!parent.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
-    if (/, 0\)$/.test(style.color) || parseFloat(style.fontSize) < 5) continue;
+    if (/^rgba.*, 0\)$/.test(style.color) || parseFloat(style.fontSize) < 5) continue;
     if (style.writingMode !== "horizontal-tb") continue;
     const block = blockOf(parent);
     let end = 0;
@@ -80,9 +80,12 @@
     const hit = document.elementFromPoint((line.left + line.right) / 2, (line.top + line.bottom) / 2);
     return hit && line.probe && (line.block.contains(hit) || hit.contains(line.probe));  // else something covers it
   });
+  // The window is cut below the last thing of the page; body itself fills the window where there is no doctype.
+  const things = document.body ? [...document.body.children].map((e) => e.getBoundingClientRect().bottom) : [];
+  const bottom = Math.max(8, ...things, ...kept.map((line) => line.bottom)) + 8;
   const clip = (value, limit) => Math.min(Math.max(value, 0), limit);
   return {
-    height: Math.ceil(Math.max(document.documentElement.scrollHeight, document.body ? document.body.scrollHeight : 0)),
+    height: Math.ceil(bottom),
     lines: kept.map((l) => [l.text, clip(l.left, width), clip(l.top, height), clip(l.right, width), clip(l.bottom, height)]),
   };
 }

@@ -7,13 +7,16 @@ backgrounds it is made from. Coordinates are pixels from the top left; pixel k c
 """
 
 import io
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from qwenvl import markup
-from qwenvl.data.records import OcrPage
+from qwenvl.data.records import OcrPage, Skipped
 from qwenvl.data.synth.pages.effects import blurred, frayed, grainy, lit, moved
 from qwenvl.data.synth.pages.fonts import Fonts
 from qwenvl.data.synth.pages.geometry import Field, Warp, homography_of, project, rectangle
@@ -116,6 +119,26 @@ class PageMaker:
         quality = int(rng.integers(look.quality[0], look.quality[1] + 1))
         page = Page(picture=picture, lines=lines, source="synthdog", quality=quality)
         return page, Sheet(written=tuple(written), warp=warp)
+
+
+def file_key(number: int, path: Path) -> str:
+    """A key for what comes of a file: its number and its name, without the dots that end a key in a WebDataset."""
+    return f"{number:06d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:60]}"
+
+
+def numbered_pages(
+    maker: PageMaker, seed: int, numbers: Iterable[int]
+) -> Iterator[tuple[str, Page | Skipped]]:
+    """Pages of a stream with their keys; a damaged background costs its page, with the reason."""
+    for number in numbers:
+        key = f"{seed:04d}-{number:09d}"
+        try:
+            page = maker.page(seed, number)
+        except ValueError as error:
+            yield key, Skipped(key=key, kind="damaged background", detail=str(error), source="synthdog")
+        else:
+            empty = Skipped(key=key, kind="page without text", source="synthdog")
+            yield key, page if page.lines else empty
 
 
 def _picture_size(look: Look, rng: np.random.Generator) -> tuple[int, int]:

@@ -7,7 +7,7 @@ is a program in disguise; whoever processes files of strangers should run this i
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import numpy as np
 from PIL import Image
 
 from qwenvl.data.records import Skipped
-from qwenvl.data.synth.pages.page import Corners, Line, Page
+from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
 from qwenvl.data.synth.pages.rules import Limits, first_reason, pdf_rules
 
-Run = tuple[str, int, tuple[float, float, float, float]]
-"""Text, quarter turns clockwise of its direction, and left, bottom, right, top in points from the lower left."""
+Rectangle = tuple[float, float, float, float]
+
+Run = tuple[str, int, Rectangle]
+"""Text with a space where one stood at its ends; quarter turns clockwise of its direction; left, bottom, right, top in
+points from the lower left."""
 
 FINE = 64
 """PDFium gives whole device pixels; asked for a device this many times larger it gives fractions."""
@@ -70,6 +73,12 @@ def pdf_pages(
             yield key, Skipped(key=key, kind=reason, source="pdf") if page is None or reason else page  # type: ignore[arg-type]
 
 
+def pdf_files(paths: Iterable[Path], **options: Any) -> Iterator[tuple[str, Page | Skipped]]:
+    """The pages of every file, in order; options as for `pdf_pages`."""
+    for number, path in enumerate(paths):
+        yield from pdf_pages(path, name=file_key(number, path), **options)
+
+
 def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
     """The page as a picture with lines in the order of the file; None where text runs at an odd angle."""
     page = document[number]
@@ -83,7 +92,9 @@ def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
             return None
         bitmap = page.render(scale=scale, rev_byteorder=True)
         levels = bitmap.to_numpy()
-        picture = Image.fromarray(np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)).convert("RGB")
+        picture = Image.fromarray(
+            np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)
+        ).convert("RGB")
         lines = _lines(_joined(runs), _to_picture(page, picture.size), picture.size)
         return Page(picture=picture, lines=tuple(lines), source="pdf")
     finally:
@@ -96,21 +107,44 @@ def _runs(page: Any) -> list[Run] | None:
     text_page = page.get_textpage()
     try:
         runs: list[Run] = []
+        everything, place = text_page.get_text_range(), 0
         for k in range(text_page.count_rects()):
             box = text_page.get_rect(k)
-            text = _clean(text_page.get_text_bounded(*box))
+            said = text_page.get_text_bounded(*box)
+            text = _clean(said)
             if not text or box[2] - box[0] < 0.5 or box[3] - box[1] < 0.5:
                 continue
-            middle, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-            index = raw.FPDFText_GetCharIndexAtPos(text_page, middle, half, box[2] - box[0], box[3] - box[1])
-            angle = raw.FPDFText_GetCharAngle(text_page, index) if index >= 0 else 0.0
-            turns = angle / (math.pi / 2)
+            bare = said.strip()
+            found = everything.find(bare, place)
+            index = found + len(bare) // 2
+            if found >= 0:
+                place = found + len(bare)
+            else:  # the text of the box is not the text of the run: look what stands in its middle
+                middle, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+                index = raw.FPDFText_GetCharIndexAtPos(
+                    text_page, middle, half, box[2] - box[0], box[3] - box[1]
+                )
+            turns = raw.FPDFText_GetCharAngle(text_page, index) / (math.pi / 2) if index >= 0 else 0.0
             if abs(turns - round(turns)) > 0.06:  # 5 degrees
                 return None
-            runs.append((text, round(turns) % 4, box))
+            if found >= 0 and len(bare) < len(said):
+                box = _without_spaces(text_page, box, found, found + len(bare) - 1)
+            left, right = said[:1].isspace(), said[-1:].isspace()
+            runs.append((" " * left + text + " " * right, round(turns) % 4, box))
         return runs
     finally:
         text_page.close()
+
+
+def _without_spaces(text_page: Any, box: Rectangle, first: int, last: int) -> Rectangle:
+    """A rectangle cut to its first and last letter: PDFium counts the spaces around them in."""
+    a, b = text_page.get_charbox(first), text_page.get_charbox(last)
+    cut = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+    if cut[0] < box[0] - 1 or cut[1] < box[1] - 1 or cut[2] > box[2] + 1 or cut[3] > box[3] + 1:
+        return box  # some other letters
+    if box[2] - box[0] > box[3] - box[1]:
+        return cut[0], box[1], cut[2], box[3]
+    return box[0], cut[1], box[2], cut[3]
 
 
 def _clean(text: str) -> str:
@@ -128,7 +162,8 @@ def _joined(runs: list[Run]) -> list[Run]:
             low, high = sorted((box[3] - box[1], last[3] - last[1]))
             gap = box[0] - last[2]
             if overlap > 0.5 * low and -0.3 * high < gap < 0.5 * high and box[2] > last[2]:
-                space = " " if gap > 0.12 * high and not (ord(before[-1]) > 0x2E7F or ord(text[0]) > 0x2E7F) else ""
+                han = ord(before.rstrip()[-1]) > 0x2E7F or ord(text.lstrip()[0]) > 0x2E7F
+                space = " " if gap > 0.12 * high and not han else ""
                 whole = (last[0], min(last[1], box[1]), box[2], max(last[3], box[3]))
                 joined[-1] = (before + space + text, 0, whole)
                 continue
@@ -153,7 +188,9 @@ def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterat
         return
     boxes = np.array([box for _, _, box in runs])
     left, bottom, right, top = boxes.T
-    corners = np.stack([np.stack(p, -1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1)
+    corners = np.stack(
+        [np.stack(p, -1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1
+    )
     placed = corners @ affine[:, :2].T + affine[:, 2]  # (runs, 4, 2)
     for (text, turns, _), quad in zip(runs, placed, strict=True):
         inside = np.clip(quad, 0, size)
@@ -161,4 +198,4 @@ def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterat
             continue  # half of it or more is cut off
         a, b, c, d = np.roll(inside, -turns, axis=0).tolist()
         corners_: Corners = ((a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1]))
-        yield Line(text, corners_)
+        yield Line(" ".join(text.split()), corners_)

@@ -108,7 +108,7 @@ def block(what: str, first: int, last: int, limit: int | None) -> Rule:
 
 
 def unknown(limit: int | None) -> Rule:
-    """More than `limit` characters without a Unicode value (U+FFFD, U+FFFE, U+FFFF, NUL); not one of the paper's rules."""
+    """More than `limit` characters without a Unicode value (U+FFFD, U+FFFE, U+FFFF, NUL); a rule of ours."""
 
     def rule(page: Page) -> str | None:
         if limit is None:

@@ -1,0 +1,293 @@
+"""PDF and web pages: boxes where the ink is, every rule by its own page, bad files counted and survived."""
+
+import http.server
+import importlib
+import shutil
+import threading
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from reportlab.pdfgen import canvas
+
+from qwenvl import cli
+from qwenvl.data.records import Skipped
+from qwenvl.data.shards import read_tar
+from qwenvl.data.synth.pages import html, pdf
+from qwenvl.data.synth.pages.html import Browser, _decoded
+from qwenvl.data.synth.pages.page import Line, Page
+from qwenvl.data.synth.pages.pdf import pdf_pages
+from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules, pdf_rules
+
+ANY = Limits(fewest_characters=0, smallest_side=1)
+BROWSER = importlib.util.find_spec("playwright") and any(map(shutil.which, ("chromium", "google-chrome")))
+with_browser = pytest.mark.skipif(
+    not BROWSER, reason="no Chromium on this machine: apt-get install chromium, pip install 'qwenvl[ocr]'"
+)
+
+
+def reasons(pages: Iterator[tuple[str, Page | Skipped]]) -> list[str | None]:
+    return [page.kind if isinstance(page, Skipped) else None for _, page in pages]
+
+
+def check_ink(page: Page, slack: float) -> None:
+    """Every box is full of ink to within `slack` of its height, and outside of all boxes there is none."""
+    dark = np.asarray(page.picture.convert("L")) < 128
+    for line in page.lines:
+        (left, top), (right, bottom) = np.min(line.quad, 0), np.max(line.quad, 0)
+        room = slack * min(bottom - top, right - left) + 1.5
+        part = dark[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
+        rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+        assert len(rows), f"{line.text!r}: nothing is written there"
+        short, long = (rows, columns) if part.shape[0] < part.shape[1] else (columns, rows)
+        assert long[0] <= room, f"{line.text!r}"
+        assert long[-1] >= max(part.shape) - 1 - room, f"{line.text!r}"
+        assert short[0] <= room + 0.35 * min(part.shape), f"{line.text!r}"
+        dark = dark.copy()
+        dark[
+            max(0, int(top - room)) : int(bottom + room) + 1, max(0, int(left - room)) : int(right + room) + 1
+        ] = 0
+    assert not dark.any(), "ink outside of every box"
+
+
+# ---- Rules ----
+
+
+def page_of(text: str, size: tuple[int, int] = (600, 600)) -> Page:
+    corners = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
+    return Page(picture=Image.new("RGB", size), lines=(Line(text, corners),), source="pdf")
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "of_pdf", "of_html"),
+    [
+        ("Just enough characters here", (600, 600), None, None),
+        ("Just enough characters here", (600, 223), "a side below 224 px", "a side below 224 px"),
+        ("Nineteen characters, no", (600, 600), "fewer than 20 characters", "fewer than 20 characters"),
+        ("x" * 6001, (600, 600), "more than 6000 characters", "more than 6000 characters"),
+        ("Just enough characters, \u0142", (600, 600), "characters of Latin Extended", None),
+        ("Just enough characters, \u024f", (600, 600), "characters of Latin Extended", None),
+        ("Just enough characters, \u00ff\u0250", (600, 600), None, None),
+        ("Just enough characters, \ue000", (600, 600), *["characters of the Private Use Area"] * 2),
+        ("Just enough characters, \uf8ff", (600, 600), *["characters of the Private Use Area"] * 2),
+        ("Just enough characters, \ufffd", (600, 600), *["characters without Unicode"] * 2),
+        ("足够多的中文字符才能留下来吗，应该是的吧好", (600, 600), None, None),
+    ],
+)
+def test_rules_of_the_paper(
+    text: str, size: tuple[int, int], of_pdf: str | None, of_html: str | None
+) -> None:
+    page = page_of(text.replace("Nineteen characters, no", "n i n e t e e n c h a r a c t e r"), size)
+    assert first_reason(page, pdf_rules(Limits())) == of_pdf
+    assert first_reason(page, html_rules(Limits())) == of_html
+
+
+def test_limits_the_wrong_way_round_are_refused() -> None:
+    with pytest.raises(ValueError, match="lower number first"):
+        Limits(fewest_characters=10, most_characters=5)
+
+
+# ---- PDF ----
+
+
+def written(
+    *texts: tuple[float, float, str], size=(400, 300), turn: float = 0, rotation: int = 0, **options
+) -> bytes:
+    buffer = BytesIO()
+    paper = canvas.Canvas(buffer, pagesize=size, **options)
+    for x, y, text in texts:
+        paper.saveState()
+        paper.translate(x, y)
+        paper.rotate(turn)
+        paper.setFont("Helvetica", 14)
+        paper.drawString(0, 0, text)
+        paper.restoreState()
+    if rotation:
+        paper.setPageRotation(rotation)
+    paper.showPage()
+    paper.save()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_lines_lie_on_their_ink_however_page_and_text_are_turned(rotation: int, turn: int) -> None:
+    data = written((200, 150, "Harmonious text"), turn=turn, rotation=rotation)
+    ((_, page),) = pdf_pages(data, limits=ANY)
+    assert isinstance(page, Page)
+    assert [line.text for line in page.lines] == ["Harmonious text"]
+    check_ink(page, slack=0.3)
+    first, second = np.array(page.lines[0].quad[:2])
+    direction = np.degrees(np.arctan2(*(second - first)[::-1])) % 360  # clockwise on the picture
+    assert round(direction) % 360 == (rotation - turn) % 360
+
+
+def test_runs_of_one_line_are_joined_and_columns_are_not() -> None:
+    buffer = BytesIO()
+    paper = canvas.Canvas(buffer, pagesize=(500, 200))
+    text = paper.beginText(30, 100)
+    for font, words in (("Helvetica", "An ordinary "), ("Helvetica-Bold", "bold"), ("Helvetica", " ending.")):
+        text.setFont(font, 12)
+        text.textOut(words)
+    paper.drawText(text)
+    paper.drawString(350, 100, "Column two   ")
+    paper.save()
+    ((_, page),) = pdf_pages(buffer.getvalue(), limits=ANY)
+    assert isinstance(page, Page)
+    assert [line.text for line in page.lines] == ["An ordinary bold ending.", "Column two"]
+    check_ink(page, slack=0.3)
+
+
+def test_a_page_of_resolution_and_at_most_so_large() -> None:
+    ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(720, 360)), dpi=108, limits=ANY)
+    assert isinstance(page, Page) and page.picture.size == (1080, 540)
+    ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(7200, 3600)), longest=800, limits=ANY)
+    assert isinstance(page, Page) and page.picture.size == (800, 400)
+
+
+def test_bad_files_are_counted_with_a_reason_and_the_rest_survives(tmp_path: Path) -> None:
+    good = written((20, 100, "A page that deserves to be kept"))
+    (tmp_path / "a.pdf").write_bytes(good)
+    (tmp_path / "b.pdf").write_bytes(written((20, 100, "A secret that nobody reads"), encrypt="password"))
+    (tmp_path / "c.pdf").write_bytes(b"this is no PDF")
+    (tmp_path / "d.pdf").write_bytes(good[: len(good) // 2])
+    (tmp_path / "e.pdf").write_bytes(b"")
+    (tmp_path / "f.pdf").write_bytes(written((20, 100, "A page with slanted text on it"), turn=30))
+    (tmp_path / "g.pdf").write_bytes(written())
+    (tmp_path / "z.pdf").write_bytes(good)
+    found = reasons(pdf.pdf_files([*sorted(tmp_path.iterdir()), tmp_path / "missing.pdf"]))
+    assert found[0] is None and found[-2] is None
+    assert found[1:3] == ["PDF with a password", "broken PDF"]
+    assert found[4] == "broken PDF"
+    assert found[5:7] == ["text at an angle", "fewer than 20 characters"]
+    assert found[-1] == "broken PDF"
+
+
+def test_what_is_missing_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(pdf, "import_module", absent)
+    monkeypatch.setattr(html, "import_module", absent)
+    with pytest.raises(ValueError, match=r"pypdfium2, which is not installed; pip install 'qwenvl\[ocr\]'"):
+        next(pdf_pages(b""))
+    with pytest.raises(ValueError, match=r"playwright, which is not installed; pip install 'qwenvl\[ocr\]'"):
+        Browser(executable="chromium")
+    monkeypatch.setattr(html.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="apt-get install chromium"):
+        Browser()
+
+
+# ---- HTML ----
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with Browser(size=(800, 600), limits=ANY) as running:
+        yield running
+
+
+def lines(page: Page | Skipped) -> list[str]:
+    assert isinstance(page, Page), page
+    return [line.text for line in page.lines]
+
+
+@with_browser
+def test_lines_are_those_of_the_browser(browser: Browser) -> None:
+    page = browser.page(
+        "<!doctype html><meta charset=utf-8><style>body{font:20px sans-serif;width:400px} h1{text-transform:uppercase}"
+        "</style><h1>A heading</h1><p>Words <b>in bold</b>, a <a href=x>link</a> and enough more of them to fill the "
+        "line and the next</p><table><tr><td>left cell</td><td>right cell</td></tr></table><p>中文也按行</p>".encode()
+    )
+    found = lines(page)
+    assert found[0] == "A HEADING"
+    assert found[1].startswith("Words in bold, a link and")
+    assert " ".join(found[1:-3]).endswith("to fill the line and the next")
+    assert found[-3:] == ["left cell", "right cell", "中文也按行"]
+    assert isinstance(page, Page)
+    check_ink(page, slack=0.3)
+
+
+@with_browser
+def test_what_is_not_seen_is_not_read(browser: Browser) -> None:
+    page = browser.page(
+        b"<!doctype html><title>title</title><script>var a = 'script'</script><style>p{color:black}</style>"
+        b"<p>seen</p><p style='display:none'>gone</p><p style='visibility:hidden'>hidden</p>"
+        b"<p style='opacity:0'>clear</p>"
+        b"<p style='color:transparent'>ghost</p><p style='position:absolute;left:-900px'>left</p>"
+        b"<div style='position:relative'><p>covered</p>"
+        b"<div style='position:absolute;inset:0;background:red'></div></div>"
+        b"<p style='position:absolute;top:900px'>below</p><p style='position:absolute;top:590px'>cut</p>"
+    )
+    assert lines(page) == ["seen"]
+
+
+@with_browser
+def test_nothing_is_fetched(browser: Browser, tmp_path: Path) -> None:
+    asked = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    secret = tmp_path / "secret.html"
+    secret.write_text("<p>a file of this machine")
+    with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = f"http://127.0.0.1:{server.server_port}"
+        page = browser.page(
+            f"<p>mine<img src={there}/a.png><link rel=stylesheet href={there}/b.css><iframe src={there}/c></iframe>"
+            f"<iframe src=file://{secret}></iframe><script src={there}/d.js></script>".encode()
+        )
+        server.shutdown()
+    assert lines(page) == ["mine"]
+    assert asked == []
+
+
+@with_browser
+def test_a_page_that_never_finishes_is_counted_and_the_next_is_read() -> None:
+    with Browser(seconds=2, scripts=True, limits=ANY) as browser:
+        stuck = browser.page(b"<p>hello<script>while (true) {}</script>", "stuck")
+        later = browser.page(b"<p>hello<script>setTimeout(() => {while (true) {}}, 1)</script>", "later")
+        assert isinstance(stuck, Skipped) and stuck.kind == "page never finished loading"
+        assert isinstance(later, Skipped) or lines(later) == ["hello"]  # as the clock has it
+        assert lines(browser.page(b"<p>and on<script>document.body.append('!')</script>")) == ["and on", "!"]
+
+
+@with_browser
+def test_bad_pages_are_told_apart(browser: Browser, tmp_path: Path) -> None:
+    away = browser.page(b"<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'><p>hello")
+    assert isinstance(away, Skipped | Page)
+    assert lines(browser.page(b"<p>and on")) == ["and on"]
+    missing = browser.page(tmp_path / "no.html", "no")
+    assert isinstance(missing, Skipped) and missing.kind == "unreadable file"
+    assert lines(browser.page(b"")) == []
+    broken = browser.page(b"\x00\xff<p>broken bytes")
+    assert isinstance(broken, Skipped) and broken.kind == "characters without Unicode"
+
+
+@with_browser
+def test_html_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.html").write_text("<p style='height:400px'>few")
+    (tmp_path / "in/b.htm").write_text(
+        "<p style='height:400px'>Enough characters for the rule that counts them"
+    )
+    assert cli.main(["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "- fewer than 20 characters" in told and "50.0 %" in told
+    names = [member.name for member in read_tar(tmp_path / "out/pages-000000.tar")]
+    assert names == ["000001-b.jpg", "000001-b.json", "000001-b.pixels.json"]
+
+
+def test_a_page_is_decoded_as_it_says() -> None:
+    assert "é" in _decoded('<meta charset="windows-1252">é'.encode("cp1252"))
+    assert "中文" in _decoded("<meta http-equiv=x content='text/html; charset=gb2312'>中文".encode("gbk"))
+    assert _decoded("中".encode("utf-16")) == "中"
+    assert _decoded("\ufeff中".encode()) == "中"
+    assert _decoded(b"<meta charset=nonsense>\xff") == "<meta charset=nonsense>\ufffd"
