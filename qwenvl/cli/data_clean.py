@@ -28,8 +28,8 @@ def data_clean(
     Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without a picture
     is judged by the columns it has. The result does not depend on the executor or the number of workers.
 
-      qwenvl data clean laion/ clean/ --preset laion-en --executor process --workers 8
-      qwenvl data clean raw.parquet clean/ --preset coyo --change clip_score=0.27 near_pictures=3
+      qwenvl data clean laion/ clean/ --preset laion-en --executor process
+      qwenvl data clean raw/ clean/ --change clip_score=0.27 near_pictures=3
 
     Args:
         src: A folder of shards (.tar, .parquet, .jsonl) or one shard.

@@ -9,7 +9,7 @@ def data_mix(
     /,
     *,
     out: Path,
-    table: Literal[2, 3] = 3,
+    table: Literal["pretraining", "multitask"] = "multitask",
     total: int | None = None,
     seed: int = 0,
     json: bool = False,
@@ -19,12 +19,12 @@ def data_mix(
     Tasks without a source are left out and the others keep their proportions. Referring expressions count for both of
     their tasks. The same records, seed and total give the same file.
 
-      qwenvl data mix vqa.jsonl grit.jsonl pages.jsonl --out stage2.jsonl --total 100000
+      qwenvl data mix vqa.jsonl grit.jsonl --out stage2.jsonl --total 100000
 
     Args:
         records: JSON lines as `qwenvl data read` writes them.
         out: The mixture, JSON lines of format and record.
-        table: 3 mixes tasks for stage 2, 2 mixes data sets of captions for stage 1.
+        table: multitask mixes tasks for stage 2 (Table 3), pretraining data sets of captions for stage 1 (Table 2).
         total: Samples in all; without it as many as there are without reading a row twice.
         seed: Another seed draws and orders otherwise.
         json: Print counts as JSON.
@@ -34,10 +34,10 @@ def data_mix(
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them.")
-    rows = mixtures.PRETRAINING if table == 2 else mixtures.MULTITASK
+    rows = mixtures.PRETRAINING if table == "pretraining" else mixtures.MULTITASK
     groups, unused = mixtures.index(records, rows)
     if not groups:
-        raise ValueError(f"no record of {len(records)} files belongs to a row of Table {table}.")
+        raise ValueError(f"no record of {len(records)} files belongs to a row of the table `{table}`.")
     count = mixtures.natural_total(groups, rows) if total is None else total
     shares = mixtures.quotas(groups, rows, count)
     mixtures.write(mixtures.draw(groups, shares, seed), records, out)
@@ -50,5 +50,5 @@ def data_mix(
         return 0
     print(mixtures.compare(groups, shares, rows))
     for kind, number in sorted(unused.items()):
-        print(f"not used: {number:,} records of {kind or '(no name)'}: no row of Table {table}")
+        print(f"not used: {number:,} records of {kind or '(no name)'}: no row of the table `{table}`")
     return 0

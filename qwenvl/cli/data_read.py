@@ -10,8 +10,7 @@ def data_read(
     *,
     out: Path,
     pictures: Path = Path("."),
-    json: bool = False,
-) -> int:
+) -> None:
     """Read annotations in the form their authors published them, and write one record per line.
 
     READER is one of vqav2, gqa, vgqa, dvqa, ocr-vqa, docvqa, textvqa, chartqa, ai2d, grit-captions, grit-phrases,
@@ -19,20 +18,18 @@ def data_read(
     web, whose raw pairs are written as JSON lines for `qwenvl data clean`. What cannot be read is counted with its
     reason.
 
-      qwenvl data read vqav2 questions.json annotations.json --pictures train2014 --out vqav2.jsonl
+      qwenvl data read gqa train.json --pictures images --out gqa.jsonl
 
     Args:
         reader: Name of the data set.
         annotations: Its files, in the order that the error message names them.
         out: JSON lines.
         pictures: Folder of the pictures; pictures that come in tars are written beside OUT.
-        json: Print the counts as JSON.
     """
     from collections import Counter
 
     from qwenvl.data.readers.keep import keep
     from qwenvl.data.readers.table import READERS
-    from qwenvl.data.shards import dump
 
     chosen = READERS.get(reader)
     if chosen is None:
@@ -40,9 +37,5 @@ def data_read(
     if not annotations:
         raise ValueError(f"no annotation file named; {reader} needs {chosen.files}.")
     counts: Counter[str] = keep(chosen.read(annotations, pictures), out)
-    if json:
-        print(dump(dict(sorted(counts.items()))).decode())
-        return 0
     for kind, number in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{number:>10,}  {kind}")
-    return 0
