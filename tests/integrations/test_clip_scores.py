@@ -1,0 +1,76 @@
+"""CLIP scores from any CLIP of transformers: the cosine that the model itself gives, pair by pair."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as pillow
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from qwenvl.data.records import Pair
+from qwenvl.images import MEAN, STD
+from qwenvl.integrations.clip import crop, load_scorer, scorer_of
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of a few thousand parameters, with a tokenizer of words."""
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {word: k for k, word in enumerate(["<pad>", "<unk>", "a", "red", "dog", "cat", "<end>"])}
+    config = CLIPConfig(
+        text_config={
+            **small, "vocab_size": 7, "max_position_embeddings": 8, "eos_token_id": 6, "bos_token_id": 2, "pad_token_id": 0,
+        },
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(
+        folder
+    )
+    return folder
+
+
+def jpeg(seed: int, size: tuple[int, int]) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    pillow.fromarray(noise).resize(size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def pairs() -> list[Pair]:
+    texts = ("a red dog", "a cat", "a red cat a dog a red dog a cat a red dog")
+    return [Pair(key=str(k), text=text, picture=jpeg(k, (60 + 20 * k, 48))) for k, text in enumerate(texts)]
+
+
+def test_scores_are_the_models_own_and_do_not_depend_on_the_batch(checkpoint: Path) -> None:
+    score = load_scorer(str(checkpoint), "cpu")
+    together = score(pairs())
+    assert together == pytest.approx([score([pair])[0] for pair in pairs()], abs=1e-5)
+    model = CLIPModel.from_pretrained(checkpoint).eval()
+    pixels = torch.from_numpy(np.stack([crop(pair.picture or b"", 32) for pair in pairs()[:1]]))
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor([[2, 3, 4]]), pixel_values=pixels)
+    assert together[0] == pytest.approx(float((found.image_embeds * found.text_embeds).sum()), abs=1e-5)
+
+
+def test_the_crop_is_clips(checkpoint: Path) -> None:
+    picture = pillow.new("RGB", (90, 45), "red")
+    picture.paste("blue", (30, 0, 60, 45))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    seen = crop(buffer.getvalue(), 32)
+    blue = (np.array([0, 0, 255]) / 255 - np.array(MEAN)) / np.array(STD)
+    assert seen.shape == (3, 32, 32) and np.allclose(seen[:, 16, 16], blue, atol=1e-5)
+
+
+def test_what_is_no_clip_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no CLIP model could be loaded"):
+        scorer_of(str(tmp_path))()
