@@ -25,6 +25,7 @@ def eval_run(
     shuffle: int | None = None,
     shots: int = 0,
     examples: Path | None = None,
+    examples_answers: Path | None = None,
     rices: bool = False,
     batch: int = 16,
     processes: int = 1,
@@ -41,7 +42,7 @@ def eval_run(
     nothing is left to ask. Exit status 1 if questions are without an answer, unless --partial.
 
       qwenvl eval run tiny toyworld --limit 100 --json
-      qwenvl eval run Qwen/Qwen-VL okvqa --data questions.json --answers annotations.json --images val2014
+      qwenvl eval run Qwen/Qwen-VL gqa --data questions.json --images images
 
     Args:
         checkpoint: A folder, a hub id or `tiny`.
@@ -54,6 +55,7 @@ def eval_run(
         shuffle: Seed of a random order, so that a limited run is a fair sample.
         shots: Solved examples before each question.
         examples: The file that the examples come from, such as the training split.
+        examples_answers: Their answers, where they are a file of their own.
         rices: Take the examples whose pictures look most alike, instead of random ones.
         batch: Questions answered together.
         processes: Processes that share the questions.
@@ -78,7 +80,7 @@ def eval_run(
         raise ValueError(
             f"{benchmark} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
         )
-    pool = None if examples is None else Source(examples, answers=None, images=images)
+    pool = None if examples is None else Source(examples, examples_answers, images)
     job = Job(
         checkpoint=checkpoint, benchmark=benchmark, source=Source(data, answers, images), out=out, limit=limit,
         shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,

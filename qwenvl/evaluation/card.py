@@ -4,6 +4,7 @@ score.json      the cards of a run: value, interval, the paper's value, n of N, 
 scored.jsonl    every answered question: prompt, raw, plain, parsed, score, failed, truth, pictures, box
 """
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,8 @@ RATING = Metric("rating", lambda samples, answers: [], cluster=lambda sample: sa
 """TouchStone: the mean of the judge's ratings x 100."""
 
 Record = dict[str, Any]
+EMBEDDED, TOY = "base64:", "toy:"
+"""How a picture that is no file begins in scored.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +162,17 @@ def _record(sample: Sample, prediction: Prediction, verdict: Judged, metric: Met
         "right": right,
         "truth": " | ".join(dict.fromkeys(sample.answers)),
         "group": sample.group,
-        "pictures": [picture for picture in sample.pictures if isinstance(picture, str)],
+        "pictures": [
+            picture if isinstance(picture, str) else in_base64(picture) for picture in sample.pictures
+        ],
         "box": sample.box,
         "size": sample.size,
     }
+
+
+def in_base64(picture: bytes) -> str:
+    """A picture that came inside the annotations, as `base64:` and its bytes, for the gallery."""
+    return EMBEDDED + base64.b64encode(picture).decode()
 
 
 def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -> list[Record]:
@@ -210,11 +220,11 @@ def wilson(count: Count) -> tuple[float, float]:
     share = count.correct / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return 100 * (middle - half), 100 * (middle + half)
+    return max(100 * (middle - half), 0.0), min(100 * (middle + half), 100.0)
 
 
 def toy_records(scores: ToyScores) -> list[Record]:
-    """Predictions of the toy world in the form of scored.jsonl; a picture is named `toy:` and its scene."""
+    """Predictions of the toy world in the form of scored.jsonl; a picture is `toy:` and its scene's name."""
     return [
         {
             "id": f"{prediction.pictures[-1]}/{prediction.kind}",
@@ -228,7 +238,7 @@ def toy_records(scores: ToyScores) -> list[Record]:
             "right": prediction.right,
             "truth": prediction.truth,
             "group": prediction.kind,
-            "pictures": [f"toy:{name}" for name in prediction.pictures],
+            "pictures": [TOY + name for name in prediction.pictures],
         }
         for prediction in scores.predictions
     ]

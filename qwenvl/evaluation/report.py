@@ -13,10 +13,11 @@ from pathlib import Path
 
 from PIL import Image as pillow
 
-from qwenvl.evaluation.card import Card, Record
+from qwenvl.data.synth.toypaint import render
+from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
 from qwenvl.evaluation.radar import radar
-from qwenvl.evaluation.toyworld import picture_of, scene_named
-from qwenvl.images import draw_boxes, open_image
+from qwenvl.evaluation.toyworld import scene_named
+from qwenvl.images import Source, draw_boxes, open_image
 from qwenvl.markup import Box, Quad, parse
 
 SHOWN = 8
@@ -76,9 +77,9 @@ def html(runs: Sequence[Run], title: str = "Score card") -> str:
         *(_parts(card) for card in cards if len(card.score.groups) > 1),
     ]
     for run in runs:
-        if run.records:
-            names = " and ".join(dict.fromkeys(f"{c.title}" for c in run.cards))
-            parts.append(f"<h2>Answers: {escape(names)}</h2><p class='soft'>{escape(run.cards[0].model)}</p>")
+        if run.cards and run.records:
+            names = ", ".join(dict.fromkeys(card.title for card in run.cards))
+            parts.append(f"<h2>{escape(names)}: answers of {escape(run.cards[0].model)}</h2>")
             parts.append(_gallery(run.records))
     body = "\n".join(parts)
     return (
@@ -114,16 +115,17 @@ def _cells(card: Card) -> list[str]:
 
 
 def _table(cards: Sequence[Card]) -> str:
+    """Columns that are empty for every card are left out."""
+    table = [_cells(card) for card in cards]
+    kept = [k for k in range(len(COLUMNS)) if any(cells[k] for cells in table)]
     rows = []
-    for card in cards:
-        marks = ["", "", "value", "", "", "", "", "" if card.score.complete else "bad", "", ""]
+    for card, cells in zip(cards, table, strict=True):
+        marks = {2: "value", 7: "" if card.score.complete else "bad"}
         if card.difference is not None:
             marks[5] = "good" if card.difference >= 0 else "bad"
-        cells = zip(_cells(card), marks, strict=True)
-        rows.append(
-            "<tr>" + "".join(f'<td class="{mark}">{escape(cell)}</td>' for cell, mark in cells) + "</tr>"
-        )
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        columns = (f'<td class="{marks.get(k, "")}">{escape(cells[k])}</td>' for k in kept)
+        rows.append(f"<tr>{''.join(columns)}</tr>")
+    head = "".join(f"<th>{COLUMNS[k]}</th>" for k in kept)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
@@ -156,18 +158,23 @@ def _parts(card: Card) -> str:
 
 
 def _gallery(records: Sequence[Record]) -> str:
-    wrong = _spread([record for record in records if not record["right"]])
-    right = _spread([record for record in records if record["right"]])
-    return f'<div class="gallery">{"".join(map(_figure, [*wrong, *right]))}</div>'
+    parts = []
+    for name, wanted in (("Wrong", False), ("Right", True)):
+        chosen = _spread([record for record in records if record.get("right") is wanted])
+        if chosen:
+            total = sum(record.get("right") is wanted for record in records)
+            figures = "".join(map(_figure, chosen))
+            parts.append(f'<h3>{name}: {len(chosen)} of {total}</h3><div class="gallery">{figures}</div>')
+    return "".join(parts)
 
 
 def _spread(records: Sequence[Record]) -> list[Record]:
-    """The first ones, group after group, so that every kind is seen."""
+    """Group after group, so that every kind is seen, and each a little further on, so that pictures differ."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.get("group", ""), []).append(record)
-    turns = [own[k] for k in range(SHOWN) for own in groups.values() if k < len(own)]
-    return turns[: max(SHOWN, len(groups))]
+    turned = [own[k % len(own) :] + own[: k % len(own)] for k, own in enumerate(groups.values())]
+    return [own[k] for k in range(SHOWN) for own in turned if k < len(own)][: max(SHOWN, len(groups))]
 
 
 def _figure(record: Record) -> str:
@@ -187,8 +194,7 @@ def _figure(record: Record) -> str:
 
 def _picture(name: str, record: Record, last: bool) -> str:
     try:
-        source = picture_of(scene_named(name[4:]), THUMBNAIL).source if name.startswith("toy:") else name
-        picture = open_image(source)  # type: ignore[arg-type]
+        picture = open_image(_source(name))
     except ValueError:
         return "<p class='soft'>(picture not found)</p>"
     boxes: list[Box | Quad] = []
@@ -198,6 +204,13 @@ def _picture(name: str, record: Record, last: bool) -> str:
     shown = picture.copy()
     shown.thumbnail((THUMBNAIL, THUMBNAIL))
     return f'<img alt="" src="data:image/jpeg;base64,{_jpeg(draw_boxes(shown, boxes) if boxes else shown)}">'
+
+
+def _source(name: str) -> Source:
+    """What a picture of scored.jsonl stands for."""
+    if name.startswith(TOY):
+        return render(scene_named(name.removeprefix(TOY)), THUMBNAIL)
+    return base64.b64decode(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
 
 
 def _truth(record: Record) -> list[Box | Quad]:

@@ -213,7 +213,16 @@ def picture_of_question(sample: Sample) -> str:
     return sample.id.rsplit("/", 1)[0]
 
 
-VQA = Metric("VQA accuracy", _each(lambda a, s: vqa.score(a, list(s.answers)), vqa.process_prediction))
+def _agreement(answer: str, sample: Sample) -> float:
+    if len(sample.answers) < 2:
+        raise ValueError(
+            f"question {sample.id} has one answer, but VQA accuracy is agreement with ten people; give the benchmark's "
+            "annotations file as --answers."
+        )
+    return vqa.score(answer, list(sample.answers))
+
+
+VQA = Metric("VQA accuracy", _each(_agreement, vqa.process_prediction))
 GQA = Metric("accuracy", _each(lambda a, s: gqa.score(a, s.answers), gqa.extract_answer))
 EXACT = Metric("exact match", _each(lambda a, s: exact.score(a, s.answers)))
 ANLS = Metric("ANLS", _each(lambda a, s: anls.score(a, s.answers)))

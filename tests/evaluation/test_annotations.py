@@ -99,7 +99,8 @@ def test_a_pickle_that_runs_code_is_refused(small: Callable) -> None:
         ("docvqa", "val_v1.0.json", {"data": []}, "holds no question"),
         ("textvqa", "TextVQA_0.5.1_val.json", [{"question": "?"}], "has no field 'data'"),
         ("vizwiz", "val.json", [{"image": "a", "question": "?"}] * 2, "id 'a' twice"),
-        ("nocaps", "val_captions.json", {"images": [], "annotations": [{"image_id": 1, "caption": ""}]}, "does not list"),
+        ("nocaps", "val_captions.json", {"images": [], "annotations": [{"image_id": 1, "caption": ""}]},
+         "does not list"),
     ],
 )  # fmt: skip
 def test_files_of_another_version_are_refused(

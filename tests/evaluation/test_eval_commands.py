@@ -77,8 +77,13 @@ def test_missing_answers_are_counted_in_red_and_status_1(
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"), [("vqav2", {"question_id", "answer"}), ("vizwiz", {"image", "answer"}), ("docvqa", {"questionId", "answer"})]
-)  # fmt: skip
+    ("name", "fields"),
+    [
+        ("vqav2", {"question_id", "answer"}),
+        ("vizwiz", {"image", "answer"}),
+        ("docvqa", {"questionId", "answer"}),
+    ],
+)
 def test_files_for_the_servers(
     name: str, fields: set[str], said: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

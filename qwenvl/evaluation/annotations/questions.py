@@ -81,7 +81,7 @@ def _vqa(source: Source) -> Iterator[Sample]:
         )
 
 
-def _people(source: Source) -> dict[object, dict[str, Any]]:
+def _people(source: Source) -> dict[Any, dict[str, Any]]:
     """Annotations by question id, of VQA's annotations file; nothing without one."""
     if source.answers is None:
         return {}
