@@ -1,0 +1,106 @@
+"""`qwenvl plan`: memory, arithmetic and days of a stage, before it is launched."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qwenvl.train.plan import Plan
+    from qwenvl.train.stages import StageConfig
+
+
+def plan(
+    stage: Path,
+    /,
+    *,
+    model: str = "qwen_vl_7b",
+    gpus: int = 1,
+    memory: float = 80.0,
+    micro: int | None = None,
+    tflops: float = 989.0,
+    mfu: float = 0.4,
+    text_tokens: float = 67.0,
+    pictures: float = 1.0,
+    shard: Literal["none", "optimizer", "full"] = "full",
+    json: bool = False,
+) -> int:
+    """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
+
+    The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
+    assumption (MFU), everything else is counted; activation checkpointing and tensor parallelism are not assumed.
+
+      qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
+      qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24 --tflops 165
+
+    Args:
+        stage: A stage file.
+        model: A preset (qwen_vl_7b or small) or a model folder.
+        gpus: That share an update.
+        memory: Gigabytes (1e9 bytes) of each.
+        micro: Documents per forward pass instead of the stage's own.
+        tflops: Peak of one GPU in bfloat16, dense: 989 for an H100 or H200, 312 for an A100.
+        mfu: Share of the peak that is reached.
+        text_tokens: Mean tokens of a document that are no picture.
+        pictures: Mean pictures of a document.
+        shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
+        json: Print one JSON object.
+    """
+    import dataclasses
+
+    from qwenvl import presets
+    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.train import plan as planning
+    from qwenvl.train.stages import StageConfig
+
+    config = getattr(presets, model)() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
+    read = StageConfig.read(stage)
+    if micro is not None:
+        read = dataclasses.replace(read, micro_documents=micro)
+    given = planning.Assumptions(
+        gpus=gpus,
+        memory=memory,
+        tflops=tflops,
+        mfu=mfu,
+        text_tokens=text_tokens,
+        pictures=pictures,
+        sharding=shard,
+    )
+    found = planning.plan(read, config, given)
+    if json:
+        from json import dumps
+
+        facts = {**dataclasses.asdict(found), "peak": found.peak, "fits": found.fits, "days": found.days}
+        print(dumps({**facts, "fill": found.fill}))
+    else:
+        print(_told(found, read, given.gpus))
+    if not found.fits:
+        print(_advice(read, shard), file=sys.stderr)
+    return 0 if found.fits else 1
+
+
+def _told(found: "Plan", stage: "StageConfig", gpus: int) -> str:
+    """The plan for a person."""
+    learns, stays = sum(found.trainable.values()), sum(found.frozen.values())
+    parts = ", ".join(f"{part} {count / 1e9:.3f}B" for part, count in found.trainable.items())
+    per_gpu = found.tokens / found.seconds / gpus
+    lines = [
+        f"parameters   {learns / 1e9:.3f}B learn ({parts}), {stays / 1e9:.3f}B are frozen",
+        f"batch        {stage.documents:,} documents = {found.tokens:,.0f} tokens and {found.pictures:,.0f} pictures, "
+        f"rows filled to {found.fill:.0%}",
+        f"memory       {found.peak / 1e9:,.1f} of {found.limit / 1e9:,.1f} GB per GPU: "
+        + ("fits" if found.fits else "does not fit (nine tenths may be used)"),
+        *(f"             {size / 1e9:>8,.2f} GB {kind}" for kind, size in found.memory.items()),
+        f"arithmetic   {found.flops / 1e15:,.2f} PFLOP per update, the ViT counted, gradients of frozen weights not",
+        f"speed        {found.seconds:,.2f} s per update, {found.tokens / found.seconds:,.0f} tokens/s "
+        f"({per_gpu:,.0f} per GPU), {found.pictures / found.seconds:,.0f} pictures/s",
+        f"time         {found.steps:,} updates: {found.days:,.2f} days on {gpus} GPU{'s' if gpus > 1 else ''}",
+    ]
+    return "\n".join(lines)
+
+
+def _advice(stage: "StageConfig", shard: str) -> str:
+    ways = [f"fewer documents per forward pass (--micro, now {stage.micro_documents})"] * (
+        stage.micro_documents > 1
+    )
+    ways += ["--shard full"] * (shard != "full")
+    return f"it does not fit; try {', '.join([*ways, 'more GPUs, or LoRA (`qwenvl finetune`)'])}."
