@@ -23,7 +23,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word: k for k, word in enumerate(["<pad>", "<unk>", "a", "red", "dog", "cat", "<end>"])}
     config = CLIPConfig(
         text_config={
-            **small, "vocab_size": 7, "max_position_embeddings": 8, "eos_token_id": 6, "bos_token_id": 2, "pad_token_id": 0,
+            **small, "vocab_size": 7, "max_position_embeddings": 8, "eos_token_id": 6, "bos_token_id": 2,
+            "pad_token_id": 0,
         },
         vision_config={**small, "image_size": 32, "patch_size": 8},
         projection_dim=12,
