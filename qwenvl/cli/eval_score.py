@@ -136,7 +136,9 @@ def tell(result: "Card", out: Path | None, *, partial: bool, json: bool) -> int:
         if out is not None:
             print(f"scores and answers in {out}; next: qwenvl eval report {out}")
     if score.failures:
-        console.print(f"{score.failures} answers could not be read and earned nothing")
+        console.print(
+            f"without anything readable, and so without a point: {score.failures} of {score.n} answers"
+        )
     if score.complete:
         return 0
     console.print(

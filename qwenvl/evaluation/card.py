@@ -19,9 +19,13 @@ from qwenvl.evaluation.predictions import Prediction
 from qwenvl.evaluation.scoring import CIDER, MME, Judged, Metric, Score, total
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, ToyScores
+from qwenvl.markup import spell
 
 RATING = Metric("rating", lambda samples, answers: [], cluster=lambda sample: sample.id)
 """TouchStone: the mean of the judge's ratings x 100."""
+
+RIGHT_FROM: Mapping[str, float] = {MME.name: 2, RATING.name: 5, CIDER.name: 1}
+"""Value from which an answer is shown among the right ones, where that is not one half."""
 
 Record = dict[str, Any]
 EMBEDDED, TOY = "base64:", "toy:"
@@ -104,7 +108,7 @@ def score(
     judged = row.metric.judge(answered, said)
     notes = row.metric.notes(answered, said) if row.metric.notes and answered else None
     result = total(row.metric, answered, judged, expected=len(samples), notes=notes)
-    records = [_record(s, predictions[s.id], j, row.metric) for s, j in zip(answered, judged, strict=True)]
+    records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, judged, strict=True)]
     return _card(row, result, model, shots, predictions), records
 
 
@@ -146,20 +150,18 @@ def _rated(
     result = total(RATING, [sample for sample, _ in rated], [verdict for _, verdict in rated])
     answered = len({sample.id for sample, _ in rated})
     result = Score(**{**result.__dict__, "n": answered, "expected": len(samples), "failures": failures})
-    records = [_record(sample, predictions[sample.id], verdict, RATING) for sample, verdict in rated]
+    records = [_record(row, sample, predictions[sample.id], verdict) for sample, verdict in rated]
     return _card(row, result, model, 0, predictions), records
 
 
-def _record(sample: Sample, prediction: Prediction, verdict: Judged, metric: Metric) -> Record:
-    right = verdict.value >= (
-        2 if metric is MME else 5 if metric is RATING else 1 if metric is CIDER else 0.5
-    )
+def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Judged) -> Record:
     return {
         **asdict(prediction),
+        "prompt": prediction.prompt or spell(row.ask(sample)),
         "parsed": verdict.parsed,
         "score": verdict.value,
         "failed": verdict.failed,
-        "right": right,
+        "right": verdict.value >= RIGHT_FROM.get((row.metric or RATING).name, 0.5),
         "truth": " | ".join(dict.fromkeys(sample.answers)),
         "group": sample.group,
         "pictures": [
@@ -207,7 +209,9 @@ def toy_cards(scores: ToyScores, model: str) -> list[Card]:
                     model=model,
                     metric="accuracy",
                     score=result,
-                    published=Published(None, None, 100 * (scores.blind[name].share or 0), "without looking"),
+                    published=Published(
+                        None, None, round(100 * (scores.blind[name].share or 0), 2), "without looking"
+                    ),
                     seconds=scores.seconds / len(GROUPS),
                 )
             )

@@ -107,7 +107,7 @@ def _cells(card: Card) -> list[str]:
         f"{score.low:.2f} .. {score.high:.2f}",
         "" if card.paper is None else f"{card.paper:g}",
         "" if card.difference is None else f"{card.difference:+.2f}",
-        "" if rival is None else f"{rival:.4g} ({card.published.best_name})",
+        "" if rival is None else f"{rival:g} ({card.published.best_name})",
         f"{score.n}" if score.complete else f"{score.n} of {score.expected}",
         str(score.failures),
         f"{card.seconds:.0f}",
