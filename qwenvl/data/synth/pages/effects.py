@@ -71,11 +71,11 @@ def lit(picture: Image.Image, look: Look, rng: np.random.Generator) -> Image.Ima
 def _shadow(size: tuple[int, int], intensity: float, rng: np.random.Generator) -> Image.Image:
     """Grey picture to multiply with: darker on one side of a soft edge at a random place and angle."""
     angle, amount, smoothing = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1), rng.uniform(0.5, 1)
-    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 48), np.linspace(-0.5, 0.5, 48))
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 64), np.linspace(-0.5, 0.5, 64))
     along = x * np.cos(angle) + y * np.sin(angle) + 0.5
     edge = np.clip((along - 1 + amount) / smoothing + 0.5, 0, 1)
     light = 255 - intensity * edge * edge * (3 - 2 * edge)
-    return Image.fromarray(light.round().astype(np.uint8)).resize(size, Resampling.BICUBIC)
+    return Image.fromarray(light.round().astype(np.uint8)).resize(size, Resampling.BILINEAR)
 
 
 def blurred(picture: Image.Image, sigma: float) -> Image.Image:

@@ -121,8 +121,8 @@ def _fill(
             words = text.take(font, room) or text.take(font, width)
             if not words or not face.covers(words):
                 continue  # no word fits, or the text went on in a language of another face
-            spare = width - font.getlength(words)
-            x = round(left + {"left": 0.0, "center": 0.5, "right": 1.0}[block.align] * spare)
+            spare = width - font.getlength(words) if block.align != "left" else 0.0
+            x = round(left + (spare / 2 if block.align == "center" else spare))
             y = round(block.top + (row + 0.76) * block.line)
             box = font.getbbox(words, anchor="ls")
             ink = (x + int(box[0]), y + int(box[1]), x + int(box[2]), y + int(box[3]))
@@ -136,6 +136,7 @@ class _Flow:
         self._source, self._fonts, self._rng = source, fonts, rng
         self._language: str | None = None
         self._text = ""
+        self._advance = 0.5
         self._go_on()
 
     def change_face(self) -> None:
@@ -157,14 +158,16 @@ class _Flow:
         if len(self._text) < 250:
             self._go_on()
         text = self._text
-        size = min(len(text), max(1, int(room / (0.5 * font.size))))
+        size = min(len(text), max(1, round(room / (self._advance * font.size))))
         longest = font.getlength(text[:size])
+        self._advance = longest / (
+            size * font.size
+        )  # what letters of this text and face take: a better guess next
         while longest <= room and size < len(text):
-            size = min(len(text), size + max(1, int((room - longest) / font.size)))
+            size = min(len(text), size + max(1, round(1.1 * (room - longest) / (self._advance * font.size))))
             longest = font.getlength(text[:size])
         while size and longest > room:
-            size -= max(1, int((longest - room) / (1.2 * font.size)))
-            size = max(size, 0)
+            size = max(0, size - max(1, int(0.9 * (longest - room) / (self._advance * font.size))))
             longest = font.getlength(text[:size])
         size = _word_end(text, size)
         self._text = text[size:].lstrip()

@@ -111,8 +111,9 @@ class PageMaker:
         warp = _warp(flat_size, size, look, rng)
         canvas = self.backgrounds(rng, size, rng.uniform(*look.background_blur))
         laid, start = warp.apply(flat, size)
-        _cast_shadow(canvas, laid.getchannel("A"), start, rng)
-        canvas.paste(laid.convert("RGB"), start, laid.getchannel("A"))
+        *colours, opacity = laid.split()
+        _cast_shadow(canvas, opacity, start, rng)
+        canvas.paste(Image.merge("RGB", colours), start, opacity)
         lines = tuple(Line(line.text, _corners(line, warp, size)) for line in written)
         em = min(map(_em, written, lines), default=np.inf)
         picture = _photographed(canvas, look, em, rng)
@@ -162,7 +163,10 @@ def _page_size(size: tuple[int, int], look: Look, rng: np.random.Generator) -> t
 def _printed(
     size: tuple[int, int], written: list[Written], look: Look, rng: np.random.Generator
 ) -> Image.Image:
-    """The flat page in RGBA, opaque but for a rim of one pixel, which gives the warped page a soft edge."""
+    """The flat page, opaque but for a rim of one pixel, which gives the warped page a soft edge.
+
+    In the mode RGBa, so that Pillow warps the four channels as they are: the rim has the colour of the paper.
+    """
     page = paper(rng, size, rng.uniform(*look.paper))
     draw = ImageDraw.Draw(page)
     for line in written:
@@ -172,7 +176,7 @@ def _printed(
     opaque = Image.new("L", size, 0)
     opaque.paste(255, (1, 1, size[0] - 1, size[1] - 1))
     page.putalpha(opaque)
-    return page
+    return Image.frombuffer("RGBa", size, page.tobytes(), "raw", "RGBa", 0, 1)
 
 
 def _warp(flat: tuple[int, int], size: tuple[int, int], look: Look, rng: np.random.Generator) -> Warp:
@@ -211,11 +215,14 @@ def _cast_shadow(
     """The page's own soft shadow on the surface it lies on."""
     small = (max(1, opacity.width // 8), max(1, opacity.height // 8))
     dark = rng.uniform(0.15, 0.6)
-    shade = blurred(opacity.resize(small).point([round(level * dark) for level in range(256)]), 1.5)
+    shade = blurred(
+        opacity.resize(small, Image.Resampling.BILINEAR).point([round(level * dark) for level in range(256)]),
+        1.5,
+    )
     reach = 0.012 * min(canvas.size)
     across, down = rng.uniform(-reach, reach, 2)
     at = (int(start[0] + across), int(start[1] + down))
-    canvas.paste((0, 0, 0), at, shade.resize(opacity.size, Image.Resampling.BICUBIC))
+    canvas.paste((0, 0, 0), at, shade.resize(opacity.size, Image.Resampling.BILINEAR))
 
 
 def _photographed(canvas: Image.Image, look: Look, em: float, rng: np.random.Generator) -> Image.Image:
