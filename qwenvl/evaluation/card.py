@@ -184,6 +184,7 @@ def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -
 
 # === The toy world's four cards ===
 
+TOY_TABLE = "toy world"
 TOY_TITLES = {
     "questions": "Questions", "captions": "Captions, exact", "grounding": "Boxes, Acc@0.5", "words": "Words read"
 }  # fmt: skip
@@ -205,7 +206,7 @@ def toy_cards(scores: ToyScores, model: str) -> list[Card]:
                 Card(
                     benchmark=f"toyworld-{name}",
                     title=TOY_TITLES[name],
-                    table="toy world",
+                    table=TOY_TABLE,
                     model=model,
                     metric="accuracy",
                     score=result,

@@ -9,14 +9,19 @@ WIDTH, HEIGHT, RADIUS = 760, 560, 200
 RINGS = 4
 
 
-def radar(rays: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
-    """Series of one value per ray, each ray scaled to its largest value; a missing value leaves a gap.
+def radar(
+    rays: Sequence[str], series: Mapping[str, Sequence[float | None]], tops: Sequence[float | None] = ()
+) -> str:
+    """Series of one value per ray; a missing value leaves a gap.
+
+    Each ray ends at its own of `tops`, or at its largest value where that is None.
 
     Fewer than three rays make no picture: the empty string.
     """
     if len(rays) < 3:
         return ""
-    tops = [max((values[k] or 0 for values in series.values()), default=0) or 1 for k in range(len(rays))]
+    largest = [max((values[k] or 0 for values in series.values()), default=0) or 1 for k in range(len(rays))]
+    ends = [top or large for top, large in zip(tops or [None] * len(rays), largest, strict=True)]
     parts = [_ring(len(rays), RADIUS * (r + 1) / RINGS) for r in range(RINGS)]
     for k, name in enumerate(rays):
         x, y = _point(k, len(rays), RADIUS)
@@ -24,12 +29,12 @@ def radar(rays: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> 
         x, y = _point(k, len(rays), RADIUS + 16)
         anchor = "middle" if abs(x) < 20 else "start" if x > 0 else "end"
         parts.append(
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)} {tops[k]:.4g}</text>'
+            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)} {ends[k]:.4g}</text>'
         )
     for number, (name, values) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         points = [
-            _point(k, len(rays), RADIUS * max(value, 0) / tops[k])
+            _point(k, len(rays), RADIUS * max(value, 0) / ends[k])
             for k, value in enumerate(values)
             if value is not None
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image as pillow
 
 from qwenvl.data.synth.toypaint import render
-from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
+from qwenvl.evaluation.card import EMBEDDED, TOY, TOY_TABLE, Card, Record
 from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.toyworld import scene_named
 from qwenvl.images import Source, draw_boxes, open_image
@@ -141,7 +141,8 @@ def _radar(cards: Sequence[Card], models: Sequence[str]) -> str:
         if any(known):
             shared = {c.published.best_name for c in cards}
             series[shared.pop() if name == "best rival" and len(shared) == 1 else name] = known
-    return radar(rays, series)
+    tops = [100.0 if first[ray].table == TOY_TABLE else None for ray in rays]
+    return radar(rays, series, tops)
 
 
 def _parts(card: Card) -> str:
