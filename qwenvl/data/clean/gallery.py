@@ -57,7 +57,9 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
         pictures = _aside(path.with_suffix(".tar"), wanted)
         for ordinal, told in wanted.items():
             text = str(told.get("text", told.get("detail", "")))
-            shown = Exhibit(told["key"], text, told["reason"], pictures.get(ordinal))
+            is_picture = told["rule"] != "failed" or "picture" in told["reason"] or "bomb" in told["reason"]
+            picture = pictures.get(ordinal) if is_picture else None
+            shown = Exhibit(told["key"], text, told["reason"], picture)
             dropped[told["shown under"]].append(shown)
     return kept, dropped
 
