@@ -10,7 +10,7 @@ from typing import Literal
 
 from qwenvl.chat import RELEASED
 from qwenvl.evaluation.annotations import captions, choices, dialogues, phrases, questions
-from qwenvl.evaluation.annotations.sample import Picture, Sample, Source
+from qwenvl.evaluation.annotations.sample import Sample, Source
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
@@ -263,8 +263,3 @@ def benchmark(name: str) -> Benchmark:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"there is no benchmark {name!r}; {hint}known: toyworld, {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
-
-
-def name_of(picture: Picture) -> str:
-    """A picture in a list: its path, or that it came as bytes."""
-    return picture if isinstance(picture, str) else f"{len(picture)} bytes"

@@ -12,11 +12,12 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
@@ -26,6 +27,7 @@ from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written
+from qwenvl.generate.engine import Prompt
 from qwenvl.markup import Image, Segment, spell
 from qwenvl.runtime import Runtime
 
@@ -162,12 +164,8 @@ def run(job: Job, *, processes: int = 1, report: Report | None = None) -> list[P
     else:
         _spawn(job, processes, report)
     answered = read_written(job.out)
-    return [replaced(answered[p.key], p.sample.id) for p in planned if p.key in answered]
-
-
-def replaced(prediction: Prediction, name: str) -> Prediction:
-    """The answer under the id of the question: two questions with the same prompt share one answer."""
-    return Prediction(**{**prediction.__dict__, "id": name})
+    # Two questions with the same prompt share one answer.
+    return [replace(answered[p.key], id=p.sample.id) for p in planned if p.key in answered]
 
 
 def work(
@@ -214,31 +212,32 @@ def _asked(
 ) -> list[Prediction]:
     """Answers to a batch; questions that cannot be asked (a damaged picture) are added to `refused` with the reason."""
     start = perf_counter()
-    prompts, chunk, every = [], [], chunk
-    for p in every:
+    asked: list[tuple[Planned, Prompt]] = []
+    for p in chunk:
         try:
             seed = int(p.key[:8], 16)
-            prompts.append(asker.prompt(p.content, open_with=row.open_with, numbered=row.numbered, seed=seed))
-            chunk.append(p)
+            prompt = asker.prompt(p.content, open_with=row.open_with, numbered=row.numbered, seed=seed)
         except ValueError as error:
             refused.append((p.sample.id, str(error)))
-    if not chunk:
+        else:
+            asked.append((p, prompt))
+    if not asked:
         return []
-    options = [multiple_choice.continuations(len(p.sample.options)) for p in chunk]
+    prompts = [prompt for _, prompt in asked]
     if row.decoding is None:
-        rows = asker.likelihoods(prompts, options)
-        answers = [_likeliest(logprobs) for logprobs in rows]
+        options = [multiple_choice.continuations(len(p.sample.options)) for p, _ in asked]
+        answers = [_likeliest(logprobs) for logprobs in asker.likelihoods(prompts, options)]
     else:
         begin = "".join(row.open_with)
         answers = [
             (begin + written.text, written.plain, ()) for written in asker.write(prompts, row.decoding)
         ]
-    seconds = (perf_counter() - start) / len(chunk)
+    seconds = (perf_counter() - start) / len(asked)
     return [
         Prediction(
             id=p.sample.id, key=p.key, prompt=spell(p.content), raw=raw, plain=plain, nll=nll, seconds=seconds
         )
-        for p, (raw, plain, nll) in zip(chunk, answers, strict=True)
+        for (p, _), (raw, plain, nll) in zip(asked, answers, strict=True)
     ]
 
 
@@ -272,7 +271,8 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
                 report(names)
     finally:
         for child in children:
-            child.terminate() if child.is_alive() else None
+            if child.is_alive():
+                child.terminate()
             child.join()
     if died := [k for k, child in enumerate(children) if child.exitcode]:
         raise ValueError(
@@ -281,13 +281,14 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
         )
 
 
-def _child(job: Job, part: int, parts: int, answered: "object") -> None:
+def _child(job: Job, part: int, parts: int, answered: Any) -> None:
+    """One process of `_spawn`; `answered` is its queue."""
     import os
 
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
-    work(job, plan(job, samples_of(job)), part, parts, report=answered.put)  # type: ignore[attr-defined]
+    work(job, plan(job, samples_of(job)), part, parts, report=answered.put)
 
 
 def _write_whole(path: Path, text: str) -> None:
