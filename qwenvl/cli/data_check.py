@@ -1,6 +1,10 @@
 """`qwenvl data check`: what is wrong with a fine-tuning file, before any training."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwenvl.data.conversations import Conversation
 
 
 def data_check(
@@ -76,8 +80,8 @@ def data_check(
     return 1 if findings or not report.usable else 0
 
 
-def _pictures(usable: "tuple[object, ...]") -> int:
-    return sum(len(each.images) for each in usable)  # type: ignore[attr-defined]
+def _pictures(usable: "tuple[Conversation, ...]") -> int:
+    return sum(len(each.images) for each in usable)
 
 
 def _learning(

@@ -76,7 +76,7 @@ def finetune(
         dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: the checkpoint's own.
     """
     from qwenvl.checkpoint.folder import read_config, resolve
-    from qwenvl.runtime import DTYPES, Runtime
+    from qwenvl.runtime import Runtime
     from qwenvl.tokenizer import Tokenizer
     from qwenvl.train.finetune import FinetuneConfig, stage_of
 
@@ -100,9 +100,7 @@ def finetune(
         seed=seed,
     )
     stage = stage_of(choice, config, lengths)
-    written = _stored_dtype(place) if dtype == "auto" else DTYPES.get(dtype)
-    if written is None:
-        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    written = _written_dtype(place, dtype)
     adapters = None
     if lora or qlora:
         from qwenvl.integrations.peft import Lora
@@ -113,12 +111,19 @@ def finetune(
     return 0
 
 
-def _stored_dtype(place: Path) -> "torch.dtype":
-    """The precision that the checkpoint's embedding is stored in."""
+def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
+    """The precision that was asked for; auto: the one that the checkpoint's embedding is stored in."""
     from qwenvl.checkpoint.weights import stored_tensors
+    from qwenvl.runtime import DTYPES
 
-    stored = stored_tensors(place)
-    return next(each.dtype for name, each in stored.items() if name.endswith(("wte.weight", "embed.weight")))
+    if dtype == "auto":
+        stored = stored_tensors(place)
+        return next(
+            each.dtype for name, each in stored.items() if name.endswith(("wte.weight", "embed.weight"))
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
 
 
 def _checked(

@@ -171,7 +171,7 @@ class _Pictures:
         if re.match(r"(?i)https?://", str(image.source)):
             return "picture at a URL", f"shows {image.source}."
         looked = self._look(picture_path(image, folder))
-        return looked if isinstance(looked[0], str) else None  # type: ignore[return-value]
+        return looked if isinstance(looked[0], str) else None
 
     def _look(self, path: Path) -> tuple[str, str] | tuple[int, int]:
         if path not in self._known:
@@ -189,7 +189,7 @@ class _Pictures:
         if len(conversation.images) != 1:
             return
         size = self._known.get(picture_path(conversation.images[0], conversation.folder))
-        if size is None or isinstance(size[0], str) or max(size) > 700:  # type: ignore[type-var]
+        if size is None or isinstance(size[0], str) or max(size) > 700:
             return
         for box in (part for turn in conversation.turns for part in turn.content if isinstance(part, Box)):
             fits = box.x2 <= int(size[0]) and box.y2 <= int(size[1])

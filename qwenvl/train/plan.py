@@ -162,9 +162,8 @@ def _memory(
     accumulates = stage.documents // (stage.micro_documents * given.gpus) > 1
     gradients = 4.0 * learns / state_over
     activations = float(traced.kept)
-    # In float32 two arrays of logits live at once (values and log-softmax, then log-softmax and gradient); autocast
-    # adds the bfloat16 ones.
-    logits = learned * config.llm.vocab_size * (10.0 if stage.bfloat16 else 8.0)
+    # Three float32 arrays at once while the loss goes backward: log-softmax, its gradient, that of the logits.
+    logits = learned * config.llm.vocab_size * 12.0
     if not accumulates:  # gradients come as activations go: the larger of the two counts
         gradients = max(0.0, gradients - activations - logits)
     return {

@@ -135,16 +135,12 @@ def test_flops_count_the_vit_and_leave_out_what_frozen_weights_do_not_get(trains
 def test_three_blocks_tell_the_cost_of_all() -> None:
     from qwenvl.train.plan import _run
 
-    whole = _run(SMALL, stage(), 2, 3, on_cpu=False)
-    assert trace(SMALL, stage(), 2, 3, on_cpu=False).kept == pytest.approx(whole.kept)
-    assert trace(SMALL, stage(), 2, 3, on_cpu=False).flops == pytest.approx(whole.flops)
+    whole, told = _run(SMALL, stage(), 2, 3, on_cpu=False), trace(SMALL, stage(), 2, 3, on_cpu=False)
+    assert told.kept == pytest.approx(whole.kept) and told.flops == pytest.approx(whole.flops)
 
 
-def test_freezing_and_sharding_save_memory() -> None:
-    given = Assumptions(text_tokens=20, memory=1)
-    whole = plan(stage(), SMALL, given)
-    frozen = plan(stage(trains=("adapter",)), SMALL, given)
-    assert frozen.memory["optimizer"] < whole.memory["optimizer"] and frozen.flops < whole.flops
+def test_sharding_saves_memory() -> None:
+    whole = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1))
     over_four = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1, gpus=4, sharding="full"))
     state_only = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1, gpus=4, sharding="optimizer"))
     assert over_four.memory["weights"] == whole.memory["weights"] / 4
