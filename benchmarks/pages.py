@@ -103,7 +103,7 @@ def html_file(number: int) -> bytes:
 
 def read_html(number: int) -> None:
     files = [html_file(k) for k in range(number + 3)]
-    with Browser(seconds=30) as browser:
+    with Browser(seconds=30.0) as browser:
         for file in files[:3]:
             browser.page(file)
 

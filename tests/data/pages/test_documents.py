@@ -4,9 +4,11 @@ import http.server
 import importlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from qwenvl.data.synth.pages.html import Browser, _decoded
 from qwenvl.data.synth.pages.page import Line, Page
 from qwenvl.data.synth.pages.pdf import pdf_pages
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules, pdf_rules
+
+T = TypeVar("T")
 
 ANY = Limits(fewest_characters=0, smallest_side=1)
 BROWSER = importlib.util.find_spec("playwright") and any(map(shutil.which, ("chromium", "google-chrome")))
@@ -142,7 +146,7 @@ def test_runs_of_one_line_are_joined_and_columns_are_not() -> None:
 
 
 def test_a_page_of_resolution_and_at_most_so_large() -> None:
-    ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(720, 360)), dpi=108, limits=ANY)
+    ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(720, 360)), dpi=108.0, limits=ANY)
     assert isinstance(page, Page) and page.picture.size == (1080, 540)
     ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(7200, 3600)), longest=800, limits=ANY)
     assert isinstance(page, Page) and page.picture.size == (800, 400)
@@ -184,9 +188,15 @@ def test_what_is_missing_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) 
 # ---- HTML ----
 
 
-@pytest.fixture
+def elsewhere(work: Callable[[], T]) -> T:
+    """The result of work in a thread of its own: Playwright allows one browser driver per thread."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with Browser(size=(800, 600), limits=ANY) as running:
+    with Browser(size=(800, 600), seconds=60.0, limits=ANY) as running:
         yield running
 
 
@@ -251,12 +261,26 @@ def test_nothing_is_fetched(browser: Browser, tmp_path: Path) -> None:
 
 @with_browser
 def test_a_page_that_never_finishes_is_counted_and_the_next_is_read() -> None:
-    with Browser(seconds=2, scripts=True, limits=ANY) as browser:
-        stuck = browser.page(b"<p>hello<script>while (true) {}</script>", "stuck")
-        later = browser.page(b"<p>hello<script>setTimeout(() => {while (true) {}}, 1)</script>", "later")
-        assert isinstance(stuck, Skipped) and stuck.kind == "page never finished loading"
-        assert isinstance(later, Skipped) or lines(later) == ["hello"]  # as the clock has it
-        assert lines(browser.page(b"<p>and on<script>document.body.append('!')</script>")) == ["and on", "!"]
+    def read() -> list[Page | Skipped]:
+        with Browser(seconds=3.0, scripts=True, limits=ANY) as browser:
+            return [
+                browser.page(b"<p>hello<script>while (true) {}</script>"),
+                browser.page(b"<p>hello<script>setTimeout(() => {while (true) {}}, 1)</script>"),
+                read_patiently(browser, b"<p>and on<script>document.body.append('!')</script>"),
+            ]
+
+    stuck, later, fine = elsewhere(read)
+    assert isinstance(stuck, Skipped) and stuck.kind == "page never finished loading"
+    assert isinstance(later, Skipped) or lines(later) == ["hello"]  # as the clock has it
+    assert lines(fine) == ["and on", "!"]
+
+
+def read_patiently(browser: Browser, page: bytes) -> Page | Skipped:
+    """A good page on a machine so busy that even it may miss the time limit."""
+    found = [browser.page(page)]
+    while isinstance(found[-1], Skipped) and len(found) < 5:
+        found.append(browser.page(page))
+    return found[-1]
 
 
 @with_browser
@@ -278,7 +302,8 @@ def test_html_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "in/b.htm").write_text(
         "<p style='height:400px'>Enough characters for the rule that counts them"
     )
-    assert cli.main(["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    words = ["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert elsewhere(lambda: cli.main(words)) == 0
     told = capsys.readouterr().out
     assert "- fewer than 20 characters" in told and "50.0 %" in told
     names = [member.name for member in read_tar(tmp_path / "out/pages-000000.tar")]

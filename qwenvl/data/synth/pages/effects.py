@@ -6,7 +6,6 @@ All take and give Pillow pictures. Each is measured: together they must leave ei
 from functools import cache
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image, ImageChops
 
 from qwenvl.data.synth.pages.look import Look
@@ -98,7 +97,7 @@ def moved(picture: Image.Image, length: int, angle: float) -> Image.Image:
         np.uint16
     )
     height, width = picture.height, picture.width
-    total: Int[np.ndarray, "height width 3"] = np.zeros((height, width, 3), np.uint16)
+    total = np.zeros((height, width, 3), np.uint16)
     for k in range(-reach, reach + 1):
         dx, dy = round(k * np.cos(angle)), round(k * np.sin(angle))
         total += source[reach + dy : reach + dy + height, reach + dx : reach + dx + width]

@@ -13,17 +13,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
 
 from qwenvl.data.records import Skipped, to_json
-from qwenvl.data.shards import atomic, dump, write_tar
+from qwenvl.data.shards import TarWriter, atomic, dump, write_tar
 from qwenvl.data.synth.pages.page import Page
-
-
-class Sink(Protocol):
-    """Where the files of a sample go."""
-
-    def add(self, name: str, data: bytes) -> None: ...
 
 
 class Folder:
@@ -38,7 +31,7 @@ class Folder:
             file.write(data)
 
 
-def save(sink: Sink, key: str, page: Page) -> None:
+def save(sink: TarWriter | Folder, key: str, page: Page) -> None:
     """The three files of a page."""
     width, height = page.picture.size
     lines = [
@@ -80,7 +73,7 @@ def write_pages(
 
 
 @contextmanager
-def _new_tar(out: Path, shard: int) -> Iterator[Sink]:
+def _new_tar(out: Path, shard: int) -> Iterator[TarWriter]:
     with write_tar(out / f"pages-{shard:06d}.tar") as writer:
         yield writer
 

@@ -114,6 +114,6 @@ def homography_of(
     return np.append(values, 1.0).reshape(3, 3)
 
 
-def rectangle(width: float, height: float) -> Float[np.ndarray, "4 2"]:
+def rectangle(width: int, height: int) -> Float[np.ndarray, "4 2"]:
     """Corners from the top left clockwise."""
     return np.array([[0, 0], [width, 0], [width, height], [0, height]], float)

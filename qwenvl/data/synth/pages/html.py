@@ -166,7 +166,9 @@ class Browser:
         file = base64.b64decode(self._session.send("Page.captureScreenshot", wish)["data"])
         if self._page.evaluate("location.href") != BLANK:
             return None
-        lines = tuple(Line(text, _upright(*box)) for text, *box in found["lines"] if box[3] <= height)
+        lines = tuple(
+            Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height
+        )
         return Page(picture=Image.open(io.BytesIO(file)), lines=lines, source="html", file=file)
 
     def _kill(self) -> None:

@@ -6,10 +6,10 @@ What SynthDoG has not (`turn`, `curl`) is off by default and on in `photograph()
 
 from dataclasses import dataclass, fields
 
-Range = tuple[float, float]
+Range = tuple[float | int, float | int]
 """Drawn evenly between the two ends."""
 
-PERSPECTIVES: tuple[tuple[float, tuple[Range, Range, Range, Range]], ...] = (
+PERSPECTIVES: tuple[tuple[int, tuple[Range, Range, Range, Range]], ...] = (
     (750, ((0.75, 1), (0.75, 1), (0.75, 1), (0.75, 1))),
     (50, ((0.75, 1), (1, 1), (0.75, 1), (1, 1))),
     (50, ((1, 1), (0.75, 1), (1, 1), (0.75, 1))),
@@ -71,7 +71,7 @@ class Look:
     """SynthDoG's elastic distortion: pixels by which ink frays, each pixel on its own (sigma below half a pixel)."""
     noise: Range = (0, 8)
     """Standard deviation of the grain, grey levels."""
-    perspectives: tuple[tuple[float, tuple[Range, Range, Range, Range]], ...] = PERSPECTIVES
+    perspectives: tuple[tuple[int, tuple[Range, Range, Range, Range]], ...] = PERSPECTIVES
     turn: Range = (0, 0)
     """Degrees by which the page lies askew, clockwise."""
     curl: Range = (0, 0)

@@ -189,7 +189,7 @@ def _warp(flat: tuple[int, int], size: tuple[int, int], look: Look, rng: np.rand
                       [bottom * width, right * height], [-bottom * width, left * height]]) / 2  # fmt: skip
     angle = np.radians(rng.uniform(*look.turn))
     corners = spans @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    field = Field.random(rng, rng.uniform(*look.curl) * min(flat), min(flat))
+    field = Field.random(rng, rng.uniform(*look.curl) * min(flat), float(min(flat)))
     rim = project(homography_of(rectangle(width, height), corners), _rim(width, height, field))
     lowest, extent = rim.min(0), np.ptp(rim, axis=0)
     scale = min(1.0, *(np.array(size) / extent))

@@ -42,7 +42,7 @@ def pypdfium2() -> Any:
 def pdf_pages(
     source: Path | bytes,
     *,
-    dpi: float = 108,
+    dpi: float = 108.0,
     longest: int = 1600,
     limits: Limits | None = None,
     name: str | None = None,
