@@ -21,7 +21,7 @@ class BadBox(ValueError):
     """A box that means nothing; the message is one of a few fixed reasons, so that it can be counted."""
 
 
-def from_corners(corners: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+def from_corners(corners: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
     """Left, top, right, bottom in pixels of a `width` x `height` picture; raises BadBox."""
     if len(corners) != 4:
         raise BadBox("box without four numbers")
@@ -34,7 +34,7 @@ def from_corners(corners: Sequence[float], width: int, height: int, label: str |
     return Box.from_pixels(x1, y1, x2, y2, width, height, label)
 
 
-def _check(points: Sequence[tuple[float, float]], width: int, height: int) -> None:
+def _check(points: Sequence[tuple[int | float, int | float]], width: int, height: int) -> None:
     if width <= 0 or height <= 0:
         raise BadBox("picture without a size")
     if not all(math.isfinite(value) for point in points for value in point):
@@ -44,7 +44,7 @@ def _check(points: Sequence[tuple[float, float]], width: int, height: int) -> No
         raise BadBox("box outside the picture")
 
 
-def from_coco(bbox: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+def from_coco(bbox: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
     """COCO, RefCOCO and Visual Genome: left, top, width, height in pixels."""
     if len(bbox) != 4:
         raise BadBox("box without four numbers")
@@ -58,7 +58,7 @@ def to_coco(box: Box, width: int, height: int) -> tuple[float, float, float, flo
     return x1, y1, x2 - x1, y2 - y1
 
 
-def from_shares(corners: Sequence[float], width: int, height: int, label: str | None = None) -> Box:
+def from_shares(corners: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
     """GRIT and others: left, top, right, bottom as shares of the sides, 0 to 1."""
     if len(corners) != 4:
         raise BadBox("box without four numbers")
@@ -143,7 +143,7 @@ def entities_of(sentence: str) -> Iterator[tuple[str, str | None]]:
 
 
 def quad_from_corners(
-    points: Sequence[tuple[float, float]], width: int, height: int, label: str | None = None
+    points: Sequence[tuple[int | float, int | float]], width: int, height: int, label: str | None = None
 ) -> Quad:
     """Four corners in pixels, clockwise from the top left; raises BadBox."""
     if len(points) != 4:

@@ -116,7 +116,7 @@ def _facts(record: Record) -> Iterator[str]:
             yield f"thing: {record.phrase} at {corners}"
 
 
-def server(url: str, key: str | None = None, timeout: float = 120) -> Ask:
+def server(url: str, key: str | None = None, timeout: int | float = 120) -> Ask:
     """Any OpenAI-compatible server; `url` is that of its API, such as http://localhost:8000/v1. Raises ValueError."""
 
     def ask(body: dict[str, Any]) -> dict[str, Any]:

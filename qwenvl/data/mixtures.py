@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """One row of a table of the paper."""
 
     name: str
-    millions: float
+    millions: int | float
     datasets: tuple[str, ...]
 
 
@@ -115,7 +115,7 @@ def quotas(groups: Sequence[Group], table: Sequence[Row], total: int) -> list[in
     return largest_remainder(exact, total)
 
 
-def largest_remainder(weights: Sequence[float], total: int) -> list[int]:
+def largest_remainder(weights: Sequence[int | float], total: int) -> list[int]:
     """Whole numbers in proportion to weights that add up to `total`; of equal remainders the first gets more."""
     whole = sum(weights)
     if not weights or whole <= 0:

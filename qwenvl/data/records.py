@@ -44,7 +44,7 @@ class Pair:
     width: int | None = None
     """Pixels: of the file where there is one, else what the source says."""
     height: int | None = None
-    clip_score: float | None = None
+    clip_score: int | float | None = None
     """Cosine of the CLIP embeddings of picture and text, about 0.1 to 0.5; None if nobody computed it."""
     url: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: NOTHING)

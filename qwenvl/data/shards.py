@@ -13,9 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 BLOCK = 512
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An open binary file, or what unpacks one."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """An open binary file."""
+
+    def write(self, data: bytes, /) -> int: ...
 
 
 @contextmanager
@@ -58,14 +72,14 @@ def read_tar(path: Path) -> Iterator[Member]:
     with path.open("rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+        file: Readable = gzip.GzipFile(fileobj=raw) if zipped else raw
         try:
             yield from _members(file)
         except (OSError, EOFError) as error:  # gzip: checksum, cut stream
             yield Member("", b"", f"damaged archive ({error})")
 
 
-def _members(file: IO[bytes]) -> Iterator[Member]:
+def _members(file: Readable) -> Iterator[Member]:
     long_name: str | None = None
     while header := file.read(BLOCK):
         if not header.strip(b"\0") and len(header) == BLOCK:
@@ -107,7 +121,7 @@ def _valid(header: bytes) -> bool:
     return said == sum(header) - sum(header[148:156]) + 8 * 32
 
 
-def _next_valid(file: IO[bytes]) -> bytes:
+def _next_valid(file: Readable) -> bytes:
     while header := file.read(BLOCK):
         if header.strip(b"\0") and _valid(header):
             return header
@@ -138,7 +152,7 @@ def _pax_path(data: bytes) -> str | None:
 class TarWriter:
     """Appends files to a tar on an open binary file; equal calls give equal bytes."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Writable) -> None:
         self._file = file
 
     def add(self, name: str, data: bytes) -> None:

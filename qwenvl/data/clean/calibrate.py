@@ -39,11 +39,11 @@ class Sample:
 class Choice(NamedTuple):
     """One way to meet the target: `survival` is what it leaves of the sample."""
 
-    aspect_ratio: float
+    aspect_ratio: int | float
     short_side: int
-    clip_score: float | None
-    survival: float
-    mean_score: float
+    clip_score: int | float | None
+    survival: int | float
+    mean_score: int | float
     """Mean CLIP score of what is kept, NaN without scores: higher is what one pays small pictures for."""
 
 
@@ -62,7 +62,7 @@ def observe(samples: Iterable[Pair | Skipped], thresholds: Thresholds) -> Sample
     return Sample(columns[0], columns[1], columns[2], columns[3].astype(bool))
 
 
-def choices(sample: Sample, target: float) -> list[Choice]:
+def choices(sample: Sample, target: int | float) -> list[Choice]:
     """For each aspect ratio and short side the third threshold that leaves at least `target` of the sample,
     but no more than its values force; combinations that leave less already are left out. Best mean CLIP score first.
     """
@@ -92,7 +92,7 @@ def choices(sample: Sample, target: float) -> list[Choice]:
     return sorted(found, key=lambda c: (-c.mean_score if scored else 0.0, c.aspect_ratio, -c.short_side))
 
 
-def _nth_largest(values: NDArray[np.float64], count: float) -> float:
+def _nth_largest(values: NDArray[np.float64], count: int | float) -> float:
     """The largest threshold that leaves `count` values, NaN where there are fewer."""
     wanted = math.ceil(count - 1e-9)
     finite = np.sort(values[np.isfinite(values)])

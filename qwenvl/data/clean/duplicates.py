@@ -96,7 +96,7 @@ class Loser(NamedTuple):
     reason: str
 
 
-def losers(signatures: Sequence[NDArray[np.void]], thresholds: Thresholds) -> Iterator[Loser]:
+def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator[Loser]:
     """Who is dropped by the global rules, each by the first of them, in the order of `pipeline.GLOBAL_RULES`."""
     if not any(len(each) for each in signatures):
         return
@@ -130,18 +130,18 @@ def losers(signatures: Sequence[NDArray[np.void]], thresholds: Thresholds) -> It
             yield Loser(int(shard[place]), int(every["ordinal"][place]), rule, reason)
 
 
-def _not_longest(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[np.bool_]:
+def _not_longest(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     order = np.lexsort((np.arange(len(found)), -found["length"].astype(np.int64), found["picture"]))
     return _not_first_of(found["picture"][order], order)
 
 
-def _not_first_pair(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[np.bool_]:
+def _not_first_pair(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     both = found["picture"] ^ (found["text"] * np.uint64(0x9E3779B97F4A7C15))
     order = np.argsort(both, kind="stable")
     return _not_first_of(both[order], order)
 
 
-def _not_first_text(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[np.bool_]:
+def _not_first_text(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     order = np.argsort(found["words"], kind="stable")
     return _not_first_of(found["words"][order], order)
 
@@ -152,7 +152,7 @@ def _not_first_of(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray
     return lost
 
 
-def _near_pictures(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[np.bool_]:
+def _near_pictures(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     """Two hashes that differ in at most `most` bits agree in one of `most + 1` bands: only those are compared."""
     most = thresholds.near_pictures
     assert most is not None
@@ -167,7 +167,7 @@ def _near_pictures(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[n
     )
 
 
-def _near_texts(found: NDArray[np.void], thresholds: Thresholds) -> NDArray[np.bool_]:
+def _near_texts(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     """MinHash in 16 bands of 4: texts with a similarity of 0.8 share a band with a probability of 0.9998."""
     least = thresholds.near_texts
     assert least is not None

@@ -29,7 +29,7 @@ from qwenvl.data.clean.reading import Fetch, Sample, Source, read_samples
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import TarWriter, atomic, dump, write_tar
 
-Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[float]]
+Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[int | float]]
 """CLIP scores of pairs that carry a picture, one float each."""
 
 ScorerFactory: TypeAlias = Callable[[], Scorer]

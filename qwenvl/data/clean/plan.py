@@ -27,20 +27,20 @@ class Plan:
     pairs: int
     kept: int
     shards: int
-    shard_seconds: float
+    shard_seconds: int | float
     """Time one core works on one shard: what a kill costs at most."""
-    core_hours: float
-    hours: float
+    core_hours: int | float
+    hours: int | float
     """Wall time on all cores, scoring included."""
-    score_gpu_hours: float
-    read_tb: float
-    write_tb: float
-    aside_gb: float
+    score_gpu_hours: int | float
+    read_tb: int | float
+    write_tb: int | float
+    aside_gb: int | float
     failure_budget: int
     """Samples that may be unreadable before the run should be stopped and looked at."""
     shard_failures_budget: int
     """Shards that may have to be done twice without moving the end of the run by more than one per cent."""
-    disk_mb_per_s: float
+    disk_mb_per_s: int | float
     """What the storage has to read and write in all."""
 
     def to_json(self) -> dict[str, Any]:
@@ -50,14 +50,14 @@ class Plan:
 
 def plan(
     pairs: int,
-    remaining: float,
+    remaining: int | float,
     *,
     cores: int,
     gpus: int = 0,
-    picture_kb: float = 30.0,
+    picture_kb: int | float = 30.0,
     shard: int = 10_000,
-    rate: float | None = None,
-    score_rate: float | None = None,
+    rate: int | float | None = None,
+    score_rate: int | float | None = None,
     columns_only: bool = False,
 ) -> Plan:
     """The plan of cleaning `pairs`, of which the share `remaining` is kept; raises ValueError for sizes below 1."""

@@ -19,19 +19,19 @@ from qwenvl.data.clean.rules import Detector
 class Thresholds:
     """All that cleaning can be told; None switches a rule off."""
 
-    aspect_ratio: float | None = 3.0
+    aspect_ratio: int | float | None = 3.0
     """Long side over short side at most (rule 1)."""
     short_side: int | None = 200
     """Pixels at least (rule 2)."""
-    clip_score: float | None = None
+    clip_score: int | float | None = None
     """Cosine at least (rule 3)."""
-    clip_score_at_most: float = 1.0
+    clip_score_at_most: int | float = 1.0
     """Cosine at most: drops pictures of the caption's own text."""
     languages: tuple[str, ...] | None = ("en",)
     """Languages whose letters may stand in a text (rule 4)."""
     detector: Detector = "words"
     """What looks at Latin text after the scripts: words (no library), cld2, or scripts (nothing)."""
-    han_share: float = 0.0
+    han_share: int | float = 0.0
     """Share of Chinese among the letters of a text at least."""
     emoji: bool = True
     """Drop texts with emoji (rule 5)."""
@@ -43,7 +43,7 @@ class Thresholds:
     """Clean entities and tags (rule 7)."""
     patterns: bool = True
     """Cut out URLs, file names, boilerplate, repeats (rule 8)."""
-    letters: float | None = 0.5
+    letters: int | float | None = 0.5
     """Share of letters at least, else the text is no sentence (rule 8); with it go mojibake, identifiers, tag soup."""
     tags: int = 8
     """Short items in a list from which on it is tag soup."""
@@ -57,11 +57,11 @@ class Thresholds:
     """Not in the paper: keep the first pair of equal texts, case and signs aside."""
     near_pictures: int | None = None
     """Not in the paper: bits of 64 by which perceptual hashes of near duplicates may differ, 0 to 7."""
-    near_texts: float | None = None
+    near_texts: int | float | None = None
     """Not in the paper: estimated Jaccard similarity from which on texts are near duplicates."""
-    unsafe: float | None = None
+    unsafe: int | float | None = None
     """Not in the paper: `punsafe` at most."""
-    watermark: float | None = None
+    watermark: int | float | None = None
     """Not in the paper: `pwatermark` at most."""
 
     def __post_init__(self) -> None:
@@ -101,9 +101,9 @@ class Preset:
     name: str
     dataset: str
     language: str
-    original: float
+    original: int | float
     """Millions of pairs before cleaning."""
-    cleaned: float
+    cleaned: int | float
     """Millions of pairs after it."""
     remaining: int
     """Per cent, as printed."""

@@ -196,13 +196,17 @@ def _from_lines(source: Source) -> Iterator[Sample]:
     for number, line in read_lines(source.path):
         key = f"{stem}-{number:08d}"
         try:
-            columns = _lower(json.loads(line.decode("utf-8")))
+            found = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             yield Skipped(key=key, kind="broken UTF-8", detail=str(error)[:200], source=source.name, raw=line)
             continue
-        except (json.JSONDecodeError, AttributeError, RecursionError) as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             yield Skipped(key=key, kind="broken JSON", detail=str(error)[:200], source=source.name, raw=line)
             continue
+        if not isinstance(found, dict):
+            yield Skipped(key=key, kind="broken JSON", detail="not an object", source=source.name, raw=line)
+            continue
+        columns = _lower(found)
         key = str(_first(columns, _KEY) or key)
         picture, missing = _picture(columns, source.path.parent)
         if missing is not None:

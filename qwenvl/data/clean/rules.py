@@ -24,7 +24,7 @@ Rule: TypeAlias = Callable[[Pair], str | None]
 Detector: TypeAlias = Literal["scripts", "words", "cld2"]
 
 
-def aspect_ratio_at_most(limit: float) -> Rule:
+def aspect_ratio_at_most(limit: int | float) -> Rule:
     """Rule 1: a picture too elongated shows nothing once it is squashed to a square."""
 
     def rule(pair: Pair) -> str | None:
@@ -48,7 +48,7 @@ def short_side_at_least(pixels: int) -> Rule:
     return rule
 
 
-def clip_score_between(low: float, high: float = 1.0) -> Rule:
+def clip_score_between(low: int | float, high: int | float = 1.0) -> Rule:
     """Rule 3: picture and text must belong together, by a cosine that each data set has its own threshold for.
 
     `high` is for pairs whose picture shows the caption itself as text: they score suspiciously well.
@@ -67,7 +67,9 @@ def clip_score_between(low: float, high: float = 1.0) -> Rule:
     return rule
 
 
-def written_in(languages: Collection[str], detector: Detector = "words", min_han_share: float = 0.0) -> Rule:
+def written_in(
+    languages: Collection[str], detector: Detector = "words", min_han_share: int | float = 0.0
+) -> Rule:
     """Rule 4: only characters of these languages ("en", "zh"), and for Latin text only the language English.
 
     Scripts decide first, then `detector` looks at texts without Chinese: "words" counts function words, "cld2" asks
@@ -124,7 +126,7 @@ _LETTERS = bytes([*range(65, 91), *range(97, 123)])
 _SEPARATORS = re.compile(r"[,|;/，、；·]")
 
 
-def regular(*, least_letters: float = 0.5, most_tags: int = 8) -> Rule:
+def regular(*, least_letters: int | float = 0.5, most_tags: int = 8) -> Rule:
     """Rule 8, where cutting out does not help: identifiers, tables of numbers, tag soup.
 
     `least_letters`: share of letters among the visible characters. `most_tags`: a list of that many short items or more
@@ -174,7 +176,7 @@ def no_special_tags(pattern: str = r"<[A-Z_]{2,}>") -> Rule:
     return rule
 
 
-def column_at_most(column: str, limit: float) -> Rule:
+def column_at_most(column: str, limit: int | float) -> Rule:
     """Not in the paper: a score of the source must not exceed `limit`, as LAION's `punsafe` and `pwatermark`.
 
     A pair without the column is kept, one whose value is no number is dropped.

@@ -46,7 +46,9 @@ def most_boxes(spans: Iterable[Span]) -> list[Span]:
     return [ordered[place] for place in best[-1][1]]
 
 
-def grit_spans(row: Mapping[str, Any], least_score: float = GRIT_SCORE) -> tuple[list[Span], list[Skipped]]:
+def grit_spans(
+    row: Mapping[str, Any], least_score: int | float = GRIT_SCORE
+) -> tuple[list[Span], list[Skipped]]:
     """Noun chunks and referring expressions of a row: `[start, end, x1, y1, x2, y2, score]`, shares of the sides."""
     width, height = int(row.get("width") or 1000), int(row.get("height") or 1000)
     caption, key = str(row["caption"]), str(row.get("key", ""))
