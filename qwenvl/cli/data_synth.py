@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from qwenvl.data.records import Skipped
     from qwenvl.data.synth.pages.page import Page
+    from qwenvl.data.synth.pages.rules import Limits
 
 
 def data_synth(
@@ -28,6 +29,10 @@ def data_synth(
     backgrounds: Path | None = None,
     format: Literal["tar", "folder"] = "tar",
     per_shard: int = 1000,
+    smallest_side: int = 224,
+    fewest_characters: int = 20,
+    most_characters: int = 6000,
+    seconds: float = 5.0,
     scripts: bool = False,
     json: bool = False,
 ) -> None:
@@ -55,6 +60,10 @@ def data_synth(
         backgrounds: pages: folder of pictures instead of made-up surfaces.
         format: tar (WebDataset) or folder.
         per_shard: Pages per tar.
+        smallest_side: pdf and html: pixels; smaller pages are dropped, as are pages with
+        fewest_characters: pdf and html: fewer characters than this, or
+        most_characters: pdf and html: more than this, white space not counted.
+        seconds: html: time for a page to load and be read.
         scripts: html: run the programs in the pages; only for pages you trust.
         json: Print the counts as JSON.
     """
@@ -69,7 +78,13 @@ def data_synth(
             raise ValueError(f"`pages` are drawn, not read: remove {sources[0]}, or say pdf or html.")
         made = _drawn(seed, start, count, look, size, chinese, fonts, texts, backgrounds)
     else:
-        made = _read(kind, sources, count, size, scripts)
+        from qwenvl.data.synth.pages.rules import Limits
+
+        limits = Limits(
+            smallest_side=smallest_side, fewest_characters=fewest_characters, most_characters=most_characters
+        )
+        web = {"scripts": scripts, "seconds": seconds}
+        made = _read(kind, sources, count, limits, {"longest": size or 1600} if kind == "pdf" else web)
     tar = format == "tar"
     first_shard = start // per_shard if kind == "pages" and per_shard > 0 else 0
     counts = write_pages(_progress(made, count), out, tar=tar, per_shard=per_shard, first_shard=first_shard)
@@ -110,7 +125,7 @@ def _drawn(
 
 
 def _read(
-    kind: str, sources: tuple[Path, ...], count: int, size: int | None, scripts: bool
+    kind: str, sources: tuple[Path, ...], count: int, limits: "Limits", options: dict[str, Any]
 ) -> "Iterator[tuple[str, Page | Skipped]]":
     from itertools import islice
 
@@ -123,8 +138,8 @@ def _read(
         raise ValueError(
             f"no {kind} files named; give files, or folders with {' or '.join(sorted(suffixes))} in them."
         )
-    pages = pdf_files(paths, longest=size or 1600) if kind == "pdf" else html_pages(paths, scripts=scripts)
-    return islice(pages, count)
+    read = pdf_files if kind == "pdf" else html_pages
+    return islice(read(paths, limits=limits, **options), count)
 
 
 def _files(source: Path, suffixes: set[str]) -> list[Path]:

@@ -302,7 +302,7 @@ def test_html_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "in/b.htm").write_text(
         "<p style='height:400px'>Enough characters for the rule that counts them"
     )
-    words = ["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    words = ["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--seconds", "60"]
     assert elsewhere(lambda: cli.main(words)) == 0
     told = capsys.readouterr().out
     assert "- fewer than 20 characters" in told and "50.0 %" in told
