@@ -1,6 +1,6 @@
 """Data-Juicer's nearest operators and our `clean` on the same rows, one process each.
 
-    $ python benchmarks/versus_data_juicer.py rows FOLDER [--rows 1000]    in our environment: writes the rows, times ours
+    $ python benchmarks/versus_data_juicer.py rows FOLDER [--rows 1000]    in our environment: writes rows, times ours
     $ python benchmarks/versus_data_juicer.py juicer FOLDER                in one with py-data-juicer: times theirs
 
 Nine operators stand for the eight rules without language identification (theirs downloads weights) and CLIP.
