@@ -1,7 +1,9 @@
 """Where shards are worked on: here, in processes of this machine, or on Ray; one function, one result."""
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -44,7 +46,9 @@ def _work(work: Work[Result], job: Job) -> Result:
 
 def _in_processes(work: Work[Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")  # forking after threads were started can deadlock
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent
+    ) as pool:
         try:
             pending = [pool.submit(_work, work, job) for job in jobs]
             for done in as_completed(pending):
@@ -52,6 +56,18 @@ def _in_processes(work: Work[Result], jobs: Sequence[Job], workers: int) -> Iter
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _die_with_parent() -> None:
+    """A killed run leaves no worker behind that would wait for ever, or write beside the run that resumes it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # === Ray: one task per shard; a scorer is an actor with a GPU of its own ===

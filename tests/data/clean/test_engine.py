@@ -1,5 +1,6 @@
 """A whole source cleaned: each planted defect caught by its rule, the same bytes from any executor and after a kill."""
 
+import contextlib
 import json
 import os
 import signal
@@ -106,17 +107,46 @@ from pathlib import Path
 from qwenvl.data.clean.run import clean
 sys.path.insert(0, str(Path({test!r}).parent))
 from test_engine import settings
-clean(Path({raw!r}), Path({out!r}), settings())
+if __name__ == "__main__":
+    clean(Path({raw!r}), Path({out!r}), settings(), executor={executor!r}, workers=2)
 """
 
 
+def wait_until_gone(group: int) -> None:
+    """The workers of a killed run die with it: soon nothing is left of its process group."""
+    deadline = time.monotonic() + 30
+    while is_running(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_running(group):
+        os.killpg(group, signal.SIGKILL)
+        raise AssertionError("workers outlived the run that was killed")
+
+
+def is_running(group: int) -> bool:
+    """Whether a process of the group is more than a zombie, which a container without an init may keep."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            states += [state] * (int(its_group) == group)
+    return any(state not in "ZX" for state in states)
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
 def test_killed_and_resumed_it_writes_the_same_bytes(
-    raw: tuple[Path, list[Planted]], cleaned: Path, tmp_path: Path
+    executor: str, raw: tuple[Path, list[Planted]], cleaned: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    program = KILLED.format(test=__file__, raw=str(raw[0]), out=str(out))
+    program = tmp_path / "run.py"
+    program.write_text(KILLED.format(test=__file__, raw=str(raw[0]), out=str(out), executor=executor))
     root = str(Path(__file__).parents[3])
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root})
+    process = subprocess.Popen(
+        [sys.executable, str(program)], env={**os.environ, "PYTHONPATH": root}, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (out / "done" / "00000.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it could be killed"
@@ -124,6 +154,7 @@ def test_killed_and_resumed_it_writes_the_same_bytes(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "statistics.json").exists()
+    wait_until_gone(process.pid)
     outcome = clean(raw[0], out, settings())
     assert 1 <= outcome.resumed < outcome.shards
     left = {name: data for name, data in contents(out).items() if not name.endswith(".tmp")}
