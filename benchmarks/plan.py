@@ -117,7 +117,9 @@ def main() -> None:
     config = shape(given.scale)
     text = 512 - 66 - 8
     planned = plan(
-        stage, config, Assumptions(text_tokens=text, sharding="none", on_cpu=given.device == "cpu", memory=2)
+        stage,
+        config,
+        Assumptions(text_tokens=float(text), sharding="none", on_cpu=given.device == "cpu", memory=2.0),
     )
     real = measured(config, stage, given.device)
     print(

@@ -4,19 +4,25 @@ from pathlib import Path
 from typing import Literal
 
 
-def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official"] = "qwenvl") -> int:
+def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official", "hf"] = "qwenvl") -> int:
     """Rewrite a checkpoint bit for bit in our format or in the official one.
 
     Every tensor keeps its bits and its precision; vocabulary and settings travel along. The official format is read
-    whole or sharded, from .safetensors or .bin, and an official config.json comes back as it was.
+    whole or sharded, from .safetensors or .bin, and an official config.json comes back as it was. `hf` is our format
+    with what the Auto classes of transformers 5 look for; `qwenvl` reads it as well.
 
     Args:
         source: A model folder (ours or official), a hub id, or `tiny`.
         target: The folder to write; one that holds a model is replaced, anything else is refused.
         to: The format to write.
     """
-    from qwenvl.checkpoint import folder
+    if to == "hf":
+        from qwenvl.integrations.transformers import export
 
-    folder.convert(source, target, to=to)
+        export(source, target)
+    else:
+        from qwenvl.checkpoint import folder
+
+        folder.convert(source, target, to=to)
     print(f"{target}: {to} format, {sum(f.stat().st_size for f in target.iterdir()) / 1e6:,.1f} MB")
     return 0

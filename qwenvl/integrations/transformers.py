@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from qwenvl.checkpoint import folder
 from qwenvl.checkpoint.folder import MODEL_TYPE
 from qwenvl.config import ModelConfig
 from qwenvl.integrations.processor import QwenVLProcessor, QwenVLTokenizer
@@ -39,6 +40,7 @@ from qwenvl.tokenizer import SPECIALS
 class QwenVLConfig(PreTrainedConfig):
     """`ModelConfig` as transformers wants it; `shape` is the typed original."""
 
+    __no_type_check__ = True  # transformers writes __init__ itself; a checked one would take no unknown keys
     model_type = MODEL_TYPE
     vision: dict[str, Any] | None = None
     adapter: dict[str, Any] | None = None
@@ -93,9 +95,9 @@ class QwenVLConfig(PreTrainedConfig):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Write config.json."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "config.json").write_text(
             json.dumps(self.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
         )
 
@@ -278,6 +280,12 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
         shifted, labels[:, 1:].flatten().to(logits.device), ignore_index=-100, reduction="sum"
     )
     return total / ((labels[:, 1:] != -100).sum().clamp(min=1) if items is None else items)
+
+
+def export(source: str | Path, target: Path) -> None:
+    """Rewrite a checkpoint, bit for bit, as a folder that every Auto class loads: ours, and the tokenizer's class."""
+    folder.convert(source, target)
+    QwenVLProcessor.from_pretrained(target).save_pretrained(target)
 
 
 AutoConfig.register(MODEL_TYPE, QwenVLConfig, exist_ok=True)

@@ -169,7 +169,7 @@ def learning_part(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def learned_logits(
     model: QwenVL, tokenizer: Tokenizer, conversations: Sequence[Conversation]
-) -> list[Float[Tensor, "tokens vocab"]]:
+) -> list[Float[Tensor, "_ vocab"]]:
     """Logits that predict the learned tokens of each dialogue, float32 on the CPU; the model is left in evaluation."""
     model.eval()
     device, logits = model.llm.embed.weight.device, []

@@ -49,10 +49,10 @@ def _join(
         dist.destroy_process_group()
 
 
-def summed(*values: float) -> list[float]:
+def summed(*values: float | int) -> list[float]:
     """Each value, added up over all processes."""
     if world_size() == 1:
-        return list(values)
+        return [float(value) for value in values]
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()

@@ -219,9 +219,13 @@ def trace(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on
         return _run(small, stage, rows, images, on_cpu=on_cpu)
 
     base = with_layers(2, 2)
-    vision = with_layers(3, 2) + base.times(-1)
-    llm = with_layers(2, 3) + base.times(-1)
-    return base + vision.times(max(0, config.vision.layers - 2)) + llm.times(max(0, config.llm.layers - 2))
+    vision = with_layers(3, 2) + base.times(-1.0)
+    llm = with_layers(2, 3) + base.times(-1.0)
+    return (
+        base
+        + vision.times(max(0.0, config.vision.layers - 2.0))
+        + llm.times(max(0.0, config.llm.layers - 2.0))
+    )
 
 
 def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool) -> Traced:
@@ -248,7 +252,7 @@ def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_
     mask = (
         0 if on_cpu else rows * length**2 * 4
     )  # a GPU's kernel reads the mask of the packed rows, one for all blocks
-    return Traced(sum(kept.values()) + mask, counter.get_total_flops())
+    return Traced(float(sum(kept.values()) + mask), float(counter.get_total_flops()))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("transformers")
 
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
 import qwenvl
 from qwenvl.checkpoint import folder
@@ -102,6 +102,25 @@ def test_saved_and_loaded_again_by_both_sides(model, processor, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor) and torch.equal(plain.state_dict()[name], tensor)
     asked_ours = qwenvl.Assistant.load(tmp_path / "saved", CPU).ask(PICTURE, "Hi", max_new_tokens=4)
     assert asked_ours.tokens
+
+
+def test_convert_to_hf_loads_through_every_auto_class(tmp_path):
+    from qwenvl.cli import main
+
+    target = tmp_path / "hf"
+    assert main(["convert", str(GOLDEN / "tiny_q4"), str(target), "--to", "hf"]) == 0
+    assert AutoTokenizer.from_pretrained(target).core.imgpad == AutoConfig.from_pretrained(target).imgpad_id
+    assert AutoProcessor.from_pretrained(target).queries == 4
+    theirs = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32).state_dict()
+    assert all(torch.equal(theirs[name], tensor.float()) for name, tensor in stored(target).items())
+    assert main(["convert", str(target), str(tmp_path / "back"), "--to", "official"]) == 0
+
+
+def stored(place: Path) -> dict[str, torch.Tensor]:
+    """Tensors as they are on the disk."""
+    from safetensors.torch import load_file
+
+    return load_file(place / "model.safetensors")
 
 
 def test_half_precision_is_whole(ours):

@@ -140,9 +140,9 @@ def test_three_blocks_tell_the_cost_of_all() -> None:
 
 
 def test_sharding_saves_memory() -> None:
-    whole = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1))
-    over_four = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1, gpus=4, sharding="full"))
-    state_only = plan(stage(), SMALL, Assumptions(text_tokens=20, memory=1, gpus=4, sharding="optimizer"))
+    whole = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0))
+    over_four = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=4, sharding="full"))
+    state_only = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=4, sharding="optimizer"))
     assert over_four.memory["weights"] == whole.memory["weights"] / 4
     assert state_only.memory["weights"] == whole.memory["weights"]
     assert state_only.memory["optimizer"] == whole.memory["optimizer"] / 4
@@ -151,7 +151,7 @@ def test_sharding_saves_memory() -> None:
 
 def test_impossible_questions_are_told() -> None:
     with pytest.raises(ValueError, match="does not fit a row of 64"):
-        plan(stage(), SMALL, Assumptions(text_tokens=100))
+        plan(stage(), SMALL, Assumptions(text_tokens=100.0))
     with pytest.raises(ValueError, match="an MFU in"):
         Assumptions(mfu=1.5)
 
