@@ -176,9 +176,7 @@ def dense_labels(scene: Scene, grid: int) -> DenseLabels:
             color[covered] = COLORS.index(item.color) + 1
             size[covered] = SIZES.index(item.size) + 1
     character_classes = quarters.reshape(grid, 2, grid, 2).transpose(0, 2, 1, 3)
-    return DenseLabels(
-        shape=shape, color=color, size=size, box=edges, word=word, character=character_classes
-    )
+    return DenseLabels(shape=shape, color=color, size=size, box=edges, word=word, character=character_classes)
 
 
 def _covered(box: Corners, grid: int) -> tuple[slice, slice]:
