@@ -50,7 +50,7 @@ check-tests:
 	fi
 	@echo "== tests: every shape checked"
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not compile" \
-	    --jaxtyping-packages=qwenvl,beartype.beartype --durations 10
+	    --jaxtyping-packages=qwenvl,typecheck.check --durations 10
 
 format: $(VENV)/.test
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .

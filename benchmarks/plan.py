@@ -10,7 +10,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -71,7 +70,9 @@ def measured(config: ModelConfig, stage: StageConfig, device: str) -> float:
     def peak() -> float:
         if device == "cuda":
             return float(torch.cuda.max_memory_allocated())
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        # Not ru_maxrss: Linux hands a child its parent's peak, which in a test run is the larger one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     def resident() -> float:
         if device == "cuda":

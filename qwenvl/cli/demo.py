@@ -6,6 +6,7 @@ from pathlib import Path
 def demo(
     *,
     out: Path = Path("runs/demo"),
+    recipe: str = "demo",
     pictures: int = 300,
     processes: int = 2,
     scale: float = 1.0,
@@ -18,6 +19,7 @@ def demo(
 
     Args:
         out: Folder of the run; the page is report.html in it.
+        recipe: What is trained from scratch: a folder of recipes/ that has a recipe.toml.
         pictures: Held-out pictures that both models are scored on.
         processes: Training processes, one core each.
         scale: Factor on the updates of every stage: 0.1 for a quick look.
@@ -28,7 +30,10 @@ def demo(
     from qwenvl.demo.run import Plan, run
 
     console = Console()
-    report = run(Plan(folder=out, pictures=pictures, processes=processes, scale=scale, seed=seed), console)
+    report = run(
+        Plan(folder=out, recipe=recipe, pictures=pictures, processes=processes, scale=scale, seed=seed),
+        console,
+    )
     console.print(f"\nThe report: [bold]{report}[/bold]\n\nNext:", highlight=False)
     console.print("  qwenvl chat tiny PICTURE", highlight=False)
     console.print('  qwenvl ask tiny PICTURE "Where is the red circle?" --out boxes.png', highlight=False)

@@ -30,7 +30,7 @@ def plan(
     assumption (MFU), everything else is counted; activation checkpointing and tensor parallelism are not assumed.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
-      qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24 --tflops 165
+      qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24
 
     Args:
         stage: A stage file.

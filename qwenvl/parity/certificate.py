@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 Status = Literal["PASS", "FIXED", "FAIL"]
 
@@ -197,19 +197,19 @@ def run(paths: Sequence[str | Path], json: bool = False) -> int:
             results.append(result)
             status.update(f"{len(results)} cases: {result.case[:60]}")
     if json:
-        write_json(results, sys.stdout)
+        write_json(results)
     else:
         write_table(results, Console(width=None if sys.stdout.isatty() else 160))
     return main_status(results)
 
 
-def write_json(results: Sequence[Result], file: TextIO) -> None:
+def write_json(results: Sequence[Result]) -> None:
     """A line of JSON for every case (the fields of `Result`; null where a number is not finite), then the counts."""
     for result in results:
         row = {key: _json_number(value) for key, value in asdict(result).items()}
-        file.write(json.dumps(row) + "\n")
+        print(json.dumps(row))
     tally = Counter(result.status for result in results)
-    file.write(json.dumps({status: tally[status] for status in ("PASS", "FIXED", "FAIL")}) + "\n")
+    print(json.dumps({status: tally[status] for status in ("PASS", "FIXED", "FAIL")}))
 
 
 def _json_number(value: Any) -> Any:

@@ -45,7 +45,7 @@ def _scienceqa_lines(source: Source) -> Iterator[Sample]:
         yield _science(str(record.get("question_id", number)), picture, record, where)
 
 
-def _science(name: str, picture: str, record: Mapping[str, Any], where: object) -> Sample:
+def _science(name: str, picture: str, record: Any, where: object) -> Sample:
     return Sample(
         id=name,
         pictures=(picture,),

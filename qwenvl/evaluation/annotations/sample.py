@@ -100,7 +100,7 @@ def is_lines(path: Path) -> bool:
     return path.suffix in (".jsonl", ".ndjson")
 
 
-def field(record: Mapping[str, Any], name: str, where: object) -> Any:
+def field(record: Any, name: str, where: object) -> Any:
     """A field that must be there. Raises ValueError for a file of another version."""
     if not isinstance(record, Mapping) or name not in record:
         has = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__

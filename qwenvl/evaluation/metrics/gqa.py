@@ -7,7 +7,7 @@ from qwenvl.evaluation.metrics import exact
 LEADS = ("is ", "are ", "a ", "an ", "the ")
 
 
-def extract_answer(raw: str) -> str:
+def extract_answer(raw: object) -> str:
     """The answer inside a sentence, by the release's rules: `The cat is on a mat of hay.` gives `mat`.
 
     The rules look for letters, not words, and take the piece between the first and the second hit: `pizza x` gives
@@ -22,6 +22,6 @@ def extract_answer(raw: str) -> str:
     return answer.split(" of")[0].strip()
 
 
-def score(raw: str, annotation: str | Sequence[str]) -> float:
+def score(raw: object, annotation: str | Sequence[str]) -> float:
     """1.0 if the extracted answer matches an annotation exactly, else 0.0."""
     return exact.score(extract_answer(raw), annotation)

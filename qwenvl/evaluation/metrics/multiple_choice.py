@@ -7,9 +7,10 @@ and the choice itself: the smallest *mean* negative log-likelihood over the toke
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEED_FRAMES = 8
@@ -60,7 +61,7 @@ def even_frames(frames: int, count: int) -> list[int]:
 
 
 def seed_frames(
-    frames: int, fps: float, segment: tuple[float, float] | None = None, count: int = SEED_FRAMES
+    frames: int, fps: float, segment: Sequence[float] | None = None, count: int = SEED_FRAMES
 ) -> list[int]:
     """Frame numbers shown for a video of `frames` frames, of which only `segment` (start, end in seconds) matters.
 
@@ -93,7 +94,7 @@ class Choice:
         return None if np.isnan(means).any() else int(means.argmin())
 
 
-def choose(logprobs: Sequence[ArrayLike], lengths: Sequence[int]) -> Choice:
+def choose(logprobs: Sequence[Sequence[float] | NDArray[Any]], lengths: Sequence[int]) -> Choice:
     """The choice from each option's token log-probabilities; the last `lengths[i]` positions are option i's tokens."""
     rows = [np.asarray(row, np.float32) for row in logprobs]
     if not rows or len(rows) != len(lengths):
