@@ -14,7 +14,7 @@ def demo(
 ) -> None:
     """Ask the shipped model, train another from scratch, score both on held-out pictures and write a report.
 
-    Takes under ten minutes on two cores. A demo that was stopped goes on where its training stopped; give another --out
+    Sized for ten minutes on two quiet cores. A demo that was stopped goes on where its training stopped; give another --out
     to start again.
 
     Args:
