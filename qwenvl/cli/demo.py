@@ -14,8 +14,8 @@ def demo(
 ) -> None:
     """Ask the shipped model, train another from scratch, score both on held-out pictures and write a report.
 
-    Sized for ten minutes on two quiet cores. A demo that was stopped goes on where its training stopped; give another --out
-    to start again.
+    Sized for ten minutes on two quiet cores. A demo that was stopped goes on where its training stopped; give another
+    --out to start again.
 
     Args:
         out: Folder of the run; the page is report.html in it.
