@@ -131,12 +131,13 @@ def next_token_nll_sum(
 _CLASSES = (
     *(SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1),
     *[len(CHARACTERS) + 1] * (LONGEST + 4),
+    *[10] * 8,
 )
 _BOX_WEIGHT = 20.0
 
 
 def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-    """For every patch: shape, colour, size, text and box of what covers it, and the character in each quarter."""
+    """For every patch: shape, colour, size, text, box and its digits of what covers it; each quarter's character."""
     head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
     nn.init.zeros_(head.bias)
@@ -152,6 +153,7 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
                     *(each.shape, each.color, each.size),
                     *each.word.transpose(2, 0, 1),
                     *each.character.reshape(grid, grid, 4).transpose(2, 0, 1),
+                    *each.digits.reshape(grid, grid, 8).transpose(2, 0, 1),
                 ]
             )
             for each in labels

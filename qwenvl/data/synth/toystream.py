@@ -18,10 +18,10 @@ from qwenvl.data.synth.toyworld import Dice, Scene, scene
 from qwenvl.markup import SYSTEM, Image, Rendered, Segment, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
-TASKS_PER_PICTURE = 6
+TASKS_PER_PICTURE = 9
 """Tasks asked about one picture: more share its cost, fewer show more pictures."""
 
-DOCUMENT_TOKENS = 256
+DOCUMENT_TOKENS = 224
 """A document of tasks is no longer than this: a task that would go beyond it is left out."""
 
 MIXED_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
@@ -38,9 +38,9 @@ class Vocabulary:
 
 
 def text_document(world: Vocabulary, index: int) -> Example:
-    """A scene in words as trunk, tasks about it as branches; everything is learned in the trunk."""
+    """A scene in words as trunk, tasks about it as branches; only answers are learned: scenes are drawn by chance."""
     shown = scene(world.seed, index)
-    trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries, learned=True)
+    trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries)
     return example(
         trunk, _branches(world, shown, MIXED_KINDS, TASKS_PER_PICTURE, DOCUMENT_TOKENS - len(trunk))
     )
