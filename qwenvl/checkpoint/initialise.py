@@ -77,7 +77,7 @@ def look_nearby_(adapter: Adapter) -> None:
     for rows in (*queries.split(head), *keys.split(head)):
         rows.zero_()
         rows[range(len(quick)), quick] = (NEARNESS * head**0.5) ** 0.5
-    adapter.project *= QUIET
+    adapter.project.mul_(QUIET)
 
 
 def load_qwen_7b_(model: QwenVL, checkpoint: str | Path) -> None:
