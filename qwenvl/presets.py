@@ -30,3 +30,15 @@ def tiny(vocab_size: int, imgpad_id: int) -> ModelConfig:
         ),
         imgpad_id=imgpad_id,
     )
+
+
+def demo(vocab_size: int, imgpad_id: int) -> ModelConfig:
+    """About 1.3M parameters over a vocabulary as of `tiny`: learns most in the few minutes that `qwenvl demo` has."""
+    return ModelConfig(
+        vision=VisionConfig(width=144, layers=3, heads=4, mlp_width=432, image_size=112),
+        adapter=AdapterConfig(queries=36, heads=4),
+        llm=LLMConfig(
+            vocab_size=vocab_size, hidden=128, layers=3, heads=4, mlp_width=352, sequence_length=1024
+        ),
+        imgpad_id=imgpad_id,
+    )
