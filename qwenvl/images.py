@@ -150,8 +150,9 @@ def _guard(decode: Callable[[], T], name: str) -> T:
     """Run one step of Pillow; its decoders raise a zoo of types on bad input, of which one ValueError is made."""
     try:
         return decode()
-    except pillow.DecompressionBombError:
-        raise ValueError(_too_large(name, "far larger")) from None
+    except pillow.DecompressionBombError as error:
+        size = re.search(r"\d+", str(error))
+        raise ValueError(_too_large(name, size[0] if size else "too many")) from None
     except UnidentifiedImageError:
         raise ValueError(
             f"Not a picture: {name} is in no format Pillow knows; give a JPEG, PNG or WebP."

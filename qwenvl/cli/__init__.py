@@ -12,6 +12,7 @@ A command's file is imported only when that command runs, and torch only when it
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 COMMANDS: Mapping[str, str] = {
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = args[:1] == ["--debug"]
     if debug:
         del args[0]
+    elif (
+        not sys.warnoptions
+    ):  # libraries warn about files and versions; an error of ours says what matters in one line
+        warnings.simplefilter("ignore")
     try:
         status = _run(args)
         sys.stdout.flush()

@@ -34,6 +34,10 @@ def train(
     from qwenvl.train.recipe import run_recipe, run_stage
     from qwenvl.train.stages import StageConfig
 
+    if processes < 1 or scale <= 0:
+        raise ValueError(
+            f"--processes is {processes}, --scale {scale}; expected at least 1, and more than 0."
+        )
     runtime = Runtime.detect(device=device, dtype="float32")
     if recipe.is_dir():
         if init is not None:

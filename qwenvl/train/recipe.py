@@ -145,6 +145,7 @@ def _train_stage(
     if parallel.world_size() > 1:
         torch.set_num_threads(1)
     model = checkpoint.load(init, runtime)
+    model.config.at(stage.image_size)  # raises where patches do not fill such a picture
     train(model, Tokenizer.load(init), stage, run_dir, runtime, watch=watch)
     if parallel.rank() == 0:
         checkpoint.save(model, run_dir / "model", companions=init)

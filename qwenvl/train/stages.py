@@ -82,6 +82,11 @@ class StageConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "sequence_length", "documents", "micro_documents", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
+                )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(
