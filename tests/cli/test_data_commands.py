@@ -58,7 +58,7 @@ def test_clean_then_read_then_mix_then_inspect(raw: Path, run: Run, tmp_path: Pa
     assert "CC3M" in run("data", "mix", records, "--out", mixed)
     assert len(mixed.read_text().splitlines()) == kept
     run("data", "inspect", mixed, "--out", shown, "--count", "3", "--queries", "4", "--row-length", "400")
-    assert "packed into rows of 400" in shown.read_text()
+    assert "packed into rows of 400" in shown.read_text() and "too long for a row" not in shown.read_text()
 
 
 def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -> None:
@@ -75,8 +75,23 @@ def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -
         "data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "page.html", "--queries", "4"
     )
     page = (tmp_path / "page.html").read_text()
-    assert "<span class=yes" in page and "[4 x imgpad]" in page and "No picture at" in page
-    assert "&lt;b&gt;runs" in page and "<b>runs" not in page, "text of the data is never markup of the page"
+    assert "too long for a row" not in page
+    short = ("--row-length", "60", "--queries", "4")
+    run("data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "short.html", *short)
+        "data",
+        "inspect",
+        tmp_path / "r.jsonl",
+        "--out",
+        tmp_path / "short.html",
+        "--row-length",
+        "60",
+        "--queries",
+        "4",
+    )
+    assert "too long for a row, never cut: 0, 2" in (tmp_path / "short.html").read_text()
+    assert f"<span class=yes>T<small>{ord('T')}</small>" in page
+    assert "4 × imgpad<small>" in page and "No picture at" in page
+    assert "<b>" not in page, "text of the data is never markup of the page"
 
 
 def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None:
