@@ -78,16 +78,6 @@ def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -
     assert "too long for a row" not in page
     short = ("--row-length", "60", "--queries", "4")
     run("data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "short.html", *short)
-        "data",
-        "inspect",
-        tmp_path / "r.jsonl",
-        "--out",
-        tmp_path / "short.html",
-        "--row-length",
-        "60",
-        "--queries",
-        "4",
-    )
     assert "too long for a row, never cut: 0, 2" in (tmp_path / "short.html").read_text()
     assert f"<span class=yes>T<small>{ord('T')}</small>" in page
     assert "4 × imgpad<small>" in page and "No picture at" in page
