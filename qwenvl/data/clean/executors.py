@@ -32,16 +32,13 @@ AHEAD = 2
 
 @contextmanager
 def workers(executor: Executor, number: int, settings: Settings) -> Iterator[Map]:
-    """Workers for as long as the block lasts, the same for both passes; raises ValueError for an unknown executor.
+    """Workers for as long as the block lasts, the same for both passes; raises ValueError for none of them.
 
     `number` of processes, or CPUs of a local Ray; a Ray cluster that is there already brings its own.
     """
     if number < 1:
         raise ValueError(f"{number} workers; expected at least 1.")
-    opened = {"inline": _inline, "process": _processes, "ray": _on_ray}.get(executor)
-    if opened is None:
-        raise ValueError(f"executor is {executor!r}; expected inline, process or ray.")
-    with opened(number, settings) as handed_out:
+    with {"inline": _inline, "process": _processes, "ray": _on_ray}[executor](number, settings) as handed_out:
         yield handed_out
 
 

@@ -1,26 +1,29 @@
 """A whole source cleaned: each planted defect caught by its rule, the same bytes from any executor and after a kill."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from qwenvl.data.clean.contamination import Benchmarks, not_in
 from qwenvl.data.clean.duplicates import minhash
-from qwenvl.data.clean.engine import Settings
+from qwenvl.data.clean.engine import Job, Settings, clean_shard
+from qwenvl.data.clean.executors import workers
 from qwenvl.data.clean.pipeline import Step
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.reading import Source, read_samples
 from qwenvl.data.clean.run import clean, table
 from qwenvl.data.records import Pair
-from qwenvl.data.shards import read_tar
+from qwenvl.data.shards import dump, read_tar, write_tar
 from qwenvl.data.synth.rawpairs import KEPT, Planted, became, benchmark_texts, planted, strict, write_raw
 
 COUNT = 500
@@ -171,6 +174,57 @@ def test_another_run_into_the_same_folder_is_refused(
         clean(raw[0], tmp_path, settings())
     with pytest.raises(ValueError, match="source and destination"):
         clean(raw[0], raw[0], settings())
+
+
+class Watched(list[Job]):
+    """Jobs that count how many were asked for."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in super().__iter__():
+            self.taken += 1
+            yield job
+
+
+def test_only_a_few_shards_are_under_way(raw: tuple[Path, list[Planted]], tmp_path: Path) -> None:
+    jobs = Watched(
+        Job(index=k, path=path, out=tmp_path) for k, path in enumerate(sorted(raw[0].glob("*.tar")))
+    )
+    assert len(jobs) == 4
+    with workers("process", 1, Settings(thresholds=Thresholds())) as handed_out:
+        done = handed_out(clean_shard, jobs)
+        next(done)
+        assert jobs.taken == 2
+        assert len(list(done)) == 3 and jobs.taken == 4
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
+    def tidy(done: int, total: int) -> None:
+        gc.collect()  # the hook that checks every annotation leaves cycles with the pictures in them
+
+    pairs = planted(10, share=0.0)
+    sound = Settings(thresholds=Thresholds(languages=("en", "zh")))
+    peaks = []
+    for number, shards in enumerate((2, 2, 20)):  # the first warms up
+        source = tmp_path / f"in {number}"
+        for k in range(shards):
+            with write_tar(source / f"{k}.tar") as tar:
+                for pair in pairs:
+                    tar.add(f"{pair.key}.jpg", pair.picture)
+                    tar.add(f"{pair.key}.json", dump({"text": pair.text}))
+        tracemalloc.start()
+        outcome = clean(source, tmp_path / f"out {number}", sound, progress=tidy)
+        assert outcome.total.kept == 10 * shards
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1], "ten times the shards, and the same memory"
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="0 workers; expected at least 1"):
+        clean(tmp_path / "a.jsonl", tmp_path / "out", settings(), executor="process", workers=0)
 
 
 class Seven:
