@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "data calibrate": "thresholds that leave the share of a source that Table 2 reports",
     "data read": "annotations as others published them, to records",
     "data mix": "the mixtures of Tables 2 and 3 from the sources at hand",
+    "data dialogues": "dialogues for stage 3: joined from records, or written by a server",
     "data inspect": "a page of what was kept and dropped, or of formatted samples",
     "data plan": "shards, cores, hours and bytes of cleaning a source",
     "data synth": "OCR pages with a quad for every line: drawn, from PDF, from HTML",
