@@ -7,6 +7,7 @@
 No document is cut, hence no picture is.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data.formats import IGNORE, Example
+from qwenvl.data.records import Skipped
 from qwenvl.markup import Image
 
 DOCUMENT = 1024
@@ -31,6 +33,8 @@ class Rows:
     segments: NDArray[np.int64]
     positions: NDArray[np.int64]
     images: tuple[Image, ...]
+    left_out: tuple[Skipped, ...] = ()
+    """Documents that should have been in these rows and could not be used."""
 
     @property
     def fill(self) -> float:
@@ -41,7 +45,7 @@ class Rows:
 def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     """Which items share a row: best fit, longest first; every index once. Raises ValueError for one too long."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []  # what is left of each row and its number, the fullest row first
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[index]
         if length > row_length:
@@ -49,29 +53,40 @@ def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
                 f"a document of {length} tokens does not fit a row of {row_length}; documents are never cut: raise "
                 "sequence_length or shorten the document."
             )
-        open_rows = [row for row, left in enumerate(room) if left >= length]
-        if not open_rows:
+        best = bisect_left(room, (length, -1))
+        left, row = room.pop(best) if best < len(room) else (row_length, len(rows))
+        if row == len(rows):
             rows.append([])
-            room.append(row_length)
-            open_rows = [len(rows) - 1]
-        best = min(open_rows, key=room.__getitem__)
-        rows[best].append(index)
-        room[best] -= length
+        rows[row].append(index)
+        insort(room, (left - length, row))
     return rows
 
 
 def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: int) -> Rows:
     """Pack documents into as few rows of `row_length` tokens as best fit finds, the rest of each row is padding."""
+    rows = fit([len(each) for each in examples], row_length)
+    members = [[examples[index] for index in row] for row in rows]
+    return assemble(members, row_length, packing=packing, pad_id=pad_id)
+
+
+def assemble(
+    rows: Sequence[Sequence[Example]],
+    row_length: int,
+    *,
+    packing: str,
+    pad_id: int,
+    left_out: Sequence[Skipped] = (),
+) -> Rows:
+    """Rows of documents as arrays; a row may be empty."""
     if packing not in PACKINGS:
         raise ValueError(f"packing is {packing!r}; expected one of {', '.join(PACKINGS)}.")
-    rows = fit([len(each) for each in examples], row_length)
     shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
     segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, members in enumerate(rows):
         start = 0
-        for document, index in enumerate(members, 1):
-            each, stop = examples[index], start + len(examples[index])
+        for document, each in enumerate(members, 1):
+            stop = start + len(each)
             ids[row, start:stop], labels[row, start:stop] = each.ids, each.labels
             if packing == "isolated":
                 segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
@@ -79,5 +94,11 @@ def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: 
             else:
                 segments[row, start:stop], positions[row, start:stop] = DOCUMENT, range(start, stop)
             start = stop
-    images = tuple(image for row in rows for index in row for image in examples[index].images)
-    return Rows(ids=ids, labels=labels, segments=segments, positions=positions, images=images)
+    return Rows(
+        ids=ids,
+        labels=labels,
+        segments=segments,
+        positions=positions,
+        images=tuple(image for members in rows for each in members for image in each.images),
+        left_out=tuple(left_out),
+    )

@@ -1,0 +1,179 @@
+"""Documents into micro-batches of packed rows, alone or by worker processes ahead of time.
+
+Documents are packed window by window, a window being more than a micro-batch, because few documents leave rows half
+empty. Its rows are dealt in a random order to as many micro-batches as the window has documents for:
+
+    documents   0 ............ window ............ 2 x window        numbers of the stream
+    rows        [ ][ ][ ][ ][ ][ ]  packed together, then shuffled
+    micro       0    1    2         whoever asks for documents 0 .. micro gets the first share of the rows
+
+So a micro-batch is a function of (seed, number) alone: how many ranks share an update, how many workers read ahead and
+whether the run was stopped in between change nothing.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from qwenvl.data.formats import Example
+from qwenvl.data.packing import Rows, assemble, fit
+from qwenvl.data.records import Skipped
+from qwenvl.data.stream.order import permuted
+from qwenvl.data.stream.pictures import square
+from qwenvl.data.stream.sources import Document
+from qwenvl.markup import Image
+
+HOPELESS = 32
+"""A window of at least so many documents of which none can be used is no accident."""
+
+AHEAD = 2
+"""Micro-batches that each worker is ahead."""
+
+Packed = list[list[Example]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Micro-batches by the numbers of their documents."""
+
+    document: Callable[[int], Document]
+    row_length: int
+    packing: str
+    pad_id: int
+    micro: int
+    """Documents of a micro-batch."""
+    window: int = 0
+    """Documents packed together, a multiple of `micro`; 0 packs each micro-batch by itself."""
+    image_size: int = 0
+    """Pixels a side to which pictures are squashed here; 0 leaves them to the caller as they are."""
+    fast: bool = False
+    """Resize by the faster filter (`stream.pictures`)."""
+    seed: int = 0
+    _windows: OrderedDict[int, tuple[Packed, list[Skipped]]] = field(default_factory=OrderedDict, repr=False)
+
+    def __call__(self, documents: Sequence[int]) -> Rows:
+        """The rows of a micro-batch; at least one, which is empty when every document was left out.
+
+        Raises ValueError when of many documents none can be used.
+        """
+        if self.window:
+            number = documents[0] // self.micro
+            parts = self.window // self.micro
+            window, part = divmod(number, parts)
+            rows, left_out = self._packed_window(window)
+            share = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
+            left_out = left_out if part == 0 else []
+        else:
+            share, left_out = self._packed(documents)
+        if self.image_size:
+            share, damaged = self._with_squares(share)
+            left_out = [*left_out, *damaged]
+        return assemble(
+            share or [[]], self.row_length, packing=self.packing, pad_id=self.pad_id, left_out=left_out
+        )
+
+    def _packed_window(self, window: int) -> tuple[Packed, list[Skipped]]:
+        if window not in self._windows:
+            while len(self._windows) > 1:
+                self._windows.popitem(last=False)
+            rows, left_out = self._packed(range(window * self.window, (window + 1) * self.window))
+            order = [permuted(k, len(rows), "rows", self.seed, window) for k in range(len(rows))]
+            self._windows[window] = [rows[k] for k in order], left_out
+        return self._windows[window]
+
+    def _packed(self, documents: Sequence[int]) -> tuple[Packed, list[Skipped]]:
+        by_task: dict[str, list[Example]] = {}
+        left_out = []
+        for number in documents:
+            task, made = self.document(number)
+            if isinstance(made, Skipped):
+                left_out.append(made)
+            else:
+                by_task.setdefault(task if self.packing == "interleaved" else "", []).append(made)
+        if not by_task and len(documents) >= HOPELESS:
+            first = left_out[0]
+            raise ValueError(
+                f"none of {len(documents)} documents in a row can be used; the first, {first.key}: {first.kind} "
+                f"({first.detail}). Correct the paths or the data."
+            )
+        rows = [
+            [examples[k] for k in row]
+            for examples in by_task.values()
+            for row in fit([len(each) for each in examples], self.row_length)
+        ]
+        return rows, left_out
+
+    def _with_squares(self, rows: Packed) -> tuple[Packed, list[Skipped]]:
+        """Pictures decoded and squashed; a document with a damaged one leaves its row."""
+        left_out: list[Skipped] = []
+        whole: Packed = []
+        for row in rows:
+            whole.append([])
+            for each in row:
+                try:
+                    squares = tuple(
+                        Image(square(image.source, self.image_size, fast=self.fast)) for image in each.images
+                    )
+                except (ValueError, OSError) as error:
+                    where = str(each.images[0].source)
+                    left_out.append(Skipped(key=where, kind="damaged picture", detail=str(error)))
+                    continue
+                whole[-1].append(replace(each, images=squares))
+        return whole, left_out
+
+
+class Ahead:
+    """The same micro-batches, made by worker processes before they are asked for."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        workers: int,
+        following: Callable[[Sequence[int]], Iterable[Sequence[int]]],
+    ) -> None:
+        """`following` says which micro-batches this process will ask for after one, in order."""
+        self._following, self._depth = following, AHEAD * workers
+        self._pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(batches,)
+        )
+        self._coming: dict[int, Future[Rows]] = {}
+
+    def __call__(self, documents: Sequence[int]) -> Rows:
+        """The rows of a micro-batch; raises what making them raised."""
+        for wanted in self._wanted(documents):
+            if wanted[0] not in self._coming:
+                self._coming[wanted[0]] = self._pool.submit(_make, wanted)
+        return self._coming.pop(documents[0]).result()
+
+    def _wanted(self, documents: Sequence[int]) -> Iterator[Sequence[int]]:
+        yield documents
+        yield from islice(self._following(documents), self._depth)
+
+
+_here: list[Batches] = []
+
+
+def _begin(batches: Batches) -> None:
+    """What a worker does first; it ends with the process that it works for, however that ends."""
+    _here[:] = [batches]
+    if batches.fast:
+        import torch
+
+        torch.set_num_threads(1)  # of each worker: their number is what was asked for
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _make(documents: Sequence[int]) -> Rows:
+    return _here[0](documents)
