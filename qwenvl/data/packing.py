@@ -7,7 +7,7 @@
 No document is cut, hence no picture is.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,9 @@ from qwenvl.markup import Image
 
 DOCUMENT = 1024
 """Segments number documents in steps of this, branches in steps of one (`model.llm.BRANCHES`)."""
+
+TRIED = 512
+"""Documents of which the best company for a row's longest is chosen: all of a micro-batch, a sample of a window."""
 
 PACKINGS = ("isolated", "interleaved")
 
@@ -43,43 +46,76 @@ class Rows:
 
 
 def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Which items share a row: best fit, longest first; every index once. Raises ValueError for one too long."""
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what is left of each row and its number, the fullest row first
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = lengths[index]
-        if length > row_length:
-            raise ValueError(
-                f"a document of {length} tokens does not fit a row of {row_length}; documents are never cut: raise "
-                "sequence_length or shorten the document."
-            )
-        best = bisect_left(room, (length, -1))
-        left, row = room.pop(best) if best < len(room) else (row_length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(index)
-        insort(room, (left - length, row))
+    """Which items share a row: the longest left, and those that fill the row best; every index once.
+
+    Raises ValueError for one too long.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if waiting and lengths[waiting[0]] > row_length:
+        raise ValueError(
+            f"a document of {lengths[waiting[0]]} tokens does not fit a row of {row_length}; documents are never cut: "
+            "raise sequence_length or shorten the document."
+        )
+    rows = []
+    while waiting:
+        row, room = [waiting[0]], row_length - lengths[waiting[0]]
+        start = bisect_left(waiting, -room, lo=1, key=lambda index: -lengths[index])
+        fitting = range(start, len(waiting))
+        tried = fitting if len(fitting) <= TRIED else fitting[:: -(-len(fitting) // TRIED)]
+        taken = {tried[k] for k in fullest([lengths[waiting[place]] for place in tried], room)}
+        row += [waiting[place] for place in sorted(taken)]
+        waiting = [index for place, index in enumerate(waiting) if place not in taken and place]
+        rows.append(row)
     return rows
 
 
+def fullest(lengths: Sequence[int], room: int) -> list[int]:
+    """Which lengths add up to the most that `room` holds, earlier ones preferred: an exact subset sum.
+
+    Bit k of a number says that some of the lengths so far add up to k.
+    """
+    sums, within = 1, (1 << room + 1) - 1
+    before: list[int] = []
+    for length in lengths:
+        before.append(sums)
+        sums |= sums << length & within
+        if sums >> room:
+            break
+    left = sums.bit_length() - 1
+    chosen = []
+    for index in reversed(range(len(before))):
+        if not before[index] >> left & 1:
+            chosen.append(index)
+            left -= lengths[index]
+    return chosen
+
+
 def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: int) -> Rows:
-    """Pack documents into as few rows of `row_length` tokens as best fit finds, the rest of each row is padding."""
-    rows = fit([len(each) for each in examples], row_length)
-    members = [[examples[index] for index in row] for row in rows]
-    return assemble(members, row_length, packing=packing, pad_id=pad_id)
+    """Pack documents into as few rows of `row_length` tokens as `fit` finds, the rest of each row is padding."""
+    if packing not in PACKINGS:
+        raise ValueError(f"packing is {packing!r}; expected one of {', '.join(PACKINGS)}.")
+    rows = [[examples[index] for index in row] for row in fit([len(each) for each in examples], row_length)]
+    if packing == "interleaved":
+        rows = [[joined(row)] for row in rows]
+    return assemble(rows, row_length, pad_id=pad_id)
+
+
+def joined(examples: Sequence[Example]) -> Example:
+    """Documents as one: positions run on, and a later one sees those before it. None predicts the next one's start."""
+    length = sum(map(len, examples))
+    return Example(
+        ids=tuple(token for each in examples for token in each.ids),
+        labels=tuple(label for each in examples for label in each.labels),
+        branches=(0,) * length,
+        positions=tuple(range(length)),
+        images=tuple(image for each in examples for image in each.images),
+    )
 
 
 def assemble(
-    rows: Sequence[Sequence[Example]],
-    row_length: int,
-    *,
-    packing: str,
-    pad_id: int,
-    left_out: Sequence[Skipped] = (),
+    rows: Sequence[Sequence[Example]], row_length: int, *, pad_id: int, left_out: Sequence[Skipped] = ()
 ) -> Rows:
-    """Rows of documents as arrays; a row may be empty."""
-    if packing not in PACKINGS:
-        raise ValueError(f"packing is {packing!r}; expected one of {', '.join(PACKINGS)}.")
+    """Rows of documents as arrays; the documents of a row do not see each other, a row may be empty."""
     shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
     segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -88,11 +124,8 @@ def assemble(
         for document, each in enumerate(members, 1):
             stop = start + len(each)
             ids[row, start:stop], labels[row, start:stop] = each.ids, each.labels
-            if packing == "isolated":
-                segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
-                positions[row, start:stop] = each.positions
-            else:
-                segments[row, start:stop], positions[row, start:stop] = DOCUMENT, range(start, stop)
+            segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
+            positions[row, start:stop] = each.positions
             start = stop
     return Rows(
         ids=ids,

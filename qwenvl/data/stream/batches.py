@@ -7,6 +7,10 @@ empty. Its rows are dealt in a random order to as many micro-batches as the wind
     rows        [ ][ ][ ][ ][ ][ ]  packed together, then shuffled
     micro       0    1    2         whoever asks for documents 0 .. micro gets the first share of the rows
 
+`interleaved` packs the documents of one task together, as the paper does, and joins them into one sequence. Rows that a
+task alone leaves emptier than `FULL` are packed again together: two sequences of different tasks may then share a row,
+and do not see each other.
+
 So a micro-batch is a function of (seed, number) alone: how many ranks share an update, how many workers read ahead and
 whether the run was stopped in between change nothing.
 """
@@ -21,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from qwenvl.data.formats import Example
-from qwenvl.data.packing import Rows, assemble, fit
+from qwenvl.data.packing import Rows, assemble, fit, joined
 from qwenvl.data.records import Skipped
 from qwenvl.data.stream.order import permuted
 from qwenvl.data.stream.pictures import square
@@ -34,7 +38,11 @@ HOPELESS = 32
 AHEAD = 2
 """Micro-batches that each worker is ahead."""
 
-Packed = list[list[Example]]
+FULL = 0.97
+"""Share of a row above which a task alone fills it well enough."""
+
+Packed = list[list[tuple[str, Example]]]
+"""Rows of documents, each with its task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +81,17 @@ class Batches:
         if self.image_size:
             share, damaged = self._with_squares(share)
             left_out = [*left_out, *damaged]
-        return assemble(
-            share or [[]], self.row_length, packing=self.packing, pad_id=self.pad_id, left_out=left_out
-        )
+        rows_of_sequences = [self._sequences(row) for row in share or [[]]]
+        return assemble(rows_of_sequences, self.row_length, pad_id=self.pad_id, left_out=left_out)
+
+    def _sequences(self, row: Sequence[tuple[str, Example]]) -> list[Example]:
+        """What does not see each other in a row."""
+        if self.packing != "interleaved":
+            return [made for _, made in row]
+        by_task: dict[str, list[Example]] = {}
+        for task, made in row:
+            by_task.setdefault(task, []).append(made)
+        return [joined(examples) for examples in by_task.values()]
 
     def _packed_window(self, window: int) -> tuple[Packed, list[Skipped]]:
         if window not in self._windows:
@@ -87,26 +103,31 @@ class Batches:
         return self._windows[window]
 
     def _packed(self, documents: Sequence[int]) -> tuple[Packed, list[Skipped]]:
-        by_task: dict[str, list[Example]] = {}
-        left_out = []
+        found, left_out = [], []
         for number in documents:
             task, made = self.document(number)
             if isinstance(made, Skipped):
                 left_out.append(made)
             else:
-                by_task.setdefault(task if self.packing == "interleaved" else "", []).append(made)
-        if not by_task and len(documents) >= HOPELESS:
+                found.append((task, made))
+        if not found and len(documents) >= HOPELESS:
             first = left_out[0]
             raise ValueError(
                 f"none of {len(documents)} documents in a row can be used; the first, {first.key}: {first.kind} "
                 f"({first.detail}). Correct the paths or the data."
             )
-        rows = [
-            [examples[k] for k in row]
-            for examples in by_task.values()
-            for row in fit([len(each) for each in examples], self.row_length)
-        ]
-        return rows, left_out
+        if self.packing != "interleaved":
+            return self._rows(found), left_out
+        well_filled, others = [], []
+        for task in dict.fromkeys(task for task, _ in found):
+            for row in self._rows([each for each in found if each[0] == task]):
+                full = sum(len(made) for _, made in row) >= FULL * self.row_length
+                (well_filled if full else others).append(row)
+        return well_filled + self._rows([each for row in others for each in row]), left_out
+
+    def _rows(self, documents: Sequence[tuple[str, Example]]) -> Packed:
+        rows = fit([len(made) for _, made in documents], self.row_length)
+        return [[documents[k] for k in row] for row in rows]
 
     def _with_squares(self, rows: Packed) -> tuple[Packed, list[Skipped]]:
         """Pictures decoded and squashed; a document with a damaged one leaves its row."""
@@ -114,7 +135,7 @@ class Batches:
         whole: Packed = []
         for row in rows:
             whole.append([])
-            for each in row:
+            for task, each in row:
                 try:
                     squares = tuple(
                         Image(square(image.source, self.image_size, fast=self.fast)) for image in each.images
@@ -123,7 +144,7 @@ class Batches:
                     where = str(each.images[0].source)
                     left_out.append(Skipped(key=where, kind="damaged picture", detail=str(error)))
                     continue
-                whole[-1].append(replace(each, images=squares))
+                whole[-1].append((task, replace(each, images=squares)))
         return whole, left_out
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def _write(file: Path, table: NDArray[np.int64]) -> None:
 def _in_tar(shard: Path) -> Iterator[tuple[int, int]]:
     key, first, last = None, 0, 0
     for member, start, stop in skim_tar(shard):
-        own = None if member.damage else name_and_suffix(member.name)[0]
+        own = name_and_suffix(member.name)[0] if member.name else None  # without a name: a damaged stretch
         if own != key:
             if key is not None:
                 yield first, last - first
@@ -146,7 +147,7 @@ def _past(text: str, at: int) -> int:
 def _in_parquet(shard: Path) -> Iterator[tuple[int, int]]:
     try:
         metadata = parquet().ParquetFile(shard).metadata
-    except OSError as error:
+    except (OSError, import_module("pyarrow").ArrowException) as error:
         raise ValueError(f"{shard} cannot be read as parquet ({error}); get a fresh copy of it.") from None
     for group in range(metadata.num_row_groups):
         for row in range(metadata.row_group(group).num_rows):
