@@ -5,7 +5,7 @@ RUN/<stage>/left_out-000.jsonl    a line per document that rank 0 had to leave o
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,8 @@ def batches(
         fast=stage.fast_pictures,
         seed=stage.seed,
     )
-    ahead = Ahead(made, stage.workers, lambda done: following(stage, done)) if stage.workers else made
+    update, end = stage.documents, stage.documents * stage.optim.steps
+    ahead = Ahead(made, stage.workers, update=update, end=end) if stage.workers else made
     if run_dir is None:
         return ahead
     file = run_dir / f"left_out-{parallel.rank():03}.jsonl"
@@ -113,14 +114,6 @@ class Toys:
             if left < 0:
                 return source
         return source
-
-
-def following(stage: StageConfig, done: Sequence[int]) -> Iterator[Sequence[int]]:
-    """The micro-batches that this process reads after one, to the end of the stage."""
-    from qwenvl.train.loop import micro_batches  # the loop imports the objectives, and they this file
-
-    for step in range(done[0] // stage.documents, stage.optim.steps):
-        yield from (each for each in micro_batches(stage, step) if each[0] > done[0])
 
 
 def require_same_data(stream: Stream, file: Path) -> None:

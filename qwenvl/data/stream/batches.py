@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -149,31 +149,44 @@ class Batches:
 
 
 class Ahead:
-    """The same micro-batches, made by worker processes before they are asked for."""
+    """The same micro-batches, made by worker processes before they are asked for.
 
-    def __init__(
-        self,
-        batches: Batches,
-        workers: int,
-        following: Callable[[Sequence[int]], Iterable[Sequence[int]]],
-    ) -> None:
-        """`following` says which micro-batches this process will ask for after one, in order."""
-        self._following, self._depth = following, AHEAD * workers
+    Which micro-batches this process reads is learned from what it asks for: every so many of an update, and the same
+    ones of the next.
+    """
+
+    def __init__(self, batches: Batches, workers: int, *, update: int, end: int) -> None:
+        """`update` is how many documents an update has, `end` how many the stage reads."""
+        self._micro, self._update, self._end, self._depth = batches.micro, update, end, AHEAD * workers
         self._pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(batches,)
         )
         self._coming: dict[int, Future[Rows]] = {}
+        self._asked: list[int] = []
+        self._places: list[int] = []
 
     def __call__(self, documents: Sequence[int]) -> Rows:
         """The rows of a micro-batch; raises what making them raised."""
-        for wanted in self._wanted(documents):
-            if wanted[0] not in self._coming:
-                self._coming[wanted[0]] = self._pool.submit(_make, wanted)
-        return self._coming.pop(documents[0]).result()
+        first = documents[0]
+        for start in [first, *islice(self.following(first), self._depth)]:
+            if start not in self._coming:
+                self._coming[start] = self._pool.submit(_make, range(start, start + self._micro))
+        for start in [start for start in self._coming if start < first]:
+            self._coming.pop(start).cancel()  # announced and not asked for
+        return self._coming.pop(first).result()
 
-    def _wanted(self, documents: Sequence[int]) -> Iterator[Sequence[int]]:
-        yield documents
-        yield from islice(self._following(documents), self._depth)
+    def following(self, first: int) -> Iterator[int]:
+        """Note that a micro-batch was asked for; where those begin that will be next, none while nothing is known."""
+        begin = first - first % self._update
+        if self._asked and self._asked[-1] < begin:  # the first of an update: the last one is known whole
+            self._places = [start % self._update for start in self._asked]
+            self._asked = []
+        self._asked.append(first)
+        places: Sequence[int] = self._places
+        if not places and len(self._asked) > 1:
+            places = range(self._asked[0] % self._update, self._update, first - self._asked[-2])
+        for update in range(begin, self._end, self._update) if places else ():
+            yield from (update + each for each in places if update + each > first)
 
 
 _here: list[Batches] = []

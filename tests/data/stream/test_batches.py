@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,12 +181,19 @@ def test_the_order_of_asking_and_the_window_cache_change_nothing(batches: Batche
 
 
 def test_workers_give_the_same_batches(batches: Batches) -> None:
-    def following(done: Sequence[int]) -> list[range]:
-        return [micro(k) for k in range(done[0] // 4 + 1, 9)]
-
-    ahead = Ahead(batches, 2, following)
-    for number in (0, 1, 2, 5, 8):  # it may also ask for others than it announced
+    ahead = Ahead(batches, 2, update=16, end=48)
+    for number in (1, 3, 5, 7, 8, 11):  # it may also ask for others than it is expected to
         assert equal(ahead(micro(number)), batches(micro(number)))
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2), (2, 4)])
+def test_workers_learn_what_a_rank_reads(rank: int, ranks: int) -> None:
+    """Four micro-batches an update, dealt to ranks: known from the second that a rank asks for, to the end."""
+    made = Batches(document=stage_2, row_length=8, packing="isolated", pad_id=0, micro=4)
+    ahead = Ahead(made, 1, update=16, end=64)
+    asked = [start for update in range(0, 64, 16) for start in range(update, update + 16, 4)[rank::ranks]]
+    for place, start in enumerate(asked):
+        assert list(ahead.following(start)) == (asked[place + 1 :] if place else [])
 
 
 def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
         import os, sys, time
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from qwenvl.data.stream.batches import Ahead, Batches, _make
-        ahead = Ahead(Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1), 1, lambda done: ())
+        ahead = Ahead(Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1), 1, update=1, end=0)
         print(ahead._pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
     """
