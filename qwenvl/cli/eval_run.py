@@ -42,11 +42,13 @@ def eval_run(
     nothing is left to ask. Exit status 1 if questions are without an answer, unless --partial.
 
       qwenvl eval run tiny toyworld --limit 100 --json
+      qwenvl eval run tiny toyworld-vqa --shots 2
       qwenvl eval run Qwen/Qwen-VL gqa --data questions.json --images images
 
     Args:
         checkpoint: A folder, a hub id or `tiny`.
-        benchmark: `toyworld`, or a benchmark of docs/EVALUATION.md: flickr30k, vqav2, refcoco-val, ...
+        benchmark: A benchmark of docs/EVALUATION.md (flickr30k, vqav2, refcoco-val, ..., toyworld-vqa, ...), or
+            `toyworld`: the four figures of a tiny model's card.
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
         images: Folder of its pictures; by default that of the data.
@@ -76,13 +78,11 @@ def eval_run(
     from qwenvl.evaluation.run import Job, samples_of
 
     row = row_of(benchmark)
-    if data is None:
-        raise ValueError(
-            f"{benchmark} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
-        )
-    pool = None if examples is None else Source(examples, examples_answers, images)
+    source, pool = row.source(data, answers, images), None
+    if examples is not None or (shots and data is None):  # the toy world makes its examples too
+        pool = Source(examples or source.data, examples_answers, images, training=True)
     job = Job(
-        checkpoint=checkpoint, benchmark=benchmark, source=Source(data, answers, images), out=out, limit=limit,
+        checkpoint=checkpoint, benchmark=benchmark, source=source, out=out, limit=limit,
         shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
     )  # fmt: skip
     if part is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwenvl.evaluation import judge
 from qwenvl.evaluation.annotations.sample import Sample, read_json, read_lines
-from qwenvl.evaluation.benchmarks import FEW_SHOT, Benchmark, Published
+from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction
 from qwenvl.evaluation.scoring import CIDER, MME, Judged, Metric, Score, total
@@ -184,7 +184,6 @@ def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -
 
 # === The toy world's four cards ===
 
-TOY_TABLE = "toy world"
 TOY_TITLES = {
     "questions": "Questions", "captions": "Captions, exact", "grounding": "Boxes, Acc@0.5", "words": "Words read"
 }  # fmt: skip

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image as pillow
 
 from qwenvl.data.synth.toypaint import render
-from qwenvl.evaluation.card import EMBEDDED, TOY, TOY_TABLE, Card, Record
+from qwenvl.evaluation.benchmarks import TOY_TABLE
+from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
 from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.toyworld import scene_named
 from qwenvl.images import Source, draw_boxes, open_image

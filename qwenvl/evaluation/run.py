@@ -11,7 +11,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -88,13 +88,13 @@ def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
     """Prompts and keys; questions whose pictures are not there are left out (see `missing_pictures`)."""
     row = benchmark(job.benchmark)
     lost = set(missing_pictures(samples))
-    samples = [
-        sample for sample in samples if sample.id not in lost
-    ]  # counted as without an answer at the end
+    drawn = _examples(job, samples, lost)
     model = _fingerprint(job.checkpoint)
     manner = f"{model} {row.decoding} {row.manner} {row.open_with} {job.dtype}"
     planned = []
-    for sample, examples in zip(samples, _examples(job, samples), strict=True):
+    for sample, examples in zip(samples, drawn, strict=True):
+        if sample.id in lost:
+            continue  # counted as without an answer at the end
         content = fewshot.with_examples(sample, examples, row.ask)
         digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
         key = blake2b(json.dumps([manner, spell(content), digests, sample.options]).encode(), digest_size=12)
@@ -117,7 +117,8 @@ def missing_pictures(samples: Sequence[Sample]) -> dict[str, str]:
     return lost
 
 
-def _examples(job: Job, samples: Sequence[Sample]) -> list[list[Sample]]:
+def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> list[list[Sample]]:
+    """Of each question; a question without its picture has a draw of its own too, so that the others keep theirs."""
     if job.pool is None:
         return [[] for _ in samples]
     pool = benchmark(job.benchmark).read(job.pool)
@@ -125,12 +126,14 @@ def _examples(job: Job, samples: Sequence[Sample]) -> list[list[Sample]]:
         chosen = fewshot.at_random(len(samples), len(pool), job.shots)
     else:
         kept = job.out / f"rices-{job.shots}.json"
-        wanted = [_fingerprint(job.checkpoint), [s.id for s in samples], [s.id for s in pool]]
+        there = [sample for sample in samples if sample.id not in lost]
+        wanted = [_fingerprint(job.checkpoint), [s.id for s in there], [s.id for s in pool]]
         stored = json.loads(kept.read_text()) if kept.exists() else {}
         if stored.get("of") != wanted:
-            stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), samples, pool, job.shots)}
+            stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), there, pool, job.shots)}
             _write_whole(kept, json.dumps(stored))
-        chosen = stored["chosen"]
+        likest = iter(stored["chosen"])
+        chosen = [[] if sample.id in lost else next(likest) for sample in samples]
     return [[pool[index] for index in own] for own in chosen]
 
 
@@ -225,7 +228,7 @@ def _asked(
         return []
     prompts = [prompt for _, prompt in asked]
     if row.decoding is None:
-        options = [multiple_choice.continuations(len(p.sample.options)) for p, _ in asked]
+        options = [_options(row, p.sample) for p, _ in asked]
         answers = [_likeliest(logprobs) for logprobs in asker.likelihoods(prompts, options)]
     else:
         begin = "".join(row.open_with)
@@ -239,6 +242,11 @@ def _asked(
         )
         for (p, _), (raw, plain, nll) in zip(asked, answers, strict=True)
     ]
+
+
+def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
+    """What may follow the prompt, one text per option."""
+    return multiple_choice.continuations(len(sample.options)) if row.lettered else sample.options
 
 
 def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[float, ...]]:
