@@ -61,7 +61,8 @@ def eval_run(
         rices: Take the examples whose pictures look most alike, instead of random ones.
         batch: Questions answered together.
         processes: Processes that share the questions.
-        part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out.
+        part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;
+            `rank` takes both numbers from torchrun.
         manner: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
@@ -123,9 +124,7 @@ def _ask(
             bar.update(line, completed=running.add(answered), description=f"{row.title} {running.text}")
 
         predictions = {p.id: p for p in run(job, processes=processes, report=report)}
-    judged_elsewhere = row.metric is None or (
-        row.metric.name != "Acc@IoU 0.5" and not any(s.answers for s in samples)
-    )
+    judged_elsewhere = row.metric is None or not any(s.answers or s.box for s in samples)
     if judged_elsewhere or not predictions:
         how = "--judge or --replay" if row.metric is None else "--submission"
         console.print(
@@ -140,8 +139,16 @@ def _ask(
 
 def _ask_part(job: "Job", part: str) -> int:
     """Ask a share of the questions; the scoring is left to whoever runs the whole."""
+    import os
+
     from qwenvl.evaluation.run import plan, samples_of, work
 
+    if part == "rank":
+        part = f"{os.environ.get('RANK', '')}/{os.environ.get('WORLD_SIZE', '')}"
+        if part == "/":
+            raise ValueError(
+                "--part rank reads RANK and WORLD_SIZE, which are not set; start it with torchrun."
+            )
     number, _, parts = part.partition("/")
     if not (number.isdigit() and parts.isdigit() and int(number) < int(parts)):
         raise ValueError(f"--part is {part!r}; expected K/N with K from 0 to N - 1, such as 0/4.")

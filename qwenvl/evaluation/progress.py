@@ -6,7 +6,6 @@ from qwenvl.evaluation.annotations.sample import Sample
 from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.evaluation.scoring import Metric, total
 
-
 GROWTH = 1.5
 """Where a value depends on the other answers (CIDEr, MME), the score is taken anew when there are so many more."""
 

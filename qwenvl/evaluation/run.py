@@ -26,7 +26,7 @@ from qwenvl.evaluation.annotations.sample import Picture, Sample, Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
-from qwenvl.evaluation.predictions import Prediction, append, appending, read_written
+from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.generate.engine import Prompt
 from qwenvl.markup import Image, Segment, spell
 from qwenvl.runtime import Runtime
@@ -131,7 +131,7 @@ def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> lis
         stored = json.loads(kept.read_text()) if kept.exists() else {}
         if stored.get("of") != wanted:
             stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), there, pool, job.shots)}
-            _write_whole(kept, json.dumps(stored))
+            write_whole(kept, json.dumps(stored))
         likest = iter(stored["chosen"])
         chosen = [[] if sample.id in lost else next(likest) for sample in samples]
     return [[pool[index] for index in own] for own in chosen]
@@ -260,26 +260,37 @@ def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[f
 
 
 def _spawn(job: Job, processes: int, report: Report | None) -> None:
-    """One process per part; each loads the model itself. Raises ValueError if one of them dies."""
+    """One process per part; each loads the model itself. Raises ValueError if one of them dies.
+
+    Each process tells what it answered through a pipe of its own, whose end is the end of that process however it
+    comes: nothing waits on a clock, and a process that is killed can hold no lock that others need.
+    """
     import multiprocessing
-    from queue import Empty
+    from multiprocessing.connection import Connection, wait
 
     context = multiprocessing.get_context("spawn")
-    answered: multiprocessing.Queue[list[tuple[str, str]]] = context.Queue()
-    children = [context.Process(target=_child, args=(job, k, processes, answered)) for k in range(processes)]
-    for child in children:
+    children, pipes = [], []
+    for part in range(processes):
+        pipe, end = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(job, part, processes, end))
         child.start()
+        end.close()
+        children.append(child)
+        pipes.append(pipe)
     try:
-        while any(child.is_alive() for child in children) or not answered.empty():
-            try:
-                names = answered.get(timeout=0.5)
-            except Empty:
-                continue
-            if report is not None:
-                report(names)
+        while pipes:
+            for pipe in wait(pipes):
+                assert isinstance(pipe, Connection)
+                try:
+                    answered = pipe.recv()
+                except (EOFError, OSError):  # closed, perhaps in the middle of a message
+                    pipes.remove(pipe)
+                else:
+                    if report is not None:
+                        report(answered)
     finally:
         for child in children:
-            if child.is_alive():
+            if pipes and child.is_alive():  # we were interrupted
                 child.terminate()
             child.join()
     if died := [k for k, child in enumerate(children) if child.exitcode]:
@@ -290,16 +301,10 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
 
 
 def _child(job: Job, part: int, parts: int, answered: Any) -> None:
-    """One process of `_spawn`; `answered` is its queue."""
+    """One process of `_spawn`; `answered` is its end of the pipe."""
     import os
 
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
-    work(job, plan(job, samples_of(job)), part, parts, report=answered.put)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    work(job, plan(job, samples_of(job)), part, parts, report=answered.send)

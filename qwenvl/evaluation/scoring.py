@@ -49,6 +49,8 @@ class Metric:
     combine: Combine = "pooled"
     cluster: Callable[[Sample], str] | None = None
     """Items that stand or fall together are resampled together: the two questions about a picture of MME."""
+    boxes: bool = False
+    """Whether it judges boxes (`Sample.box`) instead of texts (`Sample.answers`)."""
     by_cluster: bool = False
     """Whether the score is the mean over clusters (MMBench: questions, of which some have more rotations)."""
     itemwise: bool = True
@@ -180,17 +182,23 @@ def _caption_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[st
     return {name: 100 * value for name, value in corpus.items() if name != "CIDEr"}
 
 
-def _boxes(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
-    judged = []
-    for sample, answer in zip(samples, answers, strict=True):
-        if sample.box is None or sample.size is None:
-            raise ValueError(
-                f"question {sample.id} has no true box or no size; its split is judged by a server."
-            )
-        verdict = grounding.score(answer, sample.box, *sample.size)
-        parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
-        judged.append(Judged(float(verdict.correct), parsed, failed=verdict.parsed is None))
-    return judged
+def _boxes(strictly: bool) -> Judge:
+    """A judge of first boxes: overlap with the truth of at least one half (the release), or above it (GRIT)."""
+
+    def judge(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+        judged = []
+        for sample, answer in zip(samples, answers, strict=True):
+            if sample.box is None or sample.size is None:
+                raise ValueError(
+                    f"question {sample.id} has no true box or no size; its split is judged by a server."
+                )
+            verdict = grounding.score(answer, sample.box, *sample.size)
+            right = verdict.correct and not (strictly and verdict.iou == grounding.THRESHOLD)
+            parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
+            judged.append(Judged(float(right), parsed, failed=verdict.parsed is None))
+        return judged
+
+    return judge
 
 
 def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
@@ -284,7 +292,8 @@ RELAXED = Metric(
     "relaxed accuracy", _each(lambda a, s: relaxed.score(a, s.answers)), combine="mean of groups"
 )
 CIDER = Metric("CIDEr", _captions, itemwise=False, notes=_caption_notes)
-IOU = Metric("Acc@IoU 0.5", _boxes)
+IOU = Metric("Acc@IoU 0.5", _boxes(strictly=False), boxes=True)
+IOU_ABOVE = Metric("Acc@IoU above 0.5", _boxes(strictly=True), boxes=True)
 LETTER = Metric("accuracy", _letters)
 CIRCULAR = Metric(
     "CircularEval",

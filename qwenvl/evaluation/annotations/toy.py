@@ -54,7 +54,7 @@ def _sample(item: Item, number: int) -> Sample:
         text=asked,
         options=item.options,
         answers=(LETTERS[item.options.index(answer)],) if item.options else (answer.strip(),),
-        box=box and box.to_pixels(SIDE, SIDE),
+        box=None if box is None else box.to_pixels(SIDE, SIDE),
         size=(SIDE, SIDE),
         group=item.kind,
     )
