@@ -27,6 +27,7 @@ from qwenvl.data.synth.toyquestions import references
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.demo import report
 from qwenvl.demo.exams import Exam, Examiner, exam_rows, record_rows
+from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
 from qwenvl.images import draw_boxes
 from qwenvl.markup import Box, Quad
@@ -119,7 +120,7 @@ def run(plan: Plan, console: Console) -> Path:
         for stage in stages_of(recipe)
     }
     file = plan.folder / "report.html"
-    report.write(file, page(plan, answered, scores, examiner.exams(), losses, clock))
+    write_whole(file, page(plan, answered, scores, examiner.exams(), losses, clock))
     return file
 
 
