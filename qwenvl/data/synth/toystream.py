@@ -44,9 +44,7 @@ def text_document(world: Vocabulary, index: int) -> Example:
     """A scene in words as trunk, tasks about it as branches; only answers are learned: scenes are drawn by chance."""
     shown = scene(world.seed, index)
     trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries)
-    return example(
-        trunk, _branches(world, shown, TEXT_KINDS, TASKS_PER_TEXT, DOCUMENT_TOKENS - len(trunk))
-    )
+    return example(trunk, _branches(world, shown, TEXT_KINDS, TASKS_PER_TEXT, DOCUMENT_TOKENS - len(trunk)))
 
 
 def caption_document(world: Vocabulary, index: int) -> Example:
