@@ -76,11 +76,17 @@ def theirs(folder: Path) -> dict[str, tuple[float, float]]:
         "character_repetition_filter": {"max_ratio": 0.6}, "alphanumeric_filter": {"min_ratio": 0.5},
         "text_length_filter": {"min_len": 5, "max_len": 1000},
     }  # fmt: skip
-    state = [dataset.from_list(loaded)]
+    state = [dataset.from_list(loaded[:20])]
 
     def apply(name: str, options: dict[str, Any]) -> None:
         state.append(known[name](num_proc=1, **options).run(state.pop()))
 
+    for (
+        name,
+        options,
+    ) in wanted.items():  # the first run imports, warms up, and installs what it finds missing
+        apply(name, options)
+    state = [dataset.from_list(loaded)]
     times = {
         name: timed(lambda name=name, options=options: apply(name, options))
         for name, options in wanted.items()
