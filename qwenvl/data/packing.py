@@ -30,7 +30,11 @@ class Rows:
     labels: NDArray[np.int64]
     segments: NDArray[np.int64]
     positions: NDArray[np.int64]
+    origins: NDArray[np.int64]
+    """Which of `sources` each token comes from; padding says 0."""
     images: tuple[Image, ...]
+    sources: tuple[str, ...]
+    """The different `Example.source` of the rows' documents."""
 
     @property
     def fill(self) -> float:
@@ -67,12 +71,14 @@ def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: 
     rows = fit([len(each) for each in examples], row_length)
     shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
-    segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    segments, positions, origins = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    sources = tuple(sorted({each.source for each in examples}))
     for row, members in enumerate(rows):
         start = 0
         for document, index in enumerate(members, 1):
             each, stop = examples[index], start + len(examples[index])
             ids[row, start:stop], labels[row, start:stop] = each.ids, each.labels
+            origins[row, start:stop] = sources.index(each.source)
             if packing == "isolated":
                 segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
                 positions[row, start:stop] = each.positions
@@ -80,4 +86,12 @@ def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: 
                 segments[row, start:stop], positions[row, start:stop] = DOCUMENT, range(start, stop)
             start = stop
     images = tuple(image for row in rows for index in row for image in examples[index].images)
-    return Rows(ids=ids, labels=labels, segments=segments, positions=positions, images=images)
+    return Rows(
+        ids=ids,
+        labels=labels,
+        segments=segments,
+        positions=positions,
+        origins=origins,
+        images=images,
+        sources=sources,
+    )

@@ -5,7 +5,7 @@ OpenCLIP's pre-training: the toy world tells for every patch what covers it, and
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from qwenvl.data.synth.toystream import SOURCES, Vocabulary
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.flops import learning, next_token_flops, vision_flops
 from qwenvl.train.stages import StageConfig
 
 LOGIT_BLOCK = 256
@@ -40,6 +41,23 @@ class Loss:
     tokens: int
     """Tokens (or patches) read, padding aside."""
     pictures: int
+    places: int
+    """The same with padding."""
+    by_source: Mapping[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
+    """Sum and count of the losses of each source of documents."""
+
+    def counted(self) -> dict[str, float]:
+        """Everything that adds up over micro-batches and processes, by name; waits for the device."""
+        found: dict[str, float] = {
+            "loss": self.total.item(),
+            "supervised": self.supervised,
+            "tokens": self.tokens,
+            "pictures": self.pictures,
+            "places": self.places,
+        }
+        for source, (total, supervised) in self.by_source.items():
+            found |= {f"loss/{source}": total.item(), f"supervised/{source}": supervised}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +69,10 @@ class Objective:
     batch: Callable[[Sequence[int]], Any]
     """A pure function of the documents' numbers."""
     loss: Callable[[Any], Loss]
+    flops: Callable[[Mapping[str, float]], float]
+    """Arithmetic of an update, from the sum of its `Loss.counted`."""
+    document: Callable[[int], Example] | None = None
+    """The documents themselves, where they are text and pictures, for sample predictions."""
 
 
 # === Next token (paper 3.1-3.3) ===
@@ -65,7 +87,8 @@ def next_token(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objec
         )
 
     def document(index: int) -> Example:
-        return SOURCES[source_of(stage, index)](world, index)
+        source = source_of(stage, index)
+        return replace(SOURCES[source](world, index), source=source)
 
     return next_token_of(model, tokenizer, stage, document)
 
@@ -78,6 +101,19 @@ def next_token_of(
     def batch(documents: Sequence[int]) -> Rows:
         examples = [document(index) for index in documents]
         return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
+
+    config, (touched, whole) = model.config.at(stage.image_size), learning(model)
+
+    def flops(seen: Mapping[str, float]) -> float:
+        return next_token_flops(
+            config,
+            touched=touched,
+            whole=whole,
+            length=stage.sequence_length,
+            places=seen["places"],
+            pictures=seen["pictures"],
+            learned=seen["supervised"],
+        )
 
     def loss(rows: Rows) -> Loss:
         pixels = [preprocess(image.source, stage.image_size) for image in rows.images]  # type: ignore[arg-type]
@@ -92,14 +128,17 @@ def next_token_of(
             positions=positions,
             segments=segments,
         )
+        nll = next_token_nll(model.llm.head, hidden, labels)
         return Loss(
-            total=next_token_nll_sum(model.llm.head, hidden, labels),
-            supervised=int((rows.labels != IGNORE).sum()),
+            total=nll.sum(),
+            supervised=len(nll),
             tokens=int((rows.segments > 0).sum()),
             pictures=len(pixels),
+            places=rows.ids.size,
+            by_source=sums_by_source(nll.detach(), rows),
         )
 
-    return Objective(module=model, batch=batch, loss=loss)
+    return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
 
 
 def source_of(stage: StageConfig, document: int) -> str:
@@ -112,10 +151,22 @@ def source_of(stage: StageConfig, document: int) -> str:
     return source
 
 
-def next_token_nll_sum(
+def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tuple[Float[Tensor, ""], int]]:
+    """Sum and count of the losses of each named source of the rows."""
+    origins = rows.origins[rows.labels != IGNORE]
+    counts = np.bincount(origins, minlength=len(rows.sources)).tolist()
+    sums = nll.new_zeros(len(rows.sources)).index_add_(0, torch.from_numpy(origins).to(nll.device), nll)
+    return {
+        source: (total, count)
+        for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)
+        if source and count
+    }
+
+
+def next_token_nll(
     head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
-) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only.
+) -> Float[Tensor, " learned"]:
+    """Negative log-likelihood of each learned token, row by row; logits exist at learned positions only.
 
     Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
     """
@@ -123,7 +174,7 @@ def next_token_nll_sum(
     filling = -len(learned) % LOGIT_BLOCK
     logits = head(hidden.flatten(0, 1)[F.pad(learned, (0, filling))])
     targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")[: len(learned)]
 
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
@@ -171,10 +222,19 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         covered = classes[:, 0] > 0
         off = F.smooth_l1_loss(edges[covered], boxes.flatten(1, 2)[covered], reduction="sum", beta=0.02)
         patches = covered.numel()
-        return Loss(total=total + _BOX_WEIGHT * off, supervised=patches, tokens=patches, pictures=len(pixels))
+        return Loss(
+            total=total + _BOX_WEIGHT * off,
+            supervised=patches,
+            tokens=patches,
+            pictures=len(pixels),
+            places=patches,
+        )
+
+    def flops(seen: Mapping[str, float]) -> float:
+        return vision_flops(model.config.at(stage.image_size), True, True, seen["pictures"])
 
     module = nn.ModuleDict({"vision": model.vision, "head": head})
-    return Objective(module=module, batch=batch, loss=loss)
+    return Objective(module=module, batch=batch, loss=loss, flops=flops)
 
 
 OBJECTIVES: Mapping[str, Callable[[QwenVL, Tokenizer, StageConfig], Objective]] = {

@@ -5,6 +5,8 @@ Stages run in the order of their file names; each starts from the model that the
     RUN/start/                the untrained model and its vocabulary
     RUN/<stage>/stage.json    the stage as it was run
     RUN/<stage>/log.jsonl     a line per update
+    RUN/<stage>/tensorboard/  the same, drawn
+    RUN/<stage>/predictions/  sheets of sample predictions, where the stage asks for them
     RUN/<stage>/state/        to go on after a kill; removed when the stage is done
     RUN/<stage>/model/        the model after the stage
 """
@@ -13,9 +15,11 @@ import dataclasses
 import json
 import shutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,16 +95,19 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
+    changes: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
-    `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
+    `scale` shortens all stages, `changes` are values of `StageConfig` for all of them; `watch` sees the model after
+    every update (see `run_stage`).
     """
     start(Recipe.read(folder), run / "start")
     previous = run / "start"
-    for stage in stages_of(folder):
-        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes, watch=watch)
+    for each in stages_of(folder):
+        stage = dataclasses.replace(each.scaled(scale), **(changes or {}))
+        run_stage(stage, previous, run / stage.name, runtime, processes=processes, watch=watch)
         previous = run / stage.name / "model"
     return previous
 

@@ -166,4 +166,4 @@ def test_a_stage_file_is_read_strictly(tmp_path: Path) -> None:
 
 def test_one_process_is_no_special_case() -> None:
     assert parallel.rank() == 0 and parallel.world_size() == 1
-    assert parallel.summed(1.5, 2) == [1.5, 2]
+    assert parallel.summed([{"a": 1.5}, {"a": 2, "b": 1}]) == {"a": 3.5, "b": 1}
