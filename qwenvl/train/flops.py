@@ -75,7 +75,8 @@ def _passes(weights: bool, inputs: bool) -> int:
 
 def learning(model: nn.Module) -> tuple[set[str], set[str]]:
     """The parts in which something learns, and those that learn whole."""
-    touched, frozen = set(), set()
+    touched: set[str] = set()
+    frozen: set[str] = set()
     for name, parameter in model.named_parameters():
         (touched if parameter.requires_grad else frozen).add(name.split(".")[0])
     return touched, touched - frozen

@@ -66,7 +66,8 @@ def show(
     Documents with a picture come first. Where the data is finite, they are documents of a later epoch.
     """
     first = stage.optim.steps * stage.documents
-    found = sorted(map(document, range(first, first + TRIED)), key=lambda each: not each.images)
+    different = {(each.ids, each.images): each for each in map(document, range(first, first + TRIED))}
+    found = sorted(different.values(), key=lambda each: not each.images)
     questions = [_question(each, tokenizer) for each in found[:SHOWN]]
     prompts = [
         Prompt(ids=ids, pixels=tuple(preprocess(each.source, stage.image_size) for each in example.images))  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ class TensorBoard:
         self._write(Summary(value=[Summary.Value(tag="predictions", image=image)]), step, None)
 
     def _write(self, summary: Any, step: int, when: float | None) -> None:
-        self._writer.file_writer.add_summary(summary, step, when)  # type: ignore[union-attr]
+        self._writer.file_writer.add_summary(summary, step, when)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Write what is left."""
