@@ -214,6 +214,9 @@ def test_check_tells_what_would_not_learn(data: Path, capsys: pytest.CaptureFixt
     pytest.importorskip("peft")
     assert main(["data", "check", str(data), "--model", str(BASE), "--lora", "--modules", "c_attn"]) == 1
     told = capsys.readouterr().out
+    mixed = ("--train", "vision,llm", "--modules", "mlp.up")
+    assert main(["data", "check", str(data), "--model", str(BASE), "--lora", *mixed]) == 1
+    assert "LoRA matches nothing in vision: none of mlp.up is a layer of it" in capsys.readouterr().out
     assert (
         "LoRA matches nothing: 1" in told
         and "'c_attn' matches nothing in llm" in told
