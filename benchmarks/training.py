@@ -41,9 +41,10 @@ def padded(examples: list[Example], pad_id: int) -> list[Rows]:
         Rows(
             **{
                 name: np.concatenate([getattr(row, name) for row in rows])
-                for name in ("ids", "labels", "segments", "positions")
+                for name in ("ids", "labels", "segments", "positions", "origins")
             },
             images=tuple(image for row in rows for image in row.images),
+            sources=rows[0].sources,
         )
     ]
 

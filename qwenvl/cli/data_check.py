@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qwenvl.data.check import Report
     from qwenvl.data.conversations import Conversation
+    from qwenvl.tokenizer import Tokenizer
 
 
 def data_check(
@@ -36,21 +38,12 @@ def data_check(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import track
-
     from qwenvl.checkpoint.folder import read_config, resolve
-    from qwenvl.data.check import Finding, check, told
-    from qwenvl.data.conversations import samples
+    from qwenvl.data.check import Finding, told
     from qwenvl.tokenizer import Tokenizer
 
     place = resolve(model or "tiny")
-    console = Console(stderr=True)
-    listed = track(
-        list(samples(file)), "checking", console=console, disable=not console.is_terminal, transient=True
-    )
-    queries = read_config(place).adapter.queries
-    report = check(listed, file.parent, Tokenizer.load(place), queries, sequence_length)
+    report = checked(file, Tokenizer.load(place), read_config(place).adapter.queries, sequence_length)
     findings = list(report.findings)
     if model is not None:
         findings += [
@@ -78,6 +71,21 @@ def data_check(
             f"{max(report.lengths, default=0):,}, {_pictures(report.usable)} pictures, {report.boxes} boxes"
         )
     return 1 if findings or not report.usable else 0
+
+
+def checked(file: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int) -> "Report":
+    """Check every sample of a file, with a bar for who is watching."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from qwenvl.data.check import check
+    from qwenvl.data.conversations import samples
+
+    console = Console(stderr=True)
+    listed = track(
+        list(samples(file)), "checking", console=console, disable=not console.is_terminal, transient=True
+    )
+    return check(listed, file.parent, tokenizer, queries, sequence_length)
 
 
 def _pictures(usable: "tuple[Conversation, ...]") -> int:

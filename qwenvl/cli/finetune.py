@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
+    from qwenvl.data.check import Report
     from qwenvl.data.conversations import Conversation
     from qwenvl.integrations.peft import Lora
     from qwenvl.model.vlm import QwenVL
@@ -40,9 +41,12 @@ def finetune(
     micro_batch: int = 1,
     sequence_length: int = 2048,
     save_every: int = 100,
+    show_every: int = 100,
+    track: Literal["", "wandb", "trackio"] = "",
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    json: bool = False,
 ) -> int:
     """Fine-tune a checkpoint on the official fine-tuning JSON: check, train, merge, verify, write.
 
@@ -71,9 +75,12 @@ def finetune(
         micro_batch: Samples per forward pass.
         sequence_length: Longest sample in tokens.
         save_every: Updates between two saved states.
+        show_every: Updates between two sheets of sample predictions in OUT/predictions; 0: none.
+        track: Send the log there too; TensorBoard draws it in OUT/tensorboard in any case.
         seed: Of order, adapters and dropout.
         device: auto, cpu, cuda or mps.
         dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: the checkpoint's own.
+        json: Print one JSON object.
     """
     from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.runtime import Runtime
@@ -83,8 +90,8 @@ def finetune(
     place = resolve(checkpoint)
     parts = tuple(train.split(",")) if train else ("llm",) if lora or qlora else ("adapter", "llm")
     tokenizer, config = Tokenizer.load(place), read_config(place)
-    found, lengths = _checked(data, tokenizer, config.adapter.queries, sequence_length)
-    if found is None:
+    report = _usable(data, tokenizer, config.adapter.queries, sequence_length)
+    if report is None:
         return 1
     runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
     choice = FinetuneConfig(
@@ -97,17 +104,27 @@ def finetune(
         sequence_length=sequence_length,
         bfloat16=runtime.device.type == "cuda",
         save_every=save_every,
+        show_every=show_every,
+        track=track,
         seed=seed,
     )
-    stage = stage_of(choice, config, lengths)
+    stage = stage_of(choice, config, report.lengths)
     written = _written_dtype(place, dtype)
     adapters = None
     if lora or qlora:
         from qwenvl.integrations.peft import Lora
 
         adapters = Lora(rank=rank, alpha=alpha, dropout=dropout, parts=parts, modules=modules)
-    _run(place, out, tokenizer, stage, found, adapters, quantized=qlora, runtime=runtime, dtype=written)
-    print(out / "model")
+    off = _run(
+        place, out, tokenizer, stage, report.usable, adapters, quantized=qlora, runtime=runtime, dtype=written
+    )
+    if json:
+        from json import dumps
+
+        facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
+        print(dumps({**facts, "updates": stage.optim.steps, "trains": parts, "lora": lora or qlora, **off}))
+    else:
+        print(out / "model")
     return 0
 
 
@@ -126,23 +143,21 @@ def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
     return DTYPES[dtype]
 
 
-def _checked(
-    data: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int
-) -> "tuple[Sequence[Conversation] | None, Sequence[int]]":
+def _usable(data: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int) -> "Report | None":
     """The samples to train on and their lengths; None after telling what is wrong."""
-    from qwenvl.data.check import check, told
-    from qwenvl.data.conversations import samples
+    from qwenvl.cli.data_check import checked
+    from qwenvl.data.check import told
 
-    report = check(samples(data), data.parent, tokenizer, queries, sequence_length)
+    report = checked(data, tokenizer, queries, sequence_length)
     long = ("over-long", "cut picture")
     wrong = [finding for finding in report.findings if finding.kind not in long]
     if report.findings:
         print(told(report.findings), file=sys.stderr)
     if wrong or not report.usable:
         print(f"{data} needs repair before training; see above.", file=sys.stderr)
-        return None, ()
+        return None
     print(f"{len(report.usable)} of {report.total} samples, {sum(report.lengths):,} tokens", file=sys.stderr)
-    return report.usable, report.lengths
+    return report
 
 
 def _run(
@@ -156,8 +171,11 @@ def _run(
     quantized: bool,
     runtime: "Runtime",
     dtype: "torch.dtype",
-) -> None:
-    """Train unless OUT/model is there; what is on the disk says how far an earlier run came."""
+) -> dict[str, float]:
+    """Train unless OUT/model is there; what is on the disk says how far an earlier run came.
+
+    Returns by how much logits differ after merging and on reading back, in their standard deviations.
+    """
     import shutil
 
     import torch
@@ -166,8 +184,9 @@ def _run(
     from qwenvl.train.finetune import finetune
 
     _remember(out, stage, lora, place)
+    off: dict[str, float] = {}
     if (out / "model").exists():
-        return
+        return off
     shown = sorted(found, key=lambda each: -len(each.images))[:SHOWN]
     if lora is None:
         model = folder.load(place, runtime)
@@ -184,9 +203,10 @@ def _run(
             finetune(model, tokenizer, stage, found, out, runtime)
             peft.save_lora(adapted, out / "adapter")
             del adapted, model
-        model = _merged(place, out / "adapter", tokenizer, shown, runtime)
-    _write(model, place, out / "model", tokenizer, shown, runtime, dtype)
+        model, off["merged"] = _merged(place, out / "adapter", tokenizer, shown, runtime)
+    off["verified"] = _write(model, place, out / "model", tokenizer, shown, runtime, dtype)
     shutil.rmtree(out / "state", ignore_errors=True)
+    return off
 
 
 def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path) -> None:
@@ -194,9 +214,10 @@ def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path)
     import dataclasses
     import json
 
+    watched = {"show_every", "track"}  # how a run is looked at may change on the way
     said = {
         "checkpoint": str(place),
-        "stage": dataclasses.asdict(stage),
+        "stage": {name: value for name, value in dataclasses.asdict(stage).items() if name not in watched},
         "lora": None if lora is None else dataclasses.asdict(lora),
     }
     text = json.dumps(said, indent=2) + "\n"
@@ -209,8 +230,11 @@ def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path)
 
 def _merged(
     place: Path, adapter: Path, tokenizer: "Tokenizer", shown: "Sequence[Conversation]", runtime: "Runtime"
-) -> "QwenVL":
-    """The checkpoint with the saved adapters merged in. Raises ValueError when that changes the logits."""
+) -> "tuple[QwenVL, float]":
+    """The checkpoint with the saved adapters merged in, and how far its logits moved.
+
+    Raises ValueError when that is further than the precision explains.
+    """
     from qwenvl.checkpoint import folder
     from qwenvl.integrations import peft
     from qwenvl.train.finetune import learned_logits, require_equal
@@ -222,7 +246,7 @@ def _merged(
     after = learned_logits(model, tokenizer, shown)
     off = require_equal(before, after, runtime.dtype, "merging the adapters")
     print(f"merged: logits differ by at most {off:.1g} of their standard deviation", file=sys.stderr)
-    return model
+    return model, off
 
 
 def _write(
@@ -233,8 +257,11 @@ def _write(
     shown: "Sequence[Conversation]",
     runtime: "Runtime",
     dtype: "torch.dtype",
-) -> None:
-    """Write it as a chat model and read it back. Raises ValueError, and keeps nothing, when it answers otherwise."""
+) -> float:
+    """Write it as a chat model and read it back; returns how far the logits moved.
+
+    Raises ValueError, and keeps nothing, when it answers otherwise.
+    """
     import dataclasses
     import json
     import shutil
@@ -257,3 +284,4 @@ def _write(
     print(
         f"verified: {target} differs by at most {off:.1g} of the logits' standard deviation", file=sys.stderr
     )
+    return off

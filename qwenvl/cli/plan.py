@@ -22,6 +22,7 @@ def plan(
     text_tokens: float = 67.0,
     pictures: float = 1.0,
     shard: Literal["none", "optimizer", "full"] = "full",
+    lora: int | None = None,
     json: bool = False,
 ) -> int:
     """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
@@ -31,6 +32,7 @@ def plan(
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
       qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24
+      qwenvl plan recipes/qwen_vl_7b/3-finetuning.toml --lora 64 --micro 1 --memory 80
 
     Args:
         stage: A stage file.
@@ -43,6 +45,7 @@ def plan(
         text_tokens: Mean tokens of a document that are no picture.
         pictures: Mean pictures of a document.
         shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
+        lora: Rank of low-rank adapters that learn in the stage's parts, over weights in bfloat16.
         json: Print one JSON object.
     """
     import dataclasses
@@ -65,7 +68,13 @@ def plan(
         pictures=pictures,
         sharding=shard,
     )
-    found = planning.plan(read, config, given)
+    adapt = None
+    if lora is not None:
+        from qwenvl.integrations.peft import Lora, add_lora
+
+        adapters = Lora(rank=lora, parts=read.trains)
+        adapt = lambda whole: add_lora(whole, adapters)  # noqa: E731
+    found = planning.plan(read, config, given, adapt=adapt)
     if json:
         from json import dumps
 

@@ -37,6 +37,7 @@ def train(
 
     A killed run goes on where it stopped when the same command is given again, with the same weights bit for bit as
     one that was never stopped; with another number of processes or workers it reads the same batches.
+    Every stage draws its log for TensorBoard: `tensorboard --logdir runs`.
 
       qwenvl train recipes/tiny --out runs/tiny --processes 2
       qwenvl train recipes/tiny/3-finetuning.toml --init tiny --out runs/more

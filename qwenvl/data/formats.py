@@ -31,6 +31,8 @@ class Example:
     branches: tuple[int, ...]
     positions: tuple[int, ...]
     images: tuple[Image, ...]
+    source: str = ""
+    """What the log calls it: its task, or where it comes from."""
 
     def __len__(self) -> int:
         return len(self.ids)

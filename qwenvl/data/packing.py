@@ -35,7 +35,11 @@ class Rows:
     labels: NDArray[np.int64]
     segments: NDArray[np.int64]
     positions: NDArray[np.int64]
+    origins: NDArray[np.int64]
+    """Which of `sources` each token comes from; padding says 0."""
     images: tuple[Image, ...]
+    sources: tuple[str, ...]
+    """The different `Example.source` of the rows' documents."""
     left_out: tuple[Skipped, ...] = ()
     """Documents that should have been in these rows and could not be used."""
 
@@ -101,14 +105,19 @@ def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: 
 
 
 def joined(examples: Sequence[Example]) -> Example:
-    """Documents as one: positions run on, and a later one sees those before it. None predicts the next one's start."""
+    """Documents as one: positions run on, and a later one sees those before it. None predicts the next one's start.
+
+    It is of the source that they share, or of none.
+    """
     length = sum(map(len, examples))
+    sources = {each.source for each in examples}
     return Example(
         ids=tuple(token for each in examples for token in each.ids),
         labels=tuple(label for each in examples for label in each.labels),
         branches=(0,) * length,
         positions=tuple(range(length)),
         images=tuple(image for each in examples for image in each.images),
+        source=sources.pop() if len(sources) == 1 else "",
     )
 
 
@@ -118,7 +127,8 @@ def assemble(
     """Rows of documents as arrays; the documents of a row do not see each other, a row may be empty."""
     shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
-    segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    segments, positions, origins = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    sources = tuple(sorted({each.source for members in rows for each in members}))
     for row, members in enumerate(rows):
         start = 0
         for document, each in enumerate(members, 1):
@@ -126,12 +136,15 @@ def assemble(
             ids[row, start:stop], labels[row, start:stop] = each.ids, each.labels
             segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
             positions[row, start:stop] = each.positions
+            origins[row, start:stop] = sources.index(each.source)
             start = stop
     return Rows(
         ids=ids,
         labels=labels,
         segments=segments,
         positions=positions,
+        origins=origins,
         images=tuple(image for members in rows for each in members for image in each.images),
+        sources=sources,
         left_out=tuple(left_out),
     )

@@ -49,7 +49,10 @@ class Lora:
 
 
 def targets(model: nn.Module, lora: Lora) -> list[str]:
-    """Names of the linear layers that will be adapted. Raises ValueError for an ending that matches none."""
+    """Names of the linear layers that will be adapted.
+
+    Raises ValueError for an ending that matches none, and for a part in which none matches.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     bypassed = {
         "adapter.qkv"
@@ -66,7 +69,13 @@ def targets(model: nn.Module, lora: Lora) -> list[str]:
                 f"LoRA module {ending!r} matches nothing in {', '.join(lora.parts)}; known endings: {', '.join(known)}."
             )
         found += [name for name in matches if name not in found]
-    return [name for name in found if lora.modules or _by_default(name)]
+    found = [name for name in found if lora.modules or _by_default(name)]
+    if missed := [part for part in lora.parts if not any(name.startswith(f"{part}.") for name in found)]:
+        raise ValueError(
+            f"LoRA matches nothing in {missed[0]}: none of {', '.join(lora.modules)} is a layer of it; leave the part out "
+            "of --train, or name a layer of it with --modules."
+        )
+    return found
 
 
 def _by_default(name: str) -> bool:

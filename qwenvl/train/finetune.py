@@ -4,7 +4,6 @@ The samples of an epoch come in an order drawn from (seed, epoch), so document n
 run goes on exactly. Only what learns is kept in the training state: with LoRA, megabytes.
 """
 
-import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -55,6 +54,10 @@ class FinetuneConfig:
     """Longest sample, in tokens."""
     bfloat16: bool = True
     save_every: int = 100
+    show_every: int = 0
+    """Updates between two sheets of sample predictions; 0: none."""
+    track: str = ""
+    """`wandb` or `trackio`, beside TensorBoard."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ def stage_of(config: FinetuneConfig, model: ModelConfig, lengths: Sequence[int])
         bfloat16=config.bfloat16,
         seed=config.seed,
         save_every=config.save_every,
+        show_every=config.show_every,
+        track=config.track,
         optim=OptimConfig(
             peak_lr=config.peak_lr,
             final_lr=0.0,
@@ -202,11 +207,6 @@ def require_equal(these: Sequence[Tensor], those: Sequence[Tensor], dtype: torch
             f"{str(dtype).removeprefix('torch.')}; no model was kept. Try --dtype float32."
         )
     return off
-
-
-def describe(stage: StageConfig) -> dict[str, object]:
-    """The stage as plain values, for stage.json."""
-    return dataclasses.asdict(stage)
 
 
 @lru_cache(maxsize=2)

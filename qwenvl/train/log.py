@@ -1,28 +1,39 @@
-"""What a run says: one JSON line per update in `log.jsonl`, and a progress bar for who is watching."""
+"""What a run says: one JSON line per update in `log.jsonl`, from which everything else is drawn.
+
+    {"step": 0, "loss": 2.1, "losses": {"captions": 2.3, "text": 1.8}, "grad_norm": 1.5, "norms": {"llm": 1.2, ...},
+     "rates": {"llm": 2e-4, ...}, "tokens": 4096, "pictures": 8, "fill": 0.97, "tokens_per_second": 900.0,
+     "pictures_per_second": 1.8, "mfu": 0.4, "seconds": 4.6, "time": 1795786000.0}
+
+`step` counts from 0, `seconds` since the start of the stage, `time` since 1970; `norms` are those before clipping.
+`mfu` is left out where nobody knows the peak of the device. A progress bar shows loss and speed to who is watching;
+TensorBoard and other trackers draw the lines (`track`).
+"""
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qwenvl.train import parallel
+from qwenvl.train.flops import peak
+from qwenvl.train.show import Shown, sheets, write_sheet
 from qwenvl.train.stages import StageConfig
+from qwenvl.train.track import Online, TensorBoard, Tracker
 
 
 class Log:
-    """Appends a line per update; a resumed run first drops the lines that it will write again."""
+    """Appends a line per update; a resumed run first drops the lines that it will write again.
 
-    def __init__(self, file: Path, stage: StageConfig, *, start: int) -> None:
-        self._writes = parallel.rank() == 0
-        kept = [line for line in read_log(file) if line["step"] < start]
-        self._seconds = kept[-1]["seconds"] if kept else 0.0
-        if self._writes:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            self._file = file.open("a")
+    Only the first process writes. `device` is what each process computes on.
+    """
+
+    def __init__(self, run_dir: Path, stage: StageConfig, device: torch.device, *, start: int) -> None:
+        self._writes, self._run_dir = parallel.rank() == 0, run_dir
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description:16}"),
@@ -36,8 +47,25 @@ class Log:
         self._task = self._bar.add_task(
             stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )
+        self._loss = self._speed = self._seconds = 0.0
+        if self._writes:
+            self._open(run_dir, stage, start)
+            self._peak = (peak(device, bfloat16=stage.bfloat16) or 0.0) * parallel.world_size()
         self._last = time.perf_counter()
-        self._loss = self._speed = 0.0
+
+    def _open(self, run_dir: Path, stage: StageConfig, start: int) -> None:
+        """Go on behind update `start`: in the file, in TensorBoard, in the tracker."""
+        file = run_dir / "log.jsonl"
+        known = read_log(file)
+        kept = [line for line in known if line["step"] < start]
+        self._seconds = kept[-1]["seconds"] if kept else 0.0
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = file.open("a")
+        board = TensorBoard(run_dir / "tensorboard", kept, sheets(run_dir / "predictions", start))
+        self._trackers: list[Tracker] = [board]
+        if stage.track:
+            self._trackers.append(Online(stage.track, run_dir, stage, sent=len(known)))
 
     def __enter__(self) -> "Log":
         self._bar.start()
@@ -47,20 +75,61 @@ class Log:
         self._bar.stop()
         if self._writes:
             self._file.close()
+            for tracker in self._trackers:
+                tracker.close()
 
-    def step(self, step: int, *, loss: float, tokens: float, pictures: float, **values: float) -> None:
-        """One update: smoothed on the bar, exact in the file."""
+    def step(
+        self,
+        step: int,
+        seen: Mapping[str, float],
+        *,
+        norms: Mapping[str, float],
+        rates: Mapping[str, float],
+        flops: float,
+    ) -> None:
+        """One update: smoothed on the bar, exact in the file. `seen` is the sum of all `Loss.counted`."""
         if not self._writes:
             return
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
         self._seconds += elapsed
+        loss, speed = mean_loss(seen), seen["tokens"] / elapsed
         self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
-        self._speed = 0.95 * self._speed + 0.05 * tokens / elapsed if self._speed else tokens / elapsed
-        line = {"step": step, "loss": loss, "seconds": round(self._seconds, 3), "tokens": int(tokens)}
-        self._file.write(json.dumps({**line, "pictures": int(pictures), **values}) + "\n")
+        self._speed = 0.95 * self._speed + 0.05 * speed if self._speed else speed
+        sources = [name.removeprefix("loss/") for name in seen if name.startswith("loss/")]
+        line = {
+            "step": step,
+            "loss": loss,
+            "seconds": round(self._seconds, 3),
+            "tokens": int(seen["tokens"]),
+            "pictures": int(seen["pictures"]),
+            "grad_norm": norms["all"],
+            "fill": round(seen["tokens"] / seen["places"], 4),
+            "tokens_per_second": round(speed, 1),
+            "pictures_per_second": round(seen["pictures"] / elapsed, 2),
+            **({"mfu": round(flops / elapsed / self._peak, 4)} if self._peak else {}),
+            "losses": {name: mean_loss(seen, f"/{name}") for name in sorted(sources)},
+            "norms": {part: norm for part, norm in norms.items() if part != "all"},
+            "rates": dict(rates),
+            "time": round(time.time(), 3),
+        }
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.line(line)
         self._bar.update(self._task, completed=step + 1, loss=self._loss, speed=self._speed)
+
+    def show(self, step: int, shown: Sequence[Shown]) -> None:
+        """Sample predictions after `step` updates: a sheet and its text in RUN/predictions."""
+        file = write_sheet(self._run_dir / "predictions", step, shown)
+        for tracker in self._trackers:
+            tracker.sheet(step, file)
+        self._last = time.perf_counter()  # the time that this took is no training
+
+
+def mean_loss(seen: Mapping[str, float], of: str = "") -> float:
+    """Mean over everything supervised, or over that of one source: `of="/captions"`."""
+    return seen[f"loss{of}"] / max(seen[f"supervised{of}"], 1)
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

@@ -10,9 +10,10 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
-from qwenvl.train.log import Log
+from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import OBJECTIVES, Objective
-from qwenvl.train.optim import freeze, make_optimizers, set_learning_rates
+from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
+from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import load_state, save_state
 
@@ -42,35 +43,42 @@ def train(
     learns = [parameter for parameter in aim.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", aim.module, optimizers)
     model.train()
-    with Log(run_dir / "log.jsonl", stage, start=start) as log:
+    with Log(run_dir, stage, runtime.device, start=start) as log:
         for step in range(start, stage.optim.steps):
-            losses = []
+            counted = []
             for documents in micro_batches(stage, step):
                 with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
                     loss = aim.loss(aim.batch(documents))
                 loss.total.backward()
-                losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
-            total, supervised, tokens, pictures = parallel.summed(*map(sum, zip(*losses, strict=True)))
+                counted.append(loss.counted())
+            seen = parallel.summed(counted)
             parallel.sum_gradients(learns)
-            divide_gradients(learns, supervised)
-            norm = torch.nn.utils.clip_grad_norm_(learns, stage.optim.max_grad_norm).item()
-            if not math.isfinite(norm):
+            divide_gradients(learns, seen["supervised"])
+            norms = clip_gradients(aim.module, stage.optim.max_grad_norm)
+            if not math.isfinite(norms["all"]):
                 raise ValueError(
-                    f"stage {stage.name}: the gradient of update {step} is {norm} (loss {total / supervised:.3f}); "
-                    f"lower peak_lr and resume from {run_dir}."
+                    f"stage {stage.name}: the gradient of update {step} is {norms['all']} "
+                    f"(loss {mean_loss(seen):.3f}); lower peak_lr and resume from {run_dir}."
                 )
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
+            log.step(step, seen, norms=norms, rates=rates(optimizers), flops=aim.flops(seen))
             if parallel.rank() == 0:
-                if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
+                if due(step + 1, stage.save_every, stage):
                     save_state(run_dir / "state", step + 1, aim.module, optimizers)
+                if aim.document and due(step + 1, stage.show_every, stage):
+                    log.show(step + 1, show(model, tokenizer, stage, aim.document))
                 if watch:
                     watch(model, stage, step + 1)
             parallel.wait()
     model.eval()
+
+
+def due(done: int, every: int, stage: StageConfig) -> bool:
+    """Whether something that is done every so many updates, and at the end, is to be done now; 0 is never."""
+    return every > 0 and (done % every == 0 or done == stage.optim.steps)
 
 
 def micro_batches(stage: StageConfig, step: int) -> list[range]:

@@ -5,7 +5,7 @@ OpenCLIP's pre-training: the toy world tells for every patch what covers it, and
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
+from qwenvl.data.records import Skipped
 from qwenvl.data.synth import toyworld
 from qwenvl.data.synth.toypaint import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train.reading import batches
+from qwenvl.train.flops import learning, next_token_flops, vision_flops
+from qwenvl.train.reading import batches, documents
 from qwenvl.train.stages import StageConfig
 
 LOGIT_BLOCK = 256
@@ -41,6 +43,23 @@ class Loss:
     tokens: int
     """Tokens (or patches) read, padding aside."""
     pictures: int
+    places: int
+    """The same with padding."""
+    by_source: Mapping[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
+    """Sum and count of the losses of each source of documents."""
+
+    def counted(self) -> dict[str, float]:
+        """Everything that adds up over micro-batches and processes, by name; waits for the device."""
+        found: dict[str, float] = {
+            "loss": self.total.item(),
+            "supervised": self.supervised,
+            "tokens": self.tokens,
+            "pictures": self.pictures,
+            "places": self.places,
+        }
+        for source, (total, supervised) in self.by_source.items():
+            found |= {f"loss/{source}": total.item(), f"supervised/{source}": supervised}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,10 @@ class Objective:
     batch: Callable[[Sequence[int]], Any]
     """A pure function of the documents' numbers."""
     loss: Callable[[Any], Loss]
+    flops: Callable[[Mapping[str, float]], float]
+    """Arithmetic of an update, from the sum of its `Loss.counted`."""
+    document: Callable[[int], Example | Skipped] | None = None
+    """The documents themselves, where they are text and pictures, for sample predictions."""
 
 
 # === Next token (paper 3.1-3.3) ===
@@ -64,7 +87,10 @@ def next_token(
 
     What is left out of them is noted in `run_dir`.
     """
-    return _next_token_over(model, stage, batches(stage, tokenizer, model.config.adapter.queries, run_dir))
+    queries = model.config.adapter.queries
+    numbered = documents(stage, tokenizer, queries)
+    batch = batches(stage, tokenizer, queries, run_dir)
+    return _next_token_over(model, stage, batch, lambda number: numbered(number).made)
 
 
 def next_token_of(
@@ -76,10 +102,28 @@ def next_token_of(
         examples = [document(index) for index in documents]
         return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
 
-    return _next_token_over(model, stage, batch)
+    return _next_token_over(model, stage, batch, document)
 
 
-def _next_token_over(model: QwenVL, stage: StageConfig, batch: Callable[[Sequence[int]], Rows]) -> Objective:
+def _next_token_over(
+    model: QwenVL,
+    stage: StageConfig,
+    batch: Callable[[Sequence[int]], Rows],
+    document: Callable[[int], Example | Skipped],
+) -> Objective:
+    config, (touched, whole) = model.config.at(stage.image_size), learning(model)
+
+    def flops(seen: Mapping[str, float]) -> float:
+        return next_token_flops(
+            config,
+            touched=touched,
+            whole=whole,
+            length=stage.sequence_length,
+            places=seen["places"],
+            pictures=seen["pictures"],
+            learned=seen["supervised"],
+        )
+
     def loss(rows: Rows) -> Loss:
         pixels = [preprocess(image.source, stage.image_size) for image in rows.images]  # type: ignore[arg-type]
         device = model.llm.embed.weight.device
@@ -93,20 +137,35 @@ def _next_token_over(model: QwenVL, stage: StageConfig, batch: Callable[[Sequenc
             positions=positions,
             segments=segments,
         )
+        nll = next_token_nll(model.llm.head, hidden, labels)
         return Loss(
-            total=next_token_nll_sum(model.llm.head, hidden, labels),
-            supervised=int((rows.labels != IGNORE).sum()),
+            total=nll.sum(),
+            supervised=len(nll),
             tokens=int((rows.segments > 0).sum()),
             pictures=len(pixels),
+            places=rows.ids.size,
+            by_source=sums_by_source(nll.detach(), rows),
         )
 
-    return Objective(module=model, batch=batch, loss=loss)
+    return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
 
 
-def next_token_nll_sum(
+def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tuple[Float[Tensor, ""], int]]:
+    """Sum and count of the losses of each named source of the rows."""
+    origins = rows.origins[rows.labels != IGNORE]
+    counts = np.bincount(origins, minlength=len(rows.sources)).tolist()
+    sums = nll.new_zeros(len(rows.sources)).index_add_(0, torch.from_numpy(origins).to(nll.device), nll)
+    return {
+        source: (total, count)
+        for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)
+        if source and count
+    }
+
+
+def next_token_nll(
     head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
-) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only.
+) -> Float[Tensor, " learned"]:
+    """Negative log-likelihood of each learned token, row by row; logits exist at learned positions only.
 
     Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
     """
@@ -114,7 +173,7 @@ def next_token_nll_sum(
     filling = -len(learned) % LOGIT_BLOCK
     logits = head(hidden.flatten(0, 1)[F.pad(learned, (0, filling))])
     targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")[: len(learned)]
 
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
@@ -164,10 +223,19 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         covered = classes[:, 0] > 0
         off = F.smooth_l1_loss(edges[covered], boxes.flatten(1, 2)[covered], reduction="sum", beta=0.02)
         patches = covered.numel()
-        return Loss(total=total + _BOX_WEIGHT * off, supervised=patches, tokens=patches, pictures=len(pixels))
+        return Loss(
+            total=total + _BOX_WEIGHT * off,
+            supervised=patches,
+            tokens=patches,
+            pictures=len(pixels),
+            places=patches,
+        )
+
+    def flops(seen: Mapping[str, float]) -> float:
+        return vision_flops(model.config.at(stage.image_size), True, True, seen["pictures"])
 
     module = nn.ModuleDict({"vision": model.vision, "head": head})
-    return Objective(module=module, batch=batch, loss=loss)
+    return Objective(module=module, batch=batch, loss=loss, flops=flops)
 
 
 OBJECTIVES: Mapping[str, Callable[[QwenVL, Tokenizer, StageConfig], Objective]] = {

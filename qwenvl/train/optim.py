@@ -87,10 +87,39 @@ def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], config: Opti
             group["lr"] = learning_rate(config, step) * group["scale"]
 
 
+def rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+    """The learning rate of each part; where groups of a part differ (`vision_lr_decay`) also its lowest."""
+    by_part: dict[str, list[float]] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for part in {name.split(".")[0] for name in group["names"]}:
+                by_part.setdefault(part, []).append(float(group["lr"]))
+    lowest = {f"{part}.lowest": min(each) for part, each in by_part.items() if min(each) < max(each)}
+    return {part: max(each) for part, each in sorted(by_part.items())} | lowest
+
+
+def clip_gradients(module: nn.Module, limit: float) -> dict[str, float]:
+    """Scale all gradients down to the global norm `limit`; returns the norm before, of `all` and of each part."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(name.split(".")[0], []).append(parameter)
+    norms = {
+        part: torch.nn.utils.get_total_norm([each.grad for each in learns if each.grad is not None]).item()
+        for part, learns in parts.items()
+    }
+    whole = math.hypot(*norms.values())
+    learns = [parameter for part in parts.values() for parameter in part]
+    torch.nn.utils.clip_grads_with_norm_(learns, limit, torch.tensor(whole))
+    return {"all": whole, **norms}
+
+
 def freeze(model: nn.Module, trains: Iterable[str]) -> None:
-    """Let exactly the named parts learn; of parts that carry low-rank adapters (LoRA), the adapters alone."""
+    """Let nothing outside the named parts learn.
+
+    What is frozen inside them stays so: whoever adds low-rank adapters has frozen the weights below.
+    """
     chosen = set(trains)
-    low_rank = any("lora_" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
-        learns = name.split(".")[0] in chosen and (not low_rank or "lora_" in name)
-        parameter.requires_grad_(learns)
+        if name.split(".")[0] not in chosen:
+            parameter.requires_grad_(False)

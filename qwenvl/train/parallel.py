@@ -5,7 +5,8 @@ One process is not a special case: every function here is then the identity.
 
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,16 @@ def _join(
         dist.destroy_process_group()
 
 
-def summed(*values: float | int) -> list[float]:
-    """Each value, added up over all processes."""
-    if world_size() == 1:
-        return [float(value) for value in values]
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
+def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each named value added up over these parts and over all processes, which need not know the same names."""
+    gathered: list[Sequence[Mapping[str, float]]] = [parts] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, list(parts))
+    total: dict[str, float] = {}
+    for part in chain.from_iterable(gathered):
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:

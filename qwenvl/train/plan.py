@@ -1,12 +1,12 @@
 """Before a launch: what a stage takes in memory, arithmetic and days (paper 3, Table 8).
 
 Nothing is guessed that can be counted. The model runs forward and backward on tensors without values, with the stage's
-own parts frozen: what autograd keeps is the activations, what the matrix products cost is the FLOPs, so the ViT counts
-and gradients that frozen weights do not get are left out. Blocks are alike, so three of each tell the cost of all.
+own parts frozen: what autograd keeps is the activations. Blocks are alike, so three of each tell the cost of all. FLOPs
+are counted in closed form (`flops`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,15 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
+from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.objectives import LOGIT_BLOCK
 from qwenvl.train.optim import freeze
 from qwenvl.train.stages import StageConfig
 
 Sharding = Literal["none", "optimizer", "full"]
+
+Adapt = Callable[[QwenVL], object]
+"""Puts low-rank adapters into a model and freezes the weights below."""
 
 FILL = 0.97
 """Share of a packed row that is not padding, the loader's promise."""
@@ -111,8 +114,11 @@ class Plan:
         return self.steps * self.seconds / 86_400
 
 
-def plan(stage: StageConfig, config: ModelConfig, given: Assumptions) -> Plan:
-    """Count a stage on this model. Raises ValueError when a document does not fit a row."""
+def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: Adapt | None = None) -> Plan:
+    """Count a stage on this model, or with `adapt` low-rank adapters in it over weights in bfloat16.
+
+    Raises ValueError when a document does not fit a row.
+    """
     config = config.at(stage.image_size)
     document = given.text_tokens + given.pictures * (config.adapter.queries + 2)
     if document > stage.sequence_length:
@@ -124,16 +130,21 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions) -> Plan:
     rows = math.ceil(micro / max(1.0, FILL * stage.sequence_length / document))
     images = round(micro * given.pictures)
     micro_batches = stage.documents // micro
-    traced = trace(config, stage, rows, images, on_cpu=given.on_cpu)
-    trainable, frozen = count_parameters(config, stage)
+    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt)
+    model = prepared(config, stage, adapt)
+    trainable, frozen = count_parameters(model)
     learned = micro * (given.text_tokens if given.learned_tokens is None else given.learned_tokens)
-    learned = math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK
-    head = config.llm.hidden * config.llm.vocab_size
-    per_head = 4 + 2 * (
-        "llm" in stage.trains
-    )  # forward and to its inputs; to its weights only when they learn
-    flops = micro_batches * (traced.flops + per_head * learned * head)
-    memory = _memory(stage, config, given, traced, sum(trainable.values()), sum(frozen.values()), learned)
+    touched, whole = learning(model)
+    flops = micro_batches * next_token_flops(
+        config,
+        touched=touched,
+        whole=whole,
+        length=stage.sequence_length,
+        places=rows * stage.sequence_length,
+        pictures=images,
+        learned=learned,
+    )
+    memory = _memory(stage, config, given, model, kept, math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK)
     return Plan(
         trainable=trainable,
         frozen=frozen,
@@ -153,35 +164,46 @@ def _memory(
     stage: StageConfig,
     config: ModelConfig,
     given: Assumptions,
-    traced: "Traced",
-    learns: int,
-    stays: int,
+    model: QwenVL,
+    kept: float,
     learned: int,
 ) -> dict[str, float]:
     """Bytes by kind at the end of a forward pass, when gradients of earlier micro-batches are there already."""
     weights_over = given.gpus if given.sharding == "full" else 1
     state_over = 1 if given.sharding == "none" else given.gpus
     accumulates = stage.documents // (stage.micro_documents * given.gpus) > 1
+    learns = sum(each.numel() for each in model.parameters() if each.requires_grad)
     gradients = 4.0 * learns / state_over
-    activations = float(traced.kept)
     # Three float32 arrays at once while the loss goes backward: log-softmax, its gradient, that of the logits.
     logits = learned * config.llm.vocab_size * 12.0
+    if (
+        stage.bfloat16 and model.llm.head.weight.dtype == torch.float32
+    ):  # autocast keeps the head in bfloat16 too
+        logits += 2.0 * model.llm.head.weight.numel()
     if not accumulates:  # gradients come as activations go: the larger of the two counts
-        gradients = max(0.0, gradients - activations - logits)
+        gradients = max(0.0, gradients - kept - logits)
     return {
-        "weights": 4.0 * (learns + stays) / weights_over,
+        "weights": float(sum(each.nbytes for each in model.parameters())) / weights_over,
         "gradients": gradients,
         "optimizer": 8.0 * learns / state_over,
-        "activations": activations,
+        "activations": kept,
         "logits": logits,
     }
 
 
-def count_parameters(config: ModelConfig, stage: StageConfig) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters by part: those that learn, those that do not (the adapter's fixed positions are no parameter)."""
+def prepared(config: ModelConfig, stage: StageConfig, adapt: Adapt | None) -> QwenVL:
+    """The model as the loop would hold it, without memory."""
     with torch.device("meta"):
         model = QwenVL(config)
+        if adapt is not None:
+            model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU
+            adapt(model)
     freeze(model, stage.trains)
+    return model
+
+
+def count_parameters(model: QwenVL) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters by part: those that learn, those that do not (the adapter's fixed positions are no parameter)."""
     counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for name, parameter in model.named_parameters():
         by_part = counts[0] if parameter.requires_grad else counts[1]
@@ -193,57 +215,40 @@ def count_parameters(config: ModelConfig, stage: StageConfig) -> tuple[dict[str,
 # === Running without values ===
 
 
-@dataclass(frozen=True)
-class Traced:
-    """What one forward and backward pass keeps and costs, the head aside."""
+def activations(
+    config: ModelConfig,
+    stage: StageConfig,
+    rows: int,
+    images: int,
+    *,
+    on_cpu: bool,
+    adapt: Adapt | None = None,
+) -> float:
+    """Bytes that autograd keeps of `rows` packed rows with `images` pictures, in the stage's precision; no weights."""
 
-    kept: float
-    """Bytes that autograd holds for the backward pass, weights aside."""
-    flops: float
-
-    def __add__(self, other: "Traced") -> "Traced":
-        return Traced(self.kept + other.kept, self.flops + other.flops)
-
-    def times(self, factor: float) -> "Traced":
-        """So many of it."""
-        return Traced(self.kept * factor, self.flops * factor)
-
-
-def trace(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool) -> Traced:
-    """Forward and backward of `rows` packed rows with `images` pictures, in the stage's precision."""
-
-    def with_layers(vision: int, llm: int) -> Traced:
+    def with_layers(vision: int, llm: int) -> float:
         small = replace(
             config,
             vision=replace(config.vision, layers=min(vision, config.vision.layers)),
             llm=replace(config.llm, layers=min(llm, config.llm.layers)),
         )
-        return _run(small, stage, rows, images, on_cpu=on_cpu)
+        return _kept(small, stage, rows, images, on_cpu=on_cpu, adapt=adapt)
 
     base = with_layers(2, 2)
-    vision = with_layers(3, 2) + base.times(-1.0)
-    llm = with_layers(2, 3) + base.times(-1.0)
-    return (
-        base
-        + vision.times(max(0.0, config.vision.layers - 2.0))
-        + llm.times(max(0.0, config.llm.layers - 2.0))
-    )
+    vision, llm = with_layers(3, 2) - base, with_layers(2, 3) - base
+    return base + vision * max(0, config.vision.layers - 2) + llm * max(0, config.llm.layers - 2)
 
 
-def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool) -> Traced:
-    length = stage.sequence_length
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+def _kept(
+    config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool, adapt: Adapt | None
+) -> float:
+    length, model = stage.sequence_length, prepared(config, stage, adapt)
     with FakeTensorMode():
-        model = QwenVL(config)
-        freeze(model, stage.trains)
+        _without_values(model)
         pixels = torch.empty(images, 3, stage.image_size, stage.image_size)
         ids = torch.zeros(rows, length, dtype=torch.long)
         segments = torch.ones(rows, length, dtype=torch.long) if on_cpu else None
-        with (
-            counter,
-            _keeping(model) as kept,
-            torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16),
-        ):
+        with _keeping(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
             hidden = model.llm.embed(ids)
             if images:
                 slots = torch.zeros(rows, length, 1, dtype=torch.bool)
@@ -253,8 +258,20 @@ def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_
                 hidden.sum().backward()
     mask = (
         0 if on_cpu else rows * length**2 * 4
-    )  # a GPU's kernel reads the mask of the packed rows, one for all blocks
-    return Traced(float(sum(kept.values()) + mask), float(counter.get_total_flops()))
+    )  # a GPU's kernel reads one mask of the packed rows for all blocks
+    return float(sum(kept.values()) + mask)
+
+
+def _without_values(model: QwenVL) -> None:
+    """Give every tensor of a model without memory a place on the CPU, where a mode is active that keeps no values."""
+    for module in model.modules():
+        for name, each in module._parameters.items():
+            if each is not None:
+                place = torch.empty(each.shape, dtype=each.dtype)
+                module._parameters[name] = torch.nn.Parameter(place, requires_grad=each.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 @contextmanager
@@ -273,20 +290,3 @@ def _keeping(model: QwenVL) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(
-    gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
-) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
-
-
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""The one attention kernel whose FLOPs torch does not count by itself."""

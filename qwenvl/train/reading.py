@@ -27,13 +27,11 @@ def batches(
     stage: StageConfig, tokenizer: Tokenizer, queries: int, run_dir: Path | None = None
 ) -> Callable[[Sequence[int]], Rows]:
     """The micro-batches of a stage by the numbers of their documents. Raises ValueError as `require_sources` does."""
-    require_sources(stage)
-    toys = Toys(Vocabulary(tokenizer, queries, stage.seed), stage)
-    stream = stream_of(stage, tokenizer, queries, toys)
-    if run_dir is not None and stage.data and parallel.rank() == 0:
-        require_same_data(stream, run_dir / "data.json")
+    document = documents(stage, tokenizer, queries)
+    if run_dir is not None and isinstance(document, Stream) and parallel.rank() == 0:
+        require_same_data(document, run_dir / "data.json")
     made = Batches(
-        document=stream if stage.data else toys,
+        document=document,
         row_length=stage.sequence_length,
         packing=stage.packing,
         pad_id=tokenizer.endoftext,
@@ -81,8 +79,12 @@ def require_sources(stage: StageConfig) -> None:
         find_shards(path)
 
 
-def stream_of(stage: StageConfig, tokenizer: Tokenizer, queries: int, toys: "Toys") -> Stream:
-    """The documents of a stage by their numbers."""
+def documents(stage: StageConfig, tokenizer: Tokenizer, queries: int) -> "Stream | Toys":
+    """The documents of a stage by their numbers. Raises ValueError as `require_sources` does."""
+    require_sources(stage)
+    toys = Toys(Vocabulary(tokenizer, queries, stage.seed), stage)
+    if not stage.data:
+        return toys
     return Stream(
         sources=stage.data,
         tokenizer=tokenizer,

@@ -5,6 +5,8 @@ Stages run in the order of their file names; each starts from the model that the
     RUN/start/                the untrained model and its vocabulary
     RUN/<stage>/stage.json    the stage as it was run
     RUN/<stage>/log.jsonl     a line per update
+    RUN/<stage>/tensorboard/  the same, drawn
+    RUN/<stage>/predictions/  sheets of sample predictions, where the stage asks for them
     RUN/<stage>/state/        to go on after a kill; removed when the stage is done
     RUN/<stage>/model/        the model after the stage
 """
@@ -126,12 +128,14 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
+    changes: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     start: Start | None = None,
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
-    `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
+    `scale` shortens all stages, `changes` are values of `StageConfig` for all of them; `watch` sees the model after
+    every update (see `run_stage`).
     """
     given = start or Start()
     stages = stages_of(folder, given)

@@ -17,6 +17,9 @@ from qwenvl.data.stream.sources import SourceConfig
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
 
+TRACKERS = ("", "wandb", "trackio")
+"""Where a log can go besides TensorBoard."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -90,6 +93,10 @@ class StageConfig:
     """Names the documents of this stage and their order."""
     save_every: int = 200
     """Updates between two saved states."""
+    show_every: int = 0
+    """Updates between two sheets of sample predictions; 0: none."""
+    track: str = ""
+    """What draws the log besides TensorBoard: one of `TRACKERS`."""
     optim: OptimConfig
 
     def __post_init__(self) -> None:
@@ -106,6 +113,10 @@ class StageConfig:
         if self.packing not in PACKINGS:
             raise ValueError(
                 f"stage {self.name} packs {self.packing!r}; expected one of {', '.join(PACKINGS)}."
+            )
+        if self.track not in TRACKERS:
+            raise ValueError(
+                f"stage {self.name} is tracked by {self.track!r}; expected wandb, trackio or nothing."
             )
         if self.documents % self.micro_documents:
             raise ValueError(

@@ -177,4 +177,4 @@ def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
 
 def test_one_process_is_no_special_case() -> None:
     assert parallel.rank() == 0 and parallel.world_size() == 1
-    assert parallel.summed(1.5, 2) == [1.5, 2]
+    assert parallel.summed([{"a": 1.5}, {"a": 2, "b": 1}]) == {"a": 3.5, "b": 1}

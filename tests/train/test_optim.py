@@ -5,7 +5,16 @@ import torch
 
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.muon import Muon, orthogonal
-from qwenvl.train.optim import decays, freeze, learning_rate, lr_scale, make_optimizers
+from qwenvl.train.optim import (
+    clip_gradients,
+    decays,
+    freeze,
+    learning_rate,
+    lr_scale,
+    make_optimizers,
+    rates,
+    set_learning_rates,
+)
 from qwenvl.train.stages import OptimConfig
 
 
@@ -45,6 +54,35 @@ def test_frozen_parts_are_in_no_group():
     freeze(model, ())
     with pytest.raises(ValueError, match="nothing is trainable"):
         make_optimizers(model, config)
+
+
+def test_freezing_never_thaws_what_its_caller_has_frozen():
+    """Low-rank adapters learn and the weights below them do not: whoever adds them freezes those."""
+    model = small_model()
+    model.llm.head.weight.requires_grad_(False)
+    freeze(model, ("llm",))
+    learning = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert learning == {
+        name for name, _ in model.named_parameters() if name.startswith("llm.") and name != "llm.head.weight"
+    }
+
+
+def test_rates_are_told_by_part_with_the_lowest_where_they_differ():
+    config = OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=10, vision_lr_decay=0.5)
+    optimizers = make_optimizers(small_model(), config)
+    set_learning_rates(optimizers, config, 0)
+    told = {"adapter": 1e-3, "llm": 1e-3, "vision": 5e-4, "vision.lowest": 1e-3 * 0.5**3}
+    assert rates(optimizers) == pytest.approx(told)
+
+
+def test_clipping_tells_the_norm_of_each_part_and_scales_them_together():
+    parts = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("vision", "llm")})
+    parts["vision"].weight.grad = torch.full((2, 2), 1.5)
+    parts["llm"].weight.grad = torch.full((2, 2), 2.0)
+    assert clip_gradients(parts, 1.0) == pytest.approx({"all": 5.0, "vision": 3.0, "llm": 4.0})
+    assert parts["vision"].weight.grad.norm().item() == pytest.approx(0.6, rel=1e-4)
+    assert clip_gradients(parts, 10.0)["all"] == pytest.approx(1.0, rel=1e-4)
+    assert parts["llm"].weight.grad.norm().item() == pytest.approx(0.8, rel=1e-4)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():

@@ -109,7 +109,7 @@ class Batches:
             if isinstance(made, Skipped):
                 left_out.append(made)
             else:
-                found.append((task, made))
+                found.append((task, replace(made, source=task)))
         if not found and len(documents) >= HOPELESS:
             first = left_out[0]
             raise ValueError(

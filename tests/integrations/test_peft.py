@@ -1,0 +1,64 @@
+"""LoRA on any part: what we train, save and merge is what transformers + PEFT load and merge."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+
+import peft
+from transformers import AutoModelForImageTextToText
+
+import qwenvl
+from qwenvl.checkpoint import folder
+from qwenvl.integrations.peft import Lora, add_lora, load_lora, merge, save_lora
+from qwenvl.runtime import Runtime
+
+BASE = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
+CPU = Runtime.detect(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official-shaped tiny checkpoint in our format, which transformers reads as it is."""
+    target = tmp_path_factory.mktemp("peft") / "model"
+    folder.convert(BASE, target)
+    return target
+
+
+def shown(config: qwenvl.ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids with one picture, and its pixels."""
+    ids = torch.arange(5, 5 + 8)[None]
+    ids[0, 1 : 1 + config.adapter.queries] = config.imgpad_id
+    side = config.vision.image_size
+    return ids, torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("parts", [("llm",), ("adapter",), ("vision",), ("vision", "adapter", "llm")])
+def test_adapters_and_merged_weights_load_in_transformers_and_peft(
+    parts: tuple[str, ...], ours: Path, tmp_path: Path
+) -> None:
+    model = qwenvl.load(ours, CPU)
+    ids, pixels = shown(model.config)
+    plain = model(ids, pixels)
+    adapted = add_lora(model, Lora(rank=2, dropout=0.0, parts=parts), base=str(ours))
+    learning = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert {name.split(".")[0] for name in learning} == set(parts)
+    torch.manual_seed(1)
+    for each in learning.values():
+        torch.nn.init.normal_(each, std=0.3)
+    expected = model(ids, pixels)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+    save_lora(adapted, tmp_path / "adapter")
+
+    theirs = AutoModelForImageTextToText.from_pretrained(ours, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    assert torch.allclose(theirs(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-4)
+    again = qwenvl.load(ours, CPU)
+    merge(load_lora(again, tmp_path / "adapter"))
+    folder.save(again, tmp_path / "merged", companions=ours)
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    logits = theirs.merge_and_unload()(input_ids=ids, pixel_values=pixels).logits
+    for merged in (whole(input_ids=ids, pixel_values=pixels).logits, again(ids, pixels), logits):
+        assert torch.allclose(merged, expected, atol=1e-3)

@@ -1,0 +1,50 @@
+"""The benchmarks of training run at toy size: what they compare is comparable, what they expect is counted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(script: str, *options: str) -> list[dict]:
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / script), *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def test_the_step_learns_from_the_same_tokens_as_its_rival() -> None:
+    """The script itself refuses to compare two sides that learn from other tokens."""
+    pytest.importorskip("transformers")
+    (told,) = lines("step.py", "--small", "--pixels", "56", "--length", "128", "--rounds", "1")
+    assert told["parameters"]["ours"] == pytest.approx(told["parameters"]["transformers"], rel=0.05)
+    assert told["fill"] > told["fill_padded"] > 0.3
+    speeds = told["tokens_per_second"]
+    assert told["ratio"] == pytest.approx(speeds["ours"] / speeds["transformers"], abs=0.01)
+
+
+def test_the_cases_of_a_large_gpu_run_at_toy_size() -> None:
+    pytest.importorskip("peft")
+    told = lines("gpu.py", "--small")
+    assert [each["case"] for each in told] == ["stage 1", "stage 2", "lora"]
+    for each in told:
+        assert each["measured"]["fill"] == 1 and each["measured"]["tokens_per_second"] > 0
+        kinds = ("weights", "gradients", "optimizer", "activations", "logits")
+        expected = each["expected"]
+        assert expected["peak_gb"] == pytest.approx(sum(expected[kind] for kind in kinds), abs=0.004)
+
+
+def test_the_full_model_is_not_measured_on_a_cpu() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "gpu.py")], capture_output=True, text=True
+    )
+    assert run.returncode == 2 and "give --device cuda, --expect or --small" in run.stderr
