@@ -97,7 +97,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: LLMConfig, index: int) -> None:
         super().__init__()
-        self.heads, self.index = config.heads, index
+        self.head_width, self.index = config.head_width, index
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
         self.out = nn.Linear(config.hidden, config.hidden, bias=config.bias)
 
@@ -111,7 +111,9 @@ class Attention(nn.Module):
         cache: "KVCache | None",
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        query, key, value = split_heads(self.qkv(hidden), self.heads)  # (batch, heads, tokens, head) each
+        query, key, value = split_heads(
+            self.qkv(hidden), self.head_width
+        )  # (batch, heads, tokens, head) each
         query, key = rotate(query, rotation), rotate(key, rotation)
         if query_scale is not None:
             query = query * query_scale.to(query.dtype)

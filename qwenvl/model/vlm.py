@@ -55,9 +55,16 @@ class QwenVL(nn.Module):
         segments: Int[Tensor, "batch tokens"] | None = None,
         cache: KVCache | None = None,
         long_context: Float[Tensor, " batch"] | None = None,
+        idle: Float[Tensor, "_ 3 side side"] | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """Everything before the head, for callers that need the logits of a few positions only."""
+        """Everything before the head, for callers that need the logits of a few positions only.
+
+        `idle` pictures stand nowhere and change nothing: a process without pictures walks the ViT beside processes
+        that have some, forward and backward, because together they hold its weights.
+        """
         hidden = self.llm.embed(ids)  # (batch, tokens, hidden)
+        if idle is not None:
+            hidden = hidden + 0.0 * self.encode(idle).sum()
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels)
         hidden = place_images(hidden, slots, visual, self.config.adapter.queries)

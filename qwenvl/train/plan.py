@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.objectives import LOGIT_BLOCK
+from qwenvl.train.loss import LOGIT_BLOCK
 from qwenvl.train.optim import freeze
 from qwenvl.train.stages import StageConfig
 

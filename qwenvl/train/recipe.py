@@ -3,7 +3,7 @@
 Stages run in the order of their file names; each starts from the model that the one before left, and writes
 
     RUN/start/                the untrained model and its vocabulary
-    RUN/<stage>/stage.json    the stage as it was run
+    RUN/<stage>/stage.json    the stage as it was run, and spread.json how
     RUN/<stage>/log.jsonl     a line per update
     RUN/<stage>/state/        to go on after a kill; removed when the stage is done
     RUN/<stage>/model/        the model after the stage
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import shutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
 from qwenvl.train.loop import Watch, train
+from qwenvl.train.spread import SpreadConfig, whole
 from qwenvl.train.stages import StageConfig
 
 
@@ -91,16 +93,25 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
+    spread: SpreadConfig | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
     `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
-    start(Recipe.read(folder), run / "start")
+    parallel.from_first(lambda: start(Recipe.read(folder), run / "start"))
     previous = run / "start"
     for stage in stages_of(folder):
-        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes, watch=watch)
+        run_stage(
+            stage.scaled(scale),
+            previous,
+            run / stage.name,
+            runtime,
+            processes=processes,
+            spread=spread,
+            watch=watch,
+        )
         previous = run / stage.name / "model"
     return previous
 
@@ -124,27 +135,41 @@ def run_stage(
     runtime: Runtime,
     *,
     processes: int = 1,
+    spread: SpreadConfig | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Train one stage from the model in `init`, in this many processes, unless its model is there already.
 
-    `watch(model, stage, step)` is called after every update in the first process, while the others wait; with several
-    processes it must be a function that can be pickled.
+    `watch(model, stage, step)` is called after every update (see `train`); with several processes it must be a function
+    that can be pickled.
     """
-    if (run_dir / "model").exists():
+    if parallel.from_first(lambda: (run_dir / "model").exists()):
         return
+    spread = spread or SpreadConfig()
+    parallel.from_first(lambda: _remember(run_dir, {"stage": stage, "spread": spread}))
+    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, spread, watch)
+    parallel.from_first(lambda: shutil.rmtree(run_dir / "state"))
+
+
+def _remember(run_dir: Path, values: Mapping[str, StageConfig | SpreadConfig]) -> None:
+    """Write the resolved values beside the run, a file each."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "stage.json").write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n")
-    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, watch)
-    shutil.rmtree(run_dir / "state")
+    for name, value in values.items():
+        (run_dir / f"{name}.json").write_text(json.dumps(dataclasses.asdict(value), indent=2) + "\n")
 
 
 def _train_stage(
-    stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime, watch: Watch | None
+    stage: StageConfig,
+    init: Path,
+    run_dir: Path,
+    runtime: Runtime,
+    spread: SpreadConfig,
+    watch: Watch | None,
 ) -> None:
     if parallel.world_size() > 1:
         torch.set_num_threads(1)
+    runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
-    train(model, Tokenizer.load(init), stage, run_dir, runtime, watch=watch)
-    if parallel.rank() == 0:
-        checkpoint.save(model, run_dir / "model", companions=init)
+    train(model, Tokenizer.load(init), stage, run_dir, runtime, spread=spread, watch=watch)
+    trained = whole(model)
+    parallel.from_first(lambda: checkpoint.save(trained, run_dir / "model", companions=init))
