@@ -6,6 +6,7 @@ weights, gradients and moments may be cut once more (FSDP2).
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from typing import Literal
 
@@ -113,6 +114,17 @@ def spread_(model: QwenVL, stage: StageConfig, spread: SpreadConfig, team: Team)
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(model, "hidden")
+
+
+def cut_(model: QwenVL, tensor: int) -> None:
+    """Give every matrix the shape of the share that one of `tensor` processes holds, without values: for planning."""
+    for pattern, style in TENSOR_PLAN.items():
+        for name, module in model.named_modules():
+            if fnmatch(name, pattern) and isinstance(module, nn.Linear):
+                rows = -(-module.out_features // tensor) if style is COLUMNS else module.out_features
+                columns = -(-module.in_features // tensor) if style is ROWS else module.in_features
+                cut = nn.Linear(columns, rows, bias=module.bias is not None)
+                model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], cut)
 
 
 def recompute_(block: nn.Module) -> None:
