@@ -31,7 +31,8 @@ def plan(
     """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
-    assumption (MFU), everything else is counted. --shard, --tensor, --recompute and --sum-last are those of `qwenvl train`.
+    assumption (MFU), everything else is counted. --shard, --tensor, --recompute and --sum-last are those of
+    `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
       qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24

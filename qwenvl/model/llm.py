@@ -8,6 +8,7 @@ are arguments here (`long_context`), not module state, so rows of one batch may 
 import math
 from collections.abc import Callable
 from functools import cache as once
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def attend(
         fused = (
             query.is_cuda and not torch.compiler.is_compiling()
         )  # inside a compiled block it is fused anyway
-        flex: Callable[..., Tensor] = _fused_flex() if fused else flex_attention
+        flex: Any = _fused_flex() if fused else flex_attention
         return flex(query, key, value, block_mask=mask)
     causal = mask is None and query.shape[2] > 1
     if causal or query.dtype != torch.bfloat16 or query.device.type != "cpu":
@@ -153,7 +154,7 @@ def attend(
 
 
 @once
-def _fused_flex() -> Callable[..., Tensor]:
+def _fused_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
@@ -252,13 +253,16 @@ def attention_mask(
 
 def block_mask(segments: Int[Tensor, "batch tokens"]) -> BlockMask:
     """The same rule over whole rows, for FlexAttention on a GPU, which skips blocks where nothing is seen."""
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own, other = segments[row, query], segments[row, key]
-        return (key <= query) & ((other == own) | (other == own - own % BRANCHES))
-
     rows, tokens = segments.shape
-    return create_block_mask(sees, rows, None, tokens, tokens, device=segments.device)
+    trunks = segments - segments % BRANCHES
+    return create_block_mask(
+        lambda row, _, query, key: (
+            (key <= query)
+            & ((segments[row, key] == segments[row, query]) | (segments[row, key] == trunks[row, query]))
+        ),
+        *(rows, None, tokens, tokens),
+        device=segments.device,
+    )
 
 
 def ntk_alpha(prompt_tokens: int, config: LLMConfig) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -25,6 +25,8 @@ from qwenvl.train.stages import StageConfig
 
 FILL = 0.97
 """Share of a packed row that is not padding, the loader's promise."""
+
+_ALONE = SpreadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +242,9 @@ def trace(
     images: int,
     *,
     on_cpu: bool,
-    spread: SpreadConfig | None = None,
+    spread: SpreadConfig = _ALONE,
 ) -> Traced:
     """Forward and backward of `rows` packed rows with `images` pictures, in the stage's precision, on one GPU."""
-    spread = spread or SpreadConfig()
 
     def with_layers(vision: int, llm: int) -> Traced:
         small = replace(
@@ -276,7 +277,7 @@ def _run(
     images: int,
     *,
     on_cpu: bool,
-    spread: SpreadConfig,
+    spread: SpreadConfig = _ALONE,
 ) -> Traced:
     length = stage.sequence_length
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
@@ -284,7 +285,7 @@ def _run(
         model = QwenVL(config)
         cut_(model, spread.tensor)
         if spread.shard != "none" and stage.bfloat16:
-            model.bfloat16()  # as FSDP gathers them: no copies are kept
+            _round(model)  # as FSDP gathers them: no copies are kept
         freeze(model, stage.trains)
         for block in (*model.vision.blocks, *model.llm.blocks) if spread.recompute else ():
             recompute_(block)
@@ -304,6 +305,13 @@ def _run(
             if hidden.requires_grad:
                 hidden.sum().backward()
     return Traced(float(sum(kept.values())), float(counter.get_total_flops()))
+
+
+def _round(model: QwenVL) -> None:
+    """Give it bfloat16 weights; `Module.bfloat16` cannot do so without values."""
+    for module in model.modules():
+        for name, each in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(each.detach().bfloat16()))
 
 
 @contextmanager
