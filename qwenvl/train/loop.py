@@ -121,7 +121,8 @@ def accumulate_gradients(
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
             loss = aim.loss(batch)
         began = time.perf_counter()
-        loss.total.backward()
+        if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
+            loss.total.backward()
         losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
         seconds += 0.0 if spread.cuts else time.perf_counter() - began
     total, supervised, tokens, pictures = map(sum, zip(*losses, strict=True))

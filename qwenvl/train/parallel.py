@@ -46,8 +46,8 @@ def world_size() -> int:
 def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(*arguments)` in this many processes at once, in this very process when it is one.
 
-    Processes that have joined already (see `joined`) are all there are. Raises what the first failing process raised;
-    a child dies with its parent, and SIGTERM to the parent reaches the children.
+    Processes that have joined already (see `joined`) are all there are. Raises what the first failing process raised,
+    ChildProcessError when one was killed; a child dies with its parent, and SIGTERM to the parent reaches the children.
     """
     if processes == 1 or dist.is_initialized():
         work(*arguments)
@@ -63,7 +63,10 @@ def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
             except torch.multiprocessing.ProcessExitedException as stopped:
                 if stopped.exit_code > 0:
                     raise SystemExit(stopped.exit_code) from None
-                raise
+                raise ChildProcessError(
+                    f"process {stopped.error_index} of {processes} was ended by {stopped.signal_name}; a run goes on "
+                    "from its last state by the same command (SIGKILL: the machine may be out of memory)."
+                ) from None
             except torch.multiprocessing.ProcessRaisedException:
                 errors = sorted(Path(folder).glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
                 if not errors:
@@ -243,10 +246,9 @@ class Team:
 
     def norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
         """Euclidean norm of all gradients together, whoever holds which part of them."""
-        total = torch.zeros((), dtype=torch.float64)
-        for gradient in (each.grad for each in parameters):
-            if gradient is not None:
-                total += local(gradient).double().square().sum().cpu() / self._copies(gradient)
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        norms = [torch.linalg.vector_norm(local(each)) / self._copies(each) ** 0.5 for each in gradients]
+        total = torch.stack(norms or [torch.zeros(())]).cpu().double().square().sum()
         if self.mesh is not None:
             dist.all_reduce(total)
         return total.sqrt().item()

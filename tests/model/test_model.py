@@ -357,6 +357,7 @@ def test_attention_in_bfloat16_with_a_mask_is_that_of_the_fused_kernel():
     assert half.dtype == torch.bfloat16 and (half.float() - exact).abs().max() < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_blocks_of_a_gpu_see_what_the_mask_of_a_cpu_sees():
     """FlexAttention runs forward on a CPU too, unfused: packed rows longer than a block of 128, padding at the end."""
     trunk, first, second, other = 1 * BRANCHES, 1 * BRANCHES + 1, 1 * BRANCHES + 2, 2 * BRANCHES
