@@ -17,7 +17,7 @@ from qwenvl.train.log import Log
 from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import freeze, make_optimizers, set_learning_rates
 from qwenvl.train.parallel import Team
-from qwenvl.train.spread import SpreadConfig, reachable, spread_, sync_gradients
+from qwenvl.train.spread import SpreadConfig, spread_, sync_gradients
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
 
@@ -39,7 +39,7 @@ def train(
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
     `objective` takes the place of the one that the stage names: documents from elsewhere, a part of the model. `watch`
-    is called in the first process while the others wait, in all of them when they share the weights (`spread.shard`).
+    is called in the first process while the others wait.
     The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
     the same weights, bit for bit; on another number of processes, the same but for rounding. Raises ValueError when
     the loss is no longer a number or has run away; `Stopped` after SIGTERM, when the state is saved.
@@ -81,9 +81,8 @@ def train(
             stops, last = parallel.anywhere(asked()), step + 1 == stage.optim.steps
             if stops or last or ((step + 1) % stage.save_every == 0 and not spikes.spiking):
                 saver.save(step + 1, aim.module, optimizers)
-            if watch and (parallel.rank() == 0 or spread.cuts):
-                with reachable(model):
-                    watch(model, stage, step + 1)
+            if watch and parallel.rank() == 0:
+                watch(model, stage, step + 1)
             if stops and not last:
                 saver.finish()
                 stop(stage, step + 1, run_dir)

@@ -5,8 +5,6 @@ perceptron, the head by words; everything else (embedding, norms, the adapter) i
 weights, gradients and moments may be cut once more (FSDP2).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -138,17 +136,6 @@ def sync_gradients(model: nn.Module, spread: SpreadConfig, *, last: bool) -> Non
     """Say before a backward pass whether FSDP adds up gradients in it."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or not spread.sum_last)
-
-
-@contextmanager
-def reachable(model: nn.Module) -> Iterator[None]:
-    """Let all processes at once call any part of a model that FSDP has cut, as evaluators do."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()  # embedding and head; blocks put themselves together when they are called
-    yield
-    model.reshard()
 
 
 def whole(model: QwenVL) -> QwenVL:
