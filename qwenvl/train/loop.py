@@ -45,9 +45,10 @@ def train(
     the loss is no longer a number or has run away; `Stopped` after SIGTERM, when the state is saved.
     """
     spread = spread or SpreadConfig()
-    if watch and spread.tensor > 1:
+    if watch and spread.cuts:
         raise ValueError(
-            "nothing can look at a model whose matrices are shared; run it with tensor = 1, or unwatched."
+            "no process holds the whole model, so none can be shown it; look at the saved model, or use shard = none and "
+            "tensor = 1."
         )
     freeze(model, stage.trains)
     team = Team(spread.tensor, runtime.device)
