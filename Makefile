@@ -51,6 +51,8 @@ check-tests:
 	@echo "== tests: every shape checked"
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not compile" \
 	    --jaxtyping-packages=qwenvl,typecheck.check --durations 10
+	@command -v chromium google-chrome >/dev/null || \
+	    echo "== not checked here: HTML pages in a real browser (no Chromium; Debian: apt-get install chromium)"
 
 format: $(VENV)/.test
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .

@@ -21,7 +21,7 @@ from PIL import Image as pillow
 
 from qwenvl import markup
 from qwenvl.checkpoint import folder
-from qwenvl.config import read_json
+from qwenvl.config import from_dict, read_json
 from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
@@ -62,21 +62,27 @@ class Manner:
             raise ValueError(f"chat_format is {self.chat_format!r}; expected 'chatml' or 'raw'.")
 
     @staticmethod
-    def of(values: Mapping[str, Any]) -> "Manner":
-        """From the values of a generation_config.json; keys without a meaning here are passed over."""
-        default = Manner()
-        return Manner(
-            chat_format=values.get("chat_format", default.chat_format),
-            max_new_tokens=values.get("max_new_tokens", default.max_new_tokens),
-            max_window=values.get("max_window_size", default.max_window),
-            sampling=SamplingConfig(
-                greedy=False,
-                temperature=values.get("temperature", 1.0),
-                top_k=values.get("top_k", 0),
-                top_p=values.get("top_p", default.sampling.top_p),
-                repetition_penalty=values.get("repetition_penalty", 1.0),
-            ),
-        )
+    def of(values: Any, where: str = "generation_config.json") -> "Manner":
+        """From the values of a generation_config.json; keys without a meaning here and nulls are passed over.
+
+        Raises ValueError for a value of another type, named with `where` it was read.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"{where} holds {type(values).__name__}; expected an object. Copy it from its source."
+            )
+        names = {
+            **{
+                "chat_format": "chat_format",
+                "max_new_tokens": "max_new_tokens",
+                "max_window_size": "max_window",
+            },
+            **{name: name for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
+        }
+        said = {ours: values[name] for name, ours in names.items() if values.get(name) is not None}
+        sampling = {"greedy": False, "top_p": RELEASED.top_p}
+        sampling |= {name: said.pop(name) for name in [*said] if name in SamplingConfig.__dataclass_fields__}
+        return from_dict(Manner, {**said, "sampling": sampling}, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +162,7 @@ class Assistant:
         place = folder.resolve(checkpoint)
         tokenizer = Tokenizer.load(place)
         settings = place / "generation_config.json"
-        manner = Manner.of(read_json(settings)) if settings.exists() else Manner()
+        manner = Manner.of(read_json(settings), str(settings)) if settings.exists() else Manner()
         return cls(folder.load(place, runtime), tokenizer, manner)
 
     def ask(

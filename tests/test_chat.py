@@ -301,8 +301,21 @@ def test_the_manner_of_a_checkpoint(assistant: Assistant):
         {"chat_format": "raw", "top_p": 0.5, "top_k": 0, "do_sample": True, "eos_token_id": 151643}
     )
     assert released.chat_format == "raw" and released.sampling.top_p == 0.5 and released.max_window == 6144
-    with pytest.raises(ValueError, match="chat_format is 'alpaca'"):
-        Manner.of({"chat_format": "alpaca"})
+    assert Manner.of({"top_p": None, "temperature": None, "top_k": None}) == Manner()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"chat_format": "alpaca"}, "chat_format is 'alpaca'"),
+        ({"top_p": "0.3"}, "a.json.sampling.top_p is '0.3'; expected float"),
+        ({"max_new_tokens": 5.5}, "a.json.max_new_tokens is 5.5; expected int"),
+        ([1], "a.json holds list; expected an object"),
+    ],
+)
+def test_a_wrong_manner_is_told(values: object, message: str):
+    with pytest.raises(ValueError, match=message):
+        Manner.of(values, "a.json")
 
 
 def test_unknown_options_are_named(assistant: Assistant):

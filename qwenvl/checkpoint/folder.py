@@ -91,14 +91,16 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{folder}/config.json holds {type(values).__name__}; expected an object with the model's shape."
         )
-    if is_official(values):
-        return from_official(values)
-    if values.get("model_type") != MODEL_TYPE:
-        raise ValueError(
-            f"{folder}/config.json has model_type {values.get('model_type')!r}; expected {MODEL_TYPE!r}, or 'qwen' "
-            "with 'visual' as in the official release."
-        )
-    return ModelConfig.from_dict({key: value for key, value in values.items() if key != "model_type"})
+    if is_official(values) or values.get("model_type") == MODEL_TYPE:
+        ours = {key: value for key, value in values.items() if key != "model_type"}
+        try:
+            return from_official(values) if is_official(values) else ModelConfig.from_dict(ours)
+        except ValueError as error:
+            raise ValueError(f"{folder}/config.json cannot be read: {error}") from None
+    raise ValueError(
+        f"{folder}/config.json has model_type {values.get('model_type')!r}; expected {MODEL_TYPE!r}, or 'qwen' "
+        "with 'visual' as in the official release."
+    )
 
 
 def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:

@@ -92,10 +92,10 @@ def to_official(config: ModelConfig, dtype: str) -> dict[str, Any]:
     Raises ValueError for what the official code cannot express: another number of adapter heads or other epsilons.
     """
     vision, adapter, llm = config.vision, config.adapter, config.llm
-    if adapter.heads * CHANNELS_PER_ADAPTER_HEAD != llm.hidden:
+    if adapter.heads != llm.hidden // CHANNELS_PER_ADAPTER_HEAD:
         raise ValueError(
-            f"adapter.heads is {adapter.heads}; the official code always has hidden / {CHANNELS_PER_ADAPTER_HEAD} = "
-            f"{llm.hidden / CHANNELS_PER_ADAPTER_HEAD:g} heads, so this model has no official form."
+            f"adapter.heads is {adapter.heads}; the official code always has one per {CHANNELS_PER_ADAPTER_HEAD} of "
+            f"the {llm.hidden} channels, so this model has no official form."
         )
     if {vision.norm_eps, adapter.norm_eps} != {1e-6}:
         raise ValueError(

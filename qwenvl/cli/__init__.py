@@ -13,6 +13,7 @@ A command's file is imported only when that command runs, and torch only when it
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 COMMANDS: Mapping[str, str] = {
@@ -26,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "data calibrate": "thresholds that leave the share of a source that Table 2 reports",
     "data read": "annotations as others published them, to records",
     "data mix": "the mixtures of Tables 2 and 3 from the sources at hand",
+    "data dialogues": "dialogues for stage 3: joined from records, or written by a server",
     "data inspect": "a page of what was kept and dropped, or of formatted samples",
     "data plan": "shards, cores, hours and bytes of cleaning a source",
     "data synth": "OCR pages with a quad for every line: drawn, from PDF, from HTML",
@@ -45,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = args[:1] == ["--debug"]
     if debug:
         del args[0]
+    elif (
+        not sys.warnoptions
+    ):  # libraries warn about files and versions; an error of ours says what matters in one line
+        warnings.simplefilter("ignore")
     try:
         status = _run(args)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from qwenvl.chat import Reply
+    from qwenvl.chat import Assistant, Reply
 
 
 def ask(
@@ -46,12 +46,10 @@ def ask(
         raise ValueError(f"--out {out} needs a picture to draw on; name one before the question.")
     from time import perf_counter
 
-    from qwenvl.chat import Assistant
     from qwenvl.images import open_image
-    from qwenvl.runtime import Runtime
 
     opened = [open_image(picture) for picture in pictures]  # a bad picture is told before a model is loaded
-    assistant = Assistant.load(checkpoint, Runtime.detect(device=device, dtype=dtype, seed=seed))
+    assistant = load_assistant(checkpoint, device=device, dtype=dtype, seed=seed)
     start = perf_counter()
     reply = assistant.ask(
         opened, question, grounded=grounded, sample=sample, seed=seed, max_new_tokens=max_new_tokens
@@ -67,6 +65,17 @@ def ask(
         )
     else:
         print(reply.text)
+
+
+def load_assistant(checkpoint: str, *, device: str, dtype: str, seed: int) -> "Assistant":
+    """The model; whoever watches sees that it is being read, which takes a while at 7B."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"reading {checkpoint}"):
+        from qwenvl.chat import Assistant
+        from qwenvl.runtime import Runtime
+
+        return Assistant.load(checkpoint, Runtime.detect(device=device, dtype=dtype, seed=seed))
 
 
 def facts(reply: "Reply") -> dict[str, Any]:

@@ -48,13 +48,12 @@ def chat(
         raise ValueError("give a model: `qwenvl chat tiny photo.jpg`")
     import sys
 
-    from qwenvl.chat import Assistant
+    from qwenvl.cli.ask import load_assistant
     from qwenvl.images import open_image
-    from qwenvl.runtime import Runtime
 
     checkpoint, *pictures = words
     opened: list[Source] = [open_image(picture) for picture in pictures]
-    assistant = Assistant.load(checkpoint, Runtime.detect(device=device, dtype=dtype, seed=seed))
+    assistant = load_assistant(checkpoint, device=device, dtype=dtype, seed=seed)
     session = assistant.session(grounded=grounded, sample=sample, seed=seed, max_new_tokens=max_new_tokens)
     typed = sys.stdin.isatty()
     if typed:
@@ -89,6 +88,8 @@ def _talk(session: "Session", pictures: "list[Source]", typed: bool) -> int:
                 if reply is None:
                     raise ValueError("there is no answer to draw yet; ask something first.")
                 save_picture(reply, _path(rest, "/save FILE"))
+            elif typed and word[:1] == "/" and word[1:].isalpha():  # a path or a piped line is a question
+                raise ValueError(f"there is no command {word}; known: /image, /save, /reset, /quit.")
             else:
                 reply = _answer(session, line, pictures)
                 pictures = []

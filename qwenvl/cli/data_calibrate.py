@@ -11,6 +11,7 @@ def data_calibrate(
     target: float | None = None,
     change: tuple[str, ...] = (),
     limit: int = 50_000,
+    clip: str | None = None,
     out: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -27,6 +28,7 @@ def data_calibrate(
         target: Share that should survive, 0 to 1; without it the paper's.
         change: Thresholds to change first, NAME=VALUE.
         limit: Pairs to look at.
+        clip: CLIP model for pairs without a score: a folder or a hub id that transformers can load.
         out: JSON file of all thresholds.
         json: Print the choices as JSON.
     """
@@ -34,18 +36,21 @@ def data_calibrate(
     from itertools import chain, islice
 
     from qwenvl.data.clean import calibrate
-    from qwenvl.data.clean.engine import Job, Settings, measured_samples
+    from qwenvl.data.clean.engine import Settings, measured_samples
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.clean.reading import find_shards
     from qwenvl.data.shards import atomic, dump
 
     row, limits = chosen(preset, None, change)
     share = row.remaining / 100 if target is None else target
-    jobs = [
-        Job(index=0, path=path, out=src, settings=Settings(thresholds=limits)) for path in find_shards(src)
-    ]
-    samples = islice(chain.from_iterable(measured_samples(job) for job in jobs), limit)
-    sample = calibrate.observe(samples, limits)
+    scorer = None
+    if clip is not None:
+        from qwenvl.integrations.clip import load_scorer
+
+        scorer = load_scorer(clip)
+    settings = Settings(thresholds=limits)
+    shards = (measured_samples(path, settings) for path in find_shards(src))
+    sample = calibrate.observe(islice(chain.from_iterable(shards), limit), limits, scorer)
     found = calibrate.choices(sample, share)
     best = calibrate.nearest(found, limits)
     if best is not None and out is not None:

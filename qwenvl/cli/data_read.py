@@ -14,9 +14,9 @@ def data_read(
     """Read annotations in the form their authors published them, and write one record per line.
 
     READER is one of vqav2, gqa, vgqa, dvqa, ocr-vqa, docvqa, textvqa, chartqa, ai2d, grit-captions, grit-phrases,
-    visual-genome, refcoco, refcoco+, refcocog, flickr30k-entities, icdar, coco-caption, clean; or of cc3m, cc12m, sbu,
-    web, whose raw pairs are written as JSON lines for `qwenvl data clean`. What cannot be read is counted with its
-    reason.
+    visual-genome, refcoco, refcoco+, refcocog, flickr30k-entities, coco, voc, yolo, labelme, icdar, coco-caption,
+    clean; or of cc3m, cc12m, sbu, web, whose raw pairs are written as JSON lines for `qwenvl data clean`. What cannot
+    be read is counted, and listed with its reason beside OUT, in a file that ends in .skipped.jsonl.
 
       qwenvl data read gqa train.json --pictures images --out gqa.jsonl
 
@@ -29,13 +29,8 @@ def data_read(
     from collections import Counter
 
     from qwenvl.data.readers.keep import keep
-    from qwenvl.data.readers.table import READERS
+    from qwenvl.data.readers.table import read
 
-    chosen = READERS.get(reader)
-    if chosen is None:
-        raise ValueError(f"there is no reader {reader!r}; known: {', '.join(READERS)}.")
-    if not annotations:
-        raise ValueError(f"no annotation file named; {reader} needs {chosen.files}.")
-    counts: Counter[str] = keep(chosen.read(annotations, pictures), out)
+    counts: Counter[str] = keep(read(reader, annotations, pictures), out)
     for kind, number in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{number:>10,}  {kind}")

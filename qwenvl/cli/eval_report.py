@@ -3,7 +3,14 @@
 from pathlib import Path
 
 
-def eval_report(runs: tuple[Path, ...], /, *, out: Path = Path("report.html"), json: bool = False) -> None:
+def eval_report(
+    runs: tuple[Path, ...],
+    /,
+    *,
+    out: Path = Path("report.html"),
+    title: str = "Score card",
+    json: bool = False,
+) -> None:
     """Write the score card of one or several runs as a self-contained page, and beside it as Markdown.
 
     Values with intervals, the paper's values and the differences, a radar picture, right and wrong answers with boxes
@@ -14,6 +21,7 @@ def eval_report(runs: tuple[Path, ...], /, *, out: Path = Path("report.html"), j
     Args:
         runs: Folders that `qwenvl eval run` or `qwenvl eval score --out` wrote.
         out: The page; the table in Markdown lies beside it.
+        title: Their heading.
         json: Print the cards as one JSON list too.
     """
     if not runs:
@@ -23,7 +31,7 @@ def eval_report(runs: tuple[Path, ...], /, *, out: Path = Path("report.html"), j
     from qwenvl.evaluation import card, report
 
     read = [report.Run(*card.read(folder)) for folder in runs]
-    report.write(read, out)
+    report.write(read, out, title)
     if json:
         from json import dumps
 

@@ -42,11 +42,13 @@ def eval_run(
     nothing is left to ask. Exit status 1 if questions are without an answer, unless --partial.
 
       qwenvl eval run tiny toyworld --limit 100 --json
+      qwenvl eval run tiny toyworld-vqa --shots 2
       qwenvl eval run Qwen/Qwen-VL gqa --data questions.json --images images
 
     Args:
         checkpoint: A folder, a hub id or `tiny`.
-        benchmark: `toyworld`, or a benchmark of docs/EVALUATION.md: flickr30k, vqav2, refcoco-val, ...
+        benchmark: A benchmark of docs/EVALUATION.md (flickr30k, vqav2, refcoco-val, ..., toyworld-vqa, ...), or
+            `toyworld`: the four figures of a tiny model's card.
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
         images: Folder of its pictures; by default that of the data.
@@ -59,7 +61,8 @@ def eval_run(
         rices: Take the examples whose pictures look most alike, instead of random ones.
         batch: Questions answered together.
         processes: Processes that share the questions.
-        part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out.
+        part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;
+            `rank` takes both numbers from torchrun.
         manner: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
@@ -76,13 +79,11 @@ def eval_run(
     from qwenvl.evaluation.run import Job, samples_of
 
     row = row_of(benchmark)
-    if data is None:
-        raise ValueError(
-            f"{benchmark} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
-        )
-    pool = None if examples is None else Source(examples, examples_answers, images)
+    source, pool = row.source(data, answers, images), None
+    if examples is not None or (shots and data is None):  # the toy world makes its examples too
+        pool = Source(examples or source.data, examples_answers, images, training=True)
     job = Job(
-        checkpoint=checkpoint, benchmark=benchmark, source=Source(data, answers, images), out=out, limit=limit,
+        checkpoint=checkpoint, benchmark=benchmark, source=source, out=out, limit=limit,
         shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
     )  # fmt: skip
     if part is not None:
@@ -123,9 +124,7 @@ def _ask(
             bar.update(line, completed=running.add(answered), description=f"{row.title} {running.text}")
 
         predictions = {p.id: p for p in run(job, processes=processes, report=report)}
-    judged_elsewhere = row.metric is None or (
-        row.metric.name != "Acc@IoU 0.5" and not any(s.answers for s in samples)
-    )
+    judged_elsewhere = row.metric is None or not any(s.answers or s.box for s in samples)
     if judged_elsewhere or not predictions:
         how = "--judge or --replay" if row.metric is None else "--submission"
         console.print(
@@ -140,8 +139,16 @@ def _ask(
 
 def _ask_part(job: "Job", part: str) -> int:
     """Ask a share of the questions; the scoring is left to whoever runs the whole."""
+    import os
+
     from qwenvl.evaluation.run import plan, samples_of, work
 
+    if part == "rank":
+        part = f"{os.environ.get('RANK', '')}/{os.environ.get('WORLD_SIZE', '')}"
+        if part == "/":
+            raise ValueError(
+                "--part rank reads RANK and WORLD_SIZE, which are not set; start it with torchrun."
+            )
     number, _, parts = part.partition("/")
     if not (number.isdigit() and parts.isdigit() and int(number) < int(parts)):
         raise ValueError(f"--part is {part!r}; expected K/N with K from 0 to N - 1, such as 0/4.")

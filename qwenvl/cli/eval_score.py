@@ -16,7 +16,7 @@ def eval_score(
     /,
     *,
     predictions: Path,
-    data: Path,
+    data: Path | None = None,
     answers: Path | None = None,
     images: Path | None = None,
     out: Path | None = None,
@@ -39,7 +39,7 @@ def eval_score(
     Args:
         benchmark: Its name in docs/EVALUATION.md.
         predictions: JSON lines or a JSON list, one entry per question.
-        data: The questions: the original file or folder, or the release's JSON lines.
+        data: The questions: the original file or folder, or the release's JSON lines; the toy world has none.
         answers: The answers, where they are a file of their own.
         images: Folder of the pictures; only the report needs them.
         out: Folder for score.json and scored.jsonl.
@@ -53,12 +53,11 @@ def eval_score(
         json: Print one JSON object.
     """
     from qwenvl.evaluation import card, submissions
-    from qwenvl.evaluation.annotations.sample import Source
     from qwenvl.evaluation.benchmarks import benchmark as row_of
     from qwenvl.evaluation.predictions import read_foreign
 
     row = row_of(benchmark)
-    samples = row.read(Source(data, answers, images))
+    samples = row.read(row.source(data, answers, images))
     found = read_foreign(predictions)
     if submission is not None:
         if row.submit is None:

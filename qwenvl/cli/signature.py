@@ -4,15 +4,16 @@ Positional-only parameters become arguments named as the parameter (`checkpoint`
 parameters become options, and `json: bool = False` is the flag `--json`. Help is never wider than the terminal.
 """
 
+import ast
 import dataclasses
 import functools
 import inspect
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -45,6 +46,34 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
         args=args,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
+    """A dataclass of the fields of a config, None where nothing was chosen: options `--name.field` of a command.
+
+    The string under each field is its help.
+    """
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    told = {
+        line.target.id: str(text.value.value)
+        for line, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    hints = get_type_hints(config)
+    fields: list[tuple[str, Any, Any]] = []
+    for name in (field.name for field in dataclasses.fields(config) if field.name not in leave_out):
+        shown: Any = tyro.conf.arg(help=told[name], help_behavior_hint="", metavar=_metavar(hints[name]))
+        fields.append((name, Annotated[hints[name] | None, shown], dataclasses.field(default=None)))
+    return dataclasses.make_dataclass(f"{config.__name__}Choices", fields, frozen=True, kw_only=True)
+
+
+def _metavar(kind: Any) -> str:
+    """INT, TEXT, True|False; each of a tuple."""
+    if get_origin(kind) is tuple:
+        return " ".join("..." if each is ... else _metavar(each) for each in get_args(kind))
+    return {bool: "True|False", str: "TEXT"}.get(kind, kind.__name__.upper())
 
 
 def _description(function: Callable[..., int | None]) -> str:

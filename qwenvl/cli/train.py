@@ -1,7 +1,20 @@
 """`qwenvl train`: one stage or a whole recipe."""
 
+import dataclasses
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from qwenvl.cli.signature import choices
+from qwenvl.train.stages import OptimConfig, StageConfig
+
+if TYPE_CHECKING:
+    from qwenvl.train.recipe import Start
+
+
+Optim: Any = choices(OptimConfig)
+Stage: Any = choices(StageConfig, leave_out=("name", "objective", "mixture", "data", "optim"))
+NO_STAGE, NO_OPTIM = Stage(), Optim()
 
 
 def train(
@@ -10,6 +23,10 @@ def train(
     *,
     out: Path = Path("runs/train"),
     init: str | None = None,
+    data: Path | None = None,
+    init_vision: str | None = None,
+    init_llm: str | None = None,
+    vocabulary: str | None = None,
     processes: int = 1,
     scale: float = 1.0,
     device: str = "auto",
@@ -19,20 +36,28 @@ def train(
     compile: bool = False,
     sum_last: bool = False,
     spike: float = 4.0,
+    stage: Stage = NO_STAGE,
+    optim: Optim = NO_OPTIM,
 ) -> None:
     """Train every stage of a recipe folder in order, or one stage from a checkpoint.
 
     A killed run goes on where it stopped when the same command is given again, with the same weights bit for bit as
-    one that was never stopped. SIGTERM saves and ends with status 75. Started by torchrun, it takes the processes that
-    torchrun made, on one machine or many.
+    one that was never stopped; with another number of processes or workers it reads the same batches. SIGTERM saves and
+    ends with status 75. Started by torchrun, it takes the processes that torchrun made, on one machine or many.
 
       qwenvl train recipes/tiny --out runs/tiny --processes 2
       qwenvl train recipes/tiny/3-finetuning.toml --init tiny --out runs/more
+      qwenvl train recipes/qwen_vl_7b --data data.toml --init-llm Qwen/Qwen-7B
+      qwenvl train recipes/tiny/2-multitask.toml --init tiny --optim.peak-lr 1e-4
 
     Args:
         recipe: A folder with recipe.toml and a file per stage, or one stage file.
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
+        data: File of sources and other values by stage, see recipes/qwen_vl_7b/data.toml; or the shards of one stage.
+        init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
+        init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
+        vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
         processes: Processes that share each update, one core each.
         scale: Factor on the steps of every stage.
         device: auto, cpu, cuda or mps.
@@ -42,17 +67,23 @@ def train(
         compile: Compile every block with torch.compile.
         sum_last: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
         spike: A loss so many times its median, for five updates, stops the run.
+        stage: Values of the stage, or of all stages of a recipe, that go before those of files.
+        optim: The same of its optimiser.
     """
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
     from qwenvl.train import parallel
     from qwenvl.train.recipe import run_recipe, run_stage
     from qwenvl.train.spread import SpreadConfig
-    from qwenvl.train.stages import StageConfig
 
+    if processes < 1 or scale <= 0:
+        raise ValueError(
+            f"--processes is {processes}, --scale {scale}; expected at least 1, and more than 0."
+        )
     spread = SpreadConfig(
         shard=shard, tensor=tensor, recompute=recompute, compile=compile, sum_last=sum_last, spike=spike
     )
+    start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
     with parallel.joined(processes):
         runtime = Runtime.detect(device=device, dtype="float32")
         if recipe.is_dir():
@@ -60,12 +91,57 @@ def train(
                 raise ValueError(
                     "--init is for one stage file; a recipe folder starts from its own recipe.toml."
                 )
-            model = run_recipe(recipe, out, runtime, processes=processes, scale=scale, spread=spread)
+            model = run_recipe(
+                recipe, out, runtime, processes=processes, scale=scale, spread=spread, start=start
+            )
         else:
             if init is None:
                 raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
-            stage = StageConfig.read(recipe).scaled(scale)
-            run_stage(stage, resolve(init), out / stage.name, runtime, processes=processes, spread=spread)
-            model = out / stage.name / "model"
+            read = StageConfig.read(recipe)
+            read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
+            run_stage(read, resolve(init), out / read.name, runtime, processes=processes, spread=spread)
+            model = out / read.name / "model"
         if parallel.rank() == 0:
-            print(model)
+            _tell(out, model)
+
+
+def _tell(out: Path, model: Path) -> None:
+    """What was left out, on stderr, and where the model is."""
+    from qwenvl.train.reading import left_out
+
+    for kind, (count, example) in left_out(sorted(path for path in out.iterdir() if path.is_dir())).items():
+        print(f"left out: {count:,} {kind}, such as {example[:200]}", file=sys.stderr)
+    print(model)
+
+
+def _start(
+    stage: Any, optim: Any, data: Path | None, recipe: Path, places: tuple[str | None, str | None, str | None]
+) -> "Start":
+    """What the options say, checked against each other."""
+    from qwenvl.train.recipe import Start
+    from qwenvl.train.stages import read_changes
+
+    every = _given(stage)
+    if changed := _given(optim):
+        every["optim"] = changed
+    stages: dict[str, Any] = {}
+    if data is not None and data.suffix == ".toml":
+        stages = read_changes(data)
+    elif data is not None:
+        if recipe.is_dir():
+            raise ValueError(
+                f"--data {data} is for one stage; a recipe needs a file with the data of each stage, see "
+                "recipes/qwen_vl_7b/data.toml."
+            )
+        every["data"] = [{"paths": [str(data.absolute())]}]
+    vision, llm, vocabulary = (place or "" for place in places)
+    if (vision or llm or vocabulary) and not recipe.is_dir():
+        raise ValueError(
+            "--init-vision, --init-llm and --vocabulary start a recipe; a single stage starts from --init."
+        )
+    return Start(vision=vision, llm=llm, vocabulary=vocabulary, stages=stages, every_stage=every)
+
+
+def _given(choices: Any) -> dict[str, Any]:
+    values = {field.name: getattr(choices, field.name) for field in dataclasses.fields(choices)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -3,11 +3,13 @@
 Every converter goes through corners in pixels; `Box.from_pixels` is the one place that rounds, so a box comes back
 within half a grid cell (0.0005 of a side), plus the border cell 999 for boxes that touch the right or lower edge.
 A box that is not finite, reversed, empty or outside its picture raises BadBox: readers count it with that reason.
+Files of many boxes give each its box or its BadBox, so that one bad box costs no other.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
@@ -67,14 +69,29 @@ def from_shares(corners: Sequence[int | float], width: int, height: int, label: 
 
 
 def from_yolo(line: str, width: int, height: int, names: Sequence[str] = ()) -> Box:
-    """One line of a YOLO label file: class, centre x, centre y, width, height as shares of the sides."""
-    parts = line.split()
+    """One line of a YOLO label file, in shares of the sides: class, centre x, centre y, width, height (confidence).
+
+    A line of segmentation labels, class and the corners of a polygon, gives the box around it. Raises BadBox.
+    """
+    cells = line.split()
     try:
-        number, (x, y, across, down) = int(parts[0]), map(float, parts[1:5])
+        number, shares = int(cells[0]), [float(cell) for cell in cells[1:]]
     except (ValueError, IndexError):
         raise BadBox("box without four numbers") from None
-    shares = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
-    return from_shares(shares, width, height, names[number] if number < len(names) else None)
+    if len(shares) in (4, 5):
+        x, y, across, down = shares[:4]
+        corners = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
+    elif len(shares) >= 6 and len(shares) % 2 == 0:
+        corners = _around(shares[::2], shares[1::2])
+    else:
+        raise BadBox("box without four numbers")
+    return from_shares(corners, width, height, names[number] if 0 <= number < len(names) else None)
+
+
+def _around(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    if not all(map(math.isfinite, (*xs, *ys))):
+        raise BadBox("box not finite")
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def to_yolo(box: Box, number: int) -> str:
@@ -83,45 +100,66 @@ def to_yolo(box: Box, number: int) -> str:
     return f"{number} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}"
 
 
-def from_voc(xml: str) -> Iterator[Box]:
+def from_voc(xml: str) -> Iterator[Box | BadBox]:
     """Pascal VOC: one XML file per picture; pixels count from 1 there, and both corners belong to the box."""
     root = _parse_xml(xml)
-    width, height = _number(root, "size/width"), _number(root, "size/height")
     for thing in root.iter("object"):
-        left, top, right, bottom = (
-            _number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")
-        )
-        yield from_corners(
-            (left - 1, top - 1, right, bottom), int(width), int(height), thing.findtext("name")
-        )
+        yield _attempt(partial(_voc_box, root, thing, thing.findtext("name")))
 
 
-def from_labelme(annotation: Mapping[str, Any]) -> Iterator[Box]:
-    """LabelMe JSON: rectangles and polygons in pixels; a polygon gives the box around it."""
+def _voc_box(root: ElementTree.Element, thing: ElementTree.Element, label: str | None) -> Box:
+    left, top, right, bottom = (_number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax"))
+    corners = (left - 1, top - 1, right, bottom)
+    return from_corners(corners, int(_number(root, "size/width")), int(_number(root, "size/height")), label)
+
+
+def from_labelme(annotation: Mapping[str, Any]) -> Iterator[Box | BadBox]:
+    """LabelMe JSON: shapes in pixels; one that is no rectangle gives the box around it."""
     width, height = int(annotation["imageWidth"]), int(annotation["imageHeight"])
     for shape in annotation["shapes"]:
-        xs, ys = [float(x) for x, _ in shape["points"]], [float(y) for _, y in shape["points"]]
-        yield from_corners((min(xs), min(ys), max(xs), max(ys)), width, height, shape.get("label"))
+        yield _attempt(partial(_labelme_box, shape, width, height))
 
 
-def from_entities(xml: str) -> Mapping[str, list[Box]]:
-    """Flickr30K Entities, `Annotations/ID.xml`: phrase id -> its boxes; ids without a box are left out.
+def _labelme_box(shape: Mapping[str, Any], width: int, height: int) -> Box:
+    points = [(float(x), float(y)) for x, y in shape["points"]]
+    if shape.get("shape_type") == "circle" and len(points) == 2:  # its centre, and a point on it
+        (x, y), (rim_x, rim_y) = points
+        radius = math.hypot(rim_x - x, rim_y - y)
+        points = [(x - radius, y - radius), (x + radius, y + radius)]
+    if not points:
+        raise BadBox("box without four numbers")
+    corners = _around(*zip(*points, strict=True))
+    return from_corners(corners, width, height, shape.get("label"))
 
-    Pixels count from 1 there as in VOC, and a few boxes touch 0.
+
+def from_entities(xml: str) -> tuple[Mapping[str, list[Box]], list[BadBox]]:
+    """Flickr30K Entities, `Annotations/ID.xml`: phrase id -> its boxes, and what was wrong with others.
+
+    Ids without a box are left out. Pixels count from 1 there as in VOC, and a few boxes touch 0.
     """
     root = _parse_xml(xml)
-    width, height = int(_number(root, "size/width")), int(_number(root, "size/height"))
     boxes: dict[str, list[Box]] = {}
+    bad: list[BadBox] = []
     for thing in root.iter("object"):
         if thing.find("bndbox") is None:
             continue
-        left, top, right, bottom = (
-            _number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")
-        )
-        box = from_corners((max(left - 1, 0), max(top - 1, 0), right, bottom), width, height)
+        for edge in ("xmin", "ymin"):
+            if (touching := thing.find(f"bndbox/{edge}")) is not None and touching.text == "0":
+                touching.text = "1"
+        box = _attempt(partial(_voc_box, root, thing, None))
+        if isinstance(box, BadBox):
+            bad.append(box)
+            continue
         for name in thing.findall("name"):
             boxes.setdefault(name.text or "", []).append(box)
-    return boxes
+    return boxes, bad
+
+
+def _attempt(make: Callable[[], Box]) -> Box | BadBox:
+    try:
+        return make()
+    except BadBox as bad:
+        return bad
 
 
 _ENTITY = re.compile(r"\[/EN#(\d+)((?:/\w+)+) ([^\]]+)\]")

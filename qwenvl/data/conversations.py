@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.formats import Example, example
-from qwenvl.markup import Image, Segment, Turn, parse_trusted, render_chat
+from qwenvl.data.records import Dialogue, spell_with_paths
+from qwenvl.markup import Image, Segment, Turn, number_pictures, parse_trusted, render_chat
 from qwenvl.tokenizer import Tokenizer
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -123,6 +124,16 @@ def picture_path(image: Image, folder: Path) -> Path:
     path = Path(str(image.source))
     beside = folder / path
     return path if path.is_absolute() or (not beside.exists() and path.exists()) else beside
+
+
+def sample_of(dialogue: Dialogue, name: str) -> dict[str, Any]:
+    """A dialogue as a sample of this JSON, pictures numbered: what `qwenvl finetune` and the official script read.
+
+    Raises ValueError for a picture in memory, and for a text that spells a tag and would come back as markup.
+    """
+    turns = number_pictures(dialogue.turns)
+    said = [{"from": turn.role, "value": spell_with_paths(turn.content)} for turn in turns]
+    return {"id": name, "conversations": said}
 
 
 def _placed(part: Segment | str, folder: Path) -> Segment | str:

@@ -2,16 +2,22 @@
 
 The paper names three sources and no numbers: self-instruction by an LLM (one picture), and "strategy concatenation" for
 what an LLM does not know, where things are and several pictures at once. Joining needs no model: every answer is an
-annotation. Self-instruction talks to any OpenAI-compatible server; its dry run shows what would be sent.
+annotation. Self-instruction talks to any OpenAI-compatible server; its dry run shows what would be sent, and no reply
+is paid for twice. `qwenvl data dialogues` is all three.
 """
 
+import hashlib
 import json
 import random
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from qwenvl.data.clean.characters import HAN
 from qwenvl.data.records import (
     Caption,
     Dialogue,
@@ -22,12 +28,54 @@ from qwenvl.data.records import (
     Skipped,
     pictures,
 )
+from qwenvl.data.shards import atomic, dump
 from qwenvl.markup import Image, Ref, Segment, Text, Turn, spell
 
 # === Joining annotations ===
 
-_WHERE = ("Where is {}?", "Please find {} in the picture.", "Frame the location of {}.", "框出图中{}的位置")
-_WHAT = ("What is in this region?", "Describe this region.", "这个区域里是什么？")
+_WHERE = ("Where is {}?", "Please find {} in the picture.", "Frame the location of {}.")
+_WHAT = ("What is in this region?", "Describe this region.")
+_WHERE_ZH, _WHAT_ZH = ("{}在哪里？", "框出图中{}的位置"), ("这个区域里是什么？", "描述一下这个区域。")
+
+
+def by_picture(records: Iterable[Record]) -> Mapping[Image, list[Record]]:
+    """Records of exactly one picture, together by it, in the order of their first."""
+    groups: dict[Image, list[Record]] = {}
+    for record in records:
+        if len(shown := pictures(record)) == 1:
+            groups.setdefault(shown[0], []).append(record)
+    return groups
+
+
+def localisations(
+    groups: Mapping[Image, Sequence[Record]], questions: int, seed: int = 0
+) -> Iterator[Dialogue]:
+    """A dialogue for every picture with phrases, about `questions` of them at most, drawn by the seed."""
+    for number, known in enumerate(groups.values()):
+        phrases = [record for record in known if isinstance(record, Referring)]
+        if phrases:
+            rng = random.Random(f"localisations {seed} {number}")
+            yield localisation(rng.sample(phrases, min(questions, len(phrases))), seed=seed + number)
+
+
+def comparisons(
+    groups: Mapping[Image, Sequence[Record]], together: int, questions: int, seed: int = 0
+) -> Iterator[Dialogue]:
+    """Dialogues about `together` pictures each, with one to `questions` questions for every picture.
+
+    Pictures without a caption or question are left out, and so are the last ones that do not fill a dialogue. Each
+    picture is in one dialogue. Raises ValueError for fewer than two pictures together.
+    """
+    if together < 2:
+        raise ValueError(f"{together} pictures in a dialogue; expected 2 at least.")
+    rng = random.Random(f"comparisons {seed}")
+    found = [[r for r in known if isinstance(r, Caption | Question)] for known in groups.values()]
+    usable = [known for known in found if known]
+    rng.shuffle(usable)
+    for number in range(len(usable) // together):
+        chosen = usable[number * together : (number + 1) * together]
+        asked = [r for known in chosen for r in rng.sample(known, min(questions, len(known)))]
+        yield several_pictures(asked, seed=seed + number)
 
 
 def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
@@ -39,14 +87,15 @@ def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
     for number, found in enumerate(phrases):
         opening: tuple[Segment, ...] = () if number else (found.image,)
         boxes = tuple(replace(box, label=None) for box in found.boxes)
+        where, what = (_WHERE_ZH, _WHAT_ZH) if HAN.search(found.phrase) else (_WHERE, _WHAT)
         if rng.random() < 0.5 or len(boxes) > 1:
-            question = rng.choice(_WHERE).format(found.phrase)
+            question = rng.choice(where).format(found.phrase)
             turns += [
                 Turn("user", (*opening, Text(question))),
                 Turn("assistant", (Ref(found.phrase), *boxes)),
             ]
         else:
-            asked = (*opening, Text(rng.choice(_WHAT)), *boxes)
+            asked = (*opening, Text(rng.choice(what)), *boxes)
             turns += [Turn("user", asked), Turn("assistant", (Text(_sentence(found.phrase)),))]
     return Dialogue(turns=tuple(turns), source="localisation")
 
@@ -67,7 +116,7 @@ def several_pictures(records: Sequence[Caption | Question], seed: int) -> Dialog
             question = f"In Picture {number}, {record.question[:1].lower()}{record.question[1:]}"
             answer = _sentence(record.answer)
         elif record.language == "zh":
-            question, answer = f"第{number}张图片里有什么？", record.text
+            question, answer = f"第{number}张图片里有什么？", _sentence(record.text)
         else:
             question, answer = f"What does Picture {number} show?", _sentence(record.text)
         turns += [Turn("user", (*opening, Text(question))), Turn("assistant", (Text(answer),))]
@@ -75,7 +124,9 @@ def several_pictures(records: Sequence[Caption | Question], seed: int) -> Dialog
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "。")) else f"{text[:1].upper()}{text[1:]}."
+    if text.endswith((".", "!", "?", "。", "！", "？")):
+        return text
+    return f"{text}。" if HAN.search(text) else f"{text[:1].upper()}{text[1:]}."
 
 
 # === Self-instruction ===
@@ -156,26 +207,46 @@ def dialogue_of(response: dict[str, Any], image: Image, key: str) -> Dialogue | 
 
 
 def self_instruct(
-    groups: Iterable[Sequence[Record]], ask: Ask | None, model: str, **options: Any
+    groups: Iterable[Sequence[Record]], ask: Ask | None, model: str, *, at_once: int = 1, **options: Any
 ) -> Iterator[Dialogue | Skipped | dict[str, Any]]:
-    """For each picture its dialogue or a reason; without `ask` (the dry run) the request that would be sent."""
-    for number, known in enumerate(groups):
+    """For each picture its dialogue or a reason, in order; without `ask` (the dry run) the request that would be sent.
+
+    `at_once` requests are under way at a time. `options` are those of `request`.
+    """
+
+    def one(place: tuple[int, Sequence[Record]]) -> Dialogue | Skipped | dict[str, Any]:
+        number, known = place
         try:
             body = request(known, model, seed=number, **options)
         except ValueError as error:
-            yield Skipped(
-                key=str(number),
-                kind="nothing known of the picture",
-                detail=str(error),
-                source="self-instruction",
-            )
-            continue
+            return _skipped(number, "nothing known of the picture", error)
         if ask is None:
-            yield body
-            continue
+            return body
         try:
-            yield dialogue_of(ask(body), pictures(known[0])[0], str(number))
+            return dialogue_of(ask(body), pictures(known[0])[0], str(number))
         except ValueError as error:
-            yield Skipped(
-                key=str(number), kind="no reply", detail=str(error)[:200], source="self-instruction"
-            )
+            return _skipped(number, "no reply", error)
+
+    waiting = enumerate(groups)
+    with ThreadPoolExecutor(at_once) as threads:
+        while batch := list(islice(waiting, 16 * at_once)):
+            yield from threads.map(one, batch)
+
+
+def _skipped(number: int, kind: str, error: ValueError) -> Skipped:
+    return Skipped(key=str(number), kind=kind, detail=str(error)[:200], source="self-instruction")
+
+
+def remembered(ask: Ask, folder: Path) -> Ask:
+    """The same, but every reply is kept in `folder` under a digest of its request, and no request is made twice."""
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        path = folder / f"{hashlib.blake2b(dump(body), digest_size=16).hexdigest()}.json"
+        if path.exists():
+            return json.loads(path.read_bytes())
+        reply = ask(body)
+        with atomic(path, durable=False) as file:
+            file.write(dump(reply))
+        return reply
+
+    return answer

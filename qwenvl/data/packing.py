@@ -7,6 +7,7 @@
 No document is cut, hence no picture is.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data.formats import IGNORE, Example
+from qwenvl.data.records import Skipped
 from qwenvl.markup import Image
 
 DOCUMENT = 1024
 """Segments number documents in steps of this, branches in steps of one (`model.llm.BRANCHES`)."""
+
+TRIED = 512
+"""Documents of which the best company for a row's longest is chosen: all of a micro-batch, a sample of a window."""
 
 PACKINGS = ("isolated", "interleaved")
 
@@ -31,6 +36,8 @@ class Rows:
     segments: NDArray[np.int64]
     positions: NDArray[np.int64]
     images: tuple[Image, ...]
+    left_out: tuple[Skipped, ...] = ()
+    """Documents that should have been in these rows and could not be used."""
 
     @property
     def fill(self) -> float:
@@ -39,45 +46,92 @@ class Rows:
 
 
 def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Which items share a row: best fit, longest first; every index once. Raises ValueError for one too long."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = lengths[index]
-        if length > row_length:
-            raise ValueError(
-                f"a document of {length} tokens does not fit a row of {row_length}; documents are never cut: raise "
-                "sequence_length or shorten the document."
-            )
-        open_rows = [row for row, left in enumerate(room) if left >= length]
-        if not open_rows:
-            rows.append([])
-            room.append(row_length)
-            open_rows = [len(rows) - 1]
-        best = min(open_rows, key=room.__getitem__)
-        rows[best].append(index)
-        room[best] -= length
+    """Which items share a row: the longest left, and those that fill the row best; every index once.
+
+    Raises ValueError for one too long.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if waiting and lengths[waiting[0]] > row_length:
+        raise ValueError(
+            f"a document of {lengths[waiting[0]]} tokens does not fit a row of {row_length}; documents are never cut: "
+            "raise sequence_length or shorten the document."
+        )
+    rows = []
+    while waiting:
+        row, room = [waiting[0]], row_length - lengths[waiting[0]]
+        start = bisect_left(waiting, -room, lo=1, key=lambda index: -lengths[index])
+        fitting = range(start, len(waiting))
+        tried = fitting if len(fitting) <= TRIED else fitting[:: -(-len(fitting) // TRIED)]
+        taken = {tried[k] for k in fullest([lengths[waiting[place]] for place in tried], room)}
+        row += [waiting[place] for place in sorted(taken)]
+        waiting = [index for place, index in enumerate(waiting) if place not in taken and place]
+        rows.append(row)
     return rows
 
 
+def fullest(lengths: Sequence[int], room: int) -> list[int]:
+    """Which lengths add up to the most that `room` holds, earlier ones preferred: an exact subset sum.
+
+    Bit k of a number says that some of the lengths so far add up to k.
+    """
+    sums, within = 1, (1 << room + 1) - 1
+    before: list[int] = []
+    for length in lengths:
+        before.append(sums)
+        sums |= sums << length & within
+        if sums >> room:
+            break
+    left = sums.bit_length() - 1
+    chosen = []
+    for index in reversed(range(len(before))):
+        if not before[index] >> left & 1:
+            chosen.append(index)
+            left -= lengths[index]
+    return chosen
+
+
 def pack(examples: Sequence[Example], row_length: int, *, packing: str, pad_id: int) -> Rows:
-    """Pack documents into as few rows of `row_length` tokens as best fit finds, the rest of each row is padding."""
+    """Pack documents into as few rows of `row_length` tokens as `fit` finds, the rest of each row is padding."""
     if packing not in PACKINGS:
         raise ValueError(f"packing is {packing!r}; expected one of {', '.join(PACKINGS)}.")
-    rows = fit([len(each) for each in examples], row_length)
+    rows = [[examples[index] for index in row] for row in fit([len(each) for each in examples], row_length)]
+    if packing == "interleaved":
+        rows = [[joined(row)] for row in rows]
+    return assemble(rows, row_length, pad_id=pad_id)
+
+
+def joined(examples: Sequence[Example]) -> Example:
+    """Documents as one: positions run on, and a later one sees those before it. None predicts the next one's start."""
+    length = sum(map(len, examples))
+    return Example(
+        ids=tuple(token for each in examples for token in each.ids),
+        labels=tuple(label for each in examples for label in each.labels),
+        branches=(0,) * length,
+        positions=tuple(range(length)),
+        images=tuple(image for each in examples for image in each.images),
+    )
+
+
+def assemble(
+    rows: Sequence[Sequence[Example]], row_length: int, *, pad_id: int, left_out: Sequence[Skipped] = ()
+) -> Rows:
+    """Rows of documents as arrays; the documents of a row do not see each other, a row may be empty."""
     shape = (len(rows), row_length)
     ids, labels = np.full(shape, pad_id), np.full(shape, IGNORE)
     segments, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for row, members in enumerate(rows):
         start = 0
-        for document, index in enumerate(members, 1):
-            each, stop = examples[index], start + len(examples[index])
+        for document, each in enumerate(members, 1):
+            stop = start + len(each)
             ids[row, start:stop], labels[row, start:stop] = each.ids, each.labels
-            if packing == "isolated":
-                segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
-                positions[row, start:stop] = each.positions
-            else:
-                segments[row, start:stop], positions[row, start:stop] = DOCUMENT, range(start, stop)
+            segments[row, start:stop] = np.add(each.branches, DOCUMENT * document)
+            positions[row, start:stop] = each.positions
             start = stop
-    images = tuple(image for row in rows for index in row for image in examples[index].images)
-    return Rows(ids=ids, labels=labels, segments=segments, positions=positions, images=images)
+    return Rows(
+        ids=ids,
+        labels=labels,
+        segments=segments,
+        positions=positions,
+        images=tuple(image for members in rows for each in members for image in each.images),
+        left_out=tuple(left_out),
+    )

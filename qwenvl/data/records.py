@@ -180,10 +180,15 @@ def from_json(line: str) -> Record:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"the line is no JSON ({error}); expected an object per line.") from None
+    return from_values(values)
+
+
+def from_values(values: Any) -> Record:
+    """The record of a line that is read already; raises ValueError that says which field is wrong."""
     kind = KINDS.get(values.get("kind") if isinstance(values, dict) else None)  # type: ignore[arg-type]
     if kind is None:
         raise ValueError(
-            f"a line of kind {line[:60]!r}; expected an object with a kind of {', '.join(KINDS)}."
+            f"a line of kind {str(values)[:60]!r}; expected an object with a kind of {', '.join(KINDS)}."
         )
     known = {f.name: f.name in _REQUIRED[kind] for f in fields(kind)}
     given = {name: value for name, value in values.items() if name != "kind"}
@@ -197,7 +202,7 @@ def from_json(line: str) -> Record:
         return kind(**{name: _typed(name, value) for name, value in given.items()})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"a {values['kind']} with a field of the wrong type ({error}): {line[:80]!r}."
+            f"a {values['kind']} with a field of the wrong type ({error}): {str(values)[:80]!r}."
         ) from None
 
 

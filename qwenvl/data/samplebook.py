@@ -1,12 +1,13 @@
 """A page that shows formatted samples as the model will learn them: ids, what is learned, boxes, the packed rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from qwenvl.data.clean.gallery import html, thumbnail
 from qwenvl.data.formats import IGNORE, Example
-from qwenvl.data.packing import DOCUMENT, pack
+from qwenvl.data.packing import DOCUMENT, fit, pack
 from qwenvl.data.records import Record, from_json, kind_of, pictures
 from qwenvl.data.shards import read_lines
 from qwenvl.data.tasks import Format, example_of, formats_of
@@ -15,18 +16,24 @@ from qwenvl.markup import Box, Quad, parse
 from qwenvl.tokenizer import Tokenizer
 
 STYLE = """<style>
-.ids{font:12px/1.7 ui-monospace,monospace;background:#fff;border:1px solid #e2e5e9;border-radius:6px;padding:8px}
-.ids{overflow-wrap:anywhere}.ids span{border-radius:3px;padding:1px 0}
-.yes{background:#d3e5ff;color:#0b3d91}.no{color:#5b6168}.img{background:#fde9c8;color:#7a4a00}
+.ids{font:12px/1.25 ui-monospace,monospace;background:#fff;border:1px solid #e2e5e9;border-radius:6px;padding:6px}
+.ids span{display:inline-block;border-radius:3px;padding:1px 2px;margin:1px 0;white-space:pre;vertical-align:top}
+.ids small{display:block;font-size:9px;opacity:.7}
+.yes{background:#d3e5ff;color:#0b3d91}.no{background:#f3f4f6;color:#5b6168}.img{background:#fde9c8;color:#7a4a00}
 .sample{display:flex;gap:14px;margin:10px 0}.sample>div:last-child{flex:1;min-width:0}
+.sample img{display:block;margin-bottom:6px}
 .row{display:flex;height:26px;margin:3px 0;background:#eceff2;border-radius:3px;overflow:hidden}
-.row div{border-right:2px solid #fff;font-size:11px;color:#fff;text-align:center;line-height:26px;overflow:hidden}
+.row div{border-right:2px solid #fff;font-size:11px;color:#fff;text-align:center;line-height:26px;overflow:hidden;
+white-space:nowrap}
 </style>"""
 
 COLOURS = ("#4363d8", "#3c8d40", "#b8562b", "#8e3ba8", "#17868b", "#a8324a")
 
 LONGEST = 600
 """Tokens of one sample that are shown."""
+
+CROWDED = 8
+"""Boxes beyond which their names would hide the picture: it is shown larger, without them."""
 
 
 def read_mixture(path: Path, limit: int) -> Iterator[tuple[Format, Record]]:
@@ -55,76 +62,90 @@ def page(
 ) -> str:
     """The book of samples as one HTML file: each with its picture, ids and learned part, then how they pack."""
     examples = [example_of(record, tokenizer, queries, format) for format, record in samples]
-    parts = [STYLE, "<p><span class=ids><span class=yes>learned</span> <span class=no>not learned</span> "
-             "<span class=img>picture</span></span></p>"]  # fmt: skip
+    parts = [STYLE, "<p class=ids><span class=yes>learned<small>id</small></span> <span class=no>not learned<small>id"
+             "</small></span> <span class=img>picture<small>id</small></span></p>"]  # fmt: skip
     for number, ((format, record), made) in enumerate(zip(samples, examples, strict=True)):
+        kind = kind_of(record)
+        title = format if format == kind else f"{format}, from a record of {kind}"
+        parts.append(f"<h2>{number}: {escape(title)} ({escape(record.source or 'no source')})</h2>")
         parts.append(
-            f"<h2>{number}: {escape(format)} ({escape(kind_of(record))}, {escape(record.source or 'no source')})</h2>"
+            f"<div class=sample><div>{_pictures(record, made, tokenizer)}</div><div>{_ids(made, tokenizer)}</div></div>"
         )
-        parts.append(
-            f"<div class=sample><div>{_picture(record, made, tokenizer)}</div><div>{_ids(made, tokenizer)}</div></div>"
-        )
-    fitting = [made for made in examples if len(made) <= row_length]
+    fitting = [number for number, made in enumerate(examples) if len(made) <= row_length]
     if fitting:
-        parts.append(
-            f"<h2>packed into rows of {row_length} ({escape(packing)})</h2>{_rows(fitting, row_length, packing)}"
-        )
+        names = [f"{number}: {samples[number][0]}" for number in fitting]
+        rows = _rows([examples[number] for number in fitting], names, row_length, packing)
+        if left_out := [str(number) for number in range(len(examples)) if number not in fitting]:
+            rows += f"<div class=why>too long for a row, never cut: {', '.join(left_out)}</div>"
+        parts.append(f"<h2>packed into rows of {row_length} ({escape(packing)})</h2>{rows}")
     return html("Formatted samples", "".join(parts))
 
 
-def _picture(record: Record, made: Example, tokenizer: Tokenizer) -> str:
-    """The first picture with all boxes of the sample drawn on it."""
+def _pictures(record: Record, made: Example, tokenizer: Tokenizer) -> str:
+    """The pictures; where there is one, with all boxes of the sample drawn on it."""
     found = pictures(record)
-    if not found:
-        return ""
     marks = [part for part in parse(tokenizer.decode(list(made.ids))) if isinstance(part, Box | Quad)]
-    try:
-        shown = open_image(found[0].source)  # type: ignore[arg-type]
-    except ValueError as error:
-        return f"<div class=why>{escape(str(error)[:160])}</div>"
-    return thumbnail(draw_boxes(shown, marks) if marks else shown, 320)
+    crowded = len(marks) > CROWDED
+    if crowded:
+        marks = [replace(mark, label=None) for mark in marks]
+    shown = []
+    for image in found:
+        try:
+            picture = open_image(image.source)  # type: ignore[arg-type]
+        except ValueError as error:
+            shown.append(f"<div class=why>{escape(str(error)[:160])}</div>")
+            continue
+        if marks and len(found) == 1:
+            picture = draw_boxes(picture, marks)
+        shown.append(thumbnail(picture, 640 if crowded else 320))
+    if marks and len(found) > 1:
+        shown.append("<div class=key>boxes not drawn: several pictures</div>")
+    return "".join(shown)
 
 
 def _ids(made: Example, tokenizer: Tokenizer) -> str:
-    """Runs of tokens of one kind, text above ids; a label stands one place before the token that it teaches."""
+    """Token by token, text above id; a label stands one place before the token that it teaches.
+
+    Tokens that are parts of one character stand together; placeholders of a picture are told once, with their number.
+    """
     learned = [False, *(label != IGNORE for label in made.labels[:-1])]
-    runs: list[tuple[str, list[int]]] = []
-    for token, taught in zip(made.ids[:LONGEST], learned, strict=False):
-        kind = "img" if token == tokenizer.imgpad else "yes" if taught else "no"
-        if not runs or runs[-1][0] != kind:
-            runs.append((kind, []))
-        runs[-1][1].append(token)
-    spans = []
-    for kind, ids in runs:
-        text = f"[{len(ids)} x imgpad]" if kind == "img" else tokenizer.decode(ids)
-        numbers = f"{ids[0]}.." if kind == "img" else " ".join(map(str, ids))
-        spans.append(f"<span class={kind} title='{numbers}'>{escape(text)}</span>")
-    count = sum(learned)
-    first = " ".join(map(str, made.ids[:40]))
-    return (
-        f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {count} learned; ids {first}"
-        f"{' ...' if len(made) > 40 else ''}</div>"
-    )
+    spans: list[str] = []
+    place = 0
+    while place < min(len(made), LONGEST):
+        token, stop = made.ids[place], place + 1
+        kind = "img" if token == tokenizer.imgpad else "yes" if learned[place] else "no"
+        if kind == "img":
+            while stop < len(made) and made.ids[stop] == token:
+                stop += 1
+            text, ids = f"{stop - place} × imgpad", str(token)
+        else:
+            while "\ufffd" in tokenizer.decode(list(made.ids[place:stop])) and stop < min(
+                len(made), place + 4
+            ):
+                stop += 1
+            text = tokenizer.decode(list(made.ids[place:stop])).replace("\n", "↵")
+            ids = " ".join(map(str, made.ids[place:stop]))
+        spans.append(f"<span class={kind}>{escape(text)}<small>{ids}</small></span>")
+        place = stop
+    rest = f", {len(made) - place} more" if place < len(made) else ""
+    return f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {sum(learned)} learned{rest}</div>"
 
 
-def _rows(examples: Sequence[Example], row_length: int, packing: str) -> str:
+def _rows(examples: Sequence[Example], names: Sequence[str], row_length: int, packing: str) -> str:
+    """A bar per row: a piece per document, as long as it is, in the colour of its segment."""
+    lengths = [len(made) for made in examples]
     rows = pack(examples, row_length, packing=packing, pad_id=0)
     drawn = []
-    for segments in rows.segments:
-        documents = [int(value) for value in segments // DOCUMENT]
-        bars = ""
-        for number, count in _counted(documents).items():
-            look = f"width:{100 * count / row_length:.3f}%;background:{COLOURS[number % len(COLOURS)]}"
-            bars += f"<div style='{look}'>{number}</div>"
-        drawn.append(f"<div class=row>{bars}</div>")
-    return (
-        f"{''.join(drawn)}<div class=key>{len(rows.ids)} rows, {rows.fill:.0%} filled up to the longest</div>"
+    for segments, members in zip(rows.segments, fit(lengths, row_length), strict=True):
+        start, pieces = 0, []
+        for member in members:
+            colour = COLOURS[(int(segments[start]) // DOCUMENT - 1) % len(COLOURS)]
+            look = f"width:{100 * lengths[member] / row_length:.3f}%;background:{colour}"
+            title = escape(f"{names[member]}, {lengths[member]} tokens, segment {int(segments[start])}")
+            pieces.append(f"<div style='{look}' title='{title}'>{escape(names[member])}</div>")
+            start += lengths[member]
+        drawn.append(f"<div class=row>{''.join(pieces)}</div>")
+    legend = (
+        f"{len(rows.ids)} rows, {rows.fill:.0%} filled; one colour in a row is one segment, grey is padding"
     )
-
-
-def _counted(documents: Sequence[int]) -> Mapping[int, int]:
-    counts: dict[int, int] = {}
-    for number in documents:
-        if number:
-            counts[number] = counts.get(number, 0) + 1
-    return counts
+    return f"{''.join(drawn)}<div class=key>{legend}</div>"

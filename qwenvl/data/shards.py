@@ -17,6 +17,9 @@ from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 BLOCK = 512
 
+SKIMMED = 65_536
+"""Bytes up to which a file of a tar is read when the tar is skimmed: records and texts, and small pictures."""
+
 
 @runtime_checkable
 class Readable(Protocol):
@@ -77,6 +80,47 @@ def read_tar(path: Path) -> Iterator[Member]:
             yield from _members(file)
         except (OSError, EOFError) as error:  # gzip: checksum, cut stream
             yield Member("", b"", f"damaged archive ({error})")
+
+
+def name_and_suffix(name: str) -> tuple[str, str]:
+    """`a/001.pixels.json` -> `a/001` and `pixels.json`: files of a tar that share the first are one sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def skim_tar(path: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[Member, int, int]]:
+    """Files of a tar that lie between two bytes of it, each with its own first byte and the byte behind it.
+
+    Pictures are not read: the data of a file above `SKIMMED` bytes is as many zeros. Raises OSError.
+    """
+    with path.open("rb") as raw:
+        file = _Skimmed(raw, first, last)
+        start, damaged = first, False
+        for member in _members(file):
+            if damaged:  # what could not be read before this file is no part of it
+                start = file.position - BLOCK - len(member.data) - -len(member.data) % BLOCK
+            yield member, start, file.position
+            start, damaged = file.position, member.damage is not None
+
+
+class _Skimmed:
+    """An open file between two bytes of it, of which long stretches are passed over and given as zeros."""
+
+    def __init__(self, file: IO[bytes], first: int, last: int | None) -> None:
+        self._file, self.position = file, first
+        self._last = os.fstat(file.fileno()).st_size if last is None else last
+        file.seek(first)
+
+    def read(self, size: int = -1, /) -> bytes:
+        size = min(size, self._last - self.position)
+        if size <= SKIMMED:
+            data = self._file.read(size)
+        else:
+            data = bytes(size)
+            self._file.seek(size, os.SEEK_CUR)
+        self.position += len(data)
+        return data
 
 
 def _members(file: Readable) -> Iterator[Member]:

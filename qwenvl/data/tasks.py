@@ -13,8 +13,9 @@ A prompt ends without a space and an English answer begins with one, as in the o
 space. `refer` and `describe` are made from the same record: the paper's dual tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, groupby
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar
 
@@ -37,11 +38,13 @@ from qwenvl.markup import (
     Ref,
     Segment,
     Text,
+    Turn,
     control,
     number_pictures,
     parse,
     render,
     render_chat,
+    segments_of,
 )
 from qwenvl.tokenizer import Tokenizer
 
@@ -187,6 +190,54 @@ def record_of(format: Format, prompt: str, answer: str, image: Image | None, sou
         case "ocr":
             return OcrPage(image=image, lines=tuple(_lines(segments)), source=source)
     raise ValueError(f"no record can be read from the format {format!r}.")
+
+
+def dialogue_of(
+    ids: Sequence[int], images: Sequence[Image], tokenizer: Tokenizer, source: str = ""
+) -> Dialogue:
+    """The dialogue that ids of ChatML were made from, its pictures given in order; the system's turn is left out.
+
+    Raises ValueError for ids that are no ChatML. A text that spells `<box>` comes back as a box: its ids are other
+    ones, but its letters are the same.
+    """
+    openings: dict[Literal["system", "user", "assistant"], list[int]] = {
+        role: [tokenizer.im_start, *tokenizer.encode(role), *tokenizer.encode("\n")]
+        for role in ("system", "user", "assistant")
+    }
+    closing = [tokenizer.im_end, *tokenizer.encode("\n")]
+    turns: list[Turn] = []
+    waiting, numbers = iter(images), count(1)
+    place, ids = 0, list(ids)
+    while place < len(ids):
+        role = next((role for role, o in openings.items() if ids[place : place + len(o)] == o), None)
+        if role is None or tokenizer.im_end not in ids[place:]:
+            raise ValueError(
+                f"no turn begins at token {place}; expected ChatML: <|im_start|>, a role, a newline."
+            )
+        stop = ids.index(tokenizer.im_end, place)
+        said = ids[place + len(openings[role]) : stop]
+        if role != "system":
+            turns.append(Turn(role, tuple(_said(said, waiting, numbers, tokenizer))))
+        place = stop + len(closing)
+    return Dialogue(turns=tuple(turns), source=source)
+
+
+def _said(
+    ids: Sequence[int], images: Iterator[Image], numbers: Iterator[int], tokenizer: Tokenizer
+) -> list[Segment]:
+    """The content of a turn; a picture loses its number and the newline behind it."""
+    parts: list[Segment | str] = []
+    text, behind = "", ""
+    for kind, run in groupby(
+        ids, lambda token: token in (tokenizer.img, tokenizer.imgpad, tokenizer.img_end)
+    ):
+        if not kind:
+            text = tokenizer.decode(run).removeprefix(behind)
+            continue
+        for _ in range(list(run).count(tokenizer.img)):
+            parts += [*parse(text.removesuffix(f"Picture {next(numbers)}: ")), next(images)]
+            text, behind = "", "\n"
+    return segments_of([*parts, *parse(text)])
 
 
 def _language(prompt: str, name: str) -> Language:

@@ -1,13 +1,15 @@
 """One self-contained HTML page about a demo run: scores, answers with boxes drawn, loss curves, what it ran on."""
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image as pillow
+
+from qwenvl.evaluation.report import inline, sized
+
+SIDE = 336
+"""Pixels of the longer side of a picture."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1c1e21 }
@@ -73,18 +75,9 @@ def _card(card: Card) -> str:
         else ""
     )
     return (
-        f'<div class="card{state}"><img alt="" src="{inline(card.picture)}"><div>'
+        f'<div class="card{state}"><img alt="" src="{inline(sized(card.picture, SIDE))}"><div>'
         f'<span class="asked">{html.escape(card.asked)}</span><br>{html.escape(card.answered)}{wanted}</div></div>\n'
     )
-
-
-def inline(picture: pillow.Image, side: int = 336) -> str:
-    """A picture as a data URL, `side` pixels along its longer side."""
-    factor = side / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    buffer = io.BytesIO()
-    picture.resize(size, pillow.Resampling.LANCZOS).convert("RGB").save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def curve_sheet(losses: Mapping[str, Sequence[float]], width: int = 320, height: int = 180) -> str:
@@ -130,10 +123,3 @@ def _curve(values: Sequence[float], width: int = 320, height: int = 150) -> str:
         f"{len(values)} updates</text>"
         f'<text x="{width - 8}" y="20" text-anchor="end">last {smooth[-1]:.3f}</text></svg>'
     )
-
-
-def write(file: Path, text: str) -> None:
-    """Write a page so that a reader never finds half of it."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

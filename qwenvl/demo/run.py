@@ -8,7 +8,7 @@ report.html                pictures with boxes, curves, scores, times
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import references
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.demo import report
+from qwenvl.demo.exams import Exam, Examiner, exam_rows, record_rows
+from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
 from qwenvl.images import draw_boxes
 from qwenvl.markup import Box, Quad
@@ -53,6 +55,11 @@ class Plan:
     """Factor on the steps of every stage."""
     seed: int = 0
     """Chooses the fresh pictures."""
+
+    @property
+    def exam_pictures(self) -> int:
+        """Held-out pictures of each exam during training."""
+        return min(30, self.pictures)
 
 
 @dataclass
@@ -94,9 +101,10 @@ def run(plan: Plan, console: Console) -> Path:
         answered = [show(each, console) for each in ask_fresh(shipped, plan.seed)]
     console.rule("2  Another model, trained from scratch: both parts, then the three stages", align="left")
     recipe = find_recipe(plan.recipe)
+    examiner = Examiner(plan.folder / "train", plan.exam_pictures)
     with clock.part("training from scratch"):
         trained_folder = run_recipe(
-            recipe, plan.folder / "train", runtime, processes=plan.processes, scale=plan.scale
+            recipe, examiner.run, runtime, processes=plan.processes, scale=plan.scale, watch=examiner
         )
     trained = Assistant.load(trained_folder, runtime)
     console.rule(f"3  Both scored on {plan.pictures} held-out pictures", align="left")
@@ -106,12 +114,13 @@ def run(plan: Plan, console: Console) -> Path:
             "shipped": score(shipped, plan.pictures, "shipped", console),
         }
     console.print(score_table(scores, clock))
+    console.print(record_table(examiner.exams()))
     losses = {
-        stage.name: [line["loss"] for line in read_log(plan.folder / "train" / stage.name / "log.jsonl")]
+        stage.name: [line["loss"] for line in read_log(examiner.run / stage.name / "log.jsonl")]
         for stage in stages_of(recipe)
     }
     file = plan.folder / "report.html"
-    report.write(file, page(plan, answered, scores, losses, clock))
+    write_whole(file, page(plan, answered, scores, examiner.exams(), losses, clock))
     return file
 
 
@@ -196,6 +205,16 @@ def score_table(scores: Mapping[str, ToyScores], clock: Clock) -> Table:
     return table
 
 
+def record_table(exams: Sequence[Exam]) -> Table:
+    """When each aim was reached, for the terminal."""
+    table = Table(title="time to each score", title_justify="left")
+    for column in ("", "aim", "reached after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in record_rows(exams):
+        table.add_row(*row)
+    return table
+
+
 def percent(share: float | None) -> str:
     """One decimal, or a dash for nothing."""
     return "-" if share is None else f"{100 * share:.1f} %"
@@ -208,6 +227,7 @@ def page(
     plan: Plan,
     answered: list[Answered],
     scores: Mapping[str, ToyScores],
+    exams: Sequence[Exam],
     losses: Mapping[str, list[float]],
     clock: Clock,
 ) -> str:
@@ -241,6 +261,11 @@ def page(
                 "Scores on held-out pictures",
                 report.table(("", "blind", *scores, "answers"), score_rows(scores)),
             ),
+            (
+                f"Scores while it learned, on {plan.exam_pictures} of these pictures",
+                report.table(("after", "at", *GROUPS), exam_rows(exams)),
+            ),
+            ("Time to each score", report.table(("", "aim", "reached after"), record_rows(exams))),
             ("The shipped model on fresh pictures", asked),
             ("Loss of each stage", report.curves(losses)),
             *galleries,

@@ -6,17 +6,35 @@ the script counts, because the published numbers came from it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from qwenvl.chat import RELEASED
-from qwenvl.evaluation.annotations import captions, choices, dialogues, phrases, questions
+from qwenvl.evaluation.annotations import captions, choices, dialogues, phrases, questions, toy
 from qwenvl.evaluation.annotations.sample import Sample, Source
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
-from qwenvl.evaluation.scoring import ANLS, CIDER, EXACT, GQA, IOU, LETTER, MME, RELAXED, VQA, Metric
+from qwenvl.evaluation.scoring import (
+    ANLS,
+    CIDER,
+    CIRCULAR,
+    EXACT,
+    GQA,
+    IOU,
+    IOU_ABOVE,
+    LETTER,
+    MME,
+    RELAXED,
+    VQA,
+    Metric,
+)
+from qwenvl.evaluation.toyitems import QUESTIONS
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Image, Ref, Segment, Text
+
+TOY_TABLE = "toy world"
+"""The table of what is made on the spot, and needs no files."""
 
 Ask = Callable[[Sample], list[Segment]]
 Read = Callable[[Source], list[Sample]]
@@ -45,7 +63,9 @@ class Benchmark:
     read: Read
     ask: Ask
     decoding: Decoding | None
-    """None: the likeliest of the options, by the mean negative log-likelihood of its letter."""
+    """None: the likeliest of the options, by its mean negative log-likelihood."""
+    lettered: bool = True
+    """Whether options are told apart by their letters, ` A`, ` B`, ..., or by their texts."""
     metric: Metric | None
     """None: a judge's (TouchStone)."""
     published: Published
@@ -56,6 +76,14 @@ class Benchmark:
     """Control symbols that begin the answer."""
     submit: Literal["vqa", "vizwiz", "docvqa", "mmbench"] | None = None
     """Form of the file for the test server."""
+
+    def source(self, data: Path | None, answers: Path | None = None, images: Path | None = None) -> Source:
+        """Where its questions are. Raises ValueError if they need files and none are given."""
+        if data is None and self.table != TOY_TABLE:
+            raise ValueError(
+                f"{self.name} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
+            )
+        return Source(data or Path(), answers, images)
 
 
 # === Prompts (paper Table 9) ===
@@ -103,7 +131,7 @@ def yes_or_no(sample: Sample) -> list[Segment]:
 
 
 def talk(sample: Sample) -> list[Segment]:
-    """TouchStone: an instruction behind its numbered pictures."""
+    """TouchStone and the toy world: an instruction as it is written, behind its pictures."""
     return [*_images(sample), Text(sample.text)]
 
 
@@ -116,6 +144,7 @@ def _images(sample: Sample) -> list[Segment]:
 CAPTION = Decoding(max_new_tokens=30, min_new_tokens=8)
 SHORT = Decoding(max_new_tokens=10, min_new_tokens=1)
 LONG = Decoding(max_new_tokens=100, min_new_tokens=1)
+TOY = Decoding(max_new_tokens=64)
 BOX = Decoding(max_new_tokens=28, min_new_tokens=10)
 NEARLY_GREEDY = Decoding(max_new_tokens=512, sampling=SamplingConfig(greedy=False, top_p=0.01))
 CHAT = Decoding(max_new_tokens=512, sampling=RELEASED)
@@ -162,7 +191,7 @@ def _choice(
 ) -> Benchmark:
     return Benchmark(
         name=name, title=title, table=table, split=split, read=read, ask=ask, decoding=None, metric=LETTER,
-        published=published, submit="mmbench" if name == "mmbench" else None,
+        published=published,
     )  # fmt: skip
 
 
@@ -178,6 +207,19 @@ def _dialogue(
     return Benchmark(
         name=name, title=title, table="Table 7", split=split, read=read, ask=yes_or_no if metric else talk,
         decoding=decoding, metric=metric, published=published, manner="chatml", numbered=metric is None,
+    )  # fmt: skip
+
+
+def _toy(
+    name: str, title: str, kinds: tuple[str, ...], metric: Metric, ask: Ask = talk, *, chat: bool = False
+) -> Benchmark:
+    """Asked in the raw formats of Appendix B, but about two pictures, which only dialogues have."""
+    choice = metric is LETTER
+    return Benchmark(
+        name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
+        read=toy.toy(kinds, "chatml" if chat else "raw"), ask=ask, decoding=None if choice else TOY, lettered=False,
+        metric=metric, published=Published(None, None), manner="chatml" if chat else "raw", numbered=chat,
+        open_with=("<box>",) if metric is IOU else (),
     )  # fmt: skip
 
 
@@ -215,24 +257,28 @@ ROWS = (
     _phrase("refcocog-test", "RefCOCOg test", "test", 85.48, 86.32, 83.16),
     Benchmark(
         name="grit", title="GRIT refexp", table="Table 6", split="test", read=phrases.grit, ask=find,
-        decoding=BOX, metric=IOU, published=Published(78.22, None, 78.61, "Unified-IO"), open_with=("<box>",),
+        decoding=BOX, metric=IOU_ABOVE, published=Published(78.22, None, 78.61, "Unified-IO"), open_with=("<box>",),
     ),
     # --- Table 7: instructions
     _dialogue("touchstone-en", "TouchStone En", "En", dialogues.touchstone, CHAT, None,
               Published(None, 645.2, 605.4, "mPLUG-Owl")),
     _dialogue("touchstone-cn", "TouchStone Cn", "Cn", dialogues.touchstone, CHAT, None,
               Published(None, 401.2, 247.1, "VisualGLM")),
-    _choice("seed-image", "SEED-Bench image", "Table 7", "dimensions 1-9", choices.seed(video=False), choose,
+    _choice("seed", "SEED-Bench", "Table 7", "all dimensions", choices.seed("all"), choose,
+            Published(56.3, 58.2, 53.4, "InstructBLIP")),
+    _choice("seed-image", "SEED-Bench image", "Table 7", "dimensions 1-9", choices.seed("image"), choose,
             Published(62.3, 65.4, 58.8, "InstructBLIP")),
-    _choice("seed-video", "SEED-Bench video", "Table 7", "dimensions 10-12", choices.seed(video=True), choose,
+    _choice("seed-video", "SEED-Bench video", "Table 7", "dimensions 10-12", choices.seed("video"), choose,
             Published(39.1, 37.8, 38.1, "InstructBLIP")),
     _dialogue("mme-perception", "MME perception", "10 subtasks", dialogues.mme(mme.PERCEPTION), NEARLY_GREEDY, MME,
               Published(None, 1487.58, 1212.82, "InstructBLIP")),
     _dialogue("mme-cognition", "MME cognition", "4 subtasks", dialogues.mme(mme.COGNITION), NEARLY_GREEDY, MME,
               Published(None, 360.71, 291.79, "InstructBLIP")),
     # --- Not in the paper, but in the release
-    _choice("mmbench", "MMBench", "release", "dev, test", choices.mmbench, choose_with_context,
-            Published(None, None)),
+    Benchmark(
+        name="mmbench", title="MMBench", table="release", split="dev, test", read=choices.mmbench,
+        ask=choose_with_context, decoding=None, metric=CIRCULAR, published=Published(None, None), submit="mmbench",
+    ),
     # --- Table 11: text only
     _choice("mmlu", "MMLU", "Table 11", "test, 5-shot", choices.exam(("question", *"ABCD", "answer")), exam,
             Published(50.7, None, 54.2, "Baichuan2-7B")),
@@ -240,6 +286,13 @@ ROWS = (
             Published(49.5, None, 57.1, "Baichuan2-7B")),
     _choice("ceval", "C-Eval", "Table 11", "val, 5-shot", choices.exam(split="val"), exam,
             Published(51.1, None, 54.0, "Baichuan2-7B")),
+    # --- The toy world: every kind of question in small (`--shots` with toyworld-vqa for solved examples)
+    _toy("caption", "captions", ("caption",), CIDER),
+    _toy("vqa", "questions", tuple(kind for kind in QUESTIONS if kind != "read"), EXACT),
+    _toy("reading", "reading", ("read",), ANLS),
+    _toy("refer", "phrases", ("refer",), IOU, find),
+    _toy("choice", "choices", ("multiple_choice",), LETTER),
+    _toy("two-pictures", "picture pairs", ("two_pictures",), EXACT, chat=True),
 )  # fmt: skip
 
 BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in ROWS}

@@ -13,9 +13,9 @@ from typing import Any
 
 from qwenvl.evaluation import judge
 from qwenvl.evaluation.annotations.sample import Sample, read_json, read_lines
-from qwenvl.evaluation.benchmarks import FEW_SHOT, Benchmark, Published
+from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.metrics import touchstone
-from qwenvl.evaluation.predictions import Prediction
+from qwenvl.evaluation.predictions import Prediction, write_whole
 from qwenvl.evaluation.scoring import CIDER, MME, Judged, Metric, Score, total
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, ToyScores
@@ -99,8 +99,9 @@ def score(
     said = [predictions[sample.id].plain for sample in answered]
     if row.metric is None:
         return _rated(row, samples, predictions, replies or {}, model)
-    needs_answers = row.metric.name != "Acc@IoU 0.5"
-    if needs_answers and (hidden := next((sample.id for sample in answered if not sample.answers), None)):
+    if not row.metric.boxes and (
+        hidden := next((sample.id for sample in answered if not sample.answers), None)
+    ):
         raise ValueError(
             f"the annotations have no answer to question {hidden}: this split is judged by a server. "
             f"{'Write its file with --submission.' if row.submit else 'Use a split with public answers.'}"
@@ -119,7 +120,7 @@ def _card(
     return Card(
         benchmark=row.name,
         title=f"{row.title}, {shots}-shot" if shots else row.title,
-        table="Figure 4" if shots else row.table,
+        table="Figure 4" if shots and row.table != TOY_TABLE else row.table,
         model=model,
         metric="rating" if row.metric is None else row.metric.name,
         score=result,
@@ -184,7 +185,6 @@ def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -
 
 # === The toy world's four cards ===
 
-TOY_TABLE = "toy world"
 TOY_TITLES = {
     "questions": "Questions", "captions": "Captions, exact", "grounding": "Boxes, Acc@0.5", "words": "Words read"
 }  # fmt: skip
@@ -255,13 +255,9 @@ def toy_records(scores: ToyScores) -> list[Record]:
 def write(folder: Path, cards: Sequence[Card], records: Sequence[Record]) -> None:
     """Both files of a run; each is whole or untouched."""
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    for name, text in (
-        ("scored.jsonl", lines),
-        ("score.json", json.dumps([card.to_json() for card in cards], ensure_ascii=False, indent=1) + "\n"),
-    ):
-        unfinished = folder / f".{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / name)
+    write_whole(folder / "scored.jsonl", lines)
+    listed = json.dumps([card.to_json() for card in cards], ensure_ascii=False, indent=1)
+    write_whole(folder / "score.json", listed + "\n")
 
 
 def read(folder: Path) -> tuple[list[Card], list[Record]]:

@@ -5,6 +5,7 @@ that were recorded; both hold one JSON object per line: id, place, prompt and, w
 round the two answers change places.
 """
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -96,7 +97,7 @@ class Endpoint:
         for _ in range(self.attempts):
             try:
                 return str(self._post(body)["choices"][0]["message"]["content"])
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError):
                 continue
             except (KeyError, IndexError, TypeError, ValueError):
                 return None

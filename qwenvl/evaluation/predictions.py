@@ -72,6 +72,13 @@ def read_written(folder: Path) -> dict[str, Prediction]:
     return found
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader never finds half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def read_foreign(path: Path) -> dict[str, Prediction]:
     """Answers by question id from JSON lines or a JSON list: ours, or any with an id and an answer.
 

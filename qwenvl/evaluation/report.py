@@ -14,8 +14,11 @@ from pathlib import Path
 from PIL import Image as pillow
 
 from qwenvl.data.synth.toypaint import render
-from qwenvl.evaluation.card import EMBEDDED, TOY, TOY_TABLE, Card, Record
+from qwenvl.evaluation.benchmarks import TOY_TABLE
+from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
+from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.radar import radar
+from qwenvl.evaluation.scoring import CIDER
 from qwenvl.evaluation.toyworld import scene_named
 from qwenvl.images import Source, draw_boxes, open_image
 from qwenvl.markup import Box, Quad, parse
@@ -29,6 +32,9 @@ COLUMNS = (
     "Benchmark", "Model", "Score", "95 % interval", "Paper", "Difference", "Best rival", "n", "Unreadable", "Seconds"
 )  # fmt: skip
 
+TITLE = "Score card"
+INTERVALS = "Intervals are 95 % (bootstrap over questions; Wilson in the four figures of toyworld)."
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #2a9d4a; --bad: #d1383d }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
@@ -37,6 +43,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 th { font-weight: 600; vertical-align: bottom } td.value { font-weight: 700 }
+td { white-space: nowrap } td.rival, td:first-child { white-space: normal }
 .good { color: var(--good) } .bad { color: var(--bad) }
 .wide { overflow-x: auto } .radar { display: block; max-width: 760px; margin: 1rem auto; font-size: 13px }
 .radar text { fill: currentColor } .ring, .ray { fill: none; stroke: var(--line) }
@@ -55,14 +62,34 @@ class Run:
     records: Sequence[Record]
 
 
-def markdown(cards: Sequence[Card]) -> str:
-    """The table of all cards, one line per benchmark and model."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "--:|" * (len(COLUMNS) - 2)]
-    lines += ["| " + " | ".join(_cells(card)) + " |" for card in _sorted(cards)]
-    return "# Score card\n\n" + "\n".join(lines) + "\n"
+def markdown(cards: Sequence[Card], title: str = TITLE) -> str:
+    """The table of all cards, one line per benchmark and model, and the parts of those that have some."""
+    cards = _sorted(cards)
+    header, rows = _filled(cards)
+    lines = [f"# {title}", "", f"{INTERVALS} Of each benchmark the questions that its column n counts.", ""]
+    lines += [_line(header), "|---|---|" + "--:|" * (len(header) - 2), *map(_line, rows)]
+    for card in cards:
+        if card.score.groups:
+            parts = [f"{name or 'other'} {value:.1f} ({n})" for name, (value, n) in card.score.groups.items()]
+            lines += ["", f"{card.title}, {card.model}, by part: {', '.join(parts)}."]
+        if card.score.notes:
+            notes = [f"{name} {value:.1f}" for name, value in card.score.notes.items()]
+            lines += ["", f"{card.title}, {card.model}, also: {', '.join(notes)}."]
+    return "\n".join(lines) + "\n"
 
 
-def html(runs: Sequence[Run], title: str = "Score card") -> str:
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _filled(cards: Sequence[Card]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table, without the columns that are empty for every card."""
+    table = [_cells(card) for card in cards]
+    kept = [k for k in range(len(COLUMNS)) if any(cells[k] for cells in table)]
+    return [COLUMNS[k] for k in kept], [[cells[k] for k in kept] for cells in table]
+
+
+def html(runs: Sequence[Run], title: str = TITLE) -> str:
     """The whole page. Pictures that are gone are left out, and said so."""
     cards = _sorted([card for run in runs for card in run.cards])
     if not cards:
@@ -70,8 +97,7 @@ def html(runs: Sequence[Run], title: str = "Score card") -> str:
     models = list(dict.fromkeys(card.model for card in cards))
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(", ".join(models))}. Intervals are 95 % (bootstrap over questions; Wilson in the toy '
-        "world). Paper: arXiv 2308.12966.</p>",
+        f'<p class="soft">{escape(", ".join(models))}. {INTERVALS} Paper: arXiv 2308.12966.</p>',
         _table(cards),
         _radar(cards, models),
         *(_parts(card) for card in cards if len(card.score.groups) > 1),
@@ -80,7 +106,7 @@ def html(runs: Sequence[Run], title: str = "Score card") -> str:
         if run.cards and run.records:
             names = ", ".join(dict.fromkeys(card.title for card in run.cards))
             parts.append(f"<h2>{escape(names)}: answers of {escape(run.cards[0].model)}</h2>")
-            parts.append(_gallery(run.records))
+            parts.append(_gallery(run.records, ranked=run.cards[0].metric == CIDER.name))
     body = "\n".join(parts)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
@@ -115,17 +141,16 @@ def _cells(card: Card) -> list[str]:
 
 
 def _table(cards: Sequence[Card]) -> str:
-    """Columns that are empty for every card are left out."""
-    table = [_cells(card) for card in cards]
-    kept = [k for k in range(len(COLUMNS)) if any(cells[k] for cells in table)]
+    header, table = _filled(cards)
     rows = []
     for card, cells in zip(cards, table, strict=True):
-        marks = {2: "value", 7: "" if card.score.complete else "bad"}
+        marks = {"Score": "value", "Best rival": "rival", "n": "" if card.score.complete else "bad"}
         if card.difference is not None:
-            marks[5] = "good" if card.difference >= 0 else "bad"
-        columns = (f'<td class="{marks.get(k, "")}">{escape(cells[k])}</td>' for k in kept)
+            marks["Difference"] = "good" if card.difference >= 0 else "bad"
+        named = zip(header, cells, strict=True)
+        columns = (f'<td class="{marks.get(name, "")}">{escape(cell)}</td>' for name, cell in named)
         rows.append(f"<tr>{''.join(columns)}</tr>")
-    head = "".join(f"<th>{COLUMNS[k]}</th>" for k in kept)
+    head = "".join(f"<th>{name}</th>" for name in header)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
@@ -141,8 +166,14 @@ def _radar(cards: Sequence[Card], models: Sequence[str]) -> str:
         if any(known):
             shared = {c.published.best_name for c in cards}
             series[shared.pop() if name == "best rival" and len(shared) == 1 else name] = known
-    tops = [100.0 if first[ray].table == TOY_TABLE else None for ray in rays]
-    return radar(rays, series, tops)
+    return radar(rays, series, [_top(first[ray]) for ray in rays])
+
+
+def _top(card: Card) -> float | None:
+    """Where a ray of the toy world ends, which has no rivals to end it: at the best that can be."""
+    if card.table != TOY_TABLE:
+        return None
+    return 1000.0 if card.metric == CIDER.name else 100.0
 
 
 def _parts(card: Card) -> str:
@@ -158,15 +189,24 @@ def _parts(card: Card) -> str:
 # === Galleries ===
 
 
-def _gallery(records: Sequence[Record]) -> str:
+def _gallery(records: Sequence[Record], ranked: bool) -> str:
+    """Right and wrong answers; of captions, which are neither, those of the lowest and the highest score."""
+    if ranked:
+        ordered = sorted(records, key=lambda record: float(record["score"]))
+        half = min(SHOWN, (len(ordered) + 1) // 2)
+        ends = {"Lowest scores": ordered[:half], "Highest scores": ordered[: -half - 1 : -1]}
+        return "".join(_figures(name, chosen) for name, chosen in ends.items())
     parts = []
     for name, wanted in (("Wrong", False), ("Right", True)):
         chosen = _spread([record for record in records if record.get("right") is wanted])
         if chosen:
             total = sum(record.get("right") is wanted for record in records)
-            figures = "".join(map(_figure, chosen))
-            parts.append(f'<h3>{name}: {len(chosen)} of {total}</h3><div class="gallery">{figures}</div>')
+            parts.append(_figures(f"{name}: {len(chosen)} of {total}", chosen))
     return "".join(parts)
+
+
+def _figures(heading: str, chosen: Sequence[Record]) -> str:
+    return f'<h3>{heading}</h3><div class="gallery">{"".join(map(_figure, chosen))}</div>'
 
 
 def _spread(records: Sequence[Record]) -> list[Record]:
@@ -186,9 +226,10 @@ def _figure(record: Record) -> str:
         for k, name in enumerate(record["pictures"])
     )
     group = f" ({escape(record['group'])})" if record.get("group") else ""
+    asked = record["prompt"].replace("<img></img>", "[picture] ")
     return (
-        f'<figure class="{mark}">{pictures}<figcaption><b>{kind}</b>{group}<br>'
-        f"{escape(record['prompt'][-300:])}<br><b>{escape(said[:400])}</b>"
+        f'<figure class="{mark}">{pictures}<figcaption><b>{kind}</b>{group}, {float(record["score"]):.3g}<br>'
+        f"{escape(asked[-300:])}<br><b>{escape(said[:400])}</b>"
         f"<br><span class='soft'>truth: {escape(record['truth'][:300])}</span></figcaption></figure>"
     )
 
@@ -202,9 +243,8 @@ def _picture(name: str, record: Record, last: bool) -> str:
     if last:
         boxes = [part for part in parse(record["raw"]) if isinstance(part, Box | Quad)]
         boxes += _truth(record)
-    shown = picture.copy()
-    shown.thumbnail((THUMBNAIL, THUMBNAIL))
-    return f'<img alt="" src="data:image/jpeg;base64,{_jpeg(draw_boxes(shown, boxes) if boxes else shown)}">'
+    shown = sized(picture, THUMBNAIL)
+    return f'<img alt="" src="{inline(draw_boxes(shown, boxes) if boxes else shown)}">'
 
 
 def _source(name: str) -> Source:
@@ -225,23 +265,29 @@ def _truth(record: Record) -> list[Box | Quad]:
     return [Box(box.x1, box.y1, box.x2, box.y2, label="truth") for box in wanted]
 
 
-def _jpeg(picture: pillow.Image) -> str:
+def sized(picture: pillow.Image, side: int) -> pillow.Image:
+    """The picture with `side` pixels along its longer side."""
+    factor = side / max(picture.size)
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    return picture.resize(size, pillow.Resampling.LANCZOS).convert("RGB")
+
+
+def inline(picture: pillow.Image) -> str:
+    """A picture as a data URL."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return base64.b64encode(buffer.getvalue()).decode()
+    picture.convert("RGB").save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def write(runs: Sequence[Run], out: Path) -> None:
+def write(runs: Sequence[Run], out: Path, title: str = TITLE) -> None:
     """`out` as HTML and its neighbour `.md` as Markdown. Raises ValueError if nothing can be written there."""
     pages: Mapping[Path, str] = {
-        out: html(runs),
-        out.with_suffix(".md"): markdown([card for run in runs for card in run.cards]),
+        out: html(runs, title),
+        out.with_suffix(".md"): markdown([card for run in runs for card in run.cards], title),
     }
     for path, text in pages.items():
-        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(path)
+            write_whole(path, text)
         except OSError as error:
             raise ValueError(
                 f"cannot write {path} ({error.strerror}); give --out in a folder that you may write."

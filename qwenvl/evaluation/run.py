@@ -11,7 +11,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -26,7 +26,7 @@ from qwenvl.evaluation.annotations.sample import Picture, Sample, Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
-from qwenvl.evaluation.predictions import Prediction, append, appending, read_written
+from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.generate.engine import Prompt
 from qwenvl.markup import Image, Segment, spell
 from qwenvl.runtime import Runtime
@@ -88,13 +88,13 @@ def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
     """Prompts and keys; questions whose pictures are not there are left out (see `missing_pictures`)."""
     row = benchmark(job.benchmark)
     lost = set(missing_pictures(samples))
-    samples = [
-        sample for sample in samples if sample.id not in lost
-    ]  # counted as without an answer at the end
+    drawn = _examples(job, samples, lost)
     model = _fingerprint(job.checkpoint)
     manner = f"{model} {row.decoding} {row.manner} {row.open_with} {job.dtype}"
     planned = []
-    for sample, examples in zip(samples, _examples(job, samples), strict=True):
+    for sample, examples in zip(samples, drawn, strict=True):
+        if sample.id in lost:
+            continue  # counted as without an answer at the end
         content = fewshot.with_examples(sample, examples, row.ask)
         digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
         key = blake2b(json.dumps([manner, spell(content), digests, sample.options]).encode(), digest_size=12)
@@ -117,7 +117,8 @@ def missing_pictures(samples: Sequence[Sample]) -> dict[str, str]:
     return lost
 
 
-def _examples(job: Job, samples: Sequence[Sample]) -> list[list[Sample]]:
+def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> list[list[Sample]]:
+    """Of each question; a question without its picture has a draw of its own too, so that the others keep theirs."""
     if job.pool is None:
         return [[] for _ in samples]
     pool = benchmark(job.benchmark).read(job.pool)
@@ -125,12 +126,14 @@ def _examples(job: Job, samples: Sequence[Sample]) -> list[list[Sample]]:
         chosen = fewshot.at_random(len(samples), len(pool), job.shots)
     else:
         kept = job.out / f"rices-{job.shots}.json"
-        wanted = [_fingerprint(job.checkpoint), [s.id for s in samples], [s.id for s in pool]]
+        there = [sample for sample in samples if sample.id not in lost]
+        wanted = [_fingerprint(job.checkpoint), [s.id for s in there], [s.id for s in pool]]
         stored = json.loads(kept.read_text()) if kept.exists() else {}
         if stored.get("of") != wanted:
-            stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), samples, pool, job.shots)}
-            _write_whole(kept, json.dumps(stored))
-        chosen = stored["chosen"]
+            stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), there, pool, job.shots)}
+            write_whole(kept, json.dumps(stored))
+        likest = iter(stored["chosen"])
+        chosen = [[] if sample.id in lost else next(likest) for sample in samples]
     return [[pool[index] for index in own] for own in chosen]
 
 
@@ -225,7 +228,7 @@ def _asked(
         return []
     prompts = [prompt for _, prompt in asked]
     if row.decoding is None:
-        options = [multiple_choice.continuations(len(p.sample.options)) for p, _ in asked]
+        options = [_options(row, p.sample) for p, _ in asked]
         answers = [_likeliest(logprobs) for logprobs in asker.likelihoods(prompts, options)]
     else:
         begin = "".join(row.open_with)
@@ -241,6 +244,11 @@ def _asked(
     ]
 
 
+def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
+    """What may follow the prompt, one text per option."""
+    return multiple_choice.continuations(len(sample.options)) if row.lettered else sample.options
+
+
 def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[float, ...]]:
     """The letter of the likeliest option, or nothing if a likelihood is not a number."""
     choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
@@ -252,26 +260,37 @@ def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[f
 
 
 def _spawn(job: Job, processes: int, report: Report | None) -> None:
-    """One process per part; each loads the model itself. Raises ValueError if one of them dies."""
+    """One process per part; each loads the model itself. Raises ValueError if one of them dies.
+
+    Each process tells what it answered through a pipe of its own, whose end is the end of that process however it
+    comes: nothing waits on a clock, and a process that is killed can hold no lock that others need.
+    """
     import multiprocessing
-    from queue import Empty
+    from multiprocessing.connection import Connection, wait
 
     context = multiprocessing.get_context("spawn")
-    answered: multiprocessing.Queue[list[tuple[str, str]]] = context.Queue()
-    children = [context.Process(target=_child, args=(job, k, processes, answered)) for k in range(processes)]
-    for child in children:
+    children, pipes = [], []
+    for part in range(processes):
+        pipe, end = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(job, part, processes, end))
         child.start()
+        end.close()
+        children.append(child)
+        pipes.append(pipe)
     try:
-        while any(child.is_alive() for child in children) or not answered.empty():
-            try:
-                names = answered.get(timeout=0.5)
-            except Empty:
-                continue
-            if report is not None:
-                report(names)
+        while pipes:
+            for pipe in wait(pipes):
+                assert isinstance(pipe, Connection)
+                try:
+                    answered = pipe.recv()
+                except (EOFError, OSError):  # closed, perhaps in the middle of a message
+                    pipes.remove(pipe)
+                else:
+                    if report is not None:
+                        report(answered)
     finally:
         for child in children:
-            if child.is_alive():
+            if pipes and child.is_alive():  # we were interrupted
                 child.terminate()
             child.join()
     if died := [k for k, child in enumerate(children) if child.exitcode]:
@@ -282,16 +301,10 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
 
 
 def _child(job: Job, part: int, parts: int, answered: Any) -> None:
-    """One process of `_spawn`; `answered` is its queue."""
+    """One process of `_spawn`; `answered` is its end of the pipe."""
     import os
 
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
-    work(job, plan(job, samples_of(job)), part, parts, report=answered.put)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    work(job, plan(job, samples_of(job)), part, parts, report=answered.send)

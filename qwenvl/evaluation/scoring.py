@@ -4,8 +4,9 @@ judged = metric.judge(samples, answers)         one value and one parsed answer 
 score  = total(metric, samples, judged)         value, bootstrap interval, groups, failures
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ RESAMPLES = 1000
 """Bootstrap resamples of the items."""
 LEVEL = 95
 """Percent of them inside the interval."""
+
+ROTATION = 1_000_000
+"""What MMBench adds to a question's index for each rotation of its options."""
 
 Combine = Literal["pooled", "mean of groups", "sum of groups"]
 
@@ -45,6 +49,10 @@ class Metric:
     combine: Combine = "pooled"
     cluster: Callable[[Sample], str] | None = None
     """Items that stand or fall together are resampled together: the two questions about a picture of MME."""
+    boxes: bool = False
+    """Whether it judges boxes (`Sample.box`) instead of texts (`Sample.answers`)."""
+    by_cluster: bool = False
+    """Whether the score is the mean over clusters (MMBench: questions, of which some have more rotations)."""
     itemwise: bool = True
     """Whether an answer's value does not depend on the others, so that a running score can be shown."""
     notes: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None = None
@@ -95,7 +103,7 @@ def total(
         if metric.combine != "pooled"
         else [[p for part in groups.values() for p in part]]
     )
-    value = _combined(np.asarray([[np.mean([v for _, v in part]) for part in parts]]), metric)[0]
+    value = _combined(np.asarray([[np.mean(_counted(part, metric)) for part in parts]]), metric)[0]
     drawn = [_resampled_means(_clustered(part, metric.cluster)) for part in parts]
     draws = _combined(np.stack(drawn, axis=1), metric)
     low, high = np.percentile(draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
@@ -107,7 +115,7 @@ def total(
         expected=len(samples) if expected is None else expected,
         failures=sum(verdict.failed for verdict in judged),
         groups={
-            name: (metric.scale * float(np.mean([value for _, value in part])), len(part))
+            name: (metric.scale * float(np.mean(_counted(part, metric))), len(part))
             for name, part in groups.items()
             if len(groups) > 1
         },
@@ -123,6 +131,11 @@ def _clustered(part: Sequence[tuple[Sample, float]], cluster: Callable[[Sample],
     for sample, value in part:
         together.setdefault(cluster(sample), []).append(value)
     return np.asarray([np.mean(values) for values in together.values()])
+
+
+def _counted(part: Sequence[tuple[Sample, float]], metric: Metric) -> np.ndarray:
+    """The values whose mean is the score of a part."""
+    return _clustered(part, metric.cluster if metric.by_cluster else None)
 
 
 def _resampled_means(values: np.ndarray) -> np.ndarray:
@@ -169,17 +182,23 @@ def _caption_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[st
     return {name: 100 * value for name, value in corpus.items() if name != "CIDEr"}
 
 
-def _boxes(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
-    judged = []
-    for sample, answer in zip(samples, answers, strict=True):
-        if sample.box is None or sample.size is None:
-            raise ValueError(
-                f"question {sample.id} has no true box or no size; its split is judged by a server."
-            )
-        verdict = grounding.score(answer, sample.box, *sample.size)
-        parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
-        judged.append(Judged(float(verdict.correct), parsed, failed=verdict.parsed is None))
-    return judged
+def _boxes(strictly: bool) -> Judge:
+    """A judge of first boxes: overlap with the truth of at least one half (the release), or above it (GRIT)."""
+
+    def judge(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+        judged = []
+        for sample, answer in zip(samples, answers, strict=True):
+            if sample.box is None or sample.size is None:
+                raise ValueError(
+                    f"question {sample.id} has no true box or no size; its split is judged by a server."
+                )
+            verdict = grounding.score(answer, sample.box, *sample.size)
+            right = verdict.correct and not (strictly and verdict.iou == grounding.THRESHOLD)
+            parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
+            judged.append(Judged(float(right), parsed, failed=verdict.parsed is None))
+        return judged
+
+    return judge
 
 
 def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
@@ -192,6 +211,49 @@ def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
             Judged(float(known and letter in sample.answers), letter if known else "", failed=not known)
         )
     return judged
+
+
+def _rotations(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    """CircularEval: a question is right if it is right in every rotation of its options that was asked."""
+    judged = _letters(samples, answers)
+    wrong = {rotated_question(s) for s, verdict in zip(samples, judged, strict=True) if not verdict.value}
+    return [
+        replace(verdict, value=float(rotated_question(sample) not in wrong))
+        for sample, verdict in zip(samples, judged, strict=True)
+    ]
+
+
+def _rotation_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
+    """The release's second number, where the option that most rotations chose counts; and each rotation by itself."""
+    judged = _letters(samples, answers)
+    chosen: dict[str, list[str]] = {}
+    truth: dict[str, str] = {}
+    for sample, verdict in zip(samples, judged, strict=True):
+        question = rotated_question(sample)
+        chosen.setdefault(question, [])
+        truth[question] = option_of(sample, sample.answers[0])
+        if verdict.parsed:
+            chosen[question].append(option_of(sample, verdict.parsed))
+    right = [most_chosen(options) == truth[question] for question, options in chosen.items()]
+    return {
+        "majority of rotations": 100 * float(np.mean(right)),
+        "each rotation by itself": 100 * float(np.mean([verdict.value for verdict in judged])),
+    }
+
+
+def rotated_question(sample: Sample) -> str:
+    """MMBench's question of a rotation: rotation k of question i has the index k * 1,000,000 + i."""
+    return str(int(sample.id) % ROTATION) if sample.id.isdecimal() else sample.id
+
+
+def option_of(sample: Sample, letter: str) -> str:
+    """The text of an option by its letter."""
+    return sample.options[LETTERS.index(letter)]
+
+
+def most_chosen(options: Sequence[str]) -> str | None:
+    """The option that most rotations chose, on a tie the one chosen first (the release draws); None if none did."""
+    return Counter(options).most_common(1)[0][0] if options else None
 
 
 def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
@@ -230,6 +292,15 @@ RELAXED = Metric(
     "relaxed accuracy", _each(lambda a, s: relaxed.score(a, s.answers)), combine="mean of groups"
 )
 CIDER = Metric("CIDEr", _captions, itemwise=False, notes=_caption_notes)
-IOU = Metric("Acc@IoU 0.5", _boxes)
+IOU = Metric("Acc@IoU 0.5", _boxes(strictly=False), boxes=True)
+IOU_ABOVE = Metric("Acc@IoU above 0.5", _boxes(strictly=True), boxes=True)
 LETTER = Metric("accuracy", _letters)
+CIRCULAR = Metric(
+    "CircularEval",
+    _rotations,
+    cluster=rotated_question,
+    by_cluster=True,
+    itemwise=False,
+    notes=_rotation_notes,
+)
 MME = Metric("score", _yes_no, combine="sum of groups", cluster=picture_of_question, itemwise=False)

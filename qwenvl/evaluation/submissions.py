@@ -7,6 +7,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.evaluation.metrics.multiple_choice import LETTERS
+from qwenvl.evaluation.scoring import most_chosen, option_of, rotated_question
 
 Answers = Mapping[str, str]
 
@@ -36,11 +38,21 @@ def _docvqa(samples: Sequence[Sample], answers: Answers, path: Path) -> None:
 
 
 def _mmbench(samples: Sequence[Sample], answers: Answers, path: Path) -> None:
-    """An Excel sheet with the question, its options and the letter under `prediction`."""
+    """An Excel sheet with the question, its options and the letter under `prediction`.
+
+    As the release's file, it answers every rotation of a question with the option that most of them chose.
+    """
+    said = {sample.id: answers[sample.id].strip() for sample in samples}
+    chosen: dict[str, list[str]] = {}
+    for sample in samples:
+        if said[sample.id] in tuple(LETTERS[: len(sample.options)]):
+            chosen.setdefault(rotated_question(sample), []).append(option_of(sample, said[sample.id]))
     rows = [["index", "question", "A", "B", "C", "D", "prediction"]]
     for sample in samples:
         options = [*sample.options, "", "", "", ""][:4]
-        rows.append([sample.id, sample.text, *options, answers[sample.id].strip()])
+        agreed = most_chosen(chosen.get(rotated_question(sample), ()))
+        letter = LETTERS[sample.options.index(agreed)] if agreed in sample.options else said[sample.id]
+        rows.append([sample.id, sample.text, *options, letter])
     write_sheet(rows, path)
 
 

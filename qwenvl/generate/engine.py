@@ -100,7 +100,7 @@ def stream(
     """Every token as it is made: step by step, within a step by row.
 
     Prompts are never cut. Raises ValueError before any work for a prompt that is empty, that leaves no room below
-    `MAX_STRETCH * sequence_length`, or whose pictures do not match its placeholders.
+    `prompts.longest_row`, or whose pictures do not match its placeholders.
     """
     settings = settings or Settings()
     for number, prompt in enumerate(prompts):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qwenvl.model.vlm import QwenVL, place_images
 
-MAX_STRETCH = 16
-"""Longest row in units of `sequence_length`: 32,768 tokens for the release, whose log-n table ends there too."""
+LONGEST_ROW = 32_768
+"""Tokens of prompt and answer together, where the official table of log-n ends; more if training rows were longer."""
 
 PICTURES_AT_ONCE = 16
 """Pictures that pass through the vision encoder together, to bound its memory."""
@@ -72,8 +72,8 @@ def check(prompt: Prompt, number: int, model: QwenVL) -> None:
         raise ValueError(f"prompt {number} is empty; give it one token at least.")
     if len(prompt.ids) >= limit:
         raise ValueError(
-            f"prompt {number} has {len(prompt.ids)} tokens; this model reads at most {limit - 1} "
-            f"({MAX_STRETCH} x its training length). Shorten the text or give fewer pictures."
+            f"prompt {number} has {len(prompt.ids)} tokens; this model reads at most {limit - 1}. "
+            "Shorten the text or give fewer pictures."
         )
     if max(prompt.ids) >= config.llm.vocab_size or min(prompt.ids) < 0:
         raise ValueError(
@@ -96,7 +96,7 @@ def check(prompt: Prompt, number: int, model: QwenVL) -> None:
 
 def longest_row(model: QwenVL) -> int:
     """Tokens of prompt and answer together, at most."""
-    return MAX_STRETCH * model.config.llm.sequence_length
+    return max(LONGEST_ROW, model.config.llm.sequence_length)
 
 
 def device_of(model: QwenVL) -> torch.device:

@@ -38,8 +38,10 @@ class SamplingConfig:
             )
         if self.top_k < 0 or self.top_k != int(self.top_k):
             raise ValueError(f"top_k is {self.top_k}; it must be a whole number from 0 (keep all tokens).")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (keep all tokens).")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(
+                f"top_p is {self.top_p}; it must be from 0 (the likeliest token) to 1 (all tokens)."
+            )
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be a number above 0 (1 changes nothing)."

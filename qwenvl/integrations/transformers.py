@@ -284,8 +284,9 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
 
 def export(source: str | Path, target: Path) -> None:
     """Rewrite a checkpoint, bit for bit, as a folder that every Auto class loads: ours, and the tokenizer's class."""
-    folder.convert(source, target)
-    QwenVLProcessor.from_pretrained(target).save_pretrained(target)
+    with folder.new_folder(target) as unfinished:
+        folder.convert(source, unfinished)
+        QwenVLProcessor.from_pretrained(unfinished).save_pretrained(unfinished)
 
 
 AutoConfig.register(MODEL_TYPE, QwenVLConfig, exist_ok=True)

@@ -7,6 +7,7 @@ are arguments here (`long_context`), not module state, so rows of one batch may 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache as once
 from typing import Any
 
@@ -44,24 +45,35 @@ class LLM(nn.Module):
         long_context: Float[Tensor, " batch"] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        """Normalised hidden states, ready for `head`; see `QwenVL.forward` for the arguments.
+        """Normalised hidden states, ready for `head`; `vlm.Reading` tells what the arguments mean.
 
         With `last_only`, that of the last token alone: the last block then reads all tokens but computes one.
         """
         tokens, start = hidden.shape[1], cache.length if cache else 0
         if positions is None:
             positions = torch.arange(start, start + tokens, device=hidden.device)[None]
-        mask = attention_mask(segments, tokens, cache, hidden, last_only=last_only)
-        rotation = rotary_tables(positions, self.config, long_context)
-        scale = None if long_context is None else log_n_scale(positions, self.config)
+        surroundings = Surroundings(
+            rotation=rotary_tables(positions, self.config, long_context),
+            query_scale=None if long_context is None else log_n_scale(positions, self.config),
+            mask=attention_mask(segments, tokens, cache, hidden, last_only=last_only),
+            cache=cache,
+        )
         for index, block in enumerate(self.blocks, start=1):
-            last = last_only and index == len(self.blocks)
-            hidden = block(
-                hidden, rotation=rotation, query_scale=scale, mask=mask, cache=cache, last_only=last
-            )
+            hidden = block(hidden, surroundings, last_only=last_only and index == len(self.blocks))
         if cache:
             cache.length += tokens
         return self.norm(hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What every block is told beside the channels of the tokens; the same in all of them."""
+
+    rotation: tuple[Tensor, Tensor]
+    """Cosines and sines of `rotary_tables`."""
+    query_scale: Float[Tensor, "_ 1 tokens 1"] | None
+    mask: Float[Tensor, "_ 1 tokens keys"] | BlockMask | None
+    cache: "KVCache | None"
 
 
 class Block(nn.Module):
@@ -77,21 +89,10 @@ class Block(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
-        *,
-        rotation: tuple[Tensor, Tensor],
-        query_scale: Float[Tensor, "_ 1 tokens 1"] | None,
-        mask: Float[Tensor, "_ 1 _ keys"] | BlockMask | None,
-        cache: "KVCache | None",
+        surroundings: Surroundings,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        attended = self.attention(
-            self.norm_1(hidden),
-            rotation=rotation,
-            query_scale=query_scale,
-            mask=mask,
-            cache=cache,
-            last_only=last_only,
-        )
+        attended = self.attention(self.norm_1(hidden), surroundings, last_only)
         hidden = hidden[:, -attended.shape[1] :] + attended
         return hidden + self.mlp(self.norm_2(hidden))
 
@@ -108,21 +109,18 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
-        *,
-        rotation: tuple[Tensor, Tensor],
-        query_scale: Float[Tensor, "_ 1 tokens 1"] | None,
-        mask: Float[Tensor, "_ 1 _ keys"] | BlockMask | None,
-        cache: "KVCache | None",
+        surroundings: Surroundings,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
         query, key, value = split_heads(
             self.qkv(hidden), self.head_width
         )  # (batch, heads, tokens, head) each
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        if query_scale is not None:
-            query = query * query_scale.to(query.dtype)
-        if cache:
-            key, value = cache.extend(self.index, key, value)  # (batch, heads, keys, head)
+        query, key = rotate(query, surroundings.rotation), rotate(key, surroundings.rotation)
+        if surroundings.query_scale is not None:
+            query = query * surroundings.query_scale.to(query.dtype)
+        if surroundings.cache:
+            key, value = surroundings.cache.extend(self.index, key, value)  # (batch, heads, keys, head)
+        mask = surroundings.mask
         if last_only:
             query, mask = query[:, :, -1:], None if mask is None else mask[:, :, -1:]
         return self.out(merge_heads(attend(query, key, value, mask)))

@@ -4,6 +4,8 @@ Where a row holds `<imgpad>`, the word embedding is overwritten by a visual toke
 modelling. The model never opens a file and never sees a path.
 """
 
+from typing import TypedDict, Unpack
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -11,6 +13,19 @@ from qwenvl.config import ModelConfig
 from qwenvl.model.adapter import Adapter
 from qwenvl.model.llm import LLM, KVCache
 from qwenvl.model.vision import VisionTransformer
+
+
+class Reading(TypedDict, total=False):
+    """How rows of ids are read; whatever is left out is None."""
+
+    positions: Int[Tensor, "batch tokens"] | None
+    """Place of each token in its document; None: 0, 1, 2 ... behind the cache."""
+    segments: Int[Tensor, "batch tokens"] | None
+    """Who sees whom: document * 1024 + branch, 0 = padding; None: a row is one document."""
+    cache: KVCache | None
+    """Remembers these tokens, and lets them see those of earlier calls."""
+    long_context: Float[Tensor, " batch"] | None
+    """Each row's `ntk_alpha` at prefill, which turns on log-n scaling too; None: the arithmetic of training."""
 
 
 class QwenVL(nn.Module):
@@ -27,35 +42,22 @@ class QwenVL(nn.Module):
         self,
         ids: Int[Tensor, "batch tokens"],
         pixels: Float[Tensor, "images 3 side side"] | None = None,
-        *,
-        positions: Int[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-        cache: KVCache | None = None,
-        long_context: Float[Tensor, " batch"] | None = None,
+        **reading: Unpack[Reading],
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Logits of the next token at every position.
 
-        `pixels` are the pictures in row-major order of their slots. `positions` default to 0, 1, 2 ... behind the
-        cache. `segments` (document * 1024 + branch, 0 = padding) say who sees whom; without them a row is one
-        document. `long_context` is each row's `ntk_alpha` at prefill and turns on log-n scaling; None is the
-        arithmetic of training. Raises ValueError when slots and pictures do not match.
+        `pixels` are the pictures in row-major order of their slots. Raises ValueError when slots and pictures do not
+        match.
         """
-        return self.llm.head(
-            self.hidden(
-                ids, pixels, positions=positions, segments=segments, cache=cache, long_context=long_context
-            )
-        )
+        return self.llm.head(self.hidden(ids, pixels, **reading))
 
     def hidden(
         self,
         ids: Int[Tensor, "batch tokens"],
         pixels: Float[Tensor, "images 3 side side"] | None = None,
         *,
-        positions: Int[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-        cache: KVCache | None = None,
-        long_context: Float[Tensor, " batch"] | None = None,
         idle: Float[Tensor, "_ 3 side side"] | None = None,
+        **reading: Unpack[Reading],
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Everything before the head, for callers that need the logits of a few positions only.
 
@@ -67,10 +69,7 @@ class QwenVL(nn.Module):
             hidden = hidden + 0.0 * self.encode(idle).sum()
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels)
-        hidden = place_images(hidden, slots, visual, self.config.adapter.queries)
-        return self.llm(
-            hidden, positions=positions, segments=segments, cache=cache, long_context=long_context
-        )
+        return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **reading)
 
     def encode(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
         """Visual tokens of each picture."""

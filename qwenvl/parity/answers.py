@@ -10,7 +10,7 @@ from qwenvl import markup
 from qwenvl.generate import engine
 from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
 from qwenvl.parity import official
-from qwenvl.parity.fixture import Case, Fixture, nfc
+from qwenvl.parity.fixture import Case, Fixture
 
 STOP_IN_PROMPT = "stop words matched against the prompt too (official.md 8.7); ours looks at the answer only"
 PADDING_COUNTED = (
@@ -25,13 +25,13 @@ def checked_prompt(
 ) -> list[int]:
     """Our ids for a recorded row, after checking the paths in its slots and the ids of its text."""
     ids, paths = fixture.split_paths(recorded)
-    case.equal("paths in the slots", paths, [*map(nfc, keys)])
+    case.equal("paths in the slots", paths, [*map(official.composed, keys)])
     if prompt is not None:
         case.equal("ids of the prompt, read as the official code does", fixture.encode(prompt), ids)
         if (rendered := trusted(fixture, prompt)) is not None:
             case.equal("ids of the prompt", list(rendered.ids), ids)
-            sources = [nfc(str(image.source)) for image in rendered.images]
-            case.equal("pictures of the prompt", sources, [*map(nfc, keys)])
+            sources = [official.composed(str(image.source)) for image in rendered.images]
+            case.equal("pictures of the prompt", sources, [*map(official.composed, keys)])
     if "list_format" in case:
         _check_list(fixture, case, case["list_format"], ids)
     return ids

@@ -5,13 +5,13 @@ called descriptive makes the case fail, so that a certificate never passes what 
 """
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,6 +33,7 @@ UNREADABLE = (
     IndexError,
     AttributeError,
     RuntimeError,
+    SafetensorError,
     OSError,
     ArithmeticError,
 )
@@ -56,8 +57,8 @@ class Fixture:
 
     def source(self, key: str) -> Path:
         """The picture that stands behind a path of a recorded prompt."""
-        known = {nfc(name): file for name, file in self.meta.get("image_keys", {}).items()}
-        return self.path / known.get(nfc(key), key)
+        known = {official.composed(name): file for name, file in self.meta.get("image_keys", {}).items()}
+        return self.path / known.get(official.composed(key), key)
 
     def arrays(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, ...]:
         """Pictures of the folder as `images.preprocess` makes them."""
@@ -184,11 +185,6 @@ class Case:
             return Result(self.name, "FAIL", worst, tolerance, "; ".join(problems))
         status: Status = "FIXED" if self._fixes else "PASS"
         return Result(self.name, status, worst, tolerance, "; ".join(self._fixes))
-
-
-def nfc(text: str) -> str:
-    """The composed form, in which the official tokenizer writes a path."""
-    return unicodedata.normalize("NFC", text)
 
 
 def read_cases(path: Path) -> list[Any]:

@@ -124,7 +124,11 @@ def _vision(fixture: Fixture, case: Case) -> None:
     case.describes("fp32_vs_fp64_max_abs")
     case.check_pictures(fixture, case["image_keys"], case["images"])
     found = vision_stages(fixture, case["images"])
+    if not case.tensors and not case.get("stats"):
+        raise ValueError("a vision case without a recorded stage")
     for stage, recorded in case.get("stats", {}).items():
+        if recorded.keys() != {"mean", "std"}:
+            raise ValueError(f"statistics {sorted(recorded)} of {stage}, expected mean and std")
         spread = float(recorded["std"])
         case.close(f"mean of {stage}", found[stage].mean(), recorded["mean"], scale=spread)
         case.close(f"std of {stage}", found[stage].std(), recorded["std"], scale=spread)
@@ -179,7 +183,7 @@ def _watch(
     inputs: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             outputs[name], inputs[name] = output, args[0]
 
         return hook
@@ -261,6 +265,8 @@ def _forward_batch(fixture: Fixture, case: Case) -> None:
         long_context=torch.full((batch,), ntk_alpha(tokens, config)),
     )
     kept = case.numbered("positions.")
+    if not any(case.numbered(name) for name in ("last_hidden.", "logits.")):
+        raise ValueError("a padded batch without recorded numbers")
     for name, ours in (("last_hidden.", hidden), ("logits.", model.llm.head(hidden))):
         for row, recorded in case.numbered(name).items():
             if not mask[row, kept[row]].all():

@@ -29,13 +29,18 @@ History = Sequence[Sequence[str | None]]
 # === Ids ===
 
 
+def composed(text: str) -> str:
+    """NFC, in which every text is read; half of a surrogate pair becomes U+FFFD, as in tiktoken."""
+    return unicodedata.normalize("NFC", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def encode(text: str, tokenizer: Tokenizer, allowed: frozenset[str] = frozenset(SPECIALS)) -> list[int]:
     """Official ids of a text in which the `allowed` symbols are markup; without `allowed`, all of them are.
 
     Raises ValueError for an unclosed `<img>`, a symbol between `<img>` and `</img>`, a path over 256 bytes.
     """
     ids: list[int] = []
-    parts = iter(_split(unicodedata.normalize("NFC", text), allowed))
+    parts = iter(_split(composed(text), allowed))
     for part in parts:
         if part == "<img>" and part in allowed:
             ids.extend(_picture(_path(parts, allowed), tokenizer))
@@ -66,7 +71,7 @@ def _path(parts: Iterator[str], allowed: frozenset[str]) -> str:
 
 
 def _picture(path: str, tokenizer: Tokenizer) -> list[int]:
-    name = unicodedata.normalize("NFC", path).encode("utf-8", "replace")
+    name = composed(path).encode()
     if len(name) > SLOTS:
         raise ValueError(f"the path in <img>..</img> has {len(name)} bytes; expected at most {SLOTS}.")
     return [tokenizer.img, *name, *[tokenizer.imgpad] * (SLOTS - len(name)), tokenizer.img_end]
@@ -146,13 +151,11 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
     for element in elements:
         if "image" in element:
             pictures += 1
-            text += f"Picture {pictures}: <img>{element['image']}</img>\n"
+            text += f"Picture {pictures}: <img>{_string(element, 'image')}</img>\n"
         elif "text" in element:
-            if not isinstance(element["text"], str):
-                raise ValueError(f"the text of an element is {element['text']!r}; expected a string.")
-            text += element["text"]
+            text += _string(element, "text")
         elif "box" in element:
-            text += f"<ref>{element['ref']}</ref>" if "ref" in element else ""
+            text += f"<ref>{_string(element, 'ref')}</ref>" if "ref" in element else ""
             if not isinstance(element["box"], Sequence):
                 raise ValueError(f"the boxes of an element are {element['box']!r}; expected a list.")
             text += "".join(_spell_box(box) for box in element["box"])
@@ -161,11 +164,18 @@ def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
     return text
 
 
-def _spell_box(box: Sequence[float]) -> str:
-    numbers = isinstance(box, Sequence) and all(isinstance(value, int | float) for value in box)
-    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)):
+def _string(element: Mapping[str, Any], key: str) -> str:
+    if not isinstance(element[key], str):
+        raise ValueError(f"the {key} of an element is {element[key]!r}; expected a string.")
+    return element[key]
+
+
+def _spell_box(box: Any) -> str:
+    """The first four numbers, cut to integers."""
+    corners = list(box[:4]) if isinstance(box, Sequence) else []
+    if len(corners) < 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in corners):
         raise ValueError(f"box {box!r} is not four numbers; expected (x1, y1, x2, y2).")
-    x1, y1, x2, y2 = map(int, box)
+    x1, y1, x2, y2 = map(int, corners)
     return f"<box>({x1},{y1}),({x2},{y2})</box>"
 
 
@@ -177,7 +187,7 @@ def to_list_format(text: str) -> list[dict[str, str]]:
 
     Raises ValueError for an unclosed tag, and for a control symbol that is neither a tag nor `<|endoftext|>`.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = composed(text)
     for symbol in SPECIALS[1:-9]:
         if symbol in text:
             raise ValueError(f"the text spells the control symbol {symbol}; expected image tags only.")
@@ -221,8 +231,7 @@ def latest_picture(response: str, history: History | None) -> str | None:
 
 def drawing(response: str, history: History | None, width: int, height: int) -> list[list[Any]] | None:
     """What is drawn on the latest picture, in pixels: ["box", corners], ["text", phrase, corner]; None if nothing."""
-    found = boxes(response)
-    if latest_picture(response, history) is None or not found:
+    if latest_picture(response, history) is None or not (found := boxes(response)):
         return None
     calls: list[list[Any]] = []
     for item in found:
@@ -312,6 +321,8 @@ def sft_preprocess(
     """
     if not conversation:
         raise ValueError("the conversation has no turns; expected a question at least.")
+    if unknown := [turn["from"] for turn in conversation if turn["from"] not in ("user", "assistant")]:
+        raise ValueError(f"a turn is from {unknown[0]!r}; expected 'user' or 'assistant'.")
     newline = tokenizer.encode("\n")
     ids: list[int] = []
     labels: list[int] = []
@@ -319,8 +330,6 @@ def sft_preprocess(
     if turns[1][0] != "user":
         del turns[1]
     for role, value in turns:
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"a turn is from {role!r}; expected 'user' or 'assistant'.")
         head = [*tokenizer.encode(role), *newline]
         content = encode(value, tokenizer, allowed)
         tail = [tokenizer.im_end, *newline]

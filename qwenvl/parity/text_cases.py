@@ -1,7 +1,6 @@
 """Checks of the recorded text functions: ids, lists of elements, boxes, pictures (`tokenizer` says what is checked)."""
 
 import hashlib
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def strings(case: Case) -> None:
     case.outcome("encode_all", lambda: official.encode(text, tokenizer), everything)
     case.outcome("encode_image_st", lambda: official.encode(text, tokenizer, official.IMAGE_TAGS), image_tags)
     case.outcome("encode_none", lambda: tokenizer.encode(text), nothing)
-    case.equal("decode of ours", tokenizer.decode(tokenizer.encode(text)), unicodedata.normalize("NFC", text))
+    case.equal("decode of ours", tokenizer.decode(tokenizer.encode(text)), official.composed(text))
     typed = typed_text(text, tokenizer)
     if typed is not None:
         rendered = markup.render(typed, tokenizer, official.SLOTS)
@@ -139,7 +138,7 @@ def _decoded(case: Case, ids: Sequence[int], decode: Any, skip: Any, keep: Any) 
 def typed_text(text: str, tokenizer: Tokenizer) -> list[markup.Segment] | None:
     """The text as objects, where objects can say the same: not so for stray tags and unusual spellings of boxes."""
     try:
-        segments = markup.parse_trusted(unicodedata.normalize("NFC", text))
+        segments = markup.parse_trusted(official.composed(text))
     except ValueError:
         return None
     words = [_path(part) if isinstance(part, Image) else markup.spell(part) for part in segments]
@@ -150,7 +149,7 @@ def typed_text(text: str, tokenizer: Tokenizer) -> list[markup.Segment] | None:
         for part, word in zip(segments, words, strict=True)
     )
     too_long = any(len(_path(part).encode()) > official.SLOTS for part in segments if isinstance(part, Image))
-    return None if stray or too_long or spelled != unicodedata.normalize("NFC", text) else segments
+    return None if stray or too_long or spelled != official.composed(text) else segments
 
 
 def _path(image: Image) -> str:
@@ -193,7 +192,7 @@ def _objects(elements: Sequence[Mapping[str, Any]]) -> tuple[markup.Segment | st
         if "text" in element:
             objects.append(words)
             continue
-        corners = [list(map(int, box)) for box in element["box"]]
+        corners = [list(map(int, box[:4])) for box in element["box"]]
         if any(not 0 <= value < markup.GRID for box in corners for value in box):
             return None
         objects += [Ref(words)] if "ref" in element else []
@@ -227,13 +226,13 @@ def _refused_reply(case: Case, reply: str) -> None:
 
 
 def _words(segments: Sequence[markup.Segment]) -> str:
-    """What a reply says, without the punctuation that `spell` may set anew."""
-    return "".join(character for character in markup.spell(segments) if character.isalnum())
+    """The letters of a reply: `spell` may set punctuation and coordinates anew."""
+    return "".join(character for character in markup.spell(segments) if character.isalpha())
 
 
 def _reply_boxes(case: Case, reply: str, recorded: Sequence[Mapping[str, Any]]) -> None:
     """What our users get: the same boxes brought onto the grid, with the label for every box of a phrase."""
-    found = [part for part in markup.parse(unicodedata.normalize("NFC", reply)) if isinstance(part, Box)]
+    found = [part for part in markup.parse(official.composed(reply)) if isinstance(part, Box)]
     ours = [[box.x1, box.y1, box.x2, box.y2] for box in found]
     on_grid = [[min(max(value, 0), markup.GRID - 1) for value in item["box"]] for item in recorded]
     if case.equal("parsed boxes", ours, on_grid):

@@ -58,8 +58,10 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0:
-            raise ValueError(f"epochs is {self.epochs}; expected more than 0.")
+        if self.epochs <= 0 or self.documents < 1:
+            raise ValueError(
+                f"epochs is {self.epochs} with {self.documents} samples per update; expected more than 0 of both."
+            )
 
 
 def stage_of(config: FinetuneConfig, model: ModelConfig, lengths: Sequence[int]) -> StageConfig:

@@ -6,6 +6,7 @@ OpenCLIP's pre-training: the toy world tells for every patch what covers it, and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from qwenvl.data.packing import Rows, pack
 from qwenvl.data.synth import toyworld
 from qwenvl.data.synth.toypaint import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
 from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toystream import SOURCES, Vocabulary
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loss import next_token_nll_sum
 from qwenvl.train.parallel import anywhere
+from qwenvl.train.reading import batches
 from qwenvl.train.stages import StageConfig
 
 
@@ -55,18 +56,14 @@ class Objective:
 # === Next token (paper 3.1-3.3) ===
 
 
-def next_token(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-    """Cross-entropy of the learned tokens of packed rows, documents drawn from the stage's mixture."""
-    world = Vocabulary(tokenizer, model.config.adapter.queries, stage.seed)
-    if not stage.mixture or set(stage.mixture) - set(SOURCES):
-        raise ValueError(
-            f"the mixture of stage {stage.name} is {stage.mixture}; expected shares of {', '.join(SOURCES)}."
-        )
+def next_token(
+    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
+) -> Objective:
+    """Cross-entropy of the learned tokens of packed rows, documents drawn from the stage's sources.
 
-    def document(index: int) -> Example:
-        return SOURCES[source_of(stage, index)](world, index)
-
-    return next_token_of(model, tokenizer, stage, document)
+    What is left out of them is noted in `run_dir`.
+    """
+    return _next_token_over(model, stage, batches(stage, tokenizer, model.config.adapter.queries, run_dir))
 
 
 def next_token_of(
@@ -78,6 +75,10 @@ def next_token_of(
         examples = [document(index) for index in documents]
         return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
 
+    return _next_token_over(model, stage, batch)
+
+
+def _next_token_over(model: QwenVL, stage: StageConfig, batch: Callable[[Sequence[int]], Rows]) -> Objective:
     def loss(rows: Rows) -> Loss:
         pixels = [preprocess(image.source, stage.image_size) for image in rows.images]  # type: ignore[arg-type]
         device = model.llm.embed.weight.device
@@ -104,27 +105,18 @@ def next_token_of(
     return Objective(module=model, batch=batch, loss=loss)
 
 
-def source_of(stage: StageConfig, document: int) -> str:
-    """Which source of the mixture a document comes from: a weighted draw named by the stage's seed and its number."""
-    left = toyworld.Dice("source", stage.seed, document).share() * sum(stage.mixture.values())
-    for source, weight in stage.mixture.items():
-        left -= weight
-        if left < 0:
-            return source
-    return source
-
-
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
 
 _CLASSES = (
     *(SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1),
     *[len(CHARACTERS) + 1] * (LONGEST + 4),
+    *[10] * 8,
 )
 _BOX_WEIGHT = 20.0
 
 
 def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-    """For every patch: shape, colour, size, text and box of what covers it, and the character in each quarter."""
+    """For every patch: shape, colour, size, text, box and its digits of what covers it; each quarter's character."""
     head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
     nn.init.zeros_(head.bias)
@@ -140,6 +132,7 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
                     *(each.shape, each.color, each.size),
                     *each.word.transpose(2, 0, 1),
                     *each.character.reshape(grid, grid, 4).transpose(2, 0, 1),
+                    *each.digits.reshape(grid, grid, 8).transpose(2, 0, 1),
                 ]
             )
             for each in labels

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwenvl.train.muon import Muon
 from qwenvl.train.stages import OptimConfig
 
 _VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
@@ -39,9 +40,7 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
             torch.optim.AdamW(_groups(adaptive), lr=config.peak_lr, betas=config.betas, eps=config.eps)
         )
     if orthogonal:
-        optimizers.append(
-            torch.optim.Muon(_groups(orthogonal), lr=config.peak_lr, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(_groups(orthogonal), lr=config.peak_lr))
     return optimizers
 
 

@@ -58,10 +58,12 @@ class Assumptions:
             or self.memory <= 0
             or self.tflops <= 0
             or self.text_tokens < 1
+            or self.pictures < 0
         ):
             raise ValueError(
-                f"cannot plan for {self.gpus} GPUs of {self.memory} GB at an MFU of {self.mfu}; expected one GPU or "
-                "more, memory above 0 and an MFU in (0, 1]."
+                f"cannot plan for {self.gpus} GPUs of {self.memory} GB and {self.tflops} TFLOPs at an MFU of "
+                f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.pictures} pictures; expected a GPU "
+                "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 pictures or more."
             )
         if self.gpus % self.spread.tensor:
             raise ValueError(

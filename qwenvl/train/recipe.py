@@ -15,23 +15,30 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import initialise_
-from qwenvl.config import from_dict
+from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
+from qwenvl.config import ModelConfig, from_dict
 from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
 from qwenvl.train.loop import Watch, train
+from qwenvl.train.objectives import OBJECTIVES, next_token
+from qwenvl.train.reading import require_sources
 from qwenvl.train.spread import SpreadConfig, whole
 from qwenvl.train.stages import StageConfig
+
+NO_STAGES = ("recipe.toml", "data.toml")
+"""Files of a recipe folder that describe no stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +47,12 @@ class Recipe:
 
     preset: str
     """Name of a function of `presets`."""
-    merges: int
-    """Merges of the vocabulary trained on the toy world's texts."""
+    merges: int = 0
+    """Merges of the vocabulary trained on the toy world's texts; 0 takes an official vocabulary (see `Start`)."""
+    vision: str = ""
+    """Folder or hub id of the OpenCLIP model that the vision encoder starts from; empty: at random."""
+    llm: str = ""
+    """Folder or hub id of the Qwen-7B that the language model and the vocabulary come from; empty: at random."""
     fan_in: bool = False
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
     seed: int = 0
@@ -51,6 +62,10 @@ class Recipe:
     steps: dict[str, int] = field(default_factory=dict)
     """Updates of stages, by name, where they differ from the stage file; their warm-up is scaled alike."""
 
+    def started_from(self, start: "Start") -> "Recipe":
+        """The recipe with what a person chose instead."""
+        return dataclasses.replace(self, vision=start.vision or self.vision, llm=start.llm or self.llm)
+
     @staticmethod
     def read(folder: Path) -> "Recipe":
         """Read `recipe.toml`. Raises ValueError when it is missing or has an unknown key."""
@@ -58,6 +73,22 @@ class Recipe:
         if not file.exists():
             raise ValueError(f"{folder} has no recipe.toml; give a recipe folder such as recipes/tiny.")
         return from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a person adds to a recipe or puts in its place."""
+
+    vision: str = ""
+    """Instead of the recipe's own."""
+    llm: str = ""
+    """Instead of the recipe's own."""
+    vocabulary: str = ""
+    """Folder or hub id that holds `qwen.tiktoken`; without it the language model's folder does."""
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Values by the name of the stage (`stages.read_changes`)."""
+    every_stage: Mapping[str, Any] = field(default_factory=dict)
+    """Values of all stages, which go before."""
 
 
 def find_recipe(name: str) -> Path:
@@ -71,18 +102,21 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def stages_of(folder: Path) -> list[StageConfig]:
-    """The stages of a recipe in order. Raises ValueError for steps of a stage that is not there."""
-    recipe = Recipe.read(folder)
-    files = sorted(file for file in (folder / recipe.stages).glob("*.toml") if file.name != "recipe.toml")
+def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:
+    """The stages of a recipe in order. Raises ValueError for steps or values of a stage that is not there."""
+    recipe, given = Recipe.read(folder), start or Start()
+    files = sorted(file for file in (folder / recipe.stages).glob("*.toml") if file.name not in NO_STAGES)
     stages = {stage.name: stage for stage in map(StageConfig.read, files)}
-    if unknown := [name for name in recipe.steps if name not in stages]:
-        raise ValueError(
-            f"{folder}/recipe.toml has steps of {unknown[0]!r}; its stages are {', '.join(stages)}."
-        )
-    return [
-        stage.scaled(recipe.steps.get(name, stage.optim.steps) / stage.optim.steps)
+    for name in (*recipe.steps, *given.stages):
+        if name not in stages:
+            where = f"{folder}/recipe.toml has steps" if name in recipe.steps else "the file given has values"
+            raise ValueError(f"{where} of a stage {name!r}; the stages of {folder} are {', '.join(stages)}.")
+    scaled = {
+        name: stage.scaled(recipe.steps.get(name, stage.optim.steps) / stage.optim.steps)
         for name, stage in stages.items()
+    }
+    return [
+        stage.changed(given.stages.get(name, {})).changed(given.every_stage) for name, stage in scaled.items()
     ]
 
 
@@ -95,14 +129,21 @@ def run_recipe(
     scale: float = 1.0,
     spread: SpreadConfig | None = None,
     watch: Watch | None = None,
+    start: Start | None = None,
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
     `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
-    parallel.from_first(lambda: start(Recipe.read(folder), run / "start"))
+    given = start or Start()
+    stages = stages_of(folder, given)
+    for stage in stages:
+        if OBJECTIVES[stage.objective] is next_token:
+            require_sources(stage)  # before days are spent on the stage before
+    recipe = Recipe.read(folder).started_from(given)
+    parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     previous = run / "start"
-    for stage in stages_of(folder):
+    for stage in stages:
         run_stage(
             stage.scaled(scale),
             previous,
@@ -116,16 +157,44 @@ def run_recipe(
     return previous
 
 
-def start(recipe: Recipe, folder: Path) -> None:
-    """Write the untrained model of a recipe and its vocabulary, unless it is there."""
+def begin(recipe: Recipe, folder: Path, *, vocabulary: str = "") -> None:
+    """Write the model that stage 1 starts from and its vocabulary, unless it is there (Table 8, first rows).
+
+    Raises ValueError when the weights or the vocabulary do not fit the preset, or there is no vocabulary.
+    """
     if folder.exists():
         return
-    tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
-    model = QwenVL(getattr(presets, recipe.preset)(tokenizer.n_vocab, tokenizer.imgpad))
+    config, words = _shape_and_words(recipe, folder.parent / "vocabulary", vocabulary)
+    model = QwenVL(config)
     generator = torch.Generator().manual_seed(recipe.seed)
     initialise_(model, generator, std=None if recipe.fan_in else 0.02)
-    tokenizer.save(folder.parent / "vocabulary")
-    checkpoint.save(model, folder, companions=folder.parent / "vocabulary")
+    if recipe.vision:
+        load_openclip_(model, recipe.vision)
+    if recipe.llm:
+        load_qwen_7b_(model, recipe.llm)
+    checkpoint.save(model, folder, companions=words)
+
+
+def _shape_and_words(recipe: Recipe, trained: Path, vocabulary: str) -> tuple[ModelConfig, Path]:
+    """The shape of the model, and the folder of its vocabulary: trained here, or an official one."""
+    preset = getattr(presets, recipe.preset)
+    if recipe.merges:
+        tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
+        tokenizer.save(trained)
+        return preset(tokenizer.n_vocab, tokenizer.imgpad), trained
+    if not (vocabulary or recipe.llm):
+        raise ValueError(
+            "the recipe needs the official vocabulary; give --vocabulary with a folder that holds qwen.tiktoken or a "
+            "hub id such as Qwen/Qwen-VL."
+        )
+    words = checkpoint.resolve(vocabulary or recipe.llm)
+    tokenizer, config = Tokenizer.load(words), preset()
+    if tokenizer.imgpad != config.imgpad_id:
+        raise ValueError(
+            f"the vocabulary of {words} has <imgpad> at {tokenizer.imgpad}, the preset {recipe.preset} at "
+            f"{config.imgpad_id}; give the official qwen.tiktoken."
+        )
+    return config, words
 
 
 def run_stage(
@@ -170,6 +239,18 @@ def _train_stage(
         torch.set_num_threads(1)
     runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
-    train(model, Tokenizer.load(init), stage, run_dir, runtime, spread=spread, watch=watch)
+    at_this_size = model.config.at(stage.image_size)  # raises where patches do not fill such a picture
+    objective = partial(next_token, run_dir=run_dir) if stage.data else None
+    train(
+        model,
+        Tokenizer.load(init),
+        stage,
+        run_dir,
+        runtime,
+        spread=spread,
+        watch=watch,
+        objective=objective,
+    )
+    model.config = at_this_size  # who asks this model shows it pictures as it learned them
     trained = whole(model)
     parallel.from_first(lambda: checkpoint.save(trained, run_dir / "model", companions=init))

@@ -5,11 +5,14 @@ A stage is one value; nothing asks for its name. It is read from a TOML file of 
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qwenvl.config import from_dict
 from qwenvl.data.packing import PACKINGS
+from qwenvl.data.stream.sources import SourceConfig
 
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
@@ -68,11 +71,19 @@ class StageConfig:
     packing: str = "isolated"
     """`isolated`: documents of a row do not see each other; `interleaved`: a row is one document."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each source of documents."""
+    """Share of each source of the toy world."""
+    data: tuple[SourceConfig, ...] = ()
+    """Sources of real documents, beside those of the toy world; their weights share one scale."""
     documents: int
     """Documents per update, the global batch."""
     micro_documents: int
     """Documents per forward pass; gradients of a batch accumulate over its micro-batches."""
+    window: int = 0
+    """Documents packed together: more leave less of the rows empty. 0 packs each micro-batch by itself."""
+    workers: int = 0
+    """Processes per rank that read and decode ahead; they change nothing but the speed. 0 reads in the rank itself."""
+    fast_pictures: bool = False
+    """Resize by a faster filter, off by one level in a few values of a thousand (`stream.pictures`)."""
     bfloat16: bool = True
     """Compute matrix products in bfloat16; weights and sums stay float32."""
     seed: int = 0
@@ -82,6 +93,11 @@ class StageConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "sequence_length", "documents", "micro_documents", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
+                )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(
@@ -96,21 +112,22 @@ class StageConfig:
                 f"stage {self.name} has {self.documents} documents per update, which {self.micro_documents} per "
                 "forward pass do not divide; choose a divisor as micro_documents."
             )
+        if self.window % self.micro_documents:
+            raise ValueError(
+                f"stage {self.name} packs {self.window} documents together, which {self.micro_documents} per forward "
+                "pass do not divide; choose a multiple of micro_documents as window."
+            )
 
     @staticmethod
     def read(path: Path) -> "StageConfig":
         """Read a stage from TOML. Raises ValueError that names an unknown key or a value of another type."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(
-                f"{path} does not exist; give a stage file such as recipes/tiny/2-multitask.toml."
-            ) from None
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(
-                f"{path} is not valid TOML ({error}); see recipes/tiny for an example."
-            ) from None
-        return from_dict(StageConfig, values, str(path))
+        return from_dict(StageConfig, _read_toml(path), str(path))
+
+    def changed(self, changes: Mapping[str, Any]) -> "StageConfig":
+        """The same stage with other values, `optim` being a table of its own. Raises ValueError as `read` does."""
+        values = dataclasses.asdict(self)
+        optim = {**values["optim"], **changes.get("optim", {})}
+        return from_dict(StageConfig, {**values, **changes, "optim": optim}, f"stage {self.name}")
 
     def scaled(self, factor: float) -> "StageConfig":
         """The same stage with its steps and warm-up scaled, at least two steps."""
@@ -119,3 +136,36 @@ class StageConfig:
         return dataclasses.replace(
             self, optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup)
         )
+
+
+def read_changes(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file changes, by the name of the stage: its data, mostly. Raises ValueError for anything but tables.
+
+    [[2-multitask.data]]            [2-multitask.optim]
+    paths = ["vqa.jsonl"]           peak_lr = 3e-5
+    weight = 3.6
+    """
+    changes = _read_toml(path)
+    for name, values in changes.items():
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{path} has {name!r} outside a table; write it under the name of a stage, such as [2-multitask]."
+            )
+    return changes
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """The values of a file, paths of data seen from its folder."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} does not exist; give a stage file such as recipes/tiny/2-multitask.toml."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML ({error}); see recipes/tiny for an example.") from None
+    for table in (values, *values.values()):
+        for row in table.get("data", []) if isinstance(table, dict) else []:
+            if isinstance(row, dict) and isinstance(row.get("paths"), list):
+                row["paths"] = [str(path.parent.absolute() / str(each)) for each in row["paths"]]
+    return values

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from qwenvl import presets
 from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.vlm import QwenVL
@@ -306,3 +307,34 @@ def test_norms_are_one_and_biases_zero(random):
             assert not tensor.any(), name
         elif tensor.ndim == 1:
             assert (tensor == 1).all(), name
+
+
+def test_a_narrow_adapter_begins_by_looking_near_its_own_place():
+    """Whatever the patches hold: the centre of gravity of what a query sees is where it stands."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = QwenVL(presets.tiny(300, 3))
+    initialise_(narrow, generator, std=None)
+    adapter, side, grid = narrow.adapter, 6, 8
+    patches = torch.randn(1, grid**2, narrow.config.vision.width, generator=generator)
+    seen = {}
+
+    def attend(queries, keys, values):
+        weights, biases = adapter.qkv.weight.chunk(3), adapter.qkv.bias.chunk(3)
+        query, key = (
+            (each @ weight.T + bias).unflatten(-1, (adapter.heads, -1)).transpose(1, 2)
+            for each, weight, bias in zip((queries, keys), weights, biases, strict=False)
+        )
+        seen["weights"] = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return torch.zeros_like(queries)
+
+    adapter.attend = attend
+    narrow.adapter(patches)
+    weights = seen["weights"][0]  # (heads, queries, patches)
+    columns = (torch.arange(grid**2) % grid + 0.5) / grid
+    rows = (torch.arange(grid**2) // grid + 0.5) / grid
+    own_column = (torch.arange(side**2) % side + 0.5) / side
+    own_row = (torch.arange(side**2) // side + 0.5) / side
+    assert ((weights @ columns) - own_column).abs().max() < 0.05
+    assert ((weights @ rows) - own_row).abs().max() < 0.05
+    spread = (weights * ((columns - own_column[:, None]) ** 2 + (rows - own_row[:, None]) ** 2)).sum(-1)
+    assert spread.max() ** 0.5 < 1 / side

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -192,6 +193,18 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert capsys.readouterr().err == f"qwenvl: error: {said}\n"
     with pytest.raises(type(error)):
         cli.main(["--debug", "weigh"])
+
+
+def test_warnings_of_libraries_are_for_debugging(install: Install) -> None:
+    def weigh() -> None:
+        warnings.warn("this scale is deprecated", stacklevel=1)
+
+    install(weigh)
+    for args, count in ((["weigh"], 0), (["--debug", "weigh"], 1)):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            assert cli.main(args) == 0
+        assert len(seen) == count
 
 
 def test_our_own_mistakes_keep_their_traceback(install: Install) -> None:

@@ -1,14 +1,17 @@
 """`qwenvl data ...` as a person types it."""
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image as pillow
 
 import qwenvl.cli as cli
-from qwenvl.data.records import GroundedCaption, OcrPage, PlainText, Question, to_json
+from qwenvl.data.conversations import read_conversations
+from qwenvl.data.records import Caption, GroundedCaption, OcrPage, PlainText, Question, Referring, to_json
 from qwenvl.data.synth.rawpairs import planted, write_raw
 from qwenvl.markup import Box, Image, Quad, Ref, Text
 
@@ -55,7 +58,7 @@ def test_clean_then_read_then_mix_then_inspect(raw: Path, run: Run, tmp_path: Pa
     assert "CC3M" in run("data", "mix", records, "--out", mixed)
     assert len(mixed.read_text().splitlines()) == kept
     run("data", "inspect", mixed, "--out", shown, "--count", "3", "--queries", "4", "--row-length", "400")
-    assert "packed into rows of 400" in shown.read_text()
+    assert "packed into rows of 400" in shown.read_text() and "too long for a row" not in shown.read_text()
 
 
 def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -> None:
@@ -72,8 +75,13 @@ def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -
         "data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "page.html", "--queries", "4"
     )
     page = (tmp_path / "page.html").read_text()
-    assert "<span class=yes" in page and "[4 x imgpad]" in page and "No picture at" in page
-    assert "&lt;b&gt;runs" in page and "<b>runs" not in page, "text of the data is never markup of the page"
+    assert "too long for a row" not in page
+    short = ("--row-length", "60", "--queries", "4")
+    run("data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "short.html", *short)
+    assert "too long for a row, never cut: 0, 2" in (tmp_path / "short.html").read_text()
+    assert f"<span class=yes>T<small>{ord('T')}</small>" in page
+    assert "4 × imgpad<small>" in page and "No picture at" in page
+    assert "<b>" not in page, "text of the data is never markup of the page"
 
 
 def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None:
@@ -99,6 +107,92 @@ def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None
     assert "no choice leaves that much" in run("data", "calibrate", raw, "--target", "0.99", status=1)
 
 
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """Captions and phrases of four pictures."""
+    box = Box(100, 100, 500, 900)
+    lines = []
+    for k in range(4):
+        picture = Image(f"{k}.jpg")
+        lines += [to_json(Caption(image=picture, text=f"a dog number {k}")),
+                  to_json(Referring(image=picture, phrase="the tail", boxes=(box,)))]  # fmt: skip
+    (tmp_path / "known.jsonl").write_text("\n".join(lines))
+    return tmp_path / "known.jsonl"
+
+
+def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "where.jsonl"
+    told = json.loads(run("data", "dialogues", "localisation", known, "--out", out, "--json"))
+    assert told == {"pictures": 4, "dialogues": 4, "questions": 4}
+    first, *_ = read_conversations(out)
+    assert first.turns[0].role == "user" and Image("0.jpg") in first.turns[0].content
+    assert "2  dialogues" in run("data", "dialogues", "several-pictures", known, "--out", out)
+    first, second = read_conversations(out)
+    assert len(first.images) == len(second.images) == 2
+    assert "Picture 1: <img>" in out.read_text() and "Picture 2: <img>" in out.read_text()
+    run("data", "dialogues", "localisation", known, "--out", out, "--format", "records")
+    run("data", "inspect", out, "--out", tmp_path / "page.html")
+    assert "dialogue" in (tmp_path / "page.html").read_text()
+
+
+def test_self_instruction_dry_then_real_then_remembered(known: Path, run: Run, tmp_path: Path) -> None:
+    args = ("data", "dialogues", "self-instruction", known, "--model", "any")
+    shown = run(*args, "--dry-run", "--questions", "2").splitlines()
+    assert shown[-1] == "4 requests, none sent" and len(shown) == 5
+    body = json.loads(shown[0])
+    assert "Write 2 questions" in body["messages"][0]["content"] and body["model"] == "any"
+    assert body["messages"][1]["content"] == "caption: a dog number 0\nthing: the tail at 100,100,500,900"
+    asked: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(int(self.headers["Content-Length"]))
+            self.rfile.read(asked[-1])
+            self.send_response(200)
+            self.end_headers()
+            written = "I cannot." if len(asked) == 2 else '[{"question": "What?", "answer": "A dog."}]'
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": written}}]}).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    out = tmp_path / "chats.jsonl"
+    with HTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        there = (
+            "--server",
+            f"http://127.0.0.1:{web.server_port}/v1",
+            "--out",
+            out,
+            "--at-once",
+            "1",
+            "--json",
+        )
+        told = json.loads(run(*args, *there))
+        assert told == {"pictures": 4, "dialogues": 3, "questions": 3, "skipped: reply not in form": 1}
+        assert json.loads(run(*args, *there)) == told and len(asked) == 4, "replies are remembered"
+        web.shutdown()
+    assert len(read_conversations(out)) == 3
+
+
+def test_read_counts_and_lists_what_it_skips(run: Run, tmp_path: Path) -> None:
+    pillow.new("RGB", (1000, 2000)).save(tmp_path / "000.jpg")
+    (tmp_path / "000.csv").write_text(
+        "72,25,326,25,326,64,72,64,TAN WOON YANN\n1,2,3\n1,2,9,2,9,9,1,9,<box>(1,2)\n"
+    )
+    pillow.new("RGB", (100, 100)).save(tmp_path / "001.jpg")
+    (tmp_path / "001.csv").write_text("1,2,90,2,90,90,1,90,FINE\n")
+    out = tmp_path / "pages.jsonl"
+    told = run("data", "read", "icdar", tmp_path, "--pictures", tmp_path, "--out", out)
+    assert "2  ocr" in told and "1  skipped: line without eight numbers and a text" in told
+    (line,) = (tmp_path / "pages.skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "000:1"
+    assert (
+        "packed into rows"
+        in (run("data", "inspect", out, "--out", tmp_path / "p.html"), (tmp_path / "p.html").read_text())[1]
+    )
+
+
 def test_plan(run: Run) -> None:
     told = json.loads(run("data", "plan", "2e9", "--cores", "500", "--rate", "5000", "--json"))
     assert told["shards"] == 200_000 and told["kept"] == 280_000_000
@@ -114,6 +208,17 @@ def test_plan(run: Run) -> None:
         (("data", "clean", ".", "out", "--preset", "laion"), "there is no preset 'laion'"),
         (("data", "read", "vqa", "x.json", "--out", "y"), "there is no reader 'vqa'"),
         (("data", "read", "gqa", "none.json", "--out", "y"), "no such file"),
+        (("data", "dialogues", "localisation", "--out", "y"), "no records named"),
+        (
+            ("data", "dialogues", "localisation", "x", "--dry-run"),
+            "give --out for the dialogues, or --dry-run",
+        ),
+        (("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y"), "no --model named"),
+        (("data", "dialogues", "several-pictures", "x.jsonl", "--out", "y", "--together", "1"), "2 at least"),
+        (
+            ("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y", "--model", "m"),
+            "no --server named",
+        ),
         (("data", "inspect", "none"), "there is no none"),
         (("data", "inspect", "."), "holds no statistics.json"),
     ],
@@ -122,5 +227,6 @@ def test_bad_input_is_one_sentence(
     args: tuple[str, ...], complaint: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").touch()
     told = run(*args, status=2)
     assert complaint in told and told.count("\n") == 1

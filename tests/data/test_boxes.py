@@ -44,10 +44,11 @@ def test_every_converter_keeps_a_box_within_half_a_cell(example: Any) -> None:
         boxes.from_yolo(yolo, width, height, ["7"]),
         *boxes.from_voc(xml),
         *boxes.from_labelme(labelme),
-        *boxes.from_entities(xml)["7"],
+        *boxes.from_entities(xml)[0]["7"],
     ]
     assert len(found) == 7
     for box in found:
+        assert isinstance(box, Box)
         assert_near(box, corners, width, height)
 
 

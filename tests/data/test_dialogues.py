@@ -3,11 +3,22 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwenvl.data.dialogues import dialogue_of, localisation, self_instruct, server, several_pictures
+from qwenvl.data.dialogues import (
+    by_picture,
+    comparisons,
+    dialogue_of,
+    localisation,
+    localisations,
+    remembered,
+    self_instruct,
+    server,
+    several_pictures,
+)
 from qwenvl.data.records import Caption, Dialogue, PlainText, Question, Referring, Skipped, pictures
 from qwenvl.markup import Box, Image, Ref, Text, spell
 
@@ -42,10 +53,66 @@ def test_several_pictures_say_which_one_is_meant() -> None:
     assert said == {
         "What does Picture 1 show?": "A red dog.",
         "In Picture 2, what is it?": "A cat.",
-        "第2张图片里有什么？": "一只猫",
+        "第2张图片里有什么？": "一只猫。",
     }
     with pytest.raises(ValueError, match="two pictures at least"):
         several_pictures(records[:1], 0)
+
+
+def test_chinese_phrases_are_asked_about_in_chinese() -> None:
+    phrases = [Referring(image=ONE, phrase=f"红色的狗{k}", boxes=(BOX,)) for k in range(8)]
+    said = [turn.content[-1] for turn in localisation(phrases, seed=1).turns[::2]]
+    assert not any("picture" in part.text or "region" in part.text for part in said if isinstance(part, Text))
+    answers = [turn.content for turn in localisation(phrases, seed=1).turns[1::2]]
+    assert all(spell(content).endswith("。") for content in answers if isinstance(content[0], Text))
+
+
+def shown() -> list[Any]:
+    """Two captions and two phrases of each of five pictures, and a text."""
+    made: list[Any] = [PlainText(text="no picture")]
+    for k in range(5):
+        picture = Image(f"{k}.jpg")
+        made += [Caption(image=picture, text=f"a dog {k}"), Question(image=picture, question="Where?", answer="there"),
+                 Referring(image=picture, phrase="the tail", boxes=(BOX,)),
+                 Referring(image=picture, phrase="the ear", boxes=(OTHER,))]  # fmt: skip
+    return made
+
+
+def test_every_picture_with_phrases_gets_its_localisation() -> None:
+    groups = by_picture(shown())
+    assert len(groups) == 5
+    made = list(localisations(groups, questions=1, seed=0))
+    assert made == list(localisations(groups, questions=1, seed=0)) != list(localisations(groups, 1, seed=1))
+    assert [pictures(each) for each in made] == [(picture,) for picture in groups]
+    assert all(len(each.turns) == 2 for each in made)
+    assert all(len(each.turns) == 4 for each in localisations(groups, questions=9))
+
+
+def test_every_picture_is_compared_once() -> None:
+    groups = by_picture(shown())
+    made = list(comparisons(groups, together=2, questions=1, seed=0))
+    assert len(made) == 2 and all(len(pictures(each)) == 2 for each in made)
+    assert len({picture for each in made for picture in pictures(each)}) == 4, "the fifth has no partner"
+    with pytest.raises(ValueError, match="1 pictures in a dialogue; expected 2 at least"):
+        list(comparisons(groups, together=1, questions=1))
+
+
+def test_no_request_is_made_twice(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body)
+        if len(asked) == 2:
+            raise ValueError("gone")
+        return reply('[{"question": "What?", "answer": "A dog."}]')
+
+    groups = [[Caption(image=Image(f"{k}.jpg"), text=f"dog {k}")] for k in range(3)]
+    first = list(self_instruct(groups, remembered(ask, tmp_path / "r"), "any"))
+    assert [type(each) for each in first] == [Dialogue, Skipped, Dialogue] and len(asked) == 3
+    again = list(self_instruct(groups, remembered(ask, tmp_path / "r"), "any", at_once=3))
+    assert [type(each) for each in again] == [Dialogue] * 3 and len(asked) == 4, (
+        "only the lost one is asked again"
+    )
 
 
 def reply(content: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from qwenvl.data.records import (
     pictures,
     to_json,
 )
-from qwenvl.data.tasks import PROMPTS_IN_CHINESE, example_of, formats_of, record_of, task_of
-from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, spell
+from qwenvl.data.tasks import PROMPTS_IN_CHINESE, dialogue_of, example_of, formats_of, record_of, task_of
+from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, segments_of, spell
 from qwenvl.tokenizer import Tokenizer
 
 BYTES = Tokenizer({bytes([value]): value for value in range(256)})
@@ -95,6 +95,38 @@ def test_ids_decoded_and_parsed_are_the_record(record: Record, in_chinese: bool)
         prompt = prompt.removeprefix("<img><imgpad><imgpad></img>")
         again = record_of(format, prompt, answer, DOG, record.source)
         assert again == record
+
+
+@st.composite
+def dialogues(draw: Any) -> Dialogue:
+    """Turns about several pictures, one, or none; a user shows them anywhere, phrases with boxes are on both sides."""
+    turns: list[Turn] = []
+    pictures_left = [Image(f"{k}.jpg") for k in range(draw(st.integers(0, 3)))]
+    for _ in range(draw(st.integers(1, 3))):
+        for role in ("user", "assistant"):
+            content: list[Any] = []
+            for _ in range(draw(st.integers(1, 3))):
+                if role == "user" and pictures_left and draw(st.booleans()):
+                    content.append(pictures_left.pop(0))
+                if draw(st.booleans()):
+                    phrase, box = draw(plain_words), draw(boxes)
+                    content += [Ref(phrase), Box(box.x1, box.y1, box.x2, box.y2, label=phrase)]
+                content.append(Text(draw(words)))
+            turns.append(Turn(role, tuple(segments_of(content))))
+    return Dialogue(turns=tuple(turns), source="test")
+
+
+@given(dialogues())
+def test_chatml_decoded_and_parsed_is_the_dialogue(dialogue: Dialogue) -> None:
+    made = example_of(dialogue, BYTES, 2)
+    assert dialogue_of(made.ids, made.images, BYTES, "test") == dialogue
+
+
+def test_ids_that_are_no_chatml_are_refused() -> None:
+    with pytest.raises(ValueError, match="no turn begins at token 0"):
+        dialogue_of(BYTES.encode("hello"), [], BYTES)
+    with pytest.raises(ValueError, match="no turn begins at token 0"):
+        dialogue_of([BYTES.im_start, *BYTES.encode("user\nhello")], [], BYTES)
 
 
 BOX = Box(176, 106, 232, 160)

@@ -192,7 +192,15 @@ def karpathy(folder: Path) -> Small:
         }
         for k in range(5)
     ]
-    images.append({"filename": "5.jpg", "imgid": 5, "split": "train", "sentences": []})
+    images += [
+        {
+            "filename": paint(folder / f"{k}.jpg").name,
+            "imgid": k,
+            "split": "train",
+            "sentences": [{"raw": "a wall"}],
+        }
+        for k in range(5, 8)
+    ]
     return Small(Source(dump(folder / "dataset_flickr30k.json", {"images": images})), small.said, small.value)
 
 
@@ -235,8 +243,10 @@ def grit(folder: Path) -> Small:
          "bbox": [0, 0, 499, 499], "width": 999, "height": 999}
         for k in range(5)
     ]  # fmt: skip
-    said = {f"e{k}": s for k, s in enumerate(PHRASE_SAID)}
-    return Small(Source(dump(folder / "refexp.json", records)), said, PHRASE_VALUE, failures=1)
+    said = {f"e{k}": s for k, s in enumerate(PHRASE_SAID)} | {
+        "e4": "(0,0),(499,998)"
+    }  # exactly one half: not above it
+    return Small(Source(dump(folder / "refexp.json", records)), said, 40.0, failures=1)
 
 
 def scienceqa(folder: Path) -> Small:
@@ -252,7 +262,9 @@ def scienceqa(folder: Path) -> Small:
     return Small(Source(dump(folder / "problems.json", problems)), said, 40.0, failures=1)
 
 
-def seed(video: bool) -> Callable[[Path], Small]:
+def seed(part: str) -> Callable[[Path], Small]:
+    """Questions about pictures and videos in turn; the answers are A, A, B, B, C, C."""
+
     def build(folder: Path) -> Small:
         options = {f"choice_{letter}": f"option {letter}" for letter in "abcd"}
         records = []
@@ -266,10 +278,15 @@ def seed(video: bool) -> Callable[[Path], Small]:
                 {"question_id": number, "question_type_id": kind, "data_id": f"{k}.jpg", "question": "Which?",
                  "answer": "ABCD"[k // 2], **options}
             )  # fmt: skip
-        said = {f"{11 if video else 1}_{k}": "A" for k in range(6) if k % 2 == video}
+        asked = {"all": range(6), "image": range(0, 6, 2), "video": range(1, 6, 2)}[part]
+        said = {f"{11 if k % 2 else 1}_{k}": "A" for k in asked}
         return Small(Source(dump(folder / "SEED-Bench.json", {"questions": records})), said, 100 / 3)
 
     return build
+
+
+MMBENCH_SAID = ("AB", "AA", "ABB", "A")
+"""To the rotations of four questions: all right; one of two; two of three; the only one. Two of four are right."""
 
 
 def mmbench(folder: Path) -> Small:
@@ -277,10 +294,19 @@ def mmbench(folder: Path) -> Small:
     Image.new("RGB", (20, 20), "blue").save(buffer, "PNG")
     picture = base64.b64encode(buffer.getvalue()).decode()
     rows = ["index\timage\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory"]
-    rows += [f"{k}\t{picture}\tWhich one?\t\tup\tdown\t\t\t{'AB'[k % 2]}\tlogic" for k in range(5)]
+    said = {}
+    for question, answers in enumerate(MMBENCH_SAID):
+        options = ("up", "down", "left")[: max(2, len(answers))]
+        for k, answer in enumerate(
+            answers
+        ):  # each rotation moves the first option, which is right, one place back
+            turned = [*options[-k:], *options[:-k]] if k else [*options]
+            cells = "\t".join([*turned, "", ""][:4])
+            rows.append(f"{k * 1_000_000 + question}\t{picture}\tWhich one?\t\t{cells}\t{'ABC'[k]}\tlogic")
+            said[str(k * 1_000_000 + question)] = answer
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mmbench_dev.tsv").write_text("\n".join(rows) + "\n")
-    return Small(Source(folder / "mmbench_dev.tsv"), {str(k): "B" for k in range(5)}, 40.0)
+    return Small(Source(folder / "mmbench_dev.tsv"), said, 50.0)
 
 
 def exam(header: str, split: str, ending: str) -> Callable[[Path], Small]:
@@ -328,7 +354,7 @@ SMALL: Mapping[str, Callable[[Path], Small]] = {
     **{f"refcoco{plus}-{split}": refcoco(split) for plus in ("", "+") for split in ("val", "testA", "testB")},
     **{f"refcocog-{split}": refcoco(split) for split in ("val", "test")},
     "grit": grit, "touchstone-en": touchstone, "touchstone-cn": touchstone,
-    "seed-image": seed(False), "seed-video": seed(True), "mmbench": mmbench,
+    "seed": seed("all"), "seed-image": seed("image"), "seed-video": seed("video"), "mmbench": mmbench,
     "mme-perception": mme(PERCEPTION), "mme-cognition": mme(COGNITION),
     "mmlu": exam("", "test", "_"), "cmmlu": exam(",Question,A,B,C,D,Answer", "test", ""),
     "ceval": exam("id,question,A,B,C,D,answer", "val", "_"),

@@ -2,8 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ class Judge(BaseHTTPRequestHandler):
             else -1
         )
         text = "8 5" if first >= 0 else "4 7"
+        if "Number 1" in prompt and self.server.slow:
+            time.sleep(1.5)
         if "Number 3" in prompt:
             text = "I cannot rate this."
         reply: object = {"choices": [{"message": {"content": text}}]}
@@ -43,11 +46,17 @@ class Judge(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Judge)
+def server() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server.slow = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
+    yield server
     server.shutdown()
+
+
+@pytest.fixture
+def url(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}/v1"
 
 
 @pytest.fixture
@@ -84,6 +93,20 @@ def test_ratings_are_averaged_and_everything_else_counted(
     assert (result.score.n, result.score.expected, result.score.failures) == (2, 5, 4)
     again, _ = card.score(row, samples, predictions, model="chat", replies=judge.from_file(recorded))
     assert again.score == result.score
+
+
+def test_a_judge_that_takes_too_long_is_counted_and_asked_again_later(
+    asked: tuple[list, dict[str, str]], server: ThreadingHTTPServer, url: str, tmp_path: Path
+) -> None:
+    samples, said = asked
+    inquiries = [inquiry for inquiry in judge.inquiries(samples, said) if inquiry.id in ("1", "2")]
+    server.slow, recorded = True, tmp_path / "replies.jsonl"
+    quick = judge.Endpoint(url=url, timeout=0.3, attempts=1)
+    replies = judge.replies(inquiries, quick, recorded)
+    assert set(replies) <= {("2", 1), ("2", 2)}
+    server.slow = False
+    patient = judge.Endpoint(url=url, timeout=20)
+    assert set(judge.replies(inquiries, patient, recorded)) == {(k, place) for k in "12" for place in (1, 2)}
 
 
 def test_a_silent_judge_leaves_a_gap(asked: tuple[list, dict[str, str]], tmp_path: Path) -> None:

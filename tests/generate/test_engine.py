@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.generate import prompts as prompts_module
 from qwenvl.generate.engine import Answer, Prompt, Settings, generate, score, stream
-from qwenvl.generate.prompts import MAX_STRETCH
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.model.llm import ntk_alpha
 from qwenvl.model.vlm import QwenVL
@@ -196,7 +196,7 @@ def test_the_score_of_an_answer_is_what_generation_said(model: QwenVL):
         (Prompt(ids=(1, IMGPAD, IMGPAD)), "2 picture placeholders but 0 pictures; every picture needs 4"),
         (Prompt(ids=(1,), pixels=(picture(0),)), "0 picture placeholders but 1 pictures"),
         (Prompt(ids=(1, VOCAB)), "the id 96; the model knows 0 to 95"),
-        (Prompt(ids=(1,) * MAX_STRETCH * TRAINED), "384 tokens; this model reads at most 383"),
+        (Prompt(ids=(1,) * 32_768), "32768 tokens; this model reads at most 32767"),
         (
             Prompt(ids=(IMGPAD,) * 4, pixels=(np.zeros((3, 14, 14), np.float32),)),
             r"shape \(3, 14, 14\); expected \(3, 28, 28\)",
@@ -230,7 +230,8 @@ def test_a_model_that_overflows_is_told(model: QwenVL, monkeypatch: pytest.Monke
         generate(model, mixed()[:2], settings)
 
 
-def test_the_longest_row_ends_the_answer(model: QwenVL):
-    prompt = Prompt(ids=(1,) * (MAX_STRETCH * TRAINED - 2))
+def test_the_longest_row_ends_the_answer(model: QwenVL, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompts_module, "LONGEST_ROW", 384)
+    prompt = Prompt(ids=(1,) * 382)
     answer = generate(model, [prompt], Settings(max_new_tokens=50))[0]
     assert len(answer.ids) == 2 and answer.end == "length"

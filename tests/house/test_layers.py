@@ -37,6 +37,7 @@ ONLY_IN = {
     "gradio": {"serve"},
     "transformers": {"integrations"},
     "peft": {"integrations"},
+    "lmms_eval": {"integrations"},
     "accelerate": {"integrations"},
     "torchao": {"integrations"},
     "bitsandbytes": {"integrations"},

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as pillow
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from tinyclip import tiny_clip
+from transformers import CLIPModel
 
 from qwenvl.data.records import Pair
 from qwenvl.images import MEAN, STD
@@ -17,26 +17,7 @@ from qwenvl.integrations.clip import crop, load_scorer, scorer_of
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of a few thousand parameters, with a tokenizer of words."""
-    folder = tmp_path_factory.mktemp("clip")
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = {word: k for k, word in enumerate(["<pad>", "<unk>", "a", "red", "dog", "cat", "<end>"])}
-    config = CLIPConfig(
-        text_config={
-            **small, "vocab_size": 7, "max_position_embeddings": 8, "eos_token_id": 6, "bos_token_id": 2,
-            "pad_token_id": 0,
-        },
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>").save_pretrained(
-        folder
-    )
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def jpeg(seed: int, size: tuple[int, int]) -> bytes:

@@ -88,6 +88,9 @@ def test_the_demo_runs_to_its_report(qwenvl: Run, tmp_path: Path) -> None:
     page = (tmp_path / "demo" / "report.html").read_text()
     for part in (
         "Scores on held-out pictures",
+        "Scores while it learned",
+        "Time to each score",
+        "not reached",
         "Loss of each stage",
         "0a-language",
         "3-finetuning",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwenvl.parity import certificate, tokenizer
+from qwenvl.parity import certificate, official, tokenizer
 from qwenvl.parity.certificate import Result
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
@@ -141,6 +141,81 @@ def test_without_a_vocabulary_the_message_says_what_to_install(monkeypatch: pyte
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"run `pip install qwenvl\[vocab\]`"):
         tokenizer.find_vocabulary(None)
+
+
+# === What no fixture of ours holds: by the description of the official code ===
+
+
+@pytest.fixture(scope="module")
+def released() -> tokenizer.Tokenizer:
+    return tokenizer.Tokenizer.load(tokenizer.find_vocabulary())
+
+
+def verdict(name: str, case: dict[str, Any], folder: Path) -> Result:
+    """The result of one case in a file of its own."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps([case]))
+    (result,) = tokenizer.certify(file)
+    return result
+
+
+@pytest.mark.parametrize("text", ["half \ud83d of a pair", "<ref>\udfff</ref>", "\ud83d\ude00 whole"])
+def test_half_of_a_surrogate_pair_is_a_replacement_character(
+    text: str, released: tokenizer.Tokenizer, tmp_path: Path
+) -> None:
+    whole = official.composed(text)
+    ids, plain = {"ok": official.encode(whole, released)}, {"ok": released.encode(whole)}
+    case = {"text": text, "encode_all": ids, "encode_none": plain, "decode": {"ok": whole}}
+    skipped = whole.removeprefix("<ref>").removesuffix("</ref>")
+    case |= {"decode_skip_special": {"ok": skipped}, "decode_skip_keep_image": {"ok": whole}}
+    assert verdict("strings", case, tmp_path).status == "PASS"
+    assert verdict("strings", {**case, "decode": {"ok": text + "x"}}, tmp_path).status == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("elements", "text"),
+    [
+        ([{"box": [[1, 2, 3, 4, 5]]}], "<box>(1,2),(3,4)</box>"),
+        ([{"box": [[-1.5, 0, 1e3, 2000]]}], "<box>(-1,0),(1000,2000)</box>"),
+        ([{"image": None}], None),
+        ([{"text": 3}], None),
+        ([{"ref": 7, "box": [[1, 2, 3, 4]]}], None),
+        ([{"box": [[1, 2, 3]]}], None),
+        ([{"box": [["1", "2", "3", "4"]]}], None),
+        ([{"box": 5}], None),
+    ],
+)
+def test_unusual_elements(
+    elements: list[dict[str, Any]], text: str | None, released: tokenizer.Tokenizer, tmp_path: Path
+) -> None:
+    if text is None:
+        assert (
+            verdict("from_list_format", {"list_format": elements, "error": "TypeError"}, tmp_path).status
+            == "PASS"
+        )
+        return
+    ids = {"ok": official.encode(text, released)}
+    case = {"list_format": elements, "text": text, "ids": ids}
+    case["round_trip"] = {"ok": official.to_list_format(text)}
+    assert verdict("from_list_format", case, tmp_path).status == "PASS"
+
+
+@pytest.mark.parametrize("first", ["system", "gpt"])
+def test_a_dialogue_by_somebody_else_is_refused(first: str, tmp_path: Path) -> None:
+    turns = [{"from": first, "value": "a"}, {"from": "user", "value": "b"}]
+    case = {"conversations": turns, "max_len": 40, "error": "KeyError", "message": repr(first)}
+    assert verdict("sft_preprocess", case, tmp_path).status == "PASS"
+
+
+def test_nothing_is_read_of_a_reply_without_a_picture(tmp_path: Path) -> None:
+    case = {"response": "<box>oops</box>", "history": None, "width": 9, "height": 9, "calls": []}
+    assert verdict("draw_boxes", {**case, "returned": "none"}, tmp_path).status == "PASS"
+
+
+def test_a_broken_box_beside_one_off_the_grid(tmp_path: Path) -> None:
+    reply = "<box>(1,2),(3,1005)</box> and <box>(1,2)</box>"
+    result = verdict("boxes", {"text": reply, "error": "AssertionError", "message": ""}, tmp_path)
+    assert result.status == "FIXED" and result.note.startswith("8:")
 
 
 # === The certificate itself ===

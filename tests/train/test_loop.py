@@ -164,6 +164,17 @@ def test_a_stage_file_is_read_strictly(tmp_path: Path) -> None:
         stage(trains=("head",))
     with pytest.raises(ValueError, match="8 documents per update, which 3 per forward pass do not divide"):
         stage(micro_documents=3)
+    for name in ("documents", "micro_documents", "sequence_length", "save_every"):
+        with pytest.raises(ValueError, match=f"stage trial has {name} = 0; expected a whole number from 1"):
+            stage(**{name: 0})
+
+
+def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
+    start: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"does not divide vision.image_size = 13; choose a divisor"):
+        run_stage(stage(image_size=13), start, tmp_path, CPU)
+    assert not (tmp_path / "model").exists()
 
 
 def test_one_process_is_no_special_case() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qwenvl.model.vlm import QwenVL
+from qwenvl.train.muon import Muon, orthogonal
 from qwenvl.train.optim import decays, freeze, learning_rate, lr_scale, make_optimizers
 from qwenvl.train.stages import OptimConfig
 
@@ -79,3 +80,29 @@ def small_model() -> QwenVL:
                 imgpad_id=63,
             )
         )
+
+
+def test_muon_is_torchs_to_the_last_bit():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (96, 32), (32, 96), (64, 64)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [torch.nn.Parameter(each.detach().clone()) for each in ours]
+    optimizer = Muon([{"params": ours, "weight_decay": 0.05}], lr=1e-2)
+    oracle = torch.optim.Muon(
+        [{"params": theirs, "weight_decay": 0.05}], lr=1e-2, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        oracle.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_an_orthogonal_matrix_keeps_directions_and_levels_lengths():
+    matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(1))
+    lengths = torch.linalg.svdvals(orthogonal(matrix).float())
+    assert lengths.min() > 0.6 and lengths.max() < 1.3
+    wide, tall = orthogonal(matrix), orthogonal(matrix.T)
+    assert torch.equal(wide, tall.T)

@@ -185,6 +185,8 @@ def test_impossible_questions_are_told() -> None:
         plan(stage(), SMALL, Assumptions(text_tokens=100.0))
     with pytest.raises(ValueError, match="an MFU in"):
         Assumptions(mfu=1.5)
+    with pytest.raises(ValueError, match=r"-3.* pictures; expected a GPU or more"):
+        Assumptions(pictures=-3)
 
 
 # === The command, and the truth ===

@@ -8,12 +8,14 @@ follows instead. All other rules stay as they are, and the texts are cleaned fir
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwenvl.data.clean.pipeline import judge, steps_of
+from qwenvl.data.clean.engine import BATCH, Scorer, score
+from qwenvl.data.clean.pipeline import Verdict, judge, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, Skipped
 
@@ -47,19 +49,34 @@ class Choice(NamedTuple):
     """Mean CLIP score of what is kept, NaN without scores: higher is what one pays small pictures for."""
 
 
-def observe(samples: Iterable[Pair | Skipped], thresholds: Thresholds) -> Sample:
-    """Measure every pair once; pictures must have been measured already (`engine.judged_samples` does)."""
+def observe(
+    samples: Iterable[Pair | Skipped], thresholds: Thresholds, scorer: Scorer | None = None
+) -> Sample:
+    """Measure every pair once; its picture must have been measured already (`engine.measured_samples` does).
+
+    `scorer` gives their CLIP score to pairs without one that pass the other rules.
+    """
     fixed = steps_of(replace(thresholds, aspect_ratio=None, short_side=None, clip_score=None))
-    rows = []
-    for sample in samples:
-        if isinstance(sample, Skipped) or not sample.width or not sample.height:
-            rows.append((math.inf, 0.0, math.nan, False))
-            continue
-        short, long = sorted((sample.width, sample.height))
-        score = math.nan if sample.clip_score is None else sample.clip_score
-        rows.append((long / short, float(short), score, judge(sample, fixed).dropped_by is None))
+    rows: list[tuple[float, float, float, bool]] = []
+    waiting = iter(samples)
+    while batch := list(islice(waiting, BATCH)):
+        verdicts = [
+            judge(sample, fixed) if isinstance(sample, Pair) and sample.width and sample.height else None
+            for sample in batch
+        ]
+        score(verdicts, scorer)
+        rows += map(_row, verdicts)
     columns = [np.array(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 4
     return Sample(columns[0], columns[1], columns[2], columns[3].astype(bool))
+
+
+def _row(verdict: Verdict | None) -> tuple[float, float, float, bool]:
+    if verdict is None:
+        return math.inf, 0.0, math.nan, False
+    pair = verdict.pair
+    short, long = sorted((pair.width or 1, pair.height or 1))
+    known = math.nan if pair.clip_score is None else float(pair.clip_score)
+    return long / short, float(short), known, verdict.dropped_by is None
 
 
 def choices(sample: Sample, target: int | float) -> list[Choice]:

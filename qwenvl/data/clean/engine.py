@@ -76,7 +76,6 @@ class Job:
     index: int
     path: Path
     out: Path
-    settings: Settings
 
     def at(self, folder: str, suffix: str) -> Path:
         """A file of this shard: `DST/FOLDER/00007.SUFFIX`."""
@@ -86,24 +85,22 @@ class Job:
 Judged: TypeAlias = tuple[Sample, Verdict | None]
 
 
-def measured_samples(job: Job) -> Iterator[Sample]:
+def measured_samples(path: Path, settings: Settings) -> Iterator[Sample]:
     """Every sample of a shard, pairs with the size that their picture has."""
-    settings = job.settings
-    samples = read_samples(Source(job.path, settings.source, settings.fetch))
+    samples = read_samples(Source(path, settings.source, settings.fetch))
     return (_measured(sample, settings.decode) for sample in samples)
 
 
-def judged_samples(job: Job, scorer: Scorer | None) -> Iterator[Judged]:
+def judged_samples(path: Path, settings: Settings, scorer: Scorer | None) -> Iterator[Judged]:
     """Every sample of a shard with its verdict, None where it could not be read."""
-    settings = job.settings
     steps = settings.steps()
     before = tuple(step for step in steps if step.name != CLIP_RULE)
     last = steps[len(before) :]
-    measured = measured_samples(job)
+    measured = measured_samples(path, settings)
     while batch := list(islice(measured, BATCH)):
         verdicts = [None if isinstance(sample, Skipped) else judge(sample, before) for sample in batch]
         if last:
-            _score(verdicts, scorer)
+            score(verdicts, scorer)
             verdicts = [v if v is None or v.dropped_by else _then(v, last) for v in verdicts]
         yield from zip(batch, verdicts, strict=True)
 
@@ -119,8 +116,11 @@ def _measured(sample: Sample, decode: bool) -> Sample:
     return replace(sample, width=facts.width, height=facts.height)
 
 
-def _score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
-    """Fill in the scores that are missing of those still in."""
+def score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
+    """Fill in, in place, the scores that are missing of pairs still in that have a picture.
+
+    To four places: the last bits of a sum depend on threads and devices, and the output must not.
+    """
     if scorer is None:
         return
     places = [
@@ -129,10 +129,10 @@ def _score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
         if v is not None and not v.dropped_by and v.pair.clip_score is None and v.pair.picture is not None
     ]
     pairs = [v.pair for place in places if (v := verdicts[place]) is not None]
-    for place, score in zip(places, scorer(pairs) if pairs else (), strict=True):
+    for place, found in zip(places, scorer(pairs) if pairs else (), strict=True):
         verdict = verdicts[place]
         assert verdict is not None
-        verdicts[place] = verdict._replace(pair=replace(verdict.pair, clip_score=float(score)))
+        verdicts[place] = verdict._replace(pair=replace(verdict.pair, clip_score=round(float(found), 4)))
 
 
 def _then(verdict: Verdict, steps: Sequence[Step]) -> Verdict:
@@ -143,15 +143,15 @@ def _then(verdict: Verdict, steps: Sequence[Step]) -> Verdict:
 # === The two passes over a shard ===
 
 
-def survey_shard(job: Job, scorer: Scorer | None = None) -> Path:
+def survey_shard(job: Job, settings: Settings, scorer: Scorer | None = None) -> Path:
     """First pass, where a rule looks at all pairs: signatures of what the other rules keep."""
     done = job.at("survey", "npy")
     if done.exists():
         return done
-    thresholds = job.settings.thresholds
+    thresholds = settings.thresholds
     found = [
         duplicates.signature(verdict.pair, ordinal, thresholds)
-        for ordinal, (_, verdict) in enumerate(judged_samples(job, scorer))
+        for ordinal, (_, verdict) in enumerate(judged_samples(job.path, settings, scorer))
         if verdict is not None and verdict.dropped_by is None
     ]
     with atomic(done) as file:
@@ -159,7 +159,7 @@ def survey_shard(job: Job, scorer: Scorer | None = None) -> Path:
     return done
 
 
-def clean_shard(job: Job, scorer: Scorer | None = None) -> Mapping[str, Any]:
+def clean_shard(job: Job, settings: Settings, scorer: Scorer | None = None) -> Mapping[str, Any]:
     """Second pass, or the only one: write what is kept and what is not; returns the statistics of the shard."""
     done = job.at("done", "json")
     if done.exists():
@@ -172,7 +172,7 @@ def clean_shard(job: Job, scorer: Scorer | None = None) -> Mapping[str, Any]:
         write_tar(job.at("aside", "tar")) as aside,
         atomic(job.at("aside", "jsonl")) as reasons,
     ):
-        for ordinal, (sample, verdict) in enumerate(judged_samples(job, scorer)):
+        for ordinal, (sample, verdict) in enumerate(judged_samples(job.path, settings, scorer)):
             funnel = funnels.setdefault(sample.source, Funnel())
             if isinstance(sample, Skipped):
                 funnel.fail(sample.kind)
@@ -185,7 +185,7 @@ def clean_shard(job: Job, scorer: Scorer | None = None) -> Mapping[str, Any]:
             if verdict.dropped_by is None:
                 write_pair(kept, verdict.pair)
             else:
-                _explain(aside if job.settings.aside == "all" else None, reasons, ordinal, sample, verdict)
+                _explain(aside if settings.aside == "all" else None, reasons, ordinal, sample, verdict)
     statistics = {
         "shard": job.path.name,
         "sources": {name: funnels[name].to_json() for name in sorted(funnels)},

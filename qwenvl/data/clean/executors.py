@@ -1,65 +1,88 @@
-"""Where shards are worked on: here, in processes of this machine, or on Ray; one function, one result."""
+"""Where shards are worked on: here, in processes of this machine, or on Ray; one function, one result.
+
+What grows with the data stays outside: a few shards per worker are under way at any time, and the settings (which may
+hold the n-grams of benchmarks) are sent once to each worker, not with every shard.
+"""
 
 import multiprocessing
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
-from typing import Any, Literal, TypeAlias, TypeVar
+from itertools import islice
+from typing import Any, Literal, TypeAlias
 
-from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory
+from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory, Settings
 from qwenvl.data.records import Pair
 
 Executor: TypeAlias = Literal["inline", "process", "ray"]
 
-Result = TypeVar("Result")
-
-Work: TypeAlias = Callable[[Job, Scorer | None], Result]
+Work: TypeAlias = Callable[[Job, Settings, Scorer | None], Any]
 """`survey_shard` or `clean_shard`."""
 
+Map: TypeAlias = Callable[[Work, Sequence[Job]], Iterator[Any]]
+"""(work, jobs) -> the results as they are ready, in any order. A job that raises stops the run; done ones stay done."""
 
-def run(work: Work[Result], jobs: Sequence[Job], executor: Executor, workers: int) -> Iterator[Result]:
-    """The results of all jobs as they are ready, in any order. A job that raises stops the run; done ones stay done."""
-    if executor == "inline" or not jobs:
-        yield from (_work(work, job) for job in jobs)
-    elif executor == "process":
-        yield from _in_processes(work, jobs, workers)
-    elif executor == "ray":
-        yield from _on_ray(work, jobs, workers)
-    else:
-        raise ValueError(f"executor is {executor!r}; expected inline, process or ray.")
+AHEAD = 2
+"""Shards per worker that are handed out before any is back."""
 
 
-@lru_cache(maxsize=1)
-def _scorer(pickled: bytes) -> Scorer:
-    """The scorer of this process, made once: factories arrive as copies, which are equal only as bytes."""
-    return pickle.loads(pickled)()
+@contextmanager
+def workers(executor: Executor, number: int, settings: Settings) -> Iterator[Map]:
+    """Workers for as long as the block lasts, the same for both passes; raises ValueError for none of them.
+
+    `number` of processes, or CPUs of a local Ray; a Ray cluster that is there already brings its own.
+    """
+    if number < 1:
+        raise ValueError(f"{number} workers; expected at least 1.")
+    with {"inline": _inline, "process": _processes, "ray": _on_ray}[executor](number, settings) as handed_out:
+        yield handed_out
 
 
-def _work(work: Work[Result], job: Job) -> Result:
-    factory = job.settings.scorer
-    return work(job, _scorer(pickle.dumps(factory)) if factory is not None else None)
+@contextmanager
+def _inline(number: int, settings: Settings) -> Iterator[Map]:
+    scorer = settings.scorer() if settings.scorer is not None else None
+    yield lambda work, jobs: (work(job, settings, scorer) for job in jobs)
 
 
-def _in_processes(work: Work[Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+# === Processes of this machine ===
+
+_SETTINGS: Settings | None = None
+"""What a worker process was started with."""
+
+
+@contextmanager
+def _processes(number: int, settings: Settings) -> Iterator[Map]:
     context = multiprocessing.get_context("spawn")  # forking after threads were started can deadlock
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent
-    ) as pool:
-        try:
-            pending = [pool.submit(_work, work, job) for job in jobs]
-            for done in as_completed(pending):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ProcessPoolExecutor(number, mp_context=context, initializer=_begin, initargs=(settings,)) as pool:
+
+        def handed_out(work: Work, jobs: Sequence[Job]) -> Iterator[Any]:
+            waiting = iter(jobs)
+            pending: set[Future[Any]] = set()
+            try:
+                while True:
+                    for job in islice(waiting, AHEAD * number - len(pending)):
+                        pending.add(pool.submit(_work, work, job))
+                    if not pending:
+                        return
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (each.result() for each in done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+        yield handed_out
 
 
-def _die_with_parent() -> None:
-    """A killed run leaves no worker behind that would wait for ever, or write beside the run that resumes it."""
+def _begin(settings: Settings) -> None:
+    """In a new worker: the settings, and a watch on the parent.
+
+    A killed run leaves no worker behind that would wait for ever, or write beside the run that resumes it.
+    """
+    global _SETTINGS
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -68,29 +91,74 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    _SETTINGS = settings
+
+
+def _work(work: Work, job: Job) -> Any:
+    assert _SETTINGS is not None
+    return work(job, _SETTINGS, _scorer())
+
+
+@cache
+def _scorer() -> Scorer | None:
+    """The scorer of this worker, made when the first shard is there: what goes wrong then is told as for any shard."""
+    assert _SETTINGS is not None
+    return _SETTINGS.scorer() if _SETTINGS.scorer is not None else None
 
 
 # === Ray: one task per shard; a scorer is an actor with a GPU of its own ===
 
 
-def _on_ray(work: Work[Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+@contextmanager
+def _on_ray(number: int, settings: Settings) -> Iterator[Map]:
     ray = _ray()
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        _join_or_start(ray, number)
     try:
-        actors = _actors(ray, jobs[0].settings.scorer)
+        shared = ray.put(settings)
+        actors = _actors(ray, settings.scorer)
         task = ray.remote(num_cpus=1, max_retries=2)(_ray_task)
-        pending = [
-            task.remote(work, job, actors[place % len(actors)] if actors else None)
-            for place, job in enumerate(jobs)
-        ]
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            yield ray.get(done[0])
+        ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", number)))
+
+        def handed_out(work: Work, jobs: Sequence[Job]) -> Iterator[Any]:
+            waiting = enumerate(jobs)
+            pending: list[Any] = []
+            while True:
+                for place, job in islice(waiting, ahead - len(pending)):
+                    pending.append(
+                        task.remote(work, job, shared, actors[place % len(actors)] if actors else None)
+                    )
+                if not pending:
+                    return
+                done, pending = ray.wait(pending, num_returns=1)
+                yield _result(ray, done[0])
+
+        yield handed_out
     finally:
         if started:
             ray.shutdown()
+
+
+def _join_or_start(ray: Any, number: int) -> None:
+    """The cluster that RAY_ADDRESS or `ray start` names, else a Ray of this machine that nobody outside can reach."""
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(
+            address="local", num_cpus=number, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
+        )
+
+
+def _result(ray: Any, done: Any) -> Any:
+    """What a task returned, or the error it raised without Ray's account of where."""
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        while isinstance(error, ray.exceptions.RayTaskError):
+            error = error.cause
+        raise error from None
 
 
 def _ray() -> Any:
@@ -107,9 +175,11 @@ class _ScoringActor:
     """Holds the CLIP model; many tasks share it."""
 
     def __init__(self, factory: ScorerFactory) -> None:
-        self._score = factory()
+        self._factory = factory
+        self._score: Scorer | None = None
 
-    def score(self, pairs: Sequence[Pair]) -> Sequence[float]:
+    def score(self, pairs: Sequence[Pair]) -> Sequence[int | float]:
+        self._score = self._score or self._factory()
         return self._score(pairs)
 
 
@@ -122,8 +192,8 @@ def _actors(ray: Any, factory: ScorerFactory | None) -> list[Any]:
     return [actor.remote(factory) for _ in range(max(1, gpus))]
 
 
-def _ray_task(work: Work[Result], job: Job, actor: Any) -> Result:
+def _ray_task(work: Work, job: Job, settings: Settings, actor: Any) -> Any:
     if actor is None:
-        return work(job, None)
+        return work(job, settings, None)
     ray = _ray()
-    return work(job, lambda pairs: ray.get(actor.score.remote(list(pairs))))
+    return work(job, settings, lambda pairs: ray.get(actor.score.remote(list(pairs))))

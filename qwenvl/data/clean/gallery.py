@@ -43,7 +43,8 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
     """Up to `each` kept samples and up to `each` of every rule, spread over the shards of a cleaning run."""
     shards = sorted(out.glob("*.tar"))
     share = max(1, each // max(1, len(shards)))
-    kept = [found for path in shards for found in _kept(path, share)][:each]
+    shares = [(k + 1) * each // len(shards) - k * each // len(shards) for k in range(len(shards))]
+    kept = [found for path, some in zip(shards, shares, strict=True) for found in _kept(path, some)]
     dropped: dict[str, list[Exhibit]] = {}
     for path in sorted((out / "aside").glob("*.jsonl")):
         wanted: dict[int, dict[str, Any]] = {}

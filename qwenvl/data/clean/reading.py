@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import read_lines, read_parquet, read_tar
+from qwenvl.data.shards import name_and_suffix, read_lines, read_parquet, read_tar
 
 Sample: TypeAlias = Pair | Skipped
 
@@ -31,7 +31,7 @@ _SCORE = ("clip_score", "similarity", "clip_similarity", "clip_similarity_vitb32
           "clip_l14_similarity_score", "clip_similarity_vitl14")  # fmt: skip
 _URL = ("url", "image_url", "img_url")
 _KEY = ("key", "id", "image_id", "uid", "sample_id", "hash")
-_PICTURE = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
+PICTURE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
 
 
 class Source(NamedTuple):
@@ -82,7 +82,7 @@ def _from_tar(source: Source) -> Iterator[Sample]:
     key: str | None = None
     files: dict[str, bytes] = {}
     for member in read_tar(source.path):
-        own, _, extension = _split(member.name)
+        own, extension = name_and_suffix(member.name)
         if key is not None and own != key:
             yield from _of_files(key, files, source)
             key, files = None, {}
@@ -104,15 +104,9 @@ def _from_tar(source: Source) -> Iterator[Sample]:
             key, files = None, {}
             continue
         key = own
-        files[extension.lower()] = member.data
+        files[extension] = member.data
     if key is not None:
         yield from _of_files(key, files, source)
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return folder + slash + stem, dot, extension
 
 
 def _of_files(key: str, files: Mapping[str, bytes], source: Source) -> Iterator[Sample]:
@@ -173,7 +167,7 @@ def _from_parquet(source: Source) -> Iterator[Sample]:
 
 def _picture(columns: dict[str, Any], folder: Path | None) -> tuple[bytes | None, str | None]:
     """Bytes of the picture and None, or why it is not there; takes its column away. No picture at all is no error."""
-    for name in _PICTURE:
+    for name in PICTURE_COLUMNS:
         value = columns.get(name)
         if isinstance(value, dict) and ("bytes" in value or "path" in value):  # Hugging Face's image columns
             value = value.get("bytes") or value.get("path")

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwenvl.data.clean import duplicates
+from qwenvl.data.clean import duplicates, executors
 from qwenvl.data.clean.engine import Job, Settings, clean_shard, survey_shard
-from qwenvl.data.clean.executors import Executor, run
+from qwenvl.data.clean.executors import Executor, Map
 from qwenvl.data.clean.pipeline import Funnel, rule_names
+from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.reading import find_shards
 from qwenvl.data.shards import atomic, dump
 
@@ -56,14 +57,16 @@ def clean(
     if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
     _agree(out, paths, settings)
-    jobs = [Job(index=k, path=path, out=out, settings=settings) for k, path in enumerate(paths)]
+    jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]
     todo = [job for job in jobs if not job.at("done", "json").exists()]
     resumed = len(jobs) - len(todo)
-    if todo and duplicates.wanted(settings.thresholds):
-        _survey(jobs, executor, workers)
     progress(resumed, len(jobs))
-    for number, _ in enumerate(run(clean_shard, todo, executor, workers), resumed + 1):
-        progress(number, len(jobs))
+    if todo:
+        with executors.workers(executor, workers, settings) as handed_out:
+            if duplicates.wanted(settings.thresholds):
+                _survey(jobs, settings.thresholds, handed_out)
+            for number, _ in enumerate(handed_out(clean_shard, todo), resumed + 1):
+                progress(number, len(jobs))
     return _outcome(out, jobs, settings, resumed)
 
 
@@ -103,15 +106,15 @@ def _fingerprint(benchmarks: Any) -> str:
     return hashlib.blake2b(repr((words, benchmarks.looks.tolist())).encode(), digest_size=8).hexdigest()
 
 
-def _survey(jobs: Sequence[Job], executor: Executor, workers: int) -> None:
+def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> None:
     """First pass and its verdict: `survey/NNNNN.losers.json` for every shard."""
     if all(job.at("survey", "losers.json").exists() for job in jobs):
         return
-    for _ in run(survey_shard, jobs, executor, workers):
+    for _ in handed_out(survey_shard, jobs):
         pass
     signatures = [np.load(job.at("survey", "npy")) for job in jobs]
     found: list[list[tuple[int, str, str]]] = [[] for _ in jobs]
-    for loser in duplicates.losers(signatures, jobs[0].settings.thresholds):
+    for loser in duplicates.losers(signatures, thresholds):
         found[loser.shard].append((loser.ordinal, loser.rule, loser.reason))
     for job, lost in zip(jobs, found, strict=True):
         with atomic(job.at("survey", "losers.json")) as file:

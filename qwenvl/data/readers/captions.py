@@ -54,8 +54,15 @@ def sbu(files: Sequence[Path], pictures: Path) -> FoundPairs:
         urls, captions = sheet["image_urls"], sheet["captions"]
     else:
         paths = expect(files, 2, "sbu-captions-all.json, or the text files of URLs and captions")
-        urls, captions = (path.read_text(encoding="utf-8", errors="replace").splitlines() for path in paths)
-    for number, (url, caption) in enumerate(zip(urls, captions, strict=False)):
+        urls, captions = (
+            path.read_text("utf-8", errors="replace").rstrip("\n").split("\n") for path in paths
+        )
+    if len(urls) != len(captions):
+        raise ValueError(
+            f"{len(urls)} URLs but {len(captions)} captions in {', '.join(map(str, files))}; they belong together line "
+            "by line: get fresh copies."
+        )
+    for number, (url, caption) in enumerate(zip(urls, captions, strict=True)):
         yield _pair(f"sbu-{number:08d}", caption, url, "SBU")
 
 

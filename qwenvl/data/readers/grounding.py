@@ -1,7 +1,8 @@
 """Phrases and where they are (paper A.3, Table 3): GRIT, Visual Genome, the RefCOCO family, Flickr30K Entities."""
 
+import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +73,20 @@ def grit_spans(
     return [Span(start, end, tuple(each)) for (start, end), each in sorted(boxes.items())], bad
 
 
-def _grit_rows(files: Sequence[Path]) -> Iterable[Mapping[str, Any]]:
-    import json
-
+def _grit_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any] | Skipped]:
     for path in files:
         if kind_of_shard(path) == "parquet":
             yield from read_parquet(path)
-        else:
-            yield from (json.loads(line) for _, line in read_lines(path))
+            continue
+        for number, line in read_lines(path):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                yield Skipped(
+                    key=f"{path.name}:{number}", kind="broken JSON", detail=str(error), source="GRIT"
+                )
+            else:
+                yield row
 
 
 def _grit_image(row: Mapping[str, Any], pictures: Path) -> Image:
@@ -89,6 +96,9 @@ def _grit_image(row: Mapping[str, Any], pictures: Path) -> Image:
 def grit_captions(files: Sequence[Path], pictures: Path) -> Found:
     """GRIT parquet or JSON lines to captions with boxes (format 4); a row without a usable box is skipped."""
     for row in _grit_rows(files):
+        if isinstance(row, Skipped):
+            yield row
+            continue
         spans, bad = grit_spans(row)
         yield from bad
         chosen = most_boxes(spans)
@@ -103,6 +113,9 @@ def grit_captions(files: Sequence[Path], pictures: Path) -> Found:
 def grit_phrases(files: Sequence[Path], pictures: Path) -> Found:
     """The same rows to phrases and their boxes (formats 5 and 6)."""
     for row in _grit_rows(files):
+        if isinstance(row, Skipped):
+            yield row
+            continue
         spans, bad = grit_spans(row)
         yield from bad
         for start, end, boxes in most_boxes(spans):
@@ -212,10 +225,12 @@ def flickr30k_entities(files: Sequence[Path], pictures: Path) -> Found:
     annotations, sentences = expect(files, 2, "the folders Annotations and Sentences")
     for path in sorted(annotations.glob("*.xml")):
         try:
-            boxes = from_entities(path.read_text(encoding="utf-8"))
+            boxes, bad = from_entities(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            yield Skipped(key=path.stem, kind=str(error)[:60], source="Flickr30K Entities")
+            kind = "broken annotation"
+            yield Skipped(key=path.stem, kind=kind, detail=str(error), source="Flickr30K Entities")
             continue
+        yield from (Skipped(key=path.stem, kind=str(each), source="Flickr30K Entities") for each in bad)
         for line in (sentences / f"{path.stem}.txt").read_text(encoding="utf-8").splitlines():
             spans, caption = [], ""
             for piece, phrase in entities_of(line):

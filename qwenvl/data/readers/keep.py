@@ -16,27 +16,38 @@ from qwenvl.markup import Image
 def keep(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
     """Write `out`; returns how many of each kind were written, and how many were skipped for which reason.
 
-    A caption whose picture is in memory gets it written to the folder `out` with `.pictures` for its suffix, named by
-    its contents.
+    Beside it: `.skipped.jsonl` with a line for everything skipped, and the folder `.pictures` for pictures that were in
+    memory, named by their contents.
     """
     counts: Counter[str] = Counter()
-    folder = out.with_suffix(".pictures")
-    with atomic(out) as file:
+    folder, aside = out.with_suffix(".pictures"), out.with_suffix(".skipped.jsonl")
+    with atomic(out) as file, atomic(aside) as reasons:
         for each in found:
-            if isinstance(each, Skipped):
-                counts[f"skipped: {each.kind}"] += 1
-                continue
-            if isinstance(each, Pair):
-                counts["raw pairs"] += 1
-                file.write(dump(_raw(each)) + b"\n")
-                continue
-            if isinstance(each, Caption) and isinstance(each.image.source, bytes):
-                each = dataclasses.replace(each, image=_saved(each.image.source, folder))
-            counts[kind_of(each)] += 1
-            line = to_json(each)
-            assert from_json(line) is not None
-            file.write(line.encode("utf-8") + b"\n")
+            kind, line = _line(each, folder)
+            counts[kind] += 1
+            (reasons if kind.startswith("skipped") else file).write(line + b"\n")
+    if not any(kind.startswith("skipped") for kind in counts):
+        aside.unlink()
     return counts
+
+
+def _line(each: Record | Pair | Skipped, folder: Path) -> tuple[str, bytes]:
+    """What is counted, and the line that says it."""
+    if isinstance(each, Skipped):
+        line = {"key": each.key, "source": each.source, "reason": each.kind, "detail": each.detail}
+        return f"skipped: {each.kind}", dump(line)
+    if isinstance(each, Pair):
+        return "raw pairs", dump(_raw(each))
+    if isinstance(each, Caption) and isinstance(each.image.source, bytes):
+        each = dataclasses.replace(each, image=_saved(each.image.source, folder))
+    try:
+        written = to_json(each)
+        from_json(written)  # a record that cannot be read again would stop whoever reads the file
+    except ValueError as error:
+        return _line(
+            Skipped(key="", kind="text that spells a tag", detail=str(error), source=each.source), folder
+        )
+    return kind_of(each), written.encode("utf-8")
 
 
 def _raw(pair: Pair) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from qwenvl.data.readers import captions, grounding, ocr, questions
+from qwenvl.data.readers import captions, detection, grounding, ocr, questions
 from qwenvl.data.records import Pair, Record, Skipped
 
 Read: TypeAlias = Callable[[Sequence[Path], Path], Iterator[Record | Skipped] | Iterator[Pair | Skipped]]
@@ -44,6 +44,10 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "flickr30k-entities": Reader(
             grounding.flickr30k_entities, "Grounding", "the folders Annotations/ Sentences/"
         ),
+        "coco": Reader(detection.coco, "Ref Grounding", "instances_train2017.json"),
+        "voc": Reader(detection.voc, "Ref Grounding", "the folder Annotations/"),
+        "yolo": Reader(detection.yolo, "Ref Grounding", "the folder labels/ and classes.txt"),
+        "labelme": Reader(detection.labelme, "Ref Grounding", "NAME.json files or their folder"),
         "icdar": Reader(ocr.icdar, "OCR", "NNN.csv files or their folder"),
         "coco-caption": Reader(captions.coco_captions, "Captioning", "captions_train2017.json"),
         "clean": Reader(captions.clean_captions, "Captioning", "the folder that `data clean` wrote"),
@@ -53,3 +57,19 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "web": Reader(captions.web_pairs, "raw", "parquet, .tar or .jsonl"),
     }
 )
+
+
+def read(name: str, files: Sequence[Path], pictures: Path) -> Iterator[Record | Pair | Skipped]:
+    """What the reader `name` finds; raises ValueError for an unknown name, and for files in another form."""
+    reader = READERS.get(name)
+    if reader is None:
+        raise ValueError(f"there is no reader {name!r}; known: {', '.join(READERS)}.")
+    if not files:
+        raise ValueError(f"no annotation file named; {name} needs {reader.files}.")
+    try:
+        yield from reader.read(files, pictures)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"the annotations are not in the form of {name} ({type(error).__name__}: {error}); "
+            f"give {reader.files} as published."
+        ) from error

@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.synth.toychats import chat
 from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toytasks import KINDS, scene_text, tasks
+from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
 from qwenvl.markup import SYSTEM, Image, Rendered, Segment, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
-TASKS_PER_PICTURE = 6
-"""Tasks asked about one picture: more share its cost, fewer show more pictures."""
+TASKS_PER_PICTURE, TASKS_PER_TEXT = 12, 9
+"""Tasks asked about one picture or one scene in words: more share its cost, fewer show more of them."""
 
-DOCUMENT_TOKENS = 256
+DOCUMENT_TOKENS = 224
 """A document of tasks is no longer than this: a task that would go beyond it is left out."""
 
-MIXED_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
-"""Kinds that training draws from; what is hard to learn stands twice or more."""
+TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
+"""Kinds that scenes in words are asked for; what is hard to learn stands twice or more."""
+
+PICTURE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
+"""Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,10 @@ class Vocabulary:
 
 
 def text_document(world: Vocabulary, index: int) -> Example:
-    """A scene in words as trunk, tasks about it as branches; everything is learned in the trunk."""
+    """A scene in words as trunk, tasks about it as branches; only answers are learned: scenes are drawn by chance."""
     shown = scene(world.seed, index)
-    trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries, learned=True)
-    return example(
-        trunk, _branches(world, shown, MIXED_KINDS, TASKS_PER_PICTURE, DOCUMENT_TOKENS - len(trunk))
-    )
+    trunk = render(scene_text(shown, world.seed), world.tokenizer, world.queries)
+    return example(trunk, _branches(world, shown, TEXT_KINDS, TASKS_PER_TEXT, DOCUMENT_TOKENS - len(trunk)))
 
 
 def caption_document(world: Vocabulary, index: int) -> Example:
@@ -53,7 +54,7 @@ def caption_document(world: Vocabulary, index: int) -> Example:
 
 def task_document(world: Vocabulary, index: int) -> Example:
     """A picture as trunk and several of the seven formats as branches."""
-    return _picture_document(world, index, MIXED_KINDS, TASKS_PER_PICTURE)
+    return _picture_document(world, index, PICTURE_KINDS, TASKS_PER_PICTURE)
 
 
 def chat_document(world: Vocabulary, index: int) -> Example:

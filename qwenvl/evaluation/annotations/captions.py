@@ -7,7 +7,10 @@ from qwenvl.evaluation.annotations.sample import Sample, Source, checked, field,
 
 
 def captions(source: Source) -> list[Sample]:
-    """COCO's format (images, annotations: NoCaps, the release's files) or Karpathy's (sentences; test split)."""
+    """COCO's format (images, annotations: NoCaps, the release's files) or Karpathy's (sentences; test split).
+
+    Of Karpathy's file, examples come from its training split.
+    """
     file = read_json(source.data)
     images = field(file, "images", source.data)
     karpathy = bool(images) and "sentences" in images[0]
@@ -15,8 +18,9 @@ def captions(source: Source) -> list[Sample]:
 
 
 def _karpathy(images: list[Any], source: Source) -> Iterator[Sample]:
+    wanted = "train" if source.training else "test"
     for image in images:
-        if field(image, "split", source.data) == "test":
+        if field(image, "split", source.data) == wanted:
             name = field(image, "filename", source.data)
             said = tuple(
                 field(sentence, "raw", source.data) for sentence in field(image, "sentences", source.data)

@@ -22,8 +22,8 @@ from qwenvl.evaluation.annotations.sample import (
 from qwenvl.evaluation.metrics.multiple_choice import LETTERS, SEED_FRAMES, lettered, seed_choices
 from qwenvl.markup import Image, Text, parse_trusted
 
-SEED_VIDEO = range(10, 13)
-"""Question types 10 to 12 of SEED-Bench are about videos, 1 to 9 about pictures."""
+SEED_KINDS: Mapping[str, range] = {"all": range(1, 13), "image": range(1, 10), "video": range(10, 13)}
+"""Question types of SEED-Bench: 10 to 12 are about videos, 1 to 9 about pictures."""
 
 
 def scienceqa(source: Source) -> list[Sample]:
@@ -57,29 +57,33 @@ def _science(name: str, picture: str, record: Any, where: object) -> Sample:
     )
 
 
-def seed(video: bool, frames: int = SEED_FRAMES) -> Callable[[Source], list[Sample]]:
-    """A reader of SEED-Bench's questions about pictures, or about videos by `frames` frames named `<id>_<k>.jpg`.
+def seed(part: str, frames: int = SEED_FRAMES) -> Callable[[Source], list[Sample]]:
+    """A reader of SEED-Bench's questions about pictures, about videos by `frames` frames `<id>_<k>.jpg`, or about all.
 
-    Reads SEED-Bench.json, or the release's JSON lines (question_id, prompt with `<img>` tags, answer).
+    Reads SEED-Bench.json, or the release's JSON lines (question_id, prompt with `<img>` tags, answer): a file of them,
+    or for all questions the folder with both files.
     """
 
     def read(source: Source) -> list[Sample]:
+        if source.data.is_dir():
+            files = sorted(source.data.glob("*.jsonl"))
+            return checked((s for file in files for s in _seed_lines(source, file, part)), source.data)
         if is_lines(source.data):
-            return checked(_seed_lines(source, video), source.data)
-        return checked(_seed(source, video, frames), source.data)
+            return checked(_seed_lines(source, source.data, part), source.data)
+        return checked(_seed(source, part, frames), source.data)
 
     return read
 
 
-def _seed(source: Source, video: bool, frames: int) -> Iterator[Sample]:
+def _seed(source: Source, part: str, frames: int) -> Iterator[Sample]:
     for record in field(read_json(source.data), "questions", source.data):
         kind = int(field(record, "question_type_id", source.data))
-        if (kind in SEED_VIDEO) != video:
+        if kind not in SEED_KINDS[part]:
             continue
         number = str(field(record, "question_id", source.data))
-        names = (
-            [f"{number}_{k}.jpg" for k in range(frames)] if video else [field(record, "data_id", source.data)]
-        )
+        names = [field(record, "data_id", source.data)]
+        if kind in SEED_KINDS["video"]:
+            names = [f"{number}_{k}.jpg" for k in range(frames)]
         yield Sample(
             id=number,
             pictures=tuple(map(source.picture, names)),
@@ -90,13 +94,13 @@ def _seed(source: Source, video: bool, frames: int) -> Iterator[Sample]:
         )
 
 
-def _seed_lines(source: Source, video: bool) -> Iterator[Sample]:
-    for number, record in enumerate(read_lines(source.data), start=1):
-        where = f"{source.data} line {number}"
+def _seed_lines(source: Source, file: Path, part: str) -> Iterator[Sample]:
+    for number, record in enumerate(read_lines(file), start=1):
+        where = f"{file} line {number}"
         segments = parse_trusted(field(record, "prompt", where))
         pictures = [str(segment.source) for segment in segments if isinstance(segment, Image)]
         written = "".join(segment.text for segment in segments if isinstance(segment, Text)).strip()
-        if (len(pictures) > 1) != video:
+        if part != "all" and (len(pictures) > 1) != (part == "video"):
             continue
         question, _, listed = written.removeprefix("Question: ").partition("\nOptions: ")
         options = [line.partition(". ")[2] for line in listed.removesuffix("\nAnswer:").split("\n")]
@@ -110,8 +114,25 @@ def _seed_lines(source: Source, video: bool) -> Iterator[Sample]:
 
 
 def mmbench(source: Source) -> list[Sample]:
-    """MMBench's TSV: index, question, hint, A to D, answer if public, category, and the picture in base64."""
-    return checked(_mmbench(source.data), source.data)
+    """MMBench's TSV: index, question, hint, A to D, answer if public, category, and the picture in base64.
+
+    Or the release's JSON lines: index, image, hint, question, choices, and the answer as a number.
+    """
+    read = _mmbench_lines(source) if is_lines(source.data) else _mmbench(source.data)
+    return checked(read, source.data)
+
+
+def _mmbench_lines(source: Source) -> Iterator[Sample]:
+    for number, record in enumerate(read_lines(source.data), start=1):
+        where = f"{source.data} line {number}"
+        yield Sample(
+            id=str(field(record, "index", where)),
+            pictures=(source.picture(field(record, "image", where)),),
+            text=field(record, "question", where),
+            context=record.get("hint") or "",
+            options=tuple(field(record, "choices", where)),
+            answers=(LETTERS[record["answer"]],) if "answer" in record else (),
+        )
 
 
 def _mmbench(path: Path) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
 """One question of a benchmark, and the files that benchmarks come in."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ class Source:
     """Answers, where they come in a file of their own (VQAv2, OKVQA, RefCOCO's instances)."""
     images: Path | None = None
     """Folder that picture names are relative to; by default the folder of `data`."""
+    training: bool = False
+    """Whether the training split is wanted, for solved examples, where one file holds several splits."""
 
     def picture(self, *names: str) -> str:
         """Path of the first of these names that exists, else of the first."""
@@ -65,7 +68,7 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object per line; empty lines are passed over."""
     records = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # U+2028 in a text ends no line
         if not line.strip():
             continue
         try:
@@ -85,7 +88,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_table(path: Path, delimiter: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV or TSV file by column name; `columns` are the names if the file has none in its first line."""
     csv.field_size_limit(sys.maxsize)  # MMBench and TouchStone carry pictures in their cells
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), columns or None, delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), columns or None, delimiter=delimiter)
     rows = list(reader)
     for number, row in enumerate(rows, start=1):
         if None in row or any(value is None for value in row.values()):

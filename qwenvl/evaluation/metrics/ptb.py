@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 
-from qwenvl.evaluation.metrics.ptb_characters import LETTER, SPACE, SYMBOL
+from qwenvl.evaluation.metrics.ptb_characters import DIGIT, LETTER, PLAIN, SPACE, SYMBOL
 
 _DROPPED = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
 PUNCTUATION = frozenset(_DROPPED.split())
 
 _ANY = f"(?:{LETTER}|\\d)"
+_SIMPLE = f"(?:{PLAIN}|\\d)"
 _APOS = "(?:['\u2019\x92]|&apos;)"
 _QUOTE = "(?:['\u2019\x92`\u2018\x91\u201b]|&apos;)"
 _EXTENSION = (
@@ -29,7 +30,7 @@ _ENCLITIC = "(?i:[msd]|re|ve|ll)"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
 _BLANK = f"[{SPACE}\n\r\x0b\x0c\x85\u2028\u2029]"
 _WORD = f"{LETTER}{_ANY}*(?:[.!?]{LETTER}{_ANY}*)*"
-_PART = f"(?:[dDoOlL]{_QUOTE}{_ANY})?{_ANY}+"
+_PART = f"(?:[dDoOlL]{_QUOTE}{_SIMPLE})?{_SIMPLE}+"
 _THING = f"{_PART}(?:{_HYPHEN}{_PART})*"
 _INITIALS = r"[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
 _NAME = "[A-Za-z][A-Za-z0-9:.-]*"
@@ -116,7 +117,7 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"-{1,4}|&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015]", _DROP),
     (r"(?i:-[lr][rsc]b-)", _AS_IS),
     # words
-    (f"([A-Za-z]*[A-MO-Za-mo-z])[nN]{_QUOTE}[tT]", _word),
+    (f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)[nN]{_QUOTE}[tT]", _word),
     (f"[nN]{_QUOTE}[tT]", _apostrophe),
     (f"(?i:{'|'.join(_SPLIT)})", lambda word: f"{word[:3]} {word[3:]}"),
     (f"({_APOS}(?i:t))(?i:is|was)", _apostrophe),
@@ -126,13 +127,13 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (rf"{_APOS}[nN]{_APOS}?|{_APOS}(?:(?i:em|till?|cause)|[2-9]0[sS])|[lLdDjJ]{_APOS}", _AS_IS),
     (rf"({_APOS}\d\d){_BLANK}", _AS_IS),
     (rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|c'mon|o{_APOS}er)", _AS_IS),
-    (rf"{LETTER}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{LETTER}*", _AS_IS),
+    (rf"(?:{PLAIN})+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z](?:{PLAIN})*", _AS_IS),
     (f"(')[A-Za-z][^{SPACE}\n\r]", _DROP),
     (rf"{_APOS}{_ENCLITIC}", _apostrophe),
     (f"([yY]{_APOS})[A-Za-z]", _word),
     (_THING, _word),
     (_INITIALS, _word),
-    (f"[A-HJ-XZn]{_APOS}{LETTER}{{2,}}", _AS_IS),
+    (f"[A-HJ-XZn]{_QUOTE}{LETTER}{{2,}}", _AS_IS),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _word),
     (r"[cC]\+\+|[cCfF]#", _word),
     # periods
@@ -152,14 +153,14 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
         r'[^ \t\n\f\r"<>|(){}.\u00a0]+(?:&gt;|>)?',
         _AS_IS,
     ),
-    ("[@\uff20][a-zA-Z_][a-zA-Z_0-9]*", _AS_IS),
-    (f"[#\uff03]{LETTER}+", _AS_IS),
+    ("@[a-zA-Z_][a-zA-Z_0-9]*", _AS_IS),
+    (f"#{LETTER}+", _AS_IS),
     (rf"((?:{_any_of(_MAY_END)})\.)[\s\S]{{2}}", _AS_IS),
     (rf"({_ANY}+(?:\.{_ANY}+)*\.{_EXTENSION})[\s.,?!]", _AS_IS),
     (_COMPOUND, _word),
     # numbers
     (r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}", _AS_IS),
-    ("[-+]?(?:\\d*(?:[.:,\u00ad\u066b\u066c]\\d+)+|\\d+)", _AS_IS),
+    ("[-+]?(?:\\d*(?:[.:,\u00ad\u066b\u066c]\\d+)+|\\d+)", _word),
     ("(?:\\d{1,4}[- \u00a0])?\\d{1,4}(?:\\\\?/|\u2044)\\d{1,4}", lambda part: part.replace(" ", "\u00a0")),
     (
         "(?:\\(\\d{2,3}\\)[ \u00a0]?|(?:\\+\\+?)?(?:\\d{2,4}[- \u00a0])?\\d{2,4}[- \u00a0])\\d{3,4}[- \u00a0]?\\d{3,5}"
@@ -194,7 +195,8 @@ def _compiled() -> tuple[list[tuple[re.Pattern[str], Callable[[str], str]]], re.
     """The rules, and a fast path: a plain word before a space, with or without a mark that would be dropped."""
     special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(_MAY_END + _NEVER_END).lower().split()])
     plain = rf"(?!(?i:{special})\b)([A-Za-z]{{2,}})[.,?!]?(?: (?=[A-Za-z])|$)|([aA]) (?=[A-Za-z])"
-    return [(re.compile(pattern), becomes) for pattern, becomes in _RULES], re.compile(plain)
+    rules = [(re.compile(pattern.replace(r"\d", DIGIT)), becomes) for pattern, becomes in _RULES]
+    return rules, re.compile(plain)
 
 
 def _words(text: str, end: int) -> Iterable[str]:

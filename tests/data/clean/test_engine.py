@@ -7,20 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from qwenvl.data.clean.contamination import Benchmarks, not_in
 from qwenvl.data.clean.duplicates import minhash
-from qwenvl.data.clean.engine import Settings
+from qwenvl.data.clean.engine import Job, Settings, clean_shard
+from qwenvl.data.clean.executors import workers
 from qwenvl.data.clean.pipeline import Step
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.reading import Source, read_samples
 from qwenvl.data.clean.run import clean, table
 from qwenvl.data.records import Pair
-from qwenvl.data.shards import read_tar
+from qwenvl.data.shards import dump, read_tar, write_tar
 from qwenvl.data.synth.rawpairs import KEPT, Planted, became, benchmark_texts, planted, strict, write_raw
 
 COUNT = 500
@@ -171,6 +172,64 @@ def test_another_run_into_the_same_folder_is_refused(
         clean(raw[0], tmp_path, settings())
     with pytest.raises(ValueError, match="source and destination"):
         clean(raw[0], raw[0], settings())
+
+
+class Watched(list[Job]):
+    """Jobs that count how many were asked for."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in super().__iter__():
+            self.taken += 1
+            yield job
+
+
+def test_only_a_few_shards_are_under_way(raw: tuple[Path, list[Planted]], tmp_path: Path) -> None:
+    jobs = Watched(
+        Job(index=k, path=path, out=tmp_path) for k, path in enumerate(sorted(raw[0].glob("*.tar")))
+    )
+    assert len(jobs) == 4
+    with workers("process", 1, Settings(thresholds=Thresholds())) as handed_out:
+        done = handed_out(clean_shard, jobs)
+        next(done)
+        assert jobs.taken == 2
+        assert len(list(done)) == 3 and jobs.taken == 4
+
+
+PEAKS = """
+import sys, tracemalloc
+from pathlib import Path
+from qwenvl.data.clean.engine import Settings
+from qwenvl.data.clean.presets import Thresholds
+from qwenvl.data.clean.run import clean
+for number, source in enumerate(sys.argv[2:]):
+    tracemalloc.start()
+    assert clean(Path(source), Path(sys.argv[1]) / str(number), Settings(thresholds=Thresholds())).total.kept
+    print(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+"""
+"""In a process of its own: the hook that checks every annotation keeps what it compiled."""
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
+    pairs = planted(10, share=0.0)
+    for shards in (2, 20):
+        for k in range(shards):
+            with write_tar(tmp_path / f"{shards} shards" / f"{k}.tar") as tar:
+                for pair in pairs:
+                    tar.add(f"{pair.key}.jpg", pair.picture)
+                    tar.add(f"{pair.key}.json", dump({"text": pair.text}))
+    few, many = (str(tmp_path / f"{shards} shards") for shards in (2, 20))
+    program = [sys.executable, "-c", PEAKS, str(tmp_path), few, few, many]  # the first warms up
+    told = subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()
+    assert int(told[2]) < 1.25 * int(told[1]), "ten times the shards, and the same memory"
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="0 workers; expected at least 1"):
+        clean(tmp_path / "a.jsonl", tmp_path / "out", settings(), executor="process", workers=0)
 
 
 class Seven:

@@ -109,10 +109,27 @@ def test_a_damaged_background_costs_its_page_and_is_counted(tmp_path: Path) -> N
     assert "damaged background" in funnel(counts)
 
 
-@pytest.mark.skipif(not RECEIPTS.is_dir(), reason=f"no real receipts at {RECEIPTS}")
-def test_real_receipts_into_the_ocr_format_and_back() -> None:
-    records = list(icdar([RECEIPTS], RECEIPTS))
-    assert len(records) == 15
+@pytest.fixture
+def written_receipts(tmp_path: Path) -> Path:
+    """Two receipts in the form of SROIE: commas in the text, a byte order mark, a slanted line, Chinese."""
+    for name, size, lines in (
+        (
+            "000",
+            (463, 894),
+            ["72,25,326,25,326,64,72,64,TAN WOON, YANN", "50,82,440,90,438,121,48,110,NO: 3%"],
+        ),
+        ("007", (1000, 1517), ["0,0,1000,0,1000,60,0,60,合计 RM 9.00", "", "1,1,9,1,9,7,1,7,x"]),
+    ):
+        Image.new("L", size, 255).save(tmp_path / f"{name}.jpg")
+        (tmp_path / f"{name}.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["written", *[str(RECEIPTS)] * RECEIPTS.is_dir()])
+def test_receipts_into_the_ocr_format_and_back(folder: str, written_receipts: Path) -> None:
+    place = written_receipts if folder == "written" else Path(folder)
+    records = list(icdar([place], place))
+    assert len(records) == len(list(place.glob("*.csv")))
     for record in records:
         assert isinstance(record, OcrPage), record
         told = task_of(record)
@@ -122,11 +139,10 @@ def test_real_receipts_into_the_ocr_format_and_back() -> None:
         assert again == record
         source = Path(str(record.image.source))
         width, height = Image.open(source).size
-        rows = [
-            row.split(",", 8) for row in source.with_suffix(".csv").read_text().splitlines() if row.strip()
-        ]
-        assert len(rows) == len(record.lines)
-        for row, quad in zip(rows, record.lines, strict=True):
+        rows = source.with_suffix(".csv").read_text("utf-8-sig").splitlines()
+        cells = [row.split(",", 8) for row in rows if row.strip()]
+        assert len(cells) == len(record.lines)
+        for row, quad in zip(cells, record.lines, strict=True):
             assert quad.label == row[8].strip()
             off = np.abs(np.array(quad.to_pixels(width, height)).ravel() - np.array(row[:8], float))
             assert (off.reshape(4, 2) <= np.array([width, height]) / 1000).all()

@@ -318,6 +318,13 @@ def test_bad_boxes_of_grit_are_counted() -> None:
     ]
 
 
+def test_a_broken_row_of_grit_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(GRIT)}\n{{broken\n{json.dumps(GRIT)}\n")
+    for name in ("grit-captions", "grit-phrases"):
+        kinds = [each.kind for each in read(name, tmp_path / "a.jsonl") if isinstance(each, Skipped)]
+        assert kinds == ["broken JSON"]
+
+
 def test_grit_from_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [GRIT])
     assert len(read("grit-captions", tmp_path / "a.parquet")) == 1
@@ -395,6 +402,8 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
     <size><width>500</width><height>250</height><depth>3</depth></size>
     <object><name>1</name><name>2</name>
     <bndbox><xmin>51</xmin><ymin>26</ymin><xmax>100</xmax><ymax>125</ymax></bndbox></object>
+    <object><name>4</name>
+    <bndbox><xmin>90</xmin><ymin>26</ymin><xmax>60</xmax><ymax>125</ymax></bndbox></object>
     <object><name>3</name><scene>1</scene><nobndbox>0</nobndbox></object></annotation>"""
     save(tmp_path / "Annotations" / "36979.xml", xml)
     save(
@@ -404,7 +413,8 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
     found = read("flickr30k-entities", tmp_path / "Annotations", tmp_path / "Sentences")
     box = "<box>(100,100),(200,500)</box>"
     assert [short(r) for r in found] == [
-        ("pics/36979.jpg", f"<ref>A man</ref>{box} with<ref> a hat</ref>{box} on the street .")
+        ("skipped", "box reversed"),
+        ("pics/36979.jpg", f"<ref>A man</ref>{box} with<ref> a hat</ref>{box} on the street ."),
     ]
 
 
@@ -444,6 +454,8 @@ def test_lists_of_urls(tmp_path: Path) -> None:
         save(tmp_path / "c.txt", "The girl at the lake\n"),
     )
     assert read("sbu", sbu) == read("sbu", urls, texts)
+    with pytest.raises(ValueError, match="1 URLs but 2 captions"):
+        read("sbu", urls, save(tmp_path / "d.txt", "one\ntwo\n"))
 
 
 def test_coco_captions(tmp_path: Path) -> None:

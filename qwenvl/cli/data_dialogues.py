@@ -1,0 +1,146 @@
+"""`qwenvl data dialogues`: what stage 3 learns from (paper 3.3)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from qwenvl.data.dialogues import Ask
+    from qwenvl.data.records import Dialogue, Skipped
+
+
+def data_dialogues(
+    strategy: Literal["localisation", "several-pictures", "self-instruction"],
+    records: tuple[Path, ...],
+    /,
+    *,
+    out: Path | None = None,
+    questions: int = 3,
+    together: int = 2,
+    seed: int = 0,
+    server: str | None = None,
+    model: str | None = None,
+    language: str = "English",
+    key_from: str = "OPENAI_API_KEY",
+    at_once: int = 4,
+    dry_run: bool = False,
+    format: Literal["official", "records"] = "official",
+    json: bool = False,
+) -> int:
+    """Make dialogues about pictures out of records about them.
+
+    localisation asks where the phrases of a picture are and what is in their boxes; several-pictures joins captions and
+    questions of different pictures; self-instruction has a language model write about what is known of one picture, on
+    any OpenAI-compatible server. Its replies are kept beside OUT: the same command again asks only for what is
+    missing. Exit status 1 when nothing came out.
+
+      qwenvl data dialogues localisation refcoco.jsonl --out where.jsonl
+      qwenvl data dialogues self-instruction coco.jsonl --model NAME --dry-run
+
+    Args:
+        strategy: localisation, several-pictures or self-instruction.
+        records: JSON lines as `qwenvl data read` writes them.
+        out: JSON lines of dialogues; not needed for a dry run.
+        questions: Questions in a dialogue at most (several-pictures: about each picture).
+        together: several-pictures: pictures in a dialogue.
+        seed: Another seed draws otherwise.
+        server: self-instruction: URL of the API, such as http://localhost:8000/v1.
+        model: self-instruction: its name on the server.
+        language: self-instruction: what the dialogues are to be written in.
+        key_from: Environment variable that holds the server's key, if it wants one.
+        at_once: self-instruction: requests under way at a time.
+        dry_run: self-instruction: print the requests, one per line, and send nothing.
+        format: official is the fine-tuning JSON that `qwenvl finetune` reads; records is for `qwenvl data inspect`.
+        json: Print the counts as JSON.
+    """
+    from collections import Counter
+
+    from qwenvl.data import dialogues
+    from qwenvl.data.records import from_json
+    from qwenvl.data.shards import dump, read_lines
+
+    if not records:
+        raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them.")
+    if questions < 1 or at_once < 1:
+        raise ValueError(f"--questions {questions} --at-once {at_once}; both must be at least 1.")
+    if dry_run != (out is None) or (dry_run and strategy != "self-instruction"):
+        raise ValueError(
+            "give --out for the dialogues, or --dry-run, which is for self-instruction, without it."
+        )
+    known = (from_json(line.decode("utf-8")) for path in records for _, line in read_lines(path))
+    groups = dialogues.by_picture(known)
+    found: Iterable[Dialogue | Skipped | dict[str, object]]
+    if strategy == "localisation":
+        found = dialogues.localisations(groups, questions, seed)
+    elif strategy == "several-pictures":
+        found = dialogues.comparisons(groups, together, questions, seed)
+    elif model is None:
+        raise ValueError("no --model named; give its name on the server.")
+    else:
+        ask = None if out is None else _server(server, key_from, out)
+        options = {"turns": questions, "language": language}
+        found = dialogues.self_instruct(groups.values(), ask, model, at_once=at_once, **options)
+    counts: Counter[str] = Counter({"pictures": len(groups)})
+    if out is None:
+        return _show(found)
+    _write(found, out, format, counts)
+    told = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
+    print(dump(dict(counts)).decode() if json else told)
+    return 0 if counts["dialogues"] else 1
+
+
+def _show(found: "Iterable[Dialogue | Skipped | dict[str, object]]") -> int:
+    """The requests of a dry run, one per line; their number goes to stderr."""
+    import sys
+
+    from qwenvl.data.shards import dump
+
+    requests = [dump(each).decode() for each in found if isinstance(each, dict)]
+    for line in requests:
+        print(line)
+    print(f"{len(requests):,} requests, none sent", file=sys.stderr)
+    return 0 if requests else 1
+
+
+def _server(url: str | None, key_from: str, out: Path | None) -> "Ask":
+    import os
+
+    from qwenvl.data.dialogues import remembered, server
+
+    if url is None:
+        raise ValueError("no --server named; give the URL of its API, such as http://localhost:8000/v1.")
+    assert out is not None
+    return remembered(server(url, os.environ.get(key_from)), out.with_suffix(".replies"))
+
+
+def _write(
+    found: "Iterable[Dialogue | Skipped | dict[str, object]]", out: Path, format: str, counts: "Counter[str]"
+) -> None:
+    """The dialogues as lines; counts what became of every picture."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from qwenvl.data.conversations import sample_of
+    from qwenvl.data.records import Dialogue, Skipped, to_json
+    from qwenvl.data.shards import atomic, dump
+
+    quiet = not sys.stderr.isatty()
+    shown = track(found, "dialogues", console=Console(stderr=True), disable=quiet, transient=True)
+    with atomic(out) as file:
+        for each in shown:
+            if isinstance(each, Dialogue):
+                try:
+                    sample = dump(sample_of(each, f"{each.source} {counts['dialogues']}"))
+                    file.write((sample if format == "official" else to_json(each).encode()) + b"\n")
+                except ValueError:
+                    counts["skipped: a text spells a tag"] += 1
+                    continue
+                counts["dialogues"] += 1
+                counts["questions"] += len(each.turns) // 2
+            else:
+                assert isinstance(each, Skipped)
+                counts[f"skipped: {each.kind}"] += 1

@@ -1,0 +1,147 @@
+"""Where documents come from and how often (Tables 2 and 3): rows of paths and weights, in a stage or a file of its own.
+
+[[2-multitask]]                      # name of the stage
+paths = ["vqav2.jsonl", "gqa/*.tar"] # seen from this file; data sets of a row count by their size
+weight = 3.6                         # share of the row, in any unit
+format = "question"                  # of records that can be told in two: refer or describe
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwenvl.data.formats import Example
+from qwenvl.data.records import Skipped
+from qwenvl.data.stream.documents import document_of
+from qwenvl.data.stream.order import Draw, Order
+from qwenvl.data.stream.places import find_shards, kind_of, places
+from qwenvl.data.stream.samples import Unusable, read_sample
+from qwenvl.data.tasks import Format
+from qwenvl.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One row of a mixture."""
+
+    paths: tuple[str, ...]
+    """Shards, folders of shards, or patterns of shards."""
+    weight: float = 1.0
+    """Share of the documents, in any unit."""
+    format: str = ""
+    """Format that records are told in, where their kind has two; by default the first."""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("a row of a mixture names no paths; give shards, or remove the row.")
+        if self.format and self.format not in get_args(Format):
+            raise ValueError(
+                f"the format of {self.paths[0]} is {self.format!r}; expected one of {', '.join(get_args(Format))}."
+            )
+        if self.weight <= 0:
+            raise ValueError(f"the weight of {self.paths[0]} is {self.weight:g}; expected more than 0.")
+
+
+class Source:
+    """The samples of all shards of a row, by number."""
+
+    def __init__(self, config: SourceConfig, *name: object) -> None:
+        """`name` names the order of its samples. Raises ValueError where there is no sample."""
+        self.config = config
+        self.shards = [shard for path in config.paths for shard in find_shards(path)]
+        self.sizes = [len(places(shard)) for shard in self.shards]
+        self._ends = np.cumsum(self.sizes)
+        size = sum(self.sizes)
+        if not size:
+            raise ValueError(f"no sample in {', '.join(config.paths)}; remove the row or fill its shards.")
+        in_groups = any(kind_of(shard) == "parquet" for shard in self.shards)
+        self._order = Order(size, self._blocks() if in_groups else None, *name)
+
+    def _blocks(self) -> list[int]:
+        blocks = []
+        for shard, size in zip(self.shards, self.sizes, strict=True):
+            if kind_of(shard) == "parquet" and size:
+                blocks += np.bincount(places(shard)[:, 0]).tolist()
+            else:
+                blocks += [1] * size
+        return [block for block in blocks if block]
+
+    def place(self, drawn: int) -> tuple[int, Path, int, int]:
+        """Epoch, shard and place there of the sample that comes after `drawn` others."""
+        epoch, number = self._order(drawn)
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        shard = self.shards[at]
+        first, second = _table(shard)[number - (int(self._ends[at]) - self.sizes[at])].tolist()
+        return epoch, shard, first, second
+
+
+@lru_cache(maxsize=256)
+def _table(shard: Path) -> NDArray[np.int64]:
+    return places(shard)
+
+
+class Document(NamedTuple):
+    """What stands at a position of the stream."""
+
+    task: str
+    """Format of the record, "dialogue", or the toy source: rows of interleaved documents hold one task."""
+    made: Example | Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """All documents of a stage by position, a pure function of (seed, position)."""
+
+    sources: tuple[SourceConfig, ...]
+    tokenizer: Tokenizer
+    queries: int
+    """Visual tokens of a picture."""
+    longest: int
+    """Tokens of a row: longer documents are left out, never cut."""
+    seed: int
+    toys: Callable[[int], Document] | None = None
+    """Documents of the toy world by position, drawn among the sources with `toy_weight`."""
+    toy_weight: float = 0.0
+
+    @cached_property
+    def _opened(self) -> Sequence[Source]:
+        return [Source(row, "order", self.seed, number) for number, row in enumerate(self.sources)]
+
+    @cached_property
+    def _draw(self) -> Draw:
+        toys = [] if self.toys is None else [self.toy_weight]
+        return Draw([row.weight for row in self.sources] + toys, self.seed)
+
+    def __call__(self, position: int) -> Document:
+        """The document of a position, or why there is none."""
+        source, drawn = self._draw(position)
+        if source == len(self.sources):
+            assert self.toys is not None
+            return self.toys(position)
+        opened = self._opened[source]
+        epoch, shard, first, second = opened.place(drawn)
+        where = f"{shard.name}, {first}"
+        try:
+            sample = read_sample(shard, first, second)
+            where = sample.where
+            task, made = document_of(
+                sample, self.tokenizer, self.queries, format=opened.config.format, epoch=epoch
+            )
+            if len(made) > self.longest:
+                raise Unusable("over-long", f"{len(made)} tokens, {self.longest} fit")
+        except Unusable as reason:
+            return Document("", Skipped(key=where, kind=reason.kind, detail=reason.detail, source=str(shard)))
+        return Document(task, made)
+
+    def shards(self) -> Mapping[str, tuple[int, int]]:
+        """Every shard with its bytes and samples: what must be the same for a run to go on."""
+        return {
+            str(shard): (shard.stat().st_size, size)
+            for source in self._opened
+            for shard, size in zip(source.shards, source.sizes, strict=True)
+        }

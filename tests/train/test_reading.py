@@ -1,0 +1,163 @@
+"""The order of samples belongs to the stage: ranks share it, a run that goes on with other ranks continues it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwenvl.config import from_dict
+from qwenvl.data.packing import Rows
+from qwenvl.data.shards import write_tar
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train import parallel
+from qwenvl.train.loop import micro_batches
+from qwenvl.train.reading import batches, left_out
+from qwenvl.train.stages import StageConfig, read_changes
+
+from .conftest import stage
+
+BYTES = Tokenizer({bytes([value]): value for value in range(256)})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts in a tar, two of them broken, one too long, and in JSON lines."""
+    root = tmp_path_factory.mktemp("texts")
+    with write_tar(root / "a.tar") as tar:
+        for number in range(40):
+            text = "long " * 99 if number == 7 else f"a text of number {number}" + " and more" * (number % 5)
+            record = json.dumps({"kind": "text", "text": text}).encode()
+            tar.add(f"{number:03}.json", record[:9] if number in (3, 21) else record)
+    lines = [json.dumps({"kind": "text", "text": f"a line of number {k}"}) for k in range(9)]
+    (root / "b.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def texts(data: Path, **changes: object) -> StageConfig:
+    rows = [{"paths": [str(data / "a.tar")], "weight": 3.0}, {"paths": [str(data / "b.jsonl")], "weight": 1}]
+    sizes = {"sequence_length": 128, "documents": 16, "micro_documents": 2, "window": 16}
+    return stage(mixture={}, **sizes).changed({"data": rows, **changes})
+
+
+def updates(
+    told: StageConfig, steps: Sequence[int], ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> list[list[bytes]]:
+    """What all ranks read of each update, every rank with a reader of its own, as one set of micro-batches."""
+    read: list[list[bytes]] = [[] for _ in steps]
+    monkeypatch.setattr(parallel, "world_size", lambda: ranks)
+    for rank in range(ranks):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        reader = batches(told, BYTES, 4)
+        for place, step in enumerate(steps):
+            read[place] += [_bytes(reader(documents)) for documents in micro_batches(told, step)]
+    return [sorted(each) for each in read]
+
+
+def _bytes(rows: Rows) -> bytes:
+    return b"".join(np.ascontiguousarray(each).tobytes() for each in (rows.ids, rows.segments, rows.labels))
+
+
+@pytest.mark.parametrize("window", [0, 8, 32])
+def test_one_two_and_four_ranks_read_the_same_updates(
+    data: Path, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the window: less than an update, several updates, or each micro-batch by itself."""
+    told = texts(data, window=window)
+    alone = updates(told, range(3), 1, monkeypatch)
+    assert len(set(alone[0])) > 1 and alone[0] != alone[1]
+    for ranks in (2, 4):
+        assert updates(told, range(3), ranks, monkeypatch) == alone
+
+
+def test_a_run_that_goes_on_with_other_ranks_and_workers_continues_the_order(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks read updates 0 and 1; four, one, and one with workers begin at update 2, having read nothing before."""
+    told = texts(data)
+    whole = updates(told, range(4), 2, monkeypatch)
+    for ranks, workers in ((4, 0), (1, 0), (1, 2)):
+        other = told.changed({"workers": workers})
+        assert updates(other, (2, 3), ranks, monkeypatch) == whole[2:]
+
+
+def test_what_is_left_out_is_noted_counted_and_named(data: Path, tmp_path: Path) -> None:
+    told = texts(data)
+    reader = batches(told, BYTES, 4, tmp_path)
+    for step in range(5):  # 80 documents, 60 of them from the 40 samples of the tar
+        for documents in micro_batches(told, step):
+            reader(documents)
+    with (tmp_path / "left_out-000.jsonl").open("a") as file:
+        file.write('{"cut by a ki')
+    found = left_out([tmp_path])
+    assert {kind: count for kind, (count, _) in found.items()} == {"broken JSON": 2, "over-long": 1}
+    assert found["over-long"][1] == "a.tar, 007: 496 tokens, 128 fit"
+
+
+def test_a_run_does_not_go_on_with_other_data(data: Path, tmp_path: Path) -> None:
+    batches(texts(data), BYTES, 4, tmp_path)
+    batches(texts(data), BYTES, 4, tmp_path)
+    before = (data / "b.jsonl").read_text()
+    (data / "b.jsonl").write_text(before + '\n{"kind": "text", "text": "one more"}')
+    try:
+        with pytest.raises(
+            ValueError, match=r"1 shards differ from those the run began with, such as .*b.jsonl"
+        ):
+            batches(texts(data), BYTES, 4, tmp_path)
+    finally:
+        (data / "b.jsonl").write_text(before)
+
+
+def test_toys_and_data_are_mixed_by_their_weights(data: Path) -> None:
+    told = texts(data).changed({"mixture": {"text": 4.0}, "sequence_length": 384})
+    rows = [batches(told, BYTES, 4)(documents) for documents in micro_batches(told, 0)]
+    read = BYTES.decode(int(token) for each in rows for token in each.ids.flatten() if token < 256)
+    assert "a text of number" in read and ("circle" in read or "square" in read or "star" in read)
+
+
+def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"stage trial has neither a mixture nor data; give `qwenvl train` a file"
+    ):
+        batches(stage(mixture={}), BYTES, 4)
+    with pytest.raises(
+        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of text, cap"
+    ):
+        batches(stage(mixture={"tables": 1.0}), BYTES, 4)
+    with pytest.raises(ValueError, match=r"no shard at .*nowhere"):
+        batches(stage().changed({"data": [{"paths": [str(tmp_path / "nowhere")]}]}), BYTES, 4)
+    with pytest.raises(
+        ValueError, match=r"packs 6 documents together, which 4 per forward pass do not divide"
+    ):
+        stage(window=6)
+
+
+def test_a_file_of_changes_is_read_strictly(tmp_path: Path) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text('[[trial.data]]\npaths = ["a.tar"]\nweight = 2\n[trial.optim]\npeak_lr = 0.5\n')
+    changed = stage().changed(read_changes(file)["trial"])
+    assert changed.data[0].paths == (str(tmp_path / "a.tar"),) and changed.data[0].weight == 2.0
+    assert changed.optim.peak_lr == 0.5 and changed.optim.steps == stage().optim.steps
+    assert from_dict(StageConfig, json.loads(json.dumps(dataclasses.asdict(changed)))) == changed, (
+        "as stage.json keeps it"
+    )
+    with pytest.raises(ValueError, match=r"stage trial.optim has the unknown key 'lr'"):
+        stage().changed({"optim": {"lr": 1.0}})
+    file.write_text("seed = 3\n")
+    with pytest.raises(ValueError, match=r"has 'seed' outside a table; write it under the name of a stage"):
+        read_changes(file)
+
+
+def test_the_tables_of_the_paper_are_in_the_mixture_file() -> None:
+    """Weights and rows of Tables 2 and 3, by the code that mixes records too."""
+    from qwenvl.data.mixtures import MULTITASK, PRETRAINING
+
+    told = read_changes(Path(__file__).parents[2] / "recipes/qwen_vl_7b/data.toml")
+    weights = {
+        name: [row["weight"] for row in rows["data"] if "weight" in row] for name, rows in told.items()
+    }
+    assert weights["1-pretraining"] == [row.millions for row in PRETRAINING]
+    assert weights["2-multitask"] == [row.millions for row in MULTITASK]
+    assert list(told) == ["1-pretraining", "2-multitask", "3-finetuning"]
