@@ -47,7 +47,7 @@ def train(
     spread = spread or SpreadConfig()
     if watch and spread.cuts:
         raise ValueError(
-            "no process holds the whole model, so none can be shown it; look at the saved model, or use shard = none and "
+            "no process holds the whole model, so none can be shown it; look at the saved model, or set shard = none, "
             "tensor = 1."
         )
     freeze(model, stage.trains)
