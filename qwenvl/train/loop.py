@@ -134,7 +134,7 @@ def accumulate_gradients(
     return Accumulated(total=total, supervised=supervised, tokens=tokens, pictures=pictures, seconds=seconds)
 
 
-def micro_batches(stage: StageConfig, step: int, rank: int, ranks: int) -> list[range]:
+def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) -> list[range]:
     """The documents of an update, by number, as one of several readers sees them: every `ranks`-th micro-batch."""
     first, size = step * stage.documents, stage.micro_documents
     starts = range(first, first + stage.documents, size)
