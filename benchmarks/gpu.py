@@ -37,6 +37,7 @@ from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
 from qwenvl.train.plan import Assumptions, Plan, plan
+from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 MFU = 0.45
@@ -91,7 +92,7 @@ def adapted(case: Case) -> Callable[[QwenVL], object] | None:
 
 def expected(case: Case, stage: StageConfig, config: ModelConfig, memory: float, on_cpu: bool) -> Plan:
     text = stage.sequence_length // case.per_row - config.adapter.queries - 2
-    given = Assumptions(memory=memory, mfu=MFU, text_tokens=float(text), sharding="none", on_cpu=on_cpu)
+    given = Assumptions(memory=memory, mfu=MFU, text_tokens=float(text), spread=SpreadConfig(), on_cpu=on_cpu)
     return plan(stage, config, given, adapt=adapted(case))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE, Example
@@ -25,11 +25,10 @@ from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.flops import learning, next_token_flops, vision_flops
+from qwenvl.train.loss import next_token_nll
+from qwenvl.train.parallel import anywhere
 from qwenvl.train.reading import batches, documents
 from qwenvl.train.stages import StageConfig
-
-LOGIT_BLOCK = 256
-"""Logits are computed for a multiple of this many positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,20 +130,23 @@ def _next_token_over(
             torch.from_numpy(each).to(device)
             for each in (rows.ids, rows.labels, rows.positions, rows.segments)
         )
+        size = stage.image_size
+        idle = torch.zeros(1, 3, size, size, device=device) if anywhere(bool(pixels)) and not pixels else None
         hidden = model.hidden(
             ids,
             torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
             positions=positions,
             segments=segments,
+            idle=idle,
         )
-        nll = next_token_nll(model.llm.head, hidden, labels)
+        total, each = next_token_nll(model.llm.head, hidden, labels)
         return Loss(
-            total=nll.sum(),
-            supervised=len(nll),
+            total=total,
+            supervised=len(each),
             tokens=int((rows.segments > 0).sum()),
             pictures=len(pixels),
             places=rows.ids.size,
-            by_source=sums_by_source(nll.detach(), rows),
+            by_source=sums_by_source(each, rows),
         )
 
     return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
@@ -160,20 +162,6 @@ def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tupl
         for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)
         if source and count
     }
-
-
-def next_token_nll(
-    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
-) -> Float[Tensor, " learned"]:
-    """Negative log-likelihood of each learned token, row by row; logits exist at learned positions only.
-
-    Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
-    """
-    learned = (labels.flatten() != IGNORE).nonzero()[:, 0]
-    filling = -len(learned) % LOGIT_BLOCK
-    logits = head(hidden.flatten(0, 1)[F.pad(learned, (0, filling))])
-    targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")[: len(learned)]
 
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qwenvl.train.muon import Muon
+from qwenvl.train.parallel import Team, local
 from qwenvl.train.stages import OptimConfig
 
 _VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
@@ -98,19 +99,22 @@ def rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
     return {part: max(each) for part, each in sorted(by_part.items())} | lowest
 
 
-def clip_gradients(module: nn.Module, limit: float) -> dict[str, float]:
-    """Scale all gradients down to the global norm `limit`; returns the norm before, of `all` and of each part."""
+def clip_gradients(module: nn.Module, limit: float, team: Team, *, count: float) -> dict[str, float]:
+    """The one division, and clipping: gradients of sums become those of the mean over the `count` that was supervised.
+
+    Returns the norm of the mean before it is scaled down to `limit`, of `all` and of each part, whoever holds which
+    share of it.
+    """
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
+        if parameter.requires_grad:
             parts.setdefault(name.split(".")[0], []).append(parameter)
-    norms = {
-        part: torch.nn.utils.get_total_norm([each.grad for each in learns if each.grad is not None]).item()
-        for part, learns in parts.items()
-    }
+    norms = {part: team.norm(learns) / max(count, 1) for part, learns in parts.items()}
     whole = math.hypot(*norms.values())
-    learns = [parameter for part in parts.values() for parameter in part]
-    torch.nn.utils.clip_grads_with_norm_(learns, limit, torch.tensor(whole))
+    factor = min(1.0, limit / (whole + 1e-6)) / max(count, 1)
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            local(parameter.grad).mul_(factor)
     return {"all": whole, **norms}
 
 

@@ -8,8 +8,8 @@ are counted in closed form (`flops`).
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +18,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.flops import learning, next_token_flops
-from qwenvl.train.objectives import LOGIT_BLOCK
+from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
+from qwenvl.train.spread import SpreadConfig, cut_, recompute_
 from qwenvl.train.stages import StageConfig
-
-Sharding = Literal["none", "optimizer", "full"]
 
 Adapt = Callable[[QwenVL], object]
 """Puts low-rank adapters into a model and freezes the weights below."""
 
 FILL = 0.97
 """Share of a packed row that is not padding, the loader's promise."""
+
+_ALONE = SpreadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Assumptions:
     """Pictures of a document."""
     learned_tokens: float | None = None
     """Of them learned; None: all of the text."""
-    sharding: Sharding = "full"
-    """Over the GPUs: nothing, gradients and optimizer state, or weights too (FSDP)."""
+    spread: SpreadConfig = field(default_factory=lambda: SpreadConfig(shard="full"))
+    """How the model is spread over the GPUs."""
     on_cpu: bool = False
     """A CPU in bfloat16 keeps attention matrices, a GPU does not."""
 
@@ -67,6 +68,15 @@ class Assumptions:
                 f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.pictures} pictures; expected a GPU "
                 "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 pictures or more."
             )
+        if self.gpus % self.spread.tensor:
+            raise ValueError(
+                f"{self.gpus} GPUs with tensor parallelism of {self.spread.tensor}; give a multiple of it as --gpus."
+            )
+
+    @property
+    def data(self) -> int:
+        """GPUs that read different documents."""
+        return self.gpus // self.spread.tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,8 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
     rows = math.ceil(micro / max(1.0, FILL * stage.sequence_length / document))
     images = round(micro * given.pictures)
     micro_batches = stage.documents // micro
-    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt)
+    spread = given.spread
+    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, spread=spread)
     model = prepared(config, stage, adapt)
     trainable, frozen = count_parameters(model)
     learned = micro * (given.text_tokens if given.learned_tokens is None else given.learned_tokens)
@@ -144,7 +155,8 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
         pictures=images,
         learned=learned,
     )
-    memory = _memory(stage, config, given, model, kept, math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK)
+    share = prepared(config, stage, adapt, spread)
+    memory = _memory(stage, given, share, kept, math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK)
     return Plan(
         trainable=trainable,
         frozen=frozen,
@@ -161,40 +173,49 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
 
 
 def _memory(
-    stage: StageConfig,
-    config: ModelConfig,
-    given: Assumptions,
-    model: QwenVL,
-    kept: float,
-    learned: int,
+    stage: StageConfig, given: Assumptions, share: QwenVL, kept: float, learned: int
 ) -> dict[str, float]:
-    """Bytes by kind at the end of a forward pass, when gradients of earlier micro-batches are there already."""
-    weights_over = given.gpus if given.sharding == "full" else 1
-    state_over = 1 if given.sharding == "none" else given.gpus
-    accumulates = stage.documents // (stage.micro_documents * given.gpus) > 1
-    learns = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    gradients = 4.0 * learns / state_over
-    # Three float32 arrays at once while the loss goes backward: log-softmax, its gradient, that of the logits.
-    logits = learned * config.llm.vocab_size * 12.0
-    if (
-        stage.bfloat16 and model.llm.head.weight.dtype == torch.float32
-    ):  # autocast keeps the head in bfloat16 too
-        logits += 2.0 * model.llm.head.weight.numel()
-    if not accumulates:  # gradients come as activations go: the larger of the two counts
+    """Bytes by kind on one GPU at the end of a forward pass, when gradients of earlier micro-batches are there.
+
+    `share` is what it holds of the model under tensor parallelism.
+    """
+    spread, cut, head = given.spread, given.spread.shard != "none", share.llm.head.weight
+    over = given.data if cut else 1
+    learns = sum(each.numel() for each in share.parameters() if each.requires_grad)
+    number = 2.0 if stage.bfloat16 else 4.0  # bytes of what is multiplied
+    # Once per chunk: logits, their float32 copy, its gradient; the head's own gradient while it is added up.
+    logits = min(learned, LOGIT_CHUNK) * len(head) * 8.0 + learned * head.shape[1] * 8.0
+    logits += 2.0 * head.numel() * (number if cut else 4.0) * head.requires_grad
+    gradients = 4.0 * learns / (1 if spread.sum_last else over)
+    if stage.documents // (stage.micro_documents * given.data) <= 1:
+        # They come as activations go: the larger of the two counts.
         gradients = max(0.0, gradients - kept - logits)
     return {
-        "weights": float(sum(each.nbytes for each in model.parameters())) / weights_over,
+        "weights": float(sum(each.nbytes for each in share.parameters())) / over,
+        "gathered": number * _gathered(share, spread) if cut else 0.0,
         "gradients": gradients,
-        "optimizer": 8.0 * learns / state_over,
+        "optimizer": 8.0 * learns / over,
         "activations": kept,
         "logits": logits,
     }
 
 
-def prepared(config: ModelConfig, stage: StageConfig, adapt: Adapt | None) -> QwenVL:
-    """The model as the loop would hold it, without memory."""
+def _gathered(share: QwenVL, spread: SpreadConfig) -> float:
+    """Numbers that FSDP has put together at a time: all; or embedding and head, and of the blocks this and the next."""
+    if spread.shard == "optimizer":
+        return float(sum(each.numel() for each in share.parameters()))
+    blocks = (share.vision.blocks[0], share.llm.blocks[0])
+    block = max(sum(each.numel() for each in block.parameters()) for block in blocks)
+    return float(share.llm.embed.weight.numel() + share.llm.head.weight.numel() + 2 * block)
+
+
+def prepared(
+    config: ModelConfig, stage: StageConfig, adapt: Adapt | None = None, spread: SpreadConfig = _ALONE
+) -> QwenVL:
+    """The model as the loop would hold it, without memory; of matrices that are cut by `spread.tensor` one share."""
     with torch.device("meta"):
         model = QwenVL(config)
+        cut_(model, spread.tensor)
         if adapt is not None:
             model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU
             adapt(model)
@@ -223,28 +244,38 @@ def activations(
     *,
     on_cpu: bool,
     adapt: Adapt | None = None,
+    spread: SpreadConfig = _ALONE,
 ) -> float:
     """Bytes that autograd keeps of `rows` packed rows with `images` pictures, in the stage's precision; no weights."""
 
-    def with_layers(vision: int, llm: int) -> float:
+    def with_layers(vision: int, llm: int, *, recompute: bool = spread.recompute) -> float:
         small = replace(
             config,
             vision=replace(config.vision, layers=min(vision, config.vision.layers)),
             llm=replace(config.llm, layers=min(llm, config.llm.layers)),
         )
-        return _kept(small, stage, rows, images, on_cpu=on_cpu, adapt=adapt)
+        model = prepared(small, stage, adapt, spread)
+        return _kept(model, stage, rows, images, on_cpu=on_cpu, spread=replace(spread, recompute=recompute))
 
     base = with_layers(2, 2)
     vision, llm = with_layers(3, 2) - base, with_layers(2, 3) - base
-    return base + vision * max(0, config.vision.layers - 2) + llm * max(0, config.llm.layers - 2)
+    total = base + vision * max(0, config.vision.layers - 2) + llm * max(0, config.llm.layers - 2)
+    if spread.recompute:  # what a block keeps while it is computed again
+        rest = with_layers(2, 2, recompute=False)
+        total += max(with_layers(3, 2, recompute=False) - rest, with_layers(2, 3, recompute=False) - rest)
+    return total
 
 
 def _kept(
-    config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool, adapt: Adapt | None
+    model: QwenVL, stage: StageConfig, rows: int, images: int, *, on_cpu: bool, spread: SpreadConfig = _ALONE
 ) -> float:
-    length, model = stage.sequence_length, prepared(config, stage, adapt)
+    length = stage.sequence_length
+    if spread.shard != "none" and stage.bfloat16:
+        model.to(torch.bfloat16)  # as FSDP gathers them: no copies are kept
     with FakeTensorMode():
         _without_values(model)
+        for block in (*model.vision.blocks, *model.llm.blocks) if spread.recompute else ():
+            recompute_(block)
         pixels = torch.empty(images, 3, stage.image_size, stage.image_size)
         ids = torch.zeros(rows, length, dtype=torch.long)
         segments = torch.ones(rows, length, dtype=torch.long) if on_cpu else None
@@ -256,10 +287,7 @@ def _kept(
             hidden = model.llm(hidden, positions=torch.zeros_like(ids), segments=segments)
             if hidden.requires_grad:
                 hidden.sum().backward()
-    mask = (
-        0 if on_cpu else rows * length**2 * 4
-    )  # a GPU's kernel reads one mask of the packed rows for all blocks
-    return float(sum(kept.values()) + mask)
+    return float(sum(kept.values()))
 
 
 def _without_values(model: QwenVL) -> None:
