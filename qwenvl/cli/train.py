@@ -1,7 +1,6 @@
 """`qwenvl train`: one stage or a whole recipe."""
 
 from pathlib import Path
-from typing import Any, Literal
 
 
 def train(
@@ -13,13 +12,11 @@ def train(
     processes: int = 1,
     scale: float = 1.0,
     device: str = "auto",
-    show_every: int | None = None,
-    track: Literal["wandb", "trackio"] | None = None,
 ) -> None:
     """Train every stage of a recipe folder in order, or one stage from a checkpoint.
 
     A killed run goes on where it stopped when the same command is given again, with the same weights bit for bit as
-    one that was never stopped. Every stage draws its log for TensorBoard: `tensorboard --logdir runs`.
+    one that was never stopped.
 
       qwenvl train recipes/tiny --out runs/tiny --processes 2
       qwenvl train recipes/tiny/3-finetuning.toml --init tiny --out runs/more
@@ -31,27 +28,21 @@ def train(
         processes: Processes that share each update, one core each.
         scale: Factor on the steps of every stage.
         device: auto, cpu, cuda or mps.
-        show_every: Updates between two sheets of sample predictions with boxes drawn, instead of the stage's own.
-        track: Send the log there too.
     """
-    import dataclasses
-
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
     from qwenvl.train.recipe import run_recipe, run_stage
     from qwenvl.train.stages import StageConfig
 
     runtime = Runtime.detect(device=device, dtype="float32")
-    asked: dict[str, Any] = {"show_every": show_every, "track": track}
-    changes = {name: value for name, value in asked.items() if value is not None}
     if recipe.is_dir():
         if init is not None:
             raise ValueError("--init is for one stage file; a recipe folder starts from its own recipe.toml.")
-        model = run_recipe(recipe, out, runtime, processes=processes, scale=scale, changes=changes)
+        model = run_recipe(recipe, out, runtime, processes=processes, scale=scale)
     else:
         if init is None:
             raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
-        stage = dataclasses.replace(StageConfig.read(recipe).scaled(scale), **changes)
+        stage = StageConfig.read(recipe).scaled(scale)
         run_stage(stage, resolve(init), out / stage.name, runtime, processes=processes)
         model = out / stage.name / "model"
     print(model)

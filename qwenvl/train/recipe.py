@@ -15,11 +15,9 @@ import dataclasses
 import json
 import shutil
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -95,19 +93,16 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
-    changes: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
-    `scale` shortens all stages, `changes` are values of `StageConfig` for all of them; `watch` sees the model after
-    every update (see `run_stage`).
+    `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
     start(Recipe.read(folder), run / "start")
     previous = run / "start"
-    for each in stages_of(folder):
-        stage = dataclasses.replace(each.scaled(scale), **(changes or {}))
-        run_stage(stage, previous, run / stage.name, runtime, processes=processes, watch=watch)
+    for stage in stages_of(folder):
+        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes, watch=watch)
         previous = run / stage.name / "model"
     return previous
 
