@@ -94,20 +94,15 @@ def finetune(
     if report is None:
         return 1
     runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
+    if qlora and runtime.device.type == "cpu":
+        show_every = (
+            0  # bitsandbytes repacks 4-bit weights for answers on a CPU, and training needs them as they were
+        )
     choice = FinetuneConfig(
-        trains=parts,
-        epochs=epochs,
-        peak_lr=lr,
-        weight_decay=weight_decay,
-        documents=batch,
-        micro_documents=micro_batch,
-        sequence_length=sequence_length,
-        bfloat16=runtime.device.type == "cuda",
-        save_every=save_every,
-        show_every=show_every,
-        track=track,
-        seed=seed,
-    )
+        trains=parts, epochs=epochs, peak_lr=lr, weight_decay=weight_decay, documents=batch, micro_documents=micro_batch,
+        sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda", save_every=save_every,
+        show_every=show_every, track=track, seed=seed,
+    )  # fmt: skip
     stage = stage_of(choice, config, report.lengths)
     written = _written_dtype(place, dtype)
     adapters = None
@@ -118,14 +113,18 @@ def finetune(
     off = _run(
         place, out, tokenizer, stage, report.usable, adapters, quantized=qlora, runtime=runtime, dtype=written
     )
-    if json:
-        from json import dumps
-
-        facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
-        print(dumps({**facts, "updates": stage.optim.steps, "trains": parts, "lora": lora or qlora, **off}))
-    else:
-        print(out / "model")
+    print(_facts(out, report, stage, adapters, off) if json else out / "model")
     return 0
+
+
+def _facts(
+    out: Path, report: "Report", stage: "StageConfig", lora: "Lora | None", off: dict[str, float]
+) -> str:
+    """One JSON object about a finished run."""
+    from json import dumps
+
+    facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
+    return dumps({**facts, "updates": stage.optim.steps, "trains": stage.trains, "lora": bool(lora), **off})
 
 
 def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
