@@ -11,9 +11,10 @@ logits where something is learned.
 
 Documents follow the shares of Table 3: captions, questions, boxes, OCR, pure text, one task and one picture each; the
 pages of OCR and the texts are long, everything else is short. Every round draws a pool of them: ours learns from one
-row of the packed pool, the other side from one padded micro-batch of it, in turn; padding never counts as a token. They
-run in one process and one thread, and what counts is the time that the processor gave to it, so that other work on the
-machine changes little. Speeds are all tokens over all seconds.
+row of the packed pool, the other side from one padded micro-batch of it, in turn, each the one that is most like the
+whole pool in filling and in pictures per token; padding never counts as a token. They run in one process and one
+thread, and what counts is the time that the processor gave to it, so that other work on the machine changes little.
+Speeds are all tokens over all seconds.
 """
 
 import argparse
@@ -185,6 +186,23 @@ def theirs(config: ModelConfig) -> tuple[nn.Module, Callable[[Sequence[Example]]
     return model, lambda examples: model(*padded(examples)).backward()
 
 
+def most_typical(groups: Sequence[Sequence[Example]], length: int | None) -> Sequence[Example]:
+    """The group nearest to all of them in filling and in pictures per token; rows of `length`, or of their longest."""
+
+    def places(group: Sequence[Example]) -> int:
+        return length or max(map(len, group)) * len(group)
+
+    def facts(some: Sequence[Sequence[Example]]) -> tuple[float, float]:
+        tokens = sum(len(each) for group in some for each in group)
+        pictures = sum(len(each.images) for group in some for each in group)
+        return tokens / sum(map(places, some)), pictures / tokens
+
+    whole = facts(groups)
+    return min(
+        groups, key=lambda group: sum(abs(a / b - 1) for a, b in zip(facts([group]), whole, strict=True))
+    )
+
+
 def compare(config: ModelConfig, length: int, rounds: int, bfloat16: bool) -> dict[str, object]:
     """Both sides in turn on the same pools; tokens per second of the processor."""
     sides = {"ours": ours(config, length), "transformers": theirs(config)}
@@ -192,14 +210,14 @@ def compare(config: ModelConfig, length: int, rounds: int, bfloat16: bool) -> di
     tokens, seconds = dict.fromkeys(sides, 0), dict.fromkeys(sides, 0.0)
     fill: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        pool, draw = documents(config, length, POOL, number), random.Random(number)
+        pool = documents(config, length, POOL, number)
         rows = [[pool[each] for each in row] for row in fit([len(each) for each in pool], length)]
         batches = [pool[at : at + MICRO] for at in range(0, POOL, MICRO)]
         whole = sum(map(len, pool))
         fill["ours"].append(whole / (len(rows) * length))
         fill["transformers"].append(whole / sum(max(map(len, each)) * MICRO for each in batches))
         for (name, (_, step)), examples in zip(
-            sides.items(), (draw.choice(rows), draw.choice(batches)), strict=True
+            sides.items(), (most_typical(rows, length), most_typical(batches, None)), strict=True
         ):
             start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
