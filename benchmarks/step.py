@@ -10,8 +10,11 @@ micro-batches padded to their longest, the loss that the model returns. Ours pac
 logits where something is learned.
 
 Documents follow the shares of Table 3: captions, questions, boxes, OCR, pure text, one task and one picture each; the
-pages of OCR and the texts are long, everything else is short. A token counts once whatever the layout, padding never.
-Steps alternate in one process, so a slow moment of the machine hits both; the ratio is that of the medians.
+pages of OCR and the texts are long, everything else is short. Every round draws a pool of them: ours learns from one
+row of the packed pool, the other side from one padded micro-batch of it, in turn, each the one that is most like the
+whole pool in filling and in pictures per token; padding never counts as a token. They run in one process and one
+thread, and what counts is the time that the processor gave to it, so that other work on the machine changes little.
+Speeds are all tokens over all seconds.
 """
 
 import argparse
@@ -40,7 +43,9 @@ MICRO = 4
 """Documents of a padded micro-batch."""
 
 POOL = 64
-"""Documents that are packed together; some of their rows make a step, as a loader with a window has it."""
+"""Documents that are packed together, a loader's window."""
+
+SETTINGS = OptimConfig(peak_lr=1e-4, final_lr=0.0, warmup_steps=0, steps=1)
 
 TASKS: dict[str, tuple[float, float, float, float]] = {
     # millions of samples (Table 3); tokens of the prompt, of the shortest and the longest answer (up to 1: of a row)
@@ -154,8 +159,8 @@ def pixels_of(image: Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.source)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def ours(config: ModelConfig, length: int) -> tuple[nn.Module, Callable[[Sequence[Example]], int]]:
-    """The model and a step: forward and backward over packed rows; returns how many tokens were learned."""
+def ours(config: ModelConfig, length: int) -> tuple[nn.Module, Callable[[Sequence[Example]], None]]:
+    """The model, and forward and backward over a packed row."""
     tokenizer = Tokenizer({bytes([value]): value for value in range(256)})
     model = QwenVL(config)
     stage = StageConfig(
@@ -164,70 +169,75 @@ def ours(config: ModelConfig, length: int) -> tuple[nn.Module, Callable[[Sequenc
         sequence_length=length,
         documents=1,
         micro_documents=1,
-        optim=OptimConfig(peak_lr=1e-4, final_lr=0.0, warmup_steps=0, steps=1),
+        optim=SETTINGS,
     )
     aim = next_token_of(model, tokenizer, stage, lambda _: documents(config, length, 1, 0)[0])
 
-    def step(examples: Sequence[Example]) -> int:
+    def step(examples: Sequence[Example]) -> None:
         loss = aim.loss(pack(examples, length, packing="isolated", pad_id=0))
-        (loss.total / loss.supervised).backward()
-        return loss.supervised
+        (loss.total / max(loss.supervised, 1)).backward()
 
     return model, step
 
 
-def theirs(config: ModelConfig) -> tuple[nn.Module, Callable[[Sequence[Example]], int]]:
-    """The same for padded micro-batches."""
+def theirs(config: ModelConfig) -> tuple[nn.Module, Callable[[Sequence[Example]], None]]:
+    """The same for a padded micro-batch."""
     model = Plain(config)
-
-    def step(examples: Sequence[Example]) -> int:
-        learned = 0
-        for at in range(0, len(examples), MICRO):
-            ids, pixels, mask, labels = padded(examples[at : at + MICRO])
-            count = int((labels != IGNORE).sum())
-            (model(ids, pixels, mask, labels) * count).backward()
-            learned += count
-        return learned
-
-    return model, step
+    return model, lambda examples: model(*padded(examples)).backward()
 
 
-def compare(config: ModelConfig, length: int, rows: int, rounds: int, bfloat16: bool) -> dict[str, object]:
-    """Alternate steps over the same documents; medians of tokens per second."""
+def most_typical(groups: Sequence[Sequence[Example]], length: int | None) -> Sequence[Example]:
+    """The group nearest to all of them in filling and in pictures per token; rows of `length`, or of their longest."""
+
+    def places(group: Sequence[Example]) -> int:
+        return length or max(map(len, group)) * len(group)
+
+    def facts(some: Sequence[Sequence[Example]]) -> tuple[float, float]:
+        tokens = sum(len(each) for group in some for each in group)
+        pictures = sum(len(each.images) for group in some for each in group)
+        return tokens / sum(map(places, some)), pictures / tokens
+
+    whole = facts(groups)
+    return min(
+        groups, key=lambda group: sum(abs(a / b - 1) for a, b in zip(facts([group]), whole, strict=True))
+    )
+
+
+def compare(config: ModelConfig, length: int, rounds: int, bfloat16: bool) -> dict[str, object]:
+    """Both sides in turn on the same pools; tokens per second of the processor."""
     sides = {"ours": ours(config, length), "transformers": theirs(config)}
-    settings = OptimConfig(peak_lr=1e-4, final_lr=0.0, warmup_steps=0, steps=1)
-    optimizers = {name: make_optimizers(model, settings) for name, (model, _) in sides.items()}
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    fill, padding = [], []
+    optimizers = {name: make_optimizers(model, SETTINGS) for name, (model, _) in sides.items()}
+    tokens, seconds = dict.fromkeys(sides, 0), dict.fromkeys(sides, 0.0)
+    fill: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         pool = documents(config, length, POOL, number)
-        packed = fit([len(each) for each in pool], length)
-        chosen = sorted(each for row in random.Random(number).sample(packed, rows) for each in row)
-        examples = [pool[each] for each in chosen]
-        tokens, learned = sum(map(len, examples)), set()
-        for name, (_, step) in sides.items():
-            start = time.perf_counter()
+        rows = [[pool[each] for each in row] for row in fit([len(each) for each in pool], length)]
+        batches = [pool[at : at + MICRO] for at in range(0, POOL, MICRO)]
+        whole = sum(map(len, pool))
+        fill["ours"].append(whole / (len(rows) * length))
+        fill["transformers"].append(whole / sum(max(map(len, each)) * MICRO for each in batches))
+        for (name, (_, step)), examples in zip(
+            sides.items(), (most_typical(rows, length), most_typical(batches, None)), strict=True
+        ):
+            start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                learned.add(step(examples))
+                step(examples)
             for optimizer in optimizers[name]:
                 optimizer.step()
                 optimizer.zero_grad()
-            speeds[name].append(tokens / (time.perf_counter() - start))
-        assert len(learned) == 1, f"the two sides learn from {learned} tokens"
-        fill.append(tokens / (rows * length))
-        batches = [examples[at : at + MICRO] for at in range(0, len(examples), MICRO)]
-        padding.append(tokens / sum(max(map(len, each)) * len(each) for each in batches))
-    medians = {name: statistics.median(each) for name, each in speeds.items()}
+            seconds[name] += time.process_time() - start
+            tokens[name] += sum(map(len, examples))
+    speeds = {name: tokens[name] / seconds[name] for name in sides}
     return {
         "pixels": config.vision.image_size,
+        "length": length,
         "parameters": {
             name: sum(p.numel() for p in model.parameters()) for name, (model, _) in sides.items()
         },
-        "fill": round(statistics.mean(fill), 3),
-        "fill_padded": round(statistics.mean(padding), 3),
-        "tokens_per_second": {name: round(speed, 1) for name, speed in medians.items()},
-        "ratio": round(medians["ours"] / medians["transformers"], 2),
-        "ratios": [round(a / b, 2) for a, b in zip(speeds["ours"], speeds["transformers"], strict=True)],
+        "fill": {name: round(statistics.mean(each), 3) for name, each in fill.items()},
+        "tokens": tokens,
+        "tokens_per_second": {name: round(speed, 1) for name, speed in speeds.items()},
+        "ratio": round(speeds["ours"] / speeds["transformers"], 2),
     }
 
 
@@ -237,17 +247,15 @@ def main() -> None:
     )
     parser.add_argument("--pixels", type=int, nargs="+", default=[224, 448])
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--rows", type=int, default=1, help="of a step")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--small", action="store_true", help="toy size, for the tests")
     given = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     for pixels in given.pixels:
         print(
-            json.dumps(
-                compare(shape(pixels, given.small), given.length, given.rows, given.rounds, given.bfloat16)
-            ),
+            json.dumps(compare(shape(pixels, given.small), given.length, given.rounds, given.bfloat16)),
             flush=True,
         )
 

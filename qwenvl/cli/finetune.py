@@ -94,38 +94,32 @@ def finetune(
     if report is None:
         return 1
     runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
+    # bitsandbytes repacks 4-bit weights to answer on a CPU, and training needs them as they were: no sheets then.
+    shown = 0 if qlora and runtime.device.type == "cpu" else show_every
     choice = FinetuneConfig(
-        trains=parts,
-        epochs=epochs,
-        peak_lr=lr,
-        weight_decay=weight_decay,
-        documents=batch,
-        micro_documents=micro_batch,
-        sequence_length=sequence_length,
-        bfloat16=runtime.device.type == "cuda",
-        save_every=save_every,
-        show_every=show_every,
-        track=track,
-        seed=seed,
-    )
-    stage = stage_of(choice, config, report.lengths)
-    written = _written_dtype(place, dtype)
-    adapters = None
+        trains=parts, epochs=epochs, peak_lr=lr, weight_decay=weight_decay, documents=batch,
+        micro_documents=micro_batch, sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda",
+        save_every=save_every, show_every=shown, track=track, seed=seed,
+    )  # fmt: skip
+    stage, adapters = stage_of(choice, config, report.lengths), None
     if lora or qlora:
         from qwenvl.integrations.peft import Lora
 
         adapters = Lora(rank=rank, alpha=alpha, dropout=dropout, parts=parts, modules=modules)
-    off = _run(
-        place, out, tokenizer, stage, report.usable, adapters, quantized=qlora, runtime=runtime, dtype=written
-    )
-    if json:
-        from json import dumps
-
-        facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
-        print(dumps({**facts, "updates": stage.optim.steps, "trains": parts, "lora": lora or qlora, **off}))
-    else:
-        print(out / "model")
+    written = _written_dtype(place, dtype)
+    off = _run(place, out, tokenizer, stage, report.usable, adapters, qlora, runtime, written)
+    print(_facts(out, report, stage, adapters, off) if json else out / "model")
     return 0
+
+
+def _facts(
+    out: Path, report: "Report", stage: "StageConfig", lora: "Lora | None", off: dict[str, float]
+) -> str:
+    """One JSON object about a finished run."""
+    from json import dumps
+
+    facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
+    return dumps({**facts, "updates": stage.optim.steps, "trains": stage.trains, "lora": bool(lora), **off})
 
 
 def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
@@ -167,7 +161,6 @@ def _run(
     stage: "StageConfig",
     found: "Sequence[Conversation]",
     lora: "Lora | None",
-    *,
     quantized: bool,
     runtime: "Runtime",
     dtype: "torch.dtype",

@@ -72,8 +72,8 @@ def targets(model: nn.Module, lora: Lora) -> list[str]:
     found = [name for name in found if lora.modules or _by_default(name)]
     if missed := [part for part in lora.parts if not any(name.startswith(f"{part}.") for name in found)]:
         raise ValueError(
-            f"LoRA matches nothing in {missed[0]}: none of {', '.join(lora.modules)} is a layer of it; leave the part out "
-            "of --train, or name a layer of it with --modules."
+            f"LoRA matches nothing in {missed[0]}: none of {', '.join(lora.modules)} is a layer of it; leave the part "
+            "out of --train, or name a layer of it with --modules."
         )
     return found
 

@@ -135,8 +135,7 @@ def run_recipe(
 ) -> Path:
     """Run every stage that is not done yet; returns the folder of the last model.
 
-    `scale` shortens all stages, `changes` are values of `StageConfig` for all of them; `watch` sees the model after
-    every update (see `run_stage`).
+    `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
     given, spread = start or Start(), spread or SpreadConfig()
     stages = stages_of(folder, given)

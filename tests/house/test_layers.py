@@ -41,6 +41,7 @@ ONLY_IN = {
     "accelerate": {"integrations"},
     "torchao": {"integrations"},
     "bitsandbytes": {"integrations"},
+    "tensorboard": {"train"},
     "wandb": {"train"},
     "trackio": {"train"},
     "torchvision": set(),  # its PyPI wheel does not fit a CPU torch: shared facts, dependencies 0.1

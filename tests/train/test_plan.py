@@ -228,10 +228,11 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture) -> None
     assert "try fewer documents per forward pass" in said.err
 
 
-def test_memory_is_that_of_a_real_run() -> None:
+@pytest.mark.parametrize("options", [(), ("--bfloat16",)], ids=["float32", "bfloat16"])
+def test_memory_is_that_of_a_real_run(options: tuple[str, ...]) -> None:
     """Peak RSS of two updates of the real loop, over the process before them: within 10 %."""
     told = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "plan.py", "--scale", "5"],
+        [sys.executable, ROOT / "benchmarks" / "plan.py", "--scale", "5", *options],
         capture_output=True,
         text=True,
         check=True,
