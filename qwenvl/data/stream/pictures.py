@@ -1,9 +1,9 @@
 """Pictures of training documents as squares of levels: exactly what the released model saw, or nearly and sooner.
 
-    exact   `images.resize`: Pillow decodes, and its antialiased bicubic filter squashes, bit for bit
-    fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of the same filter squashes them; its
-            weights have 16 bits, so that three levels in a thousand are off by one or two. Some tall pictures are off
-            further, because Pillow 13 squashes them down first and across then, torch never does
+exact   `images.resize`: Pillow decodes, and its antialiased bicubic filter squashes, bit for bit
+fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of the same filter squashes them; its
+        weights have 16 bits, so that three levels in a thousand are off by one or two. Some tall pictures are off
+        further, because Pillow 13 squashes them down first and across then, torch never does
 """
 
 import numpy as np
