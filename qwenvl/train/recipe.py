@@ -221,3 +221,5 @@ def _train_stage(
     )  # who asks this model shows it pictures as it learned them
     if parallel.rank() == 0:
         checkpoint.save(model, run_dir / "model", companions=init)
+        if stage.chat:
+            checkpoint.ask_in_chatml(run_dir / "model")

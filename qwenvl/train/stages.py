@@ -74,6 +74,8 @@ class StageConfig:
     """Share of each source of the toy world."""
     data: tuple[SourceConfig, ...] = ()
     """Sources of real documents, beside those of the toy world; their weights share one scale."""
+    chat: bool = False
+    """The documents are dialogues: who asks the model afterwards asks it in ChatML."""
     documents: int
     """Documents per update, the global batch."""
     micro_documents: int

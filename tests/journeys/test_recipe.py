@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import qwenvl.cli as cli
 from qwenvl import presets
+from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.initialise import initialise_
@@ -22,6 +23,7 @@ from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.markup import Box, Image, Quad
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log
 
@@ -115,6 +117,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
         )
     (tmp_path / "qwen/config.json").write_text(json.dumps({"num_attention_heads": 2}))
     tokenizer.save(tmp_path / "qwen")
+    (tmp_path / "qwen/generation_config.json").write_text('{"chat_format": "raw"}')
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     (recipe / "recipe.toml").write_text(
@@ -158,6 +161,11 @@ def test_three_stages_from_shards(
     for name in ("1-pretraining", "2-multitask", "3-finetuning"):
         lines = read_log(run / name / "log.jsonl")
         assert len(lines) == 3 and all(0 < line["loss"] < 20 and line["tokens"] > 0 for line in lines)
+    manners = [
+        Assistant.load(run / name / "model", Runtime.detect(device="cpu")).manner.chat_format
+        for name in ("2-multitask", "3-finetuning")
+    ]
+    assert manners == ["raw", "chatml"], "a base model until it has learned dialogues"
     shown = sum(line["pictures"] for line in read_log(run / "1-pretraining/log.jsonl"))
     assert shown == PAIRS - 1, "every pair once, but for the damaged one"
 
