@@ -88,7 +88,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
     """A model whose parts stand in `openclip` and `qwen`, in the forms of these releases; its preset is `shrunk`."""
-    tokenizer = Tokenizer.train(vocabulary_texts(50), 100)
+    tokenizer = Tokenizer.train(vocabulary_texts(20), 50)
     config = ModelConfig(
         vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, image_size=224),
         adapter=AdapterConfig(queries=16, heads=2),
@@ -128,7 +128,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
 
 SHORT = (
     "--stage.documents", "8", "--stage.micro-documents", "4", "--stage.window", "8", "--stage.workers", "0",
-    "--stage.bfloat16", "False", "--optim.steps", "3", "--optim.warmup-steps", "1", "--device", "cpu",
+    "--stage.bfloat16", "False", "--optim.warmup-steps", "1", "--device", "cpu",
 )  # fmt: skip
 
 
@@ -137,7 +137,18 @@ def test_three_stages_from_shards(
 ) -> None:
     run = tmp_path / "run"
     starts = ("--init-vision", tmp_path / "openclip", "--init-llm", tmp_path / "qwen")
-    typed = ("train", tmp_path / "recipe", "--out", run, "--data", data / "data.toml", *starts, *SHORT)
+    typed = (
+        "train",
+        tmp_path / "recipe",
+        "--out",
+        run,
+        "--data",
+        data / "data.toml",
+        *starts,
+        "--optim.steps",
+        "3",
+        *SHORT,
+    )
     assert cli.main([str(word) for word in typed]) == 0
     told = capsys.readouterr()
     assert told.out.strip() == str(run / "3-finetuning/model")
@@ -176,8 +187,16 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
     model.load_state_dict(parts.state_dict())
     checkpoint.save(model, tmp_path / "init", companions=tmp_path / "qwen")
     for processes in (1, 2):
-        typed = ("train", RECIPES / "small/2-multitask.toml", "--init", tmp_path / "init", "--data", data / "data.toml",
-                 "--out", tmp_path / str(processes), "--processes", processes, *SHORT)  # fmt: skip
+        where = (
+            "--init",
+            tmp_path / "init",
+            "--data",
+            data / "data.toml",
+            "--out",
+            tmp_path / str(processes),
+        )
+        stage = RECIPES / "small/2-multitask.toml"
+        typed = ("train", stage, *where, "--processes", processes, "--optim.steps", "2", *SHORT)
         assert cli.main([str(word) for word in typed]) == 0
     logs = [read_log(tmp_path / name / "2-multitask/log.jsonl") for name in ("1", "2")]
     assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-5)
