@@ -257,4 +257,10 @@ def _train_stage(
     )
     model.config = at_this_size  # who asks this model shows it pictures as it learned them
     trained = whole(model)
-    parallel.from_first(lambda: checkpoint.save(trained, run_dir / "model", companions=init))
+    parallel.from_first(lambda: _write(trained, run_dir / "model", init, stage))
+
+
+def _write(model: QwenVL, folder: Path, init: Path, stage: StageConfig) -> None:
+    checkpoint.save(model, folder, companions=init)
+    if stage.chat:
+        checkpoint.ask_in_chatml(folder)
