@@ -87,8 +87,7 @@ def train(
             if watch and parallel.rank() == 0:
                 watch(model, stage, step + 1)
             if stops and not last:
-                saver.finish()
-                stop(stage, step + 1, run_dir)
+                stop(saver, stage, step + 1, run_dir)
             if stragglers.add(seconds, time.perf_counter() - began):
                 stragglers.compare(team.everyones(stragglers.own), speaks=parallel.rank() == 0)
             parallel.wait()
@@ -138,8 +137,9 @@ def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) 
     return [range(start, start + size) for start in starts[rank::ranks]]
 
 
-def stop(stage: StageConfig, step: int, run_dir: Path) -> None:
-    """End the run in every process. Raises `Stopped`."""
+def stop(saver: Saver, stage: StageConfig, step: int, run_dir: Path) -> None:
+    """End the run in every process, when its state is saved. Raises `Stopped`."""
+    saver.finish()
     if parallel.rank() == 0:
         print(
             f"stopped as asked: stage {stage.name} has done {step} of {stage.optim.steps} updates, saved in {run_dir}; "

@@ -33,7 +33,7 @@ DOCS = sorted(
 )
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 OUR_PATH = re.compile(r"(?:qwenvl|tests|docs|recipes|benchmarks|\.ci)/[\w./*-]*")
-ORDINARY = {"cd", "git", "ls", "cat", "nvidia-smi", "torchrun", "curl", "tensorboard"}
+ORDINARY = {"cd", "git", "ls", "cat", "cp", "nvidia-smi", "torchrun", "curl", "tensorboard"}
 """Commands a reader knows: shown for context, not checked."""
 
 
