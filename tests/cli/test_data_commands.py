@@ -199,6 +199,8 @@ def test_plan(run: Run) -> None:
     assert told["core_hours"] == pytest.approx(111.1, abs=0.1)
     assert told["hours"] == pytest.approx(400 * 2 / 3600, abs=0.01)
     assert "wall time" in run("data", "plan", "1000000")
+    slow = json.loads(run("data", "plan", "2e9", "--cores", "500", "--storage-mb-s", "10000", "--json"))
+    assert slow["hours"] == pytest.approx(2e9 * 30.35e3 * 1.14 / 10e9 / 3600, abs=0.01)
 
 
 @pytest.mark.parametrize(
