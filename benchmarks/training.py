@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--rounds 5]
 
-    packed     a picture once, its tasks as branches that do not see each other, rows filled by best fit
+    packed     a picture once, its tasks as branches that do not see each other, rows filled by whole documents
     documents  the same documents, one per row, padded to the longest of the batch
     tasks      one task per row with a picture of its own, padded: what a plain data loader makes of (picture, task)
 

@@ -131,12 +131,10 @@ def _from_file(file: io.BytesIO | io.BufferedReader, name: str) -> pillow.Image:
         raise ValueError(
             f"Not opened: {name} is {picture.format}, which needs an outside program; convert it to PNG."
         )
-    return _decoded(picture, name, file)
+    return _decoded(picture, name)
 
 
-def _decoded(
-    picture: pillow.Image, name: str, file: io.BytesIO | io.BufferedReader | None = None
-) -> pillow.Image:
+def _decoded(picture: pillow.Image, name: str) -> pillow.Image:
     width, height = picture.size
     if width * height == 0:
         raise ValueError(
@@ -144,29 +142,8 @@ def _decoded(
         )
     if width * height > MAX_PIXELS:
         raise ValueError(_too_large(name, f"{width} x {height}"))
-    if file is not None and picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-        sooner = _by_simplejpeg(picture, file)
-        if sooner is not None:
-            return sooner
     _guard(picture.load, name)
     return picture if picture.mode == "RGB" else _guard(lambda: picture.convert("RGB"), name)
-
-
-def _by_simplejpeg(picture: pillow.Image, file: io.BytesIO | io.BufferedReader) -> pillow.Image | None:
-    """The same levels as Pillow decodes, in less time; None, for Pillow to tell why, where it is not so plain."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    file.seek(0)
-    try:
-        levels = simplejpeg.decode_jpeg(file.read(), "RGB")
-    except ValueError:
-        file.seek(0)
-        return None
-    decoded = pillow.fromarray(levels)
-    decoded.info = picture.info  # where EXIF is, for `upright`
-    return decoded
 
 
 def _guard(decode: Callable[[], T], name: str) -> T:

@@ -196,6 +196,13 @@ def renamed(
     return ours
 
 
+def ask_in_chatml(folder: Path) -> None:
+    """Say in the folder's generation_config.json that the model is asked in dialogues, as it learned them."""
+    settings = folder / "generation_config.json"
+    values = read_json(settings) if settings.exists() else {}
+    settings.write_text(json.dumps({**values, "chat_format": "chatml"}, indent=2) + "\n")
+
+
 def official_tensors(stored: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
     """Our tensors under the official names and in the official layout."""
     official: dict[str, Stored] = {}

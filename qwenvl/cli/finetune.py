@@ -236,18 +236,14 @@ def _write(
 ) -> None:
     """Write it as a chat model and read it back. Raises ValueError, and keeps nothing, when it answers otherwise."""
     import dataclasses
-    import json
     import shutil
 
     from qwenvl.checkpoint import folder
-    from qwenvl.config import read_json
     from qwenvl.train.finetune import learned_logits, require_equal
 
     expected = learned_logits(model, tokenizer, shown)
     folder.save(model.to(dtype), target, companions=place)
-    settings = target / "generation_config.json"
-    values = read_json(settings) if settings.exists() else {}
-    settings.write_text(json.dumps({**values, "chat_format": "chatml"}, indent=2) + "\n")
+    folder.ask_in_chatml(target)
     try:
         again = folder.load(target, dataclasses.replace(runtime, dtype=model.llm.embed.weight.dtype))
         off = require_equal(expected, learned_logits(again, tokenizer, shown), dtype, f"{target} read back")

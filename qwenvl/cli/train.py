@@ -47,7 +47,7 @@ def train(
         recipe: A folder with recipe.toml and a file per stage, or one stage file.
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
-        data: File of sources and other values by stage, see recipes/qwen_vl_7b/data.toml; or the shards of one stage.
+        data: File of sources and other values by stage, see recipes/qwen_vl_7b/data.toml; or the shards that one stage learns from.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
@@ -103,7 +103,7 @@ def _start(
                 f"--data {data} is for one stage; a recipe needs a file with the data of each stage, see "
                 "recipes/qwen_vl_7b/data.toml."
             )
-        every["data"] = [{"paths": [str(data.absolute())]}]
+        every |= {"data": [{"paths": [str(data.absolute())]}], "mixture": {}}
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():
         raise ValueError(

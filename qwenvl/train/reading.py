@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from qwenvl.config import read_json
@@ -79,6 +80,10 @@ def require_sources(stage: StageConfig) -> None:
         )
     for path in (path for row in stage.data for path in row.paths):
         find_shards(path)
+    if stage.fast_pictures and find_spec("simplejpeg") is None:
+        raise ValueError(
+            "fast_pictures needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."
+        )
 
 
 def stream_of(stage: StageConfig, tokenizer: Tokenizer, queries: int, toys: "Toys") -> Stream:

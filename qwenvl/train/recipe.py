@@ -220,3 +220,5 @@ def _train_stage(
     model.config = at_this_size  # who asks this model shows it pictures as it learned them
     if parallel.rank() == 0:
         checkpoint.save(model, run_dir / "model", companions=init)
+        if stage.chat:
+            checkpoint.ask_in_chatml(run_dir / "model")

@@ -74,6 +74,8 @@ class StageConfig:
     """Share of each source of the toy world."""
     data: tuple[SourceConfig, ...] = ()
     """Sources of real documents, beside those of the toy world; their weights share one scale."""
+    chat: bool = False
+    """The documents are dialogues: who asks the model afterwards asks it in ChatML."""
     documents: int
     """Documents per update, the global batch."""
     micro_documents: int
@@ -83,7 +85,7 @@ class StageConfig:
     workers: int = 0
     """Processes per rank that read and decode ahead; they change nothing but the speed. 0 reads in the rank itself."""
     fast_pictures: bool = False
-    """Resize by a faster filter, off by one level in a few values of a thousand (`stream.pictures`)."""
+    """Decode and resize twice as fast, off by a level in three values of a thousand (`data.stream.pictures`)."""
     bfloat16: bool = True
     """Compute matrix products in bfloat16; weights and sums stay float32."""
     seed: int = 0

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import qwenvl.cli as cli
 from qwenvl import presets
+from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.initialise import initialise_
@@ -22,6 +23,7 @@ from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.markup import Box, Image, Quad
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log
 
@@ -86,7 +88,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
     """A model whose parts stand in `openclip` and `qwen`, in the forms of these releases; its preset is `shrunk`."""
-    tokenizer = Tokenizer.train(vocabulary_texts(50), 100)
+    tokenizer = Tokenizer.train(vocabulary_texts(20), 50)
     config = ModelConfig(
         vision=VisionConfig(width=32, layers=2, heads=2, mlp_width=64, image_size=224),
         adapter=AdapterConfig(queries=16, heads=2),
@@ -115,6 +117,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
         )
     (tmp_path / "qwen/config.json").write_text(json.dumps({"num_attention_heads": 2}))
     tokenizer.save(tmp_path / "qwen")
+    (tmp_path / "qwen/generation_config.json").write_text('{"chat_format": "raw"}')
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     (recipe / "recipe.toml").write_text(
@@ -125,7 +128,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
 
 SHORT = (
     "--stage.documents", "8", "--stage.micro-documents", "4", "--stage.window", "8", "--stage.workers", "0",
-    "--stage.bfloat16", "False", "--optim.steps", "3", "--optim.warmup-steps", "1", "--device", "cpu",
+    "--stage.bfloat16", "False", "--optim.warmup-steps", "1", "--device", "cpu",
 )  # fmt: skip
 
 
@@ -134,7 +137,18 @@ def test_three_stages_from_shards(
 ) -> None:
     run = tmp_path / "run"
     starts = ("--init-vision", tmp_path / "openclip", "--init-llm", tmp_path / "qwen")
-    typed = ("train", tmp_path / "recipe", "--out", run, "--data", data / "data.toml", *starts, *SHORT)
+    typed = (
+        "train",
+        tmp_path / "recipe",
+        "--out",
+        run,
+        "--data",
+        data / "data.toml",
+        *starts,
+        "--optim.steps",
+        "3",
+        *SHORT,
+    )
     assert cli.main([str(word) for word in typed]) == 0
     told = capsys.readouterr()
     assert told.out.strip() == str(run / "3-finetuning/model")
@@ -158,6 +172,11 @@ def test_three_stages_from_shards(
     for name in ("1-pretraining", "2-multitask", "3-finetuning"):
         lines = read_log(run / name / "log.jsonl")
         assert len(lines) == 3 and all(0 < line["loss"] < 20 and line["tokens"] > 0 for line in lines)
+    manners = [
+        Assistant.load(run / name / "model", Runtime.detect(device="cpu")).manner.chat_format
+        for name in ("2-multitask", "3-finetuning")
+    ]
+    assert manners == ["raw", "chatml"], "a base model until it has learned dialogues"
     shown = sum(line["pictures"] for line in read_log(run / "1-pretraining/log.jsonl"))
     assert shown == PAIRS - 1, "every pair once, but for the damaged one"
 
@@ -168,8 +187,16 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
     model.load_state_dict(parts.state_dict())
     checkpoint.save(model, tmp_path / "init", companions=tmp_path / "qwen")
     for processes in (1, 2):
-        typed = ("train", RECIPES / "small/2-multitask.toml", "--init", tmp_path / "init", "--data", data / "data.toml",
-                 "--out", tmp_path / str(processes), "--processes", processes, *SHORT)  # fmt: skip
+        where = (
+            "--init",
+            tmp_path / "init",
+            "--data",
+            data / "data.toml",
+            "--out",
+            tmp_path / str(processes),
+        )
+        stage = RECIPES / "small/2-multitask.toml"
+        typed = ("train", stage, *where, "--processes", processes, "--optim.steps", "2", *SHORT)
         assert cli.main([str(word) for word in typed]) == 0
     logs = [read_log(tmp_path / name / "2-multitask/log.jsonl") for name in ("1", "2")]
     assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-5)

@@ -118,7 +118,8 @@ class Batches:
             )
         if self.packing != "interleaved":
             return self._rows(found), left_out
-        well_filled, others = [], []
+        well_filled: Packed = []
+        others: Packed = []
         for task in dict.fromkeys(task for task, _ in found):
             for row in self._rows([each for each in found if each[0] == task]):
                 full = sum(len(made) for _, made in row) >= FULL * self.row_length

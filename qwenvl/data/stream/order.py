@@ -98,19 +98,20 @@ class Order:
     def __init__(self, size: int, blocks: Sequence[int] | None, *name: object) -> None:
         self.size, self._name = size, name
         self._blocks = None if blocks is None else np.array(blocks, dtype=np.int64)
+        self._starts = None if self._blocks is None else np.cumsum(self._blocks) - self._blocks
         self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __call__(self, drawn: int) -> tuple[int, int]:
         """The epoch, and the number of the sample in the source."""
         epoch, place = divmod(drawn, self.size)
-        if self._blocks is None:
+        if self._blocks is None or self._starts is None:
             return epoch, permuted(place, self.size, *self._name, epoch)
         order, ends = self._of_epoch(epoch, self._blocks)
         at = int(np.searchsorted(ends, place, side="right"))
         block = int(order[at])
         size = int(self._blocks[block])
         inside = permuted(place - (int(ends[at]) - size), size, *self._name, epoch, block)
-        return epoch, int(self._blocks[:block].sum()) + inside
+        return epoch, int(self._starts[block]) + inside
 
     def _of_epoch(self, epoch: int, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:

@@ -1,16 +1,16 @@
 """Pictures of training documents as squares of levels: exactly what the released model saw, or nearly and sooner.
 
-    exact   `images.resize`: Pillow's antialiased bicubic filter, bit for bit
-    fast    torch's kernel of the same filter, whose weights are 16-bit: most levels equal, the others off by one or two
-
-Both decode a plain JPEG by simplejpeg where it is installed, which gives the levels that Pillow gives.
+exact   `images.resize`: Pillow decodes, and its antialiased bicubic filter squashes, bit for bit
+fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of the same filter squashes them; its
+        weights have 16 bits, so that three levels in a thousand are off by one or two. Some tall pictures are off
+        further, because Pillow 13 squashes them down first and across then, torch never does
 """
 
 import numpy as np
 from jaxtyping import UInt8
 
 from qwenvl.data.stream.samples import Located
-from qwenvl.images import open_image, resize
+from qwenvl.images import MAX_PIXELS, open_image, resize
 
 
 def square(source: object, size: int, *, fast: bool = False) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -18,14 +18,33 @@ def square(source: object, size: int, *, fast: bool = False) -> UInt8[np.ndarray
 
     Raises ValueError for whatever is no picture, OSError for a file that cannot be read.
     """
-    picture = open_image(source.read() if isinstance(source, Located) else source)  # type: ignore[arg-type]
-    return _fast(np.asarray(picture), size) if fast else resize(picture, size)
+    given = source.read() if isinstance(source, Located) else source
+    if not fast:
+        return resize(open_image(given), size)  # type: ignore[arg-type]
+    levels = _of_jpeg(given)
+    return _squashed(np.array(open_image(given)) if levels is None else levels, size)  # type: ignore[arg-type]
 
 
-def _fast(levels: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def _of_jpeg(given: object) -> UInt8[np.ndarray, "height width 3"] | None:
+    """The levels of a JPEG in three colours or in grey; None for everything else, which Pillow looks at."""
+    import simplejpeg
+
+    encoded = given if isinstance(given, bytes) else None
+    if encoded is None or not encoded.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(encoded, "RGB")
+    except ValueError:
+        return None
+
+
+def _squashed(levels: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     import torch
     from torch.nn.functional import interpolate
 
-    planes = torch.from_numpy(np.ascontiguousarray(levels)).permute(2, 0, 1)[None]
-    resized = interpolate(planes, (size, size), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    planes = torch.from_numpy(levels).permute(2, 0, 1)[None]  # a view: the kernel reads colours side by side
+    squashed = interpolate(planes, (size, size), mode="bicubic", antialias=True)
+    return squashed[0].permute(1, 2, 0).contiguous().numpy()

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def places(shard: Path) -> NDArray[np.int64]:
             kept = np.load(file, mmap_mode="r")
             if kept[0].tolist() == stamp:
                 return kept[1:]
-    table = np.array([stamp, *_FINDERS[kind_of(shard)](shard)], dtype=np.int64).reshape(-1, 2)
+    found = chain(stamp, chain.from_iterable(_FINDERS[kind_of(shard)](shard)))
+    table = np.fromiter(found, dtype=np.int64).reshape(-1, 2)
     for file in tables:
         try:
             _write(file, table)
