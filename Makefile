@@ -19,7 +19,7 @@ demo: $(VENV)/.core
 	@$(BIN)/qwenvl demo
 
 data-demo: $(VENV)/.test
-	@$(BIN)/python benchmarks/data_demo.py
+	@$(BIN)/python benchmarks/data_demo.py --expect-ray
 
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests

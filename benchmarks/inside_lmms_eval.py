@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-KIT = ("lmms-eval==0.7.3", "filelock<3.21")
+KIT = ("lmms-eval==0.7.3", "filelock<4")
 """The kit, and the last releases of what it reaches into: it imports filelock._api, which later ones lack."""
 TASK, BENCHMARK = "toyworld_words", "toyworld-vqa"
 """The same questions, as a task of the kit and as a benchmark of ours."""

@@ -118,7 +118,7 @@ def _server(url: str | None, key_from: str, out: Path | None) -> "Ask":
 def _write(
     found: "Iterable[Dialogue | Skipped | dict[str, object]]", out: Path, format: str, counts: "Counter[str]"
 ) -> None:
-    """The dialogues as lines; counts what became of every picture."""
+    """The dialogues as lines; counts what became of every picture, and says of each fault what the first one was."""
     import sys
 
     from rich.console import Console
@@ -144,3 +144,5 @@ def _write(
             else:
                 assert isinstance(each, Skipped)
                 counts[f"skipped: {each.kind}"] += 1
+                if counts[f"skipped: {each.kind}"] == 1:
+                    print(f"picture {each.key}, {each.kind}: {each.detail}", file=sys.stderr)

@@ -14,6 +14,7 @@ def data_plan(
     shard: int = 10_000,
     rate: float | None = None,
     score_rate: float | None = None,
+    storage_mb_s: float | None = None,
     work: Literal["clean", "columns"] = "clean",
     json: bool = False,
 ) -> int:
@@ -30,9 +31,12 @@ def data_plan(
         shard: Pairs per shard.
         rate: Pairs per second and core; without it the measured one.
         score_rate: CLIP scores per second and GPU; without it a guess that you should replace.
+        storage_mb_s: Megabytes per second that the storage reads and writes together; without it no limit.
         work: Read and write tars with pictures (clean), or judge columns alone (columns).
         json: Print the plan as JSON.
     """
+    import math
+
     from qwenvl.data.clean.plan import plan, table
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.shards import dump
@@ -41,6 +45,7 @@ def data_plan(
     found = plan(
         int(pairs), row.remaining / 100, cores=cores, gpus=gpus, picture_kb=picture_kb, shard=shard, rate=rate,
         score_rate=score_rate, columns_only=work == "columns",
+        storage_mb_s=math.inf if storage_mb_s is None else storage_mb_s,
     )  # fmt: skip
     print(dump(found.to_json()).decode() if json else table(found))
     return 0

@@ -279,12 +279,12 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
         pipes.append(pipe)
     try:
         while pipes:
-            for pipe in wait(pipes):
-                assert isinstance(pipe, Connection)
+            for ready in wait(pipes):
+                assert isinstance(ready, Connection)
                 try:
-                    answered = pipe.recv()
+                    answered = ready.recv()
                 except (EOFError, OSError):  # closed, perhaps in the middle of a message
-                    pipes.remove(pipe)
+                    pipes.remove(ready)
                 else:
                     if report is not None:
                         report(answered)

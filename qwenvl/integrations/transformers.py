@@ -36,6 +36,9 @@ from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
 from qwenvl.model.vlm import QwenVL, place_images
 from qwenvl.tokenizer import SPECIALS
 
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What this version calls the keys and values of a model's output: `cache` from 5.24 on."""
+
 
 class QwenVLConfig(PreTrainedConfig):
     """`ModelConfig` as transformers wants it; `shape` is the typed original."""
@@ -168,6 +171,7 @@ class QwenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: DynamicCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -178,16 +182,17 @@ class QwenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         `attention_mask` (batch, cached and new tokens) is 0 on padding, left or right; positions follow from it.
         `labels` are unshifted, as transformers has it. Beyond the trained length, evaluation stretches the rotary base
-        (dynamic NTK, log n) by each row's own prompt.
+        (dynamic NTK, log n) by each row's own prompt. `cache` is what transformers 5.24 calls `past_key_values`.
         """
         embedded = self._embed(input_ids, pixel_values) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        hidden = self._read(embedded, attention_mask, past_key_values)
+        past = past_key_values if cache is None else cache
+        if use_cache and past is None:
+            past = DynamicCache(config=self.config)
+        hidden = self._read(embedded, attention_mask, past)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.llm.head(hidden[:, kept])
         loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past})
 
     def _read(self, hidden: Tensor, attention_mask: Tensor | None, past: DynamicCache | None) -> Tensor:
         """The blocks, behind what the cache holds."""

@@ -168,10 +168,16 @@ def test_self_instruction_dry_then_real_then_remembered(known: Path, run: Run, t
             "1",
             "--json",
         )
-        told = json.loads(run(*args, *there))
+        counted, fault = run(*args, *there).splitlines()
+        told = json.loads(counted)
         assert told == {"pictures": 4, "dialogues": 3, "questions": 3, "skipped: reply not in form": 1}
-        assert json.loads(run(*args, *there)) == told and len(asked) == 4, "replies are remembered"
+        assert "picture 1, reply not in form" in fault
+        again = json.loads(run(*args, *there).splitlines()[0])
+        assert again == told and len(asked) == 4, "replies are remembered"
         web.shutdown()
+    gone = run(*args, "--server", "http://127.0.0.1:9/v1", "--out", tmp_path / "none.jsonl", status=1)
+    assert "picture 0, no reply: the server at http://127.0.0.1:9/v1 did not answer" in gone
+    assert "4  skipped: no reply" in gone
     assert len(read_conversations(out)) == 3
 
 
@@ -199,6 +205,8 @@ def test_plan(run: Run) -> None:
     assert told["core_hours"] == pytest.approx(111.1, abs=0.1)
     assert told["hours"] == pytest.approx(400 * 2 / 3600, abs=0.01)
     assert "wall time" in run("data", "plan", "1000000")
+    slow = json.loads(run("data", "plan", "2e9", "--cores", "500", "--storage-mb-s", "10000", "--json"))
+    assert slow["hours"] == pytest.approx(2e9 * 30.35e3 * 1.14 / 10e9 / 3600, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """CLIP scores from any CLIP of transformers: the cosine that the model itself gives, pair by pair."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image as pillow
 from tinyclip import tiny_clip
 from transformers import CLIPModel
 
+import qwenvl.cli as cli
 from qwenvl.data.records import Pair
 from qwenvl.images import MEAN, STD
 from qwenvl.integrations.clip import crop, load_scorer, scorer_of
@@ -41,6 +43,28 @@ def test_scores_are_the_models_own_and_do_not_depend_on_the_batch(checkpoint: Pa
     with torch.inference_mode():
         found = model(input_ids=torch.tensor([[2, 3, 4]]), pixel_values=pixels)
     assert together[0] == pytest.approx(float((found.image_embeds * found.text_embeds).sum()), abs=1e-5)
+
+
+def test_clean_and_calibrate_score_what_has_no_score(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for k in range(8):
+        (tmp_path / f"{k}.jpg").write_bytes(jpeg(k, (300, 240)))
+        words = ("red", "dog", "cat")
+        text = f"a {words[k % 3]} {words[k // 3]} of the world" if k else "short"
+        lines.append(json.dumps({"image": f"{k}.jpg", "text": text}))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    args = [str(tmp_path / "a.jsonl"), "--clip", str(checkpoint), "--json"]
+    assert cli.main(["data", "calibrate", *args, "--target", "0.5"]) == 0
+    choices = json.loads(capsys.readouterr().out)["choices"]
+    assert choices and all(
+        choice["clip_score"] is not None and choice["survival"] == 0.5 for choice in choices
+    )
+    limit = f"clip_score={choices[0]['clip_score']}"
+    assert cli.main(["data", "clean", args[0], str(tmp_path / "out"), *args[1:], "--change", limit]) == 0
+    told = json.loads(capsys.readouterr().out)["total"]
+    assert told["kept"] == 4 and told["dropped"] == {"clip score": 3, "length": 1}
 
 
 def test_the_crop_is_clips(checkpoint: Path) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 import qwenvl
 from qwenvl.checkpoint import folder
 from qwenvl.generate import engine
-from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
+from qwenvl.integrations.processor import QwenVLProcessor
+from qwenvl.integrations.transformers import QwenVLForConditionalGeneration, export
 from qwenvl.model.llm import ntk_alpha
 from qwenvl.runtime import Runtime
 
@@ -114,6 +115,16 @@ def test_convert_to_hf_loads_through_every_auto_class(tmp_path):
     theirs = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32).state_dict()
     assert all(torch.equal(theirs[name], tensor.float()) for name, tensor in stored(target).items())
     assert main(["convert", str(target), str(tmp_path / "back"), "--to", "official"]) == 0
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(QwenVLProcessor, "save_pretrained", full)
+    with pytest.raises(ValueError, match="the disk is full"):
+        export(GOLDEN / "tiny_q4", tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
 
 
 def stored(place: Path) -> dict[str, torch.Tensor]:

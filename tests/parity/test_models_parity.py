@@ -121,6 +121,7 @@ def at(*path, change):
         ("batch_left_generate", at("padding_side", change="right"), "not padded on the right"),
         ("batch_left", at("attention_mask", 0, 12, change=0), "not padded on the left"),
         ("vision_two", at("stats", "vit_out", "std", change=lambda s: s * 1.001), "std of vit_out"),
+        ("vision_two", at("stats", "vit_out", change=lambda s: {**s, "max": 9.0}), "statistics ['max'"),
         ("train_text", at("loss", change=lambda x: x * 1.0002), "largest difference in loss"),
         ("train_text", at("grad_norms", "lm_head.weight", change=lambda x: x * 1.0002), "lm_head.weight"),
         ("train_text", at("grad_norms", "transformer.visual.proj", change=1e-9), "visual.proj"),
@@ -158,6 +159,25 @@ def test_a_tensor_that_nobody_compares_fails(folder, case):
     tensors = load_file(folder / kept["tensors"])
     save_file({**tensors, "attentions.0": torch.zeros(3)}, folder / kept["tensors"])
     assert "nothing compares tensor attentions.0" in results(folder)[f"copy {case}"].note
+
+
+@pytest.mark.parametrize(
+    ("case", "note"),
+    [("vision_two", "without a recorded stage"), ("batch_left", "without recorded numbers")],
+)
+def test_a_case_without_numbers_fails(folder, case, note):
+    (kept,) = only(folder, case)
+    bare = {key: value for key, value in kept.items() if key not in ("tensors", "stats")}
+    assert note in write(folder, [bare])[f"copy {case}"].note
+
+
+def test_a_cut_file_of_tensors_fails_its_own_case_alone(folder):
+    only(folder, "vision_two", "train_text")
+    whole = (folder / "vision_two.safetensors").read_bytes()
+    (folder / "vision_two.safetensors").write_bytes(whole[: len(whole) // 2])
+    found = results(folder)
+    assert "not understood" in found["copy vision_two"].note
+    assert found["copy vision_two"].status == "FAIL" and found["copy train_text"].status == "PASS"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -28,6 +29,9 @@ Map: TypeAlias = Callable[[Work, Sequence[Job]], Iterator[Any]]
 
 AHEAD = 2
 """Shards per worker that are handed out before any is back."""
+
+
+_GO_ON = "it may have run out of memory: give fewer workers; the same command goes on with the shards that are missing."
 
 
 @contextmanager
@@ -70,6 +74,8 @@ def _processes(number: int, settings: Settings) -> Iterator[Map]:
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (each.result() for each in done)
+            except BrokenProcessPool:
+                raise ValueError(f"a worker process died; {_GO_ON}") from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -152,12 +158,14 @@ def _join_or_start(ray: Any, number: int) -> None:
 
 
 def _result(ray: Any, done: Any) -> Any:
-    """What a task returned, or the error it raised without Ray's account of where."""
+    """What a task returned, or the error it raised without Ray's account of where; ValueError where a worker died."""
     try:
         return ray.get(done)
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:
         while isinstance(error, ray.exceptions.RayTaskError):
             error = error.cause
+        if isinstance(error, ray.exceptions.RayError):
+            raise ValueError(f"Ray lost a worker ({type(error).__name__}); {_GO_ON}") from None
         raise error from None
 
 

@@ -31,7 +31,7 @@ class Plan:
     """Time one core works on one shard: what a kill costs at most."""
     core_hours: int | float
     hours: int | float
-    """Wall time on all cores, scoring included."""
+    """Wall time on all cores, GPUs and the storage given."""
     score_gpu_hours: int | float
     read_tb: int | float
     write_tb: int | float
@@ -59,8 +59,12 @@ def plan(
     rate: int | float | None = None,
     score_rate: int | float | None = None,
     columns_only: bool = False,
+    storage_mb_s: int | float = math.inf,
 ) -> Plan:
-    """The plan of cleaning `pairs`, of which the share `remaining` is kept; raises ValueError for sizes below 1."""
+    """The plan of cleaning `pairs`, of which the share `remaining` is kept; raises ValueError for sizes below 1.
+
+    The slowest of cores, GPUs and storage (`storage_mb_s` of reading and writing together) decides the wall time.
+    """
     if pairs < 1 or cores < 1 or shard < 1:
         raise ValueError(f"pairs {pairs}, cores {cores} and shard {shard} must be at least 1.")
     per_core = rate or (COLUMNS_PER_CORE if columns_only else TARS_PER_CORE)
@@ -69,9 +73,11 @@ def plan(
     rounds = math.ceil(shards / cores)
     hours = rounds * (min(shard, pairs) / per_core) / 3600
     score_hours = pairs / (score_rate or SCORES_PER_GPU) / 3600 if gpus else 0.0
-    wall = max(hours, score_hours / gpus if gpus else 0.0)
     kilobytes = JSON_KB if columns_only else picture_kb + JSON_KB
     read, written = pairs * kilobytes / 1e9, pairs * remaining * kilobytes / 1e9
+    wall = max(
+        hours, score_hours / gpus if gpus else 0.0, (read + written) * 1e6 / max(storage_mb_s, 1e-9) / 3600
+    )
     return Plan(
         pairs=pairs,
         kept=round(pairs * remaining),

@@ -50,25 +50,31 @@ _STARTERS = """
 _STARTER = "|".join(re.escape(form) for word in _STARTERS.split() for form in (word, word.upper()))
 _SENTENCE_NEXT = f"{_BLANK}+(?:{_STARTER}|{_TAG}){_BLANK}"
 
-# Abbreviations that keep their period, in any case; a capital in a pattern must be a capital. The first may end a
-# sentence and then cut off what follows without a space, if that is a single character: etc.A -> etc. a
+# Abbreviations that keep their period, in any case; a capital in a pattern must be a capital, and after = only the
+# first letter may be one. Those of the first list may end a sentence and then cut off what follows without a space, if
+# that is a single character: etc.A -> etc. a
 _MAY_END = """
-    jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thurs? fri ala ariz Ark calif colo conn dak
+    jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs? fri ala ariz Az Ark calif colo conn dak
     Del fla ga Ill ind kans? ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa penn tenn Tex va vt
-    Wash wisc? wyo inc cos? corp ltd plc bancorp bhd assn univ intl sys ptys? pte tel est ext sq jr sr bros
-    esq blvd rd etc al seq bldg ct ed\\.d ph\\.d
+    Wash wisc? wyo inc cos? corp ltd plc bancorp bhd assn univ intl sys =ptys? =pte tel est ext sq jr sr bros
+    esq blvd rd rt etc al seq bldg ct ed\\.d ph\\.d
 """
 _NEVER_END = """
-    dept invt elec natl mfg mtg ph ft ste? ave mrs? ms drs? profs? sens? reps? attys? lt col gen messrs
+    dept invt elec natl =mfg =mtg ph ft ste? ave mrs? ms drs? profs? sens? reps? attys? lt col gen messrs
     govs? adm rev maj sgt cpl pvt capt pres lieut hon brig co?mdr pfc spc supts? det mt adj adv asst assoc
     ens insp mlle mme msgr sfc vs cf
+    alex wm jos treas
 """
 
 
 def _any_of(words: str) -> str:
-    return "|".join(
-        f"{word[0]}(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in words.split()
-    )
+    return "|".join(map(_cased, words.split()))
+
+
+def _cased(word: str) -> str:
+    if word.startswith("="):
+        return f"[{word[1].upper()}{word[1]}]{word[2:]}"
+    return f"{word[0]}(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})"
 
 
 _BEFORE_NUMBER = ["nos?", "prop", "ca", "figs?", "art", "pp", "op"]
@@ -120,20 +126,24 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (f"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)[nN]{_QUOTE}[tT]", _word),
     (f"[nN]{_QUOTE}[tT]", _apostrophe),
     (f"(?i:{'|'.join(_SPLIT)})", lambda word: f"{word[:3]} {word[3:]}"),
-    (f"({_APOS}(?i:t))(?i:is|was)", _apostrophe),
+    ("('(?i:t))(?i:is|was)", _AS_IS),
     (f"({_WORD}){_APOS}{_ENCLITIC}", _word),
     (_WORD, _word),
     (rf"({_APOS}{_ENCLITIC})[^A-Za-z]", _apostrophe),
     (rf"{_APOS}[nN]{_APOS}?|{_APOS}(?:(?i:em|till?|cause)|[2-9]0[sS])|[lLdDjJ]{_APOS}", _AS_IS),
     (rf"({_APOS}\d\d){_BLANK}", _AS_IS),
-    (rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|c'mon|o{_APOS}er)", _AS_IS),
+    (
+        rf"(?i:ol{_APOS}|dunkin{_APOS}|somethin{_APOS}|o{_APOS}er|cap{_APOS}n|o{_QUOTE}o"
+        "|c'mon|nor'easter|e'er|s'mores|ev'ry|li'l|nat'l)",
+        _AS_IS,
+    ),
     (rf"(?:{PLAIN})+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z](?:{PLAIN})*", _AS_IS),
     (f"(')[A-Za-z][^{SPACE}\n\r]", _DROP),
     (rf"{_APOS}{_ENCLITIC}", _apostrophe),
-    (f"([yY]{_APOS})[A-Za-z]", _word),
+    (f"([yY]{_APOS})(?:{PLAIN})", _word),
     (_THING, _word),
     (_INITIALS, _word),
-    (f"[A-HJ-XZn]{_QUOTE}{LETTER}{{2,}}", _AS_IS),
+    (f"[A-HJ-XZn]{_QUOTE}(?:{PLAIN}){{2,}}", _AS_IS),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", _word),
     (r"[cC]\+\+|[cCfF]#", _word),
     # periods
@@ -193,7 +203,7 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
 @cache
 def _compiled() -> tuple[list[tuple[re.Pattern[str], Callable[[str], str]]], re.Pattern[str]]:
     """The rules, and a fast path: a plain word before a space, with or without a mark that would be dropped."""
-    special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(_MAY_END + _NEVER_END).lower().split()])
+    special = "|".join([*_SPLIT, *_BEFORE_NUMBER, *(_MAY_END + _NEVER_END).lower().replace("=", "").split()])
     plain = rf"(?!(?i:{special})\b)([A-Za-z]{{2,}})[.,?!]?(?: (?=[A-Za-z])|$)|([aA]) (?=[A-Za-z])"
     rules = [(re.compile(pattern.replace(r"\d", DIGIT)), becomes) for pattern, becomes in _RULES]
     return rules, re.compile(plain)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,6 +232,15 @@ def test_no_workers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="0 workers; expected at least 1"):
         clean(tmp_path / "a.jsonl", tmp_path / "out", settings(), executor="process", workers=0)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    dies: Any = partial(os._exit, 1)
+    with pytest.raises(
+        ValueError, match=r"a worker process died; .* goes on with the shards that are missing"
+    ):
+        clean(tmp_path / "a.jsonl", tmp_path / "out", settings(scorer=dies), executor="process")
 
 
 class Seven:

@@ -1,6 +1,7 @@
 """On Ray the same bytes as here, with tasks for shards and an actor that scores; Ray is started once for the file."""
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -67,8 +68,15 @@ def test_an_actor_with_a_clip_scores_what_has_no_score(raw: Path, tmp_path: Path
 def test_what_goes_wrong_on_ray_is_the_same_error_here(raw: Path, tmp_path: Path) -> None:
     line = {"image": str(next((raw / "pictures").glob("*.jpg"))), "text": "a red dog sits by the door"}
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    limits = Thresholds(clip_score=0.1, short_side=64)
     no_scorer: Any = partial(int, "no model")
-    settings = Settings(thresholds=Thresholds(clip_score=0.1, short_side=64), scorer=no_scorer)
     for executor in ("ray", "inline"):
         with pytest.raises(ValueError, match=r"^invalid literal for int"):
+            settings = Settings(thresholds=limits, scorer=no_scorer)
             clean(tmp_path / "a.jsonl", tmp_path / executor, settings, executor=executor)
+    dies: Any = partial(os._exit, 1)
+    with pytest.raises(
+        ValueError, match=r"^Ray lost a worker \(ActorDiedError\); .* goes on with the shards"
+    ):
+        settings = Settings(thresholds=limits, scorer=dies)
+        clean(tmp_path / "a.jsonl", tmp_path / "dead", settings, executor="ray")
