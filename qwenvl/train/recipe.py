@@ -216,9 +216,8 @@ def _train_stage(
     model = checkpoint.load(init, runtime)
     objective = partial(next_token, run_dir=run_dir) if stage.data else None
     train(model, Tokenizer.load(init), stage, run_dir, runtime, watch=watch, objective=objective)
-    model.config = model.config.at(
-        stage.image_size
-    )  # who asks this model shows it pictures as it learned them
+    # Who asks this model shows it pictures at the size that it learned them at.
+    model.config = model.config.at(stage.image_size)
     if parallel.rank() == 0:
         checkpoint.save(model, run_dir / "model", companions=init)
         if stage.chat:
