@@ -55,7 +55,7 @@ def train(
         recipe: A folder with recipe.toml and a file per stage, or one stage file.
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
-        data: File of sources and other values by stage (recipes/qwen_vl_7b/data.toml), or shards that one stage reads.
+        data: Sources and other values by stage, as in recipes/qwen_vl_7b/data.toml; or the shards of a single stage.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
