@@ -59,14 +59,14 @@ class VisionAttention(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.head_width = config.width // config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
     def forward(
         self, patches: Float[Tensor, "images patches vision_width"]
     ) -> Float[Tensor, "images patches vision_width"]:
-        query, key, value = split_heads(self.qkv(patches), self.heads)
+        query, key, value = split_heads(self.qkv(patches), self.head_width)
         return self.out(merge_heads(attend_to_all(query, key, value)))
 
 
@@ -81,9 +81,12 @@ def attend_to_all(
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(dim=-1) @ value
 
 
-def split_heads(qkv: Float[Tensor, "batch tokens width3"], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, each (batch, heads, tokens, head), from a projection ordered head by head."""
-    query, key, value = qkv.unflatten(-1, (heads, 3, -1)).unbind(-2)  # (batch, tokens, heads, head) each
+def split_heads(qkv: Float[Tensor, "batch tokens width3"], head_width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each (batch, heads, tokens, head), from a projection ordered head by head.
+
+    As many heads as there are: under tensor parallelism a process holds a share of them.
+    """
+    query, key, value = qkv.unflatten(-1, (-1, 3, head_width)).unbind(-2)  # (batch, tokens, heads, head) each
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 

@@ -55,10 +55,18 @@ class QwenVL(nn.Module):
         self,
         ids: Int[Tensor, "batch tokens"],
         pixels: Float[Tensor, "images 3 side side"] | None = None,
+        *,
+        idle: Float[Tensor, "_ 3 side side"] | None = None,
         **reading: Unpack[Reading],
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """Everything before the head, for callers that need the logits of a few positions only."""
+        """Everything before the head, for callers that need the logits of a few positions only.
+
+        `idle` pictures stand nowhere and change nothing: a process without pictures walks the ViT beside processes
+        that have some, forward and backward, because together they hold its weights.
+        """
         hidden = self.llm.embed(ids)  # (batch, tokens, hidden)
+        if idle is not None:
+            hidden = hidden + 0.0 * self.encode(idle).sum()
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels)
         return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **reading)

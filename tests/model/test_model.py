@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from qwenvl.config import POSITION_GRID, AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.adapter import sine_cosine_2d
-from qwenvl.model.llm import BRANCHES, KVCache, RMSNorm, attend, log_n_scale, ntk_alpha, rotary_tables, rotate
+from qwenvl.model.llm import (
+    BRANCHES,
+    KVCache,
+    RMSNorm,
+    attend,
+    attention_mask,
+    block_mask,
+    log_n_scale,
+    ntk_alpha,
+    rotary_tables,
+    rotate,
+)
 from qwenvl.model.vision import interpolate_positions, merge_heads, split_heads
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
@@ -344,6 +355,18 @@ def test_attention_in_bfloat16_with_a_mask_is_that_of_the_fused_kernel():
     assert close(exact, attend(query, key, value, None))
     half = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask.bfloat16())
     assert half.dtype == torch.bfloat16 and (half.float() - exact).abs().max() < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_blocks_of_a_gpu_see_what_the_mask_of_a_cpu_sees():
+    """FlexAttention runs forward on a CPU too, unfused: packed rows longer than a block of 128, padding at the end."""
+    trunk, first, second, other = 1 * BRANCHES, 1 * BRANCHES + 1, 1 * BRANCHES + 2, 2 * BRANCHES
+    row = [trunk] * 60 + [first] * 40 + [second] * 50 + [other] * 120 + [0] * 10
+    segments = torch.tensor([row, [trunk] * 280])
+    query, key, value = (torch.randn(2, 2, 280, 16) for _ in range(3))
+    dense = attention_mask(segments, 280, None, torch.empty(2, 280, 32))
+    assert close(attend(query, key, value, dense), attend(query, key, value, block_mask(segments)))
+    assert not close(attend(query, key, value, None), attend(query, key, value, dense))
 
 
 def test_the_whole_model_in_bfloat16(model):
