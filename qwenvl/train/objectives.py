@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE, Example
@@ -23,11 +23,10 @@ from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.loss import next_token_nll_sum
+from qwenvl.train.parallel import anywhere
 from qwenvl.train.reading import batches
 from qwenvl.train.stages import StageConfig
-
-LOGIT_BLOCK = 256
-"""Logits are computed for a multiple of this many positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +86,14 @@ def _next_token_over(model: QwenVL, stage: StageConfig, batch: Callable[[Sequenc
             torch.from_numpy(each).to(device)
             for each in (rows.ids, rows.labels, rows.positions, rows.segments)
         )
+        size = stage.image_size
+        idle = torch.zeros(1, 3, size, size, device=device) if anywhere(bool(pixels)) and not pixels else None
         hidden = model.hidden(
             ids,
             torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
             positions=positions,
             segments=segments,
+            idle=idle,
         )
         return Loss(
             total=next_token_nll_sum(model.llm.head, hidden, labels),
@@ -101,20 +103,6 @@ def _next_token_over(model: QwenVL, stage: StageConfig, batch: Callable[[Sequenc
         )
 
     return Objective(module=model, batch=batch, loss=loss)
-
-
-def next_token_nll_sum(
-    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
-) -> Float[Tensor, ""]:
-    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only.
-
-    Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
-    """
-    learned = (labels.flatten() != IGNORE).nonzero()[:, 0]
-    filling = -len(learned) % LOGIT_BLOCK
-    logits = head(hidden.flatten(0, 1)[F.pad(learned, (0, filling))])
-    targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===

@@ -1,0 +1,105 @@
+"""Cross-entropy over 151,936 words without holding the logits of a row: chunk by chunk, forward and backward at once.
+
+The gradient of a chunk is known as soon as its logits are, so it is taken there and then, and the logits are dropped:
+2,048 x 151,936 of them never exist together, and nothing is computed twice.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from qwenvl.data.formats import IGNORE
+
+LOGIT_BLOCK = 256
+"""Logits are computed for a multiple of this many positions."""
+
+LOGIT_CHUNK = 4 * LOGIT_BLOCK
+"""Positions whose logits exist at the same time."""
+
+
+def next_token_nll_sum(
+    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, ""]:
+    """Summed negative log-likelihood of the learned tokens; logits exist at learned positions only.
+
+    Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU. The
+    words of `head` may be cut over processes (tensor parallelism). It can go backward once.
+    """
+    learned = (labels.flatten() != IGNORE).nonzero()[:, 0]
+    filling = -len(learned) % LOGIT_BLOCK
+    rows = hidden.flatten(0, 1)[F.pad(learned, (0, filling))]  # (learned, hidden)
+    targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
+    weights = [each for each in head.parameters() if each.requires_grad]
+    return _NllSum.apply(head, targets, torch.is_grad_enabled(), rows, *weights)
+
+
+class _NllSum(torch.autograd.Function):
+    """Keeps the gradients of hidden states and head, which it has when it has the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: nn.Module, targets: Tensor, learning: bool, rows: Tensor, *weights: Tensor
+    ) -> Tensor:
+        first, group = _share(head)
+        total = torch.zeros((), device=rows.device)
+        of_rows, of_weights = torch.zeros_like(rows), [torch.zeros_like(each) for each in weights]
+        for at in range(0, len(rows), LOGIT_CHUNK):
+            chunk = slice(at, at + LOGIT_CHUNK)
+            piece = rows[chunk].detach().requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                logits = head(piece)
+            nll, error = _nll_and_gradient(
+                logits.detach().to(torch.float32, copy=True), targets[chunk], first, group
+            )
+            total += nll
+            if learning:
+                of_rows[chunk], *more = torch.autograd.grad(logits, (piece, *weights), error.to(logits.dtype))
+                for known, gradient in zip(of_weights, more, strict=True):
+                    known += gradient
+        ctx.gradients = (of_rows, *of_weights) if learning else ()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.gradients, "this loss can go backward once"
+        gradients, ctx.gradients = ctx.gradients, ()
+        return None, None, None, *(each.mul_(upstream[0]) for each in gradients)
+
+
+def _nll_and_gradient(
+    logits: Float[Tensor, "learned words"],
+    targets: Int[Tensor, " learned"],
+    first: int,
+    group: dist.ProcessGroup | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "learned words"]]:
+    """Summed loss and its gradient, in the place of the logits; words before `first` and behind are in `group`."""
+    highest = logits.amax(dim=-1)
+    if group is not None:
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    logits -= highest[:, None]
+    counts = targets != IGNORE
+    own = (targets - first).clamp(0, logits.shape[1] - 1)[:, None]  # (learned, 1)
+    here = (counts & (targets >= first) & (targets < first + logits.shape[1])).to(logits.dtype)
+    likelihood = logits.gather(1, own)[:, 0] * here
+    odds = logits.exp_()
+    normalizer = odds.sum(dim=-1)
+    if group is not None:
+        dist.all_reduce(likelihood, group=group)
+        dist.all_reduce(normalizer, group=group)
+    odds /= normalizer[:, None]
+    gradient = odds.scatter_add_(1, own, -here[:, None]).mul_(counts[:, None])
+    return ((normalizer.log() - likelihood) * counts).sum(), gradient
+
+
+def _share(head: nn.Module) -> tuple[int, dist.ProcessGroup | None]:
+    """The first word whose logits `head` computes here, and the processes that compute the others."""
+    weight = head.weight
+    if not isinstance(weight, DTensor):
+        return 0, None
+    mesh = weight.device_mesh
+    return mesh.get_local_rank() * -(-len(weight) // mesh.size()), mesh.get_group()

@@ -1,0 +1,91 @@
+"""The loss by chunks is the loss, and so are its gradients; it never holds the logits whole."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl.data.formats import IGNORE
+from qwenvl.train import loss
+from qwenvl.train.loss import LOGIT_CHUNK, next_token_nll_sum
+
+Case = tuple[nn.Linear, Tensor, Tensor]
+
+
+def case(rows: int, words: int, width: int = 16, *, learned: float = 0.7) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(width, words, bias=False)
+    nn.init.normal_(head.weight, std=0.5, generator=generator)
+    hidden = torch.randn(2, rows // 2, width, generator=generator).requires_grad_()
+    labels = torch.randint(words, (2, rows // 2), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) >= learned] = IGNORE
+    return head, hidden, labels
+
+
+def plain(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.02, 1.0])
+def test_loss_and_gradients_are_those_of_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, learned: float
+) -> None:
+    monkeypatch.setattr(loss, "LOGIT_BLOCK", 8)
+    monkeypatch.setattr(loss, "LOGIT_CHUNK", 32)
+    head, hidden, labels = case(200, 50, learned=learned)
+    expected = plain(head, hidden, labels)
+    gradients = torch.autograd.grad(expected, (hidden, head.weight))
+    ours = next_token_nll_sum(head, hidden, labels)
+    torch.testing.assert_close(ours, expected)
+    (ours * 0.25).backward()
+    for found, gradient in zip((hidden.grad, head.weight.grad), gradients, strict=True):
+        torch.testing.assert_close(found, gradient * 0.25)
+
+
+def test_a_frozen_head_gets_no_gradient_and_lets_it_through() -> None:
+    head, hidden, labels = case(60, 50)
+    head.requires_grad_(False)
+    next_token_nll_sum(head, hidden, labels).backward()
+    assert head.weight.grad is None
+    torch.testing.assert_close(hidden.grad, torch.autograd.grad(plain(head, hidden, labels), hidden)[0])
+
+
+def test_without_gradients_it_is_only_a_number() -> None:
+    head, hidden, labels = case(60, 50)
+    with torch.no_grad():
+        ours = next_token_nll_sum(head, hidden, labels)
+    assert not ours.requires_grad
+    torch.testing.assert_close(ours, plain(head, hidden, labels).detach())
+
+
+def test_bfloat16_products_are_summed_in_float32() -> None:
+    head, hidden, labels = case(1000, 300)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = next_token_nll_sum(head, hidden, labels)
+    ours.backward()
+    assert hidden.grad.dtype == torch.float32
+    torch.testing.assert_close(ours, plain(head, hidden, labels), rtol=1e-3, atol=0.1)
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes that the work took at its worst moment, over what the process held before."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = status("VmRSS:")
+    work()
+    return status("VmHWM:") - before
+
+
+def test_logits_are_never_held_whole() -> None:
+    """8,192 positions x 8,192 words: 268 MB of logits, which plain cross-entropy holds several times."""
+    head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, learned=1.0)
+    logits = labels.numel() * 8192 * 4
+    assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
+    assert peak(lambda: next_token_nll_sum(head, hidden, labels).backward()) < 0.6 * logits
