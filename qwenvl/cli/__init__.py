@@ -7,7 +7,8 @@ written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT PICTU
 `words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE... QUESTION")]`, that the command unpacks as
 `checkpoint, *pictures, question = words`.
 
-Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 130 interrupted.
+Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 75 training stopped as asked
+(SIGTERM) with its state saved, 130 interrupted.
 A command's file is imported only when that command runs, and torch only when its work begins.
 """
 
@@ -144,7 +145,8 @@ def overview(group: str | None = None) -> str:
             "  qwenvl --debug ...      show the traceback of an error",
             "  qwenvl --version",
             "",
-            "exit status: 0 done, 1 the check failed, 2 bad usage or bad input",
+            "exit status: 0 done, 1 the check failed, 2 bad usage or bad input,",
+            "             75 training stopped as asked, the same command goes on",
         ]
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl.cli.signature import choices
 from qwenvl.train.stages import OptimConfig, StageConfig
@@ -30,13 +30,20 @@ def train(
     processes: int = 1,
     scale: float = 1.0,
     device: str = "auto",
+    shard: Literal["none", "optimizer", "full"] = "none",
+    tensor: int = 1,
+    recompute: bool = False,
+    compile: bool = False,
+    sum_last: bool = False,
+    spike: float = 4.0,
     stage: Stage = NO_STAGE,
     optim: Optim = NO_OPTIM,
 ) -> None:
     """Train every stage of a recipe folder in order, or one stage from a checkpoint.
 
     A killed run goes on where it stopped when the same command is given again, with the same weights bit for bit as
-    one that was never stopped; with another number of processes or workers it reads the same batches.
+    one that was never stopped; with another number of processes or workers it reads the same batches. SIGTERM saves and
+    ends with status 75. Started by torchrun, it takes the processes that torchrun made, on one machine or many.
 
       qwenvl train recipes/tiny --out runs/tiny --processes 2
       qwenvl train recipes/tiny/3-finetuning.toml --init tiny --out runs/more
@@ -47,38 +54,61 @@ def train(
         recipe: A folder with recipe.toml and a file per stage, or one stage file.
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
-        data: File of sources and other values by stage, see recipes/qwen_vl_7b/data.toml; or the shards that one stage learns from.
+        data: File of sources and other values by stage, see recipes/qwen_vl_7b/data.toml; or the shards of one stage.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
         processes: Processes that share each update, one core each.
         scale: Factor on the steps of every stage.
         device: auto, cpu, cuda or mps.
+        shard: What the processes share: nothing, gradients and optimizer state, or weights too (FSDP2).
+        tensor: Processes that share each matrix (tensor parallelism).
+        recompute: Keep only what enters a block and compute the rest again: less memory, a third more arithmetic.
+        compile: Compile every block with torch.compile.
+        sum_last: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
+        spike: A loss so many times its median, for five updates, stops the run.
         stage: Values of the stage, or of all stages of a recipe, that go before those of files.
         optim: The same of its optimiser.
     """
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
-    from qwenvl.train.reading import left_out
+    from qwenvl.train import parallel
     from qwenvl.train.recipe import run_recipe, run_stage
+    from qwenvl.train.spread import SpreadConfig
 
     if processes < 1 or scale <= 0:
         raise ValueError(
             f"--processes is {processes}, --scale {scale}; expected at least 1, and more than 0."
         )
-    runtime = Runtime.detect(device=device, dtype="float32")
+    spread = SpreadConfig(
+        shard=shard, tensor=tensor, recompute=recompute, compile=compile, sum_last=sum_last, spike=spike
+    )
     start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
-    if recipe.is_dir():
-        if init is not None:
-            raise ValueError("--init is for one stage file; a recipe folder starts from its own recipe.toml.")
-        model = run_recipe(recipe, out, runtime, processes=processes, scale=scale, start=start)
-    else:
-        if init is None:
-            raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
-        read = StageConfig.read(recipe)
-        read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
-        run_stage(read, resolve(init), out / read.name, runtime, processes=processes)
-        model = out / read.name / "model"
+    with parallel.joined(processes):
+        runtime = Runtime.detect(device=device, dtype="float32")
+        if recipe.is_dir():
+            if init is not None:
+                raise ValueError(
+                    "--init is for one stage file; a recipe folder starts from its own recipe.toml."
+                )
+            model = run_recipe(
+                recipe, out, runtime, processes=processes, scale=scale, spread=spread, start=start
+            )
+        else:
+            if init is None:
+                raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
+            read = StageConfig.read(recipe)
+            read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
+            run_stage(read, resolve(init), out / read.name, runtime, processes=processes, spread=spread)
+            model = out / read.name / "model"
+        if parallel.rank() == 0:
+            _tell(out, model)
+
+
+def _tell(out: Path, model: Path) -> None:
+    """What was left out, on stderr, and where the model is."""
+    from qwenvl.train.reading import left_out
+
     for kind, (count, example) in left_out(sorted(path for path in out.iterdir() if path.is_dir())).items():
         print(f"left out: {count:,} {kind}, such as {example[:200]}", file=sys.stderr)
     print(model)

@@ -1,7 +1,9 @@
-"""The loop: one page, the same for every stage (paper 3.1-3.3)."""
+"""The loop: one page, the same for every stage (paper 3.1-3.3), for one process and for many nodes."""
 
-import math
+import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,11 +12,14 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
+from qwenvl.train.health import Spikes, Stopped, Stragglers
 from qwenvl.train.log import Log
 from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import freeze, make_optimizers, set_learning_rates
+from qwenvl.train.parallel import Team
+from qwenvl.train.spread import SpreadConfig, spread_, sync_gradients
 from qwenvl.train.stages import StageConfig
-from qwenvl.train.state import load_state, save_state
+from qwenvl.train.state import Saver, load_state
 
 Watch = Callable[[QwenVL, StageConfig, int], None]
 """Sees the model after an update: evaluators of rooms above this one come in as such functions."""
@@ -27,61 +32,129 @@ def train(
     run_dir: Path,
     runtime: Runtime,
     *,
+    spread: SpreadConfig | None = None,
     watch: Watch | None = None,
     objective: Callable[[QwenVL, Tokenizer, StageConfig], Objective] | None = None,
 ) -> None:
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
-    `objective` takes the place of the one that the stage names: documents from elsewhere, a part of the model.
+    `objective` takes the place of the one that the stage names: documents from elsewhere, a part of the model. `watch`
+    is called in the first process while the others wait.
     The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
-    the same weights, bit for bit. Raises ValueError when the loss is no longer a number.
+    the same weights, bit for bit; on another number of processes, the same but for rounding. Raises ValueError when
+    the loss is no longer a number or has run away; `Stopped` after SIGTERM, when the state is saved.
     """
+    spread = spread or SpreadConfig()
+    if watch and spread.cuts:
+        raise ValueError(
+            "no process holds the whole model, so none can be shown it; look at the saved model, or set shard = none, "
+            "tensor = 1."
+        )
     freeze(model, stage.trains)
+    team = Team(spread.tensor, runtime.device)
+    spread_(model, stage, spread, team)
     aim = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
     optimizers = make_optimizers(aim.module, stage.optim)
     learns = [parameter for parameter in aim.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", aim.module, optimizers)
+    spikes, stragglers = Spikes(stage.name, run_dir, spread.spike), Stragglers()
     model.train()
-    with Log(run_dir / "log.jsonl", stage, start=start) as log:
+    with (
+        Saver(run_dir / "state") as saver,
+        Log(run_dir / "log.jsonl", stage, start=start) as log,
+        parallel.asked_to_stop() as asked,
+    ):
         for step in range(start, stage.optim.steps):
-            losses = []
-            for documents in micro_batches(stage, step):
-                with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
-                    loss = aim.loss(aim.batch(documents))
-                loss.total.backward()
-                losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
-            total, supervised, tokens, pictures = parallel.summed(*map(sum, zip(*losses, strict=True)))
-            parallel.sum_gradients(learns)
-            divide_gradients(learns, supervised)
-            norm = torch.nn.utils.clip_grad_norm_(learns, stage.optim.max_grad_norm).item()
-            if not math.isfinite(norm):
-                raise ValueError(
-                    f"stage {stage.name}: the gradient of update {step} is {norm} (loss {total / supervised:.3f}); "
-                    f"lower peak_lr and resume from {run_dir}."
-                )
+            began = time.perf_counter()
+            done = accumulate_gradients(model, aim, stage, step, runtime, spread, team)
+            total, supervised, tokens, pictures = team.sum(
+                done.total, done.supervised, done.tokens, done.pictures
+            )
+            team.sum_gradients(learns)
+            norm = team.norm(learns) / max(supervised, 1)
+            spikes.see(step, total / max(supervised, 1), norm)
+            scale_gradients(learns, min(1.0, stage.optim.max_grad_norm / (norm + 1e-6)) / max(supervised, 1))
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            log.step(step, loss=total / supervised, tokens=tokens, pictures=pictures, grad_norm=norm)
-            if parallel.rank() == 0:
-                if (step + 1) % stage.save_every == 0 or step + 1 == stage.optim.steps:
-                    save_state(run_dir / "state", step + 1, aim.module, optimizers)
-                if watch:
-                    watch(model, stage, step + 1)
+            log.step(step, loss=total / max(supervised, 1), tokens=tokens, pictures=pictures, grad_norm=norm)
+            stops, last = parallel.anywhere(asked()), step + 1 == stage.optim.steps
+            if stops or last or ((step + 1) % stage.save_every == 0 and not spikes.spiking):
+                saver.save(step + 1, aim.module, optimizers)
+            if watch and parallel.rank() == 0:
+                watch(model, stage, step + 1)
+            if stops and not last:
+                saver.finish()
+                stop(stage, step + 1, run_dir)
+            if stragglers.add(done.seconds, time.perf_counter() - began):
+                stragglers.compare(team.everyones(stragglers.own), speaks=parallel.rank() == 0)
             parallel.wait()
     model.eval()
 
 
-def micro_batches(stage: StageConfig, step: int) -> list[range]:
-    """The documents of an update, by number, as this process reads them: every `world_size`-th micro-batch."""
+@dataclass(frozen=True, kw_only=True)
+class Accumulated:
+    """What this process added to an update, beside gradients."""
+
+    total: float
+    """Sum of the losses of everything supervised."""
+    supervised: int
+    tokens: int
+    pictures: int
+    seconds: float
+    """Spent reading, and computing where that waits for nobody."""
+
+
+def accumulate_gradients(
+    model: QwenVL,
+    aim: Objective,
+    stage: StageConfig,
+    step: int,
+    runtime: Runtime,
+    spread: SpreadConfig,
+    team: Team,
+) -> Accumulated:
+    """Forward and backward over the micro-batches of this process; gradients are those of sums."""
+    losses, seconds = [], 0.0
+    micro = micro_batches(stage, step, team.data_rank, team.data_size)
+    for documents in micro:
+        began = time.perf_counter()
+        batch = aim.batch(documents)
+        seconds += time.perf_counter() - began
+        sync_gradients(model, spread, last=documents is micro[-1])
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
+            loss = aim.loss(batch)
+        began = time.perf_counter()
+        if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
+            loss.total.backward()
+        losses.append((loss.total.item(), loss.supervised, loss.tokens, loss.pictures))
+        seconds += 0.0 if spread.cuts else time.perf_counter() - began
+    total, supervised, tokens, pictures = map(sum, zip(*losses, strict=True))
+    return Accumulated(total=total, supervised=supervised, tokens=tokens, pictures=pictures, seconds=seconds)
+
+
+def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) -> list[range]:
+    """The documents of an update, by number, as one of several readers sees them: every `ranks`-th micro-batch."""
     first, size = step * stage.documents, stage.micro_documents
     starts = range(first, first + stage.documents, size)
-    return [range(start, start + size) for start in starts[parallel.rank() :: parallel.world_size()]]
+    return [range(start, start + size) for start in starts[rank::ranks]]
 
 
-def divide_gradients(parameters: list[torch.nn.Parameter], count: float) -> None:
-    """The one division: gradients of sums become gradients of the mean over everything supervised."""
+def scale_gradients(parameters: list[torch.nn.Parameter], factor: float) -> None:
+    """The one division, and clipping: gradients of sums become those of the mean over everything supervised."""
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad /= max(count, 1)
+            parallel.local(parameter.grad).mul_(factor)
+
+
+def stop(stage: StageConfig, step: int, run_dir: Path) -> None:
+    """End the run in every process. Raises `Stopped`."""
+    if parallel.rank() == 0:
+        print(
+            f"stopped as asked: stage {stage.name} has done {step} of {stage.optim.steps} updates, saved in {run_dir}; "
+            "the same command goes on.",
+            file=sys.stderr,
+        )
+    parallel.wait()
+    raise Stopped

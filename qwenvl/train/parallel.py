@@ -1,17 +1,33 @@
 """Several processes that train as one: they share the documents of an update and add up their gradients.
 
-One process is not a special case: every function here is then the identity.
+One process is not a special case: every function here is then the identity. Processes are spawned on this machine
+(`run`) or come from torchrun (`joined`).
 """
 
+import os
+import pickle
 import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+Result = TypeVar("Result")
+
+BUCKET = 1 << 25
+"""Elements of gradients that are added up in one message."""
+
+PATIENCE = 60.0
+"""Seconds that the other processes get to end by themselves when one has ended badly."""
 
 
 def rank() -> int:
@@ -24,52 +40,118 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+# === Starting ===
+
+
 def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(*arguments)` in this many processes at once, in this very process when it is one.
 
-    Raises what the first failing process raised. A child dies with its parent.
+    Processes that have joined already (see `joined`) are all there are. Raises what the first failing process raised,
+    ChildProcessError when one was killed; a child dies with its parent, and SIGTERM to the parent reaches the children.
     """
-    if processes == 1:
+    if processes == 1 or dist.is_initialized():
         work(*arguments)
         return
     with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
-        rendezvous = f"file://{Path(folder) / 'rendezvous'}"
-        torch.multiprocessing.spawn(_join, (processes, rendezvous, work, arguments), nprocs=processes)
+        context = torch.multiprocessing.spawn(
+            _spawned, (processes, folder, work, arguments), nprocs=processes, join=False
+        )
+        with _handling_sigterm(lambda: _tell(context.pids())):
+            try:
+                while not context.join(grace_period=PATIENCE):
+                    pass
+            except torch.multiprocessing.ProcessExitedException as stopped:
+                if stopped.exit_code > 0:
+                    raise SystemExit(stopped.exit_code) from None
+                raise ChildProcessError(
+                    f"process {stopped.error_index} of {processes} was ended by {stopped.signal_name}; a run goes on "
+                    "from its last state by the same command (SIGKILL: the machine may be out of memory)."
+                ) from None
+            except torch.multiprocessing.ProcessRaisedException:
+                errors = sorted(Path(folder).glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
+                if not errors:
+                    raise
+                raise pickle.loads(errors[0].read_bytes()) from None
 
 
-def _join(
-    index: int, processes: int, rendezvous: str, work: Callable[..., None], arguments: tuple[Any, ...]
+def _spawned(
+    index: int, processes: int, folder: str, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     # torch sends SIGINT to the children of a parent that died; a shell's background jobs are born deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=processes)
+    with _meeting(f"file://{folder}/rendezvous", index, processes, local_rank=index):
+        try:
+            work(*arguments)
+        except Exception as error:
+            (Path(folder) / f"error-{index}").write_bytes(pickle.dumps(error))
+            raise
+
+
+def _tell(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+@contextmanager
+def joined(processes: int) -> Iterator[None]:
+    """Meet the processes that torchrun started beside this one; nothing when it did not start us.
+
+    Raises ValueError when there are `processes` to spawn all the same.
+    """
+    told = os.environ
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= told.keys():
+        yield
+        return
+    if processes != 1:
+        raise ValueError(
+            f"torchrun has started {told['WORLD_SIZE']} processes, --processes asks for {processes} more; leave it out."
+        )
+    local = int(told.get("LOCAL_RANK", 0))
+    with _meeting("env://", int(told["RANK"]), int(told["WORLD_SIZE"]), local_rank=local):
+        yield
+
+
+@contextmanager
+def _meeting(rendezvous: str, index: int, processes: int, *, local_rank: int) -> Iterator[None]:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, init_method=rendezvous, rank=index, world_size=processes)
     try:
-        work(*arguments)
+        yield
     finally:
         dist.destroy_process_group()
 
 
-def summed(*values: float | int) -> list[float]:
-    """Each value, added up over all processes."""
-    if world_size() == 1:
-        return [float(value) for value in values]
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Add up the gradients of all processes in place; one that saw no picture counts as zero for the ViT."""
-    if world_size() == 1:
+@contextmanager
+def _handling_sigterm(act: Callable[[], Any]) -> Iterator[None]:
+    """Do this on SIGTERM instead of dying; only the main thread may ask for it, elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    present = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
-    dist.all_reduce(present)
-    shared = [parameter for parameter, count in zip(parameters, present.tolist(), strict=True) if count]
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in shared]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for parameter, gradient in zip(shared, flat.split([each.numel() for each in shared]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+    before = signal.signal(signal.SIGTERM, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come to this process; it no longer kills."""
+    asked: list[bool] = []
+    with _handling_sigterm(lambda: asked.append(True)):
+        yield lambda: bool(asked)
+
+
+# === Agreeing ===
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process among those of its kind on this machine."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
 def tell(tensors: list[torch.Tensor], process: int) -> None:
@@ -86,3 +168,133 @@ def wait() -> None:
     """Return when every process has come this far."""
     if world_size() > 1:
         dist.barrier()
+
+
+def anywhere(fact: bool) -> bool:
+    """Whether it is so in any process."""
+    if world_size() == 1:
+        return fact
+    found = torch.tensor(float(fact))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def from_first(work: Callable[[], Result]) -> Result:
+    """What `work` returns, or raises, in process 0, in every process; the others do not call it."""
+    if world_size() == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = work()
+        except Exception as error:
+            told[1] = error
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+class Team:
+    """The processes as a grid, data x tensor: rows read different documents, those of a row share each matrix."""
+
+    mesh: DeviceMesh | None = None
+    """None for a process alone."""
+
+    def __init__(self, tensor: int, device: torch.device) -> None:
+        """Raises ValueError when `tensor` does not divide the processes."""
+        processes = world_size()
+        if processes % tensor:
+            raise ValueError(
+                f"tensor parallelism of {tensor} with {processes} process{'es' * (processes > 1)}; "
+                f"start a multiple of {tensor}."
+            )
+        if dist.is_initialized():
+            shape = (processes // tensor, tensor)
+            self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+        self.data_size = processes // tensor
+        self.data_rank = rank() // tensor
+
+    def sum(self, *values: float | int) -> list[float]:
+        """Each value, added up over the rows of the grid."""
+        if self.mesh is None:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.mesh.get_group("data"))
+        return total.tolist()
+
+    def everyones(self, value: float) -> list[float]:
+        """The value of every process, by rank."""
+        if self.mesh is None:
+            return [value]
+        values = torch.zeros(world_size(), dtype=torch.float64)
+        values[rank()] = value
+        dist.all_reduce(values)
+        return values.tolist()
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Add up the gradients over the rows of the grid, in place, where FSDP has not done so.
+
+        What all processes of a row compute alike is averaged, or rounding would pull their copies apart.
+        """
+        if self.mesh is None:
+            return
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        self._all_reduce([local(each) for each in gradients if not cut_along(each, "data")], "data")
+        alike = [local(each) for each in gradients if not cut_along(each, "tensor")]
+        self._all_reduce(alike, "tensor", mean=True)
+
+    def _all_reduce(self, gradients: Sequence[Tensor], side: str, *, mean: bool = False) -> None:
+        assert self.mesh is not None
+        ranks, group = self.mesh[side].size(), self.mesh.get_group(side)
+        for bucket in _buckets(gradients) if ranks > 1 else ():
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat, group=group)
+            parts = (flat / ranks if mean else flat).split([each.numel() for each in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
+        """Euclidean norm of all gradients together, whoever holds which part of them."""
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        norms = [torch.linalg.vector_norm(local(each)) / self._copies(each) ** 0.5 for each in gradients]
+        total = torch.stack(norms or [torch.zeros(())]).cpu().double().square().sum()
+        if self.mesh is not None:
+            dist.all_reduce(total)
+        return total.sqrt().item()
+
+    def _copies(self, tensor: Tensor) -> float:
+        """How many processes hold the same element."""
+        copies = float(world_size())
+        if isinstance(tensor, DTensor):
+            for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+                copies /= 1 if placement.is_replicate() else size
+        return copies
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_along(tensor: Tensor, side: str) -> bool:
+    """Whether the processes along this side of the grid hold different parts of it."""
+    if not isinstance(tensor, DTensor):
+        return False
+    sides = tensor.device_mesh.mesh_dim_names or ()
+    return any(
+        name == side and not placement.is_replicate()
+        for name, placement in zip(sides, tensor.placements, strict=True)
+    )
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, as many at a time as fit `BUCKET` (at least one)."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -3,7 +3,7 @@
 Stages run in the order of their file names; each starts from the model that the one before left, and writes
 
     RUN/start/                the untrained model and its vocabulary
-    RUN/<stage>/stage.json    the stage as it was run
+    RUN/<stage>/stage.json    the stage as it was run, and spread.json how
     RUN/<stage>/log.jsonl     a line per update
     RUN/<stage>/state/        to go on after a kill; removed when the stage is done
     RUN/<stage>/model/        the model after the stage
@@ -34,6 +34,7 @@ from qwenvl.train import parallel
 from qwenvl.train.loop import Watch, train
 from qwenvl.train.objectives import OBJECTIVES, next_token
 from qwenvl.train.reading import require_sources
+from qwenvl.train.spread import SpreadConfig, whole
 from qwenvl.train.stages import StageConfig
 
 NO_STAGES = ("recipe.toml", "data.toml")
@@ -126,6 +127,7 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
+    spread: SpreadConfig | None = None,
     watch: Watch | None = None,
     start: Start | None = None,
 ) -> Path:
@@ -138,10 +140,19 @@ def run_recipe(
     for stage in stages:
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)  # before days are spent on the stage before
-    begin(Recipe.read(folder).started_from(given), run / "start", vocabulary=given.vocabulary)
+    recipe = Recipe.read(folder).started_from(given)
+    parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     previous = run / "start"
     for stage in stages:
-        run_stage(stage.scaled(scale), previous, run / stage.name, runtime, processes=processes, watch=watch)
+        run_stage(
+            stage.scaled(scale),
+            previous,
+            run / stage.name,
+            runtime,
+            processes=processes,
+            spread=spread,
+            watch=watch,
+        )
         previous = run / stage.name / "model"
     return previous
 
@@ -193,32 +204,59 @@ def run_stage(
     runtime: Runtime,
     *,
     processes: int = 1,
+    spread: SpreadConfig | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Train one stage from the model in `init`, in this many processes, unless its model is there already.
 
-    `watch(model, stage, step)` is called after every update in the first process, while the others wait; with several
-    processes it must be a function that can be pickled.
+    `watch(model, stage, step)` is called after every update (see `train`); with several processes it must be a function
+    that can be pickled.
     """
-    if (run_dir / "model").exists():
+    if parallel.from_first(lambda: (run_dir / "model").exists()):
         return
+    spread = spread or SpreadConfig()
+    parallel.from_first(lambda: _remember(run_dir, {"stage": stage, "spread": spread}))
+    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, spread, watch)
+    parallel.from_first(lambda: shutil.rmtree(run_dir / "state"))
+
+
+def _remember(run_dir: Path, values: Mapping[str, StageConfig | SpreadConfig]) -> None:
+    """Write the resolved values beside the run, a file each."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "stage.json").write_text(json.dumps(dataclasses.asdict(stage), indent=2) + "\n")
-    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, watch)
-    shutil.rmtree(run_dir / "state")
+    for name, value in values.items():
+        (run_dir / f"{name}.json").write_text(json.dumps(dataclasses.asdict(value), indent=2) + "\n")
 
 
 def _train_stage(
-    stage: StageConfig, init: Path, run_dir: Path, runtime: Runtime, watch: Watch | None
+    stage: StageConfig,
+    init: Path,
+    run_dir: Path,
+    runtime: Runtime,
+    spread: SpreadConfig,
+    watch: Watch | None,
 ) -> None:
     if parallel.world_size() > 1:
         torch.set_num_threads(1)
+    runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
     at_this_size = model.config.at(stage.image_size)  # raises where patches do not fill such a picture
     objective = partial(next_token, run_dir=run_dir) if stage.data else None
-    train(model, Tokenizer.load(init), stage, run_dir, runtime, watch=watch, objective=objective)
+    train(
+        model,
+        Tokenizer.load(init),
+        stage,
+        run_dir,
+        runtime,
+        spread=spread,
+        watch=watch,
+        objective=objective,
+    )
     model.config = at_this_size  # who asks this model shows it pictures as it learned them
-    if parallel.rank() == 0:
-        checkpoint.save(model, run_dir / "model", companions=init)
-        if stage.chat:
-            checkpoint.ask_in_chatml(run_dir / "model")
+    trained = whole(model)
+    parallel.from_first(lambda: _keep(trained, init, stage, run_dir / "model"))
+
+
+def _keep(model: QwenVL, init: Path, stage: StageConfig, folder: Path) -> None:
+    checkpoint.save(model, folder, companions=init)
+    if stage.chat:
+        checkpoint.ask_in_chatml(folder)

@@ -58,16 +58,6 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(start: Path, micro: int) 
         torch.testing.assert_close(cut[name], one[name], rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_train_as_one(start: Path, tmp_path: Path) -> None:
-    run_stage(stage(), start, tmp_path / "one", CPU)
-    run_stage(stage(), start, tmp_path / "two", CPU, processes=2)
-    losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
-    assert len(losses[0]) == 4
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    for name, tensor in weights(tmp_path / "one").items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-5)
-
-
 def test_a_stage_trains_what_it_says_and_nothing_else(start: Path, tmp_path: Path) -> None:
     run_stage(stage(trains=("adapter",)), start, tmp_path, CPU)
     before, after = load_file(start / "model.safetensors"), weights(tmp_path)
@@ -124,11 +114,23 @@ def test_a_state_is_whole_or_absent(start: Path, tmp_path: Path, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(state.HuggingFaceStorageWriter, "write_data", full)
     longer = stage(save_every=1, optim=dataclasses.replace(stage().optim, steps=5))
-    with pytest.raises(ValueError, match="the disk is full; nothing was left of it"):
+    with pytest.raises(ValueError, match="the disk is full; the state before it still stands"):
         train(model, Tokenizer.load(start), longer, tmp_path, CPU)
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step-000004"]
+    assert [path.name for path in state.saved_states(tmp_path / "state")] == ["step-000004"]
+    monkeypatch.undo()
+    train(model, Tokenizer.load(start), longer, tmp_path, CPU)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000005"], "what was begun is gone"
+
+
+def test_a_state_of_other_parts_is_refused(start: Path, tmp_path: Path) -> None:
+    model = folder.load(start, CPU)
+    train(model, Tokenizer.load(start), stage(trains=("adapter",)), tmp_path, CPU)
+    with pytest.raises(
+        ValueError, match=r"step-000004 holds no vision\..*: it is of a run that trained something"
+    ):
+        train(model, Tokenizer.load(start), stage(trains=("adapter", "vision")), tmp_path, CPU)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(start: Path, tmp_path: Path) -> None:
@@ -176,5 +178,8 @@ def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
 
 
 def test_one_process_is_no_special_case() -> None:
+    team = parallel.Team(1, CPU.device)
     assert parallel.rank() == 0 and parallel.world_size() == 1
-    assert parallel.summed(1.5, 2) == [1.5, 2]
+    assert team.sum(1.5, 2) == [1.5, 2] and team.everyones(3.0) == [3.0]
+    assert parallel.anywhere(True) and not parallel.anywhere(False)
+    assert parallel.from_first(lambda: 7) == 7

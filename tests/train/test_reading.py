@@ -52,7 +52,7 @@ def updates(
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         reader = batches(told, BYTES, 4)
         for place, step in enumerate(steps):
-            read[place] += [_bytes(reader(documents)) for documents in micro_batches(told, step)]
+            read[place] += [_bytes(reader(documents)) for documents in micro_batches(told, step, rank, ranks)]
     return [sorted(each) for each in read]
 
 

@@ -1,0 +1,188 @@
+"""How a model is spread over processes (paper 3.2: tensor parallelism of 2): FSDP2 and DTensor, chosen by values.
+
+The grid is data x tensor. Along `tensor`, the projections of a block are cut by heads and by channels of the
+perceptron, the head by words; everything else (embedding, norms, the adapter) is computed by all. Along `data`,
+weights, gradients and moments may be cut once more (FSDP2).
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.utils.checkpoint import checkpoint
+
+from qwenvl.config import ModelConfig
+from qwenvl.model.vlm import QwenVL
+from qwenvl.train.parallel import Team
+from qwenvl.train.stages import StageConfig
+
+Sharding = Literal["none", "optimizer", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadConfig:
+    """What the processes of a run share, and what is paid for memory or speed. It never changes what is learned."""
+
+    shard: Sharding = "none"
+    """Cut over the rows of the grid: nothing, gradients and optimizer state, or weights too."""
+    tensor: int = 1
+    """Processes that share each matrix."""
+    recompute: bool = False
+    """Keep only what enters a block and compute the rest again in the backward pass."""
+    compile: bool = False
+    """Compile every block with torch.compile."""
+    sum_last: bool = False
+    """With `shard`, add up gradients once an update, not after every micro-batch: fewer messages, whole gradients."""
+    spike: float = 4.0
+    """A loss so many times its median, several updates in a row, stops the run."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether no process holds all weights, so that each pass needs all processes."""
+        return self.shard != "none" or self.tensor > 1
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1 or self.spike <= 1:
+            raise ValueError(
+                f"tensor is {self.tensor} and spike {self.spike:g}; expected 1 process or more, and a spike above 1."
+            )
+
+
+COLUMNS, ROWS = ColwiseParallel, RowwiseParallel
+
+TENSOR_PLAN: dict[str, type[ParallelStyle]] = {
+    "vision.blocks.*.attention.qkv": COLUMNS,
+    "vision.blocks.*.attention.out": ROWS,
+    "vision.blocks.*.up": COLUMNS,
+    "vision.blocks.*.down": ROWS,
+    "llm.blocks.*.attention.qkv": COLUMNS,
+    "llm.blocks.*.attention.out": ROWS,
+    "llm.blocks.*.mlp.up": COLUMNS,
+    "llm.blocks.*.mlp.gate": COLUMNS,
+    "llm.blocks.*.mlp.down": ROWS,
+    "llm.head": COLUMNS,
+}
+"""How each matrix is cut. The rows of `qkv` are ordered head by head, so that a share of rows is a share of heads."""
+
+
+def spread_(model: QwenVL, stage: StageConfig, spread: SpreadConfig, team: Team) -> None:
+    """Spread the model over the team, in place; freeze what the stage freezes before.
+
+    Raises ValueError when the sizes do not divide or an optimiser needs whole matrices.
+    """
+    _check(model.config, stage, spread, team)
+    if team.mesh is not None and spread.tensor > 1:
+        plan = {name: style() for name, style in TENSOR_PLAN.items()}
+        parallelize_module(model, team.mesh["tensor"], plan, src_data_rank=None)
+    blocks = [*model.vision.blocks, *model.llm.blocks]
+    for block in blocks:
+        if spread.compile:
+            block.forward = torch.compile(block.forward)
+        if spread.recompute:
+            recompute_(block)
+    if team.mesh is not None and spread.shard != "none":
+        precision = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if stage.bfloat16 else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # angles and positions stay float32; autocast casts what is multiplied
+        )
+        for module in (*blocks, model.vision, model.adapter, model):
+            fully_shard(
+                module,
+                mesh=team.mesh["data"],
+                mp_policy=precision,
+                reshard_after_forward=spread.shard == "full" and module is not model,
+            )
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # sums: the one division comes when all are counted
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        register_fsdp_forward_method(model, "hidden")
+
+
+def cut_(model: QwenVL, tensor: int) -> None:
+    """Give every matrix the shape of the share that one of `tensor` processes holds, without values: for planning."""
+    for pattern, style in TENSOR_PLAN.items():
+        for name, module in model.named_modules():
+            if fnmatch(name, pattern) and isinstance(module, nn.Linear):
+                rows = -(-module.out_features // tensor) if style is COLUMNS else module.out_features
+                columns = -(-module.in_features // tensor) if style is ROWS else module.in_features
+                cut = nn.Linear(columns, rows, bias=module.bias is not None)
+                model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], cut)
+
+
+def recompute_(block: nn.Module) -> None:
+    """Let a block keep its input alone."""
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def sync_gradients(model: nn.Module, spread: SpreadConfig, *, last: bool) -> None:
+    """Say before a backward pass whether FSDP adds up gradients in it."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or not spread.sum_last)
+
+
+def whole(model: QwenVL) -> QwenVL:
+    """The model with all its weights in process 0, without weights in the others; itself where nothing was cut."""
+    if not any(isinstance(each, DTensor) for each in model.parameters()):
+        return model
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        full = _gathered(tensor) if isinstance(tensor, DTensor) else tensor
+        if torch.distributed.get_rank() == 0:
+            weights[name] = full.cpu()
+    with torch.device("meta"):
+        gathered = QwenVL(model.config)
+    if weights:
+        gathered.load_state_dict(weights, assign=True)
+    return gathered
+
+
+def _gathered(tensor: DTensor) -> Tensor:
+    """The whole tensor, put together along one side of the grid after the other."""
+    placements = list(tensor.placements)
+    for side in range(len(placements)):
+        placements[side] = Replicate()
+        tensor = tensor.redistribute(placements=placements)
+    return tensor.to_local()
+
+
+def _check(config: ModelConfig, stage: StageConfig, spread: SpreadConfig, team: Team) -> None:
+    micro_batches = stage.documents // stage.micro_documents
+    if micro_batches % team.data_size:
+        raise ValueError(
+            f"stage {stage.name} has {micro_batches} micro-batches per update, which {team.data_size} processes cannot "
+            f"share evenly; choose micro_documents so that {stage.documents} documents make a multiple of them."
+        )
+    if stage.optim.muon and team.mesh is not None and (spread.shard != "none" or spread.tensor > 1):
+        raise ValueError(
+            f"stage {stage.name} learns by Muon, which needs whole matrices; set muon = false, or shard = none and "
+            "tensor = 1."
+        )
+    sizes = {
+        "llm.heads": config.llm.heads,
+        "llm.mlp_width": config.llm.mlp_width,
+        "vision.heads": config.vision.heads,
+        "vision.mlp_width": config.vision.mlp_width,
+    }
+    for name, size in sizes.items():
+        if size % spread.tensor:
+            raise ValueError(
+                f"{name} is {size}, which tensor parallelism of {spread.tensor} does not divide."
+            )

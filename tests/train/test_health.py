@@ -1,0 +1,68 @@
+"""What stops a run, what warns during it, and what does neither."""
+
+from pathlib import Path
+
+import pytest
+
+from qwenvl.train.health import EVERY, HISTORY, IN_A_ROW, Spikes, Stragglers
+
+
+def calm() -> Spikes:
+    spikes = Spikes("trial", Path("runs/x"), 4.0)
+    for step in range(HISTORY):
+        spikes.see(step, 1.0 + step % 3 * 0.1, 1.0)
+    return spikes
+
+
+def test_a_loss_that_runs_away_stops_the_run() -> None:
+    spikes = calm()
+    for step in range(IN_A_ROW - 1):
+        spikes.see(HISTORY + step, 5.0, 1.0)
+        assert spikes.spiking
+    with pytest.raises(
+        ValueError,
+        match=r"stage trial: the loss has been over 4 times its median of 1\.1\d* for 5 updates up to 70 "
+        r"\(now 5\.000\); lower peak_lr and resume from runs/x, or raise --spike if this is no fault",
+    ):
+        spikes.see(70, 5.0, 1.0)
+
+
+def test_one_odd_batch_does_not() -> None:
+    spikes = calm()
+    for step in range(3 * HISTORY):
+        spikes.see(HISTORY + step, 9.0 if step % IN_A_ROW == 0 else 1.0, 1.0)
+    assert not spikes.spiking
+
+
+def test_a_run_that_has_just_begun_is_not_judged() -> None:
+    spikes = Spikes("trial", Path("runs/x"), 4.0)
+    for step in range(HISTORY // 2):
+        spikes.see(step, 100.0 if step > 5 else 1.0, 1.0)
+    assert not spikes.spiking
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"the gradient of update 3 is (1\.0|inf) \(loss (nan|1\.000)\); lower"
+    ):
+        Spikes("trial", Path("runs/x"), 4.0).see(3, loss, norm)
+
+
+def test_a_slow_process_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    stragglers = Stragglers()
+    due = [stragglers.add(0.4, 1.0) for _ in range(EVERY)]
+    assert due == [False] * (EVERY - 1) + [True]
+    everyones = [0.4 * EVERY, 0.5 * EVERY, 0.4 * EVERY, 0.9 * EVERY]
+    assert stragglers.compare(everyones, speaks=True) == [3]
+    assert capsys.readouterr().err == (
+        "rank 3 holds the others up: it works 0.90 s per update, the median is 0.45 s of 1.00 s.\n"
+    )
+    assert stragglers.own == 0.0, "the next comparison begins anew"
+
+
+def test_processes_alike_are_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    stragglers = Stragglers()
+    stragglers.add(0.5, 1.0)
+    assert stragglers.compare([0.5, 0.6], speaks=True) == []
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,188 @@
+"""However a model is spread over processes, it learns the same; what cannot work is told before it starts."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import qwenvl.cli as cli
+from qwenvl.checkpoint import folder
+from qwenvl.runtime import Runtime
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train import parallel
+from qwenvl.train.log import read_log
+from qwenvl.train.loop import train
+from qwenvl.train.objectives import next_token
+from qwenvl.train.parallel import Team
+from qwenvl.train.spread import SpreadConfig, spread_, whole
+from qwenvl.train.stages import OptimConfig, StageConfig
+
+from .conftest import stage
+
+CPU = Runtime.detect(device="cpu", dtype="float32")
+
+TRIAL = stage(
+    micro_documents=2, optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=1, steps=3), save_every=3
+)
+"""Four micro-batches an update, of unequal numbers of learned tokens."""
+FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), mixture={"tasks": 1.0, "text": 3.0})
+"""As in stage 1, only pictures teach; here many micro-batches have none."""
+
+Case = tuple[StageConfig, SpreadConfig]
+ALONE: Mapping[str, Case] = {"trial": (TRIAL, SpreadConfig()), "frozen": (FROZEN, SpreadConfig())}
+TWO: Mapping[str, Case] = {
+    "trial, replicated": (TRIAL, SpreadConfig()),
+    "trial, optimizer": (TRIAL, SpreadConfig(shard="optimizer")),
+    "trial, full": (TRIAL, SpreadConfig(shard="full")),
+    "trial, full, summed last, recomputed": (
+        TRIAL,
+        SpreadConfig(shard="full", sum_last=True, recompute=True),
+    ),
+    "trial, tensor": (TRIAL, SpreadConfig(tensor=2)),
+    "frozen, replicated": (FROZEN, SpreadConfig()),
+    "frozen, full": (FROZEN, SpreadConfig(shard="full")),
+}
+FOUR: Mapping[str, Case] = {
+    "trial, full x tensor": (TRIAL, SpreadConfig(shard="full", tensor=2)),
+    "trial, replicated x tensor": (TRIAL, SpreadConfig(tensor=2)),
+}
+
+
+def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
+    """In every process: one case after the other."""
+    torch.set_num_threads(1)
+    everyone = list(range(parallel.world_size()))
+    assert Team(1, CPU.device).everyones(parallel.rank()) == everyone
+    for name, (trial, spread) in cases.items():
+        model = folder.load(start, CPU)
+        train(model, Tokenizer.load(start), trial, out / name, CPU, spread=spread)
+        trained = whole(model)
+        parallel.from_first(lambda trained=trained, name=name: folder.save(trained, out / name / "model"))
+
+
+@pytest.fixture(scope="module")
+def alone(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    train_each(start, out, ALONE)
+    return out
+
+
+@pytest.mark.parametrize(("processes", "cases"), [(2, TWO), (4, FOUR)], ids=["two", "four"])
+def test_every_spread_learns_what_one_process_learns(
+    start: Path, alone: Path, tmp_path: Path, processes: int, cases: Mapping[str, Case]
+) -> None:
+    parallel.run(processes, train_each, start, tmp_path, cases)
+    for name in cases:
+        known, told = alone / name.split(",")[0], tmp_path / name
+        expected, lines = read_log(known / "log.jsonl"), read_log(told / "log.jsonl")
+        assert len(expected) == 3
+        for key in ("loss", "grad_norm", "tokens", "pictures"):
+            values = [line[key] for line in expected]
+            assert [line[key] for line in lines] == pytest.approx(values, rel=1e-6), (name, key)
+        weights = load_file(known / "model" / "model.safetensors")
+        for part, tensor in load_file(told / "model" / "model.safetensors").items():
+            torch.testing.assert_close(
+                tensor, weights[part], rtol=1e-3, atol=2e-6, msg=lambda m, at=(name, part): f"{at}: {m}"
+            )
+
+
+def test_some_readers_have_no_picture_beside_others_that_have(start: Path) -> None:
+    """What the case above rests on: then a process walks the ViT with an idle picture."""
+    aim = next_token(folder.load(start, CPU), Tokenizer.load(start), FROZEN)
+    beside = [
+        [bool(aim.batch(range(at, at + 2)).images) for at in (2 * k, 2 * k + 2)] for k in (0, 2, 4, 6, 8, 10)
+    ]
+    assert [True, False] in beside or [False, True] in beside
+
+
+def test_recomputing_changes_no_bit(start: Path, alone: Path, tmp_path: Path) -> None:
+    train_each(start, tmp_path, {"recomputed": (TRIAL, SpreadConfig(recompute=True))})
+    lines = [read_log(run / "log.jsonl") for run in (alone / "trial", tmp_path / "recomputed")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+@pytest.mark.compile
+def test_compiled_blocks_learn_the_same(
+    start: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured, forward and backward, and run as captured: the code that inductor would write takes minutes here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    train_each(start, tmp_path, {"compiled": (TRIAL, SpreadConfig(compile=True))})
+    lines = [read_log(run / "log.jsonl") for run in (alone / "trial", tmp_path / "compiled")]
+    assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-5)
+
+
+# === What cannot work ===
+
+
+def team_of(data: int) -> Team:
+    team = Team(1, CPU.device)
+    team.data_size = data
+    return team
+
+
+def test_what_does_not_divide_is_told(start: Path) -> None:
+    model = folder.load(start, CPU)
+    with pytest.raises(ValueError, match="4 micro-batches per update, which 3 processes cannot share evenly"):
+        spread_(model, TRIAL, SpreadConfig(), team_of(3))
+    with pytest.raises(ValueError, match=r"llm\.heads is 2, which tensor parallelism of 4 does not divide"):
+        spread_(model, TRIAL, SpreadConfig(tensor=4), team_of(1))
+    with pytest.raises(ValueError, match="tensor parallelism of 2 with 1 process; start a multiple of 2"):
+        Team(2, CPU.device)
+    cut = SpreadConfig(shard="full")
+    with pytest.raises(ValueError, match="no process holds the whole model, so none can be shown it"):
+        train(model, Tokenizer.load(start), TRIAL, start, CPU, spread=cut, watch=lambda *_: None)
+    with pytest.raises(ValueError, match="tensor is 0 and spike 4; expected 1 process or more"):
+        SpreadConfig(tensor=0)
+
+
+def train_with_muon(start: Path) -> None:
+    muon = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
+    model = folder.load(start, CPU)
+    spread_(model, muon, SpreadConfig(shard="full"), Team(1, CPU.device))
+
+
+def test_muon_needs_whole_matrices_and_children_tell_their_errors(start: Path) -> None:
+    """The sentence of a spawned process reaches the caller as it was raised."""
+    with pytest.raises(ValueError, match="learns by Muon, which needs whole matrices; set muon = false"):
+        parallel.run(2, train_with_muon, start)
+
+
+def die_second() -> None:
+    if parallel.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_named() -> None:
+    with pytest.raises(
+        ChildProcessError, match="process 1 of 2 was ended by SIGKILL; a run goes on from its last"
+    ):
+        parallel.run(2, die_second)
+
+
+def test_the_launch_script_speaks_our_options() -> None:
+    """Every line that it shows, as `qwenvl train` would read it; bash finds no fault in it."""
+    script = Path(__file__).parents[2] / "recipes" / "qwen_vl_7b" / "launch.slurm"
+    subprocess.run(["bash", "-n", script], check=True)
+    shown = re.findall(
+        r"launch\.slurm (.*?)\n#(?:  |\n)", script.read_text().replace("\\\n#", " "), re.DOTALL
+    )
+    assert len(shown) == 2
+    for line in shown:
+        stage_file, init, out, *options = line.split()
+        assert cli.parse(["train", stage_file, "--init", init, "--out", out, *options])
+
+
+def test_torchrun_and_processes_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, --processes asks for 4 more"):
+        parallel.joined(4).__enter__()
