@@ -32,6 +32,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
 from qwenvl.train.plan import Assumptions, plan
+from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     planned = plan(
         stage,
         config,
-        Assumptions(text_tokens=float(text), sharding="none", on_cpu=given.device == "cpu", memory=2.0),
+        Assumptions(text_tokens=float(text), spread=SpreadConfig(), on_cpu=given.device == "cpu", memory=2.0),
     )
     real = measured(config, stage, given.device)
     print(

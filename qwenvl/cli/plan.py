@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from qwenvl.train.plan import Plan
+    from qwenvl.train.spread import SpreadConfig
     from qwenvl.train.stages import StageConfig
 
 
@@ -22,12 +23,16 @@ def plan(
     text_tokens: float = 67.0,
     pictures: float = 1.0,
     shard: Literal["none", "optimizer", "full"] = "full",
+    tensor: int = 1,
+    recompute: bool = False,
+    sum_last: bool = False,
     json: bool = False,
 ) -> int:
     """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
-    assumption (MFU), everything else is counted; activation checkpointing and tensor parallelism are not assumed.
+    assumption (MFU), everything else is counted. --shard, --tensor, --recompute and --sum-last are those of
+    `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
       qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24
@@ -43,6 +48,9 @@ def plan(
         text_tokens: Mean tokens of a document that are no picture.
         pictures: Mean pictures of a document.
         shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
+        tensor: GPUs that share each matrix.
+        recompute: Compute the inside of every block again in the backward pass.
+        sum_last: Add up gradients once an update, not after every micro-batch.
         json: Print one JSON object.
     """
     import dataclasses
@@ -50,6 +58,7 @@ def plan(
     from qwenvl import presets
     from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.train import plan as planning
+    from qwenvl.train.spread import SpreadConfig
     from qwenvl.train.stages import StageConfig
 
     config = getattr(presets, model)() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
@@ -63,7 +72,7 @@ def plan(
         mfu=mfu,
         text_tokens=text_tokens,
         pictures=pictures,
-        sharding=shard,
+        spread=SpreadConfig(shard=shard, tensor=tensor, recompute=recompute, sum_last=sum_last),
     )
     found = planning.plan(read, config, given)
     if json:
@@ -74,7 +83,7 @@ def plan(
     else:
         print(_told(found, read, given.gpus))
     if not found.fits:
-        print(_advice(read, shard), file=sys.stderr)
+        print(_advice(read, given.spread), file=sys.stderr)
     return 0 if found.fits else 1
 
 
@@ -98,9 +107,9 @@ def _told(found: "Plan", stage: "StageConfig", gpus: int) -> str:
     return "\n".join(lines)
 
 
-def _advice(stage: "StageConfig", shard: str) -> str:
+def _advice(stage: "StageConfig", spread: "SpreadConfig") -> str:
     ways = [f"fewer documents per forward pass (--micro, now {stage.micro_documents})"] * (
         stage.micro_documents > 1
     )
-    ways += ["--shard full"] * (shard != "full")
+    ways += ["--shard full"] * (spread.shard != "full") + ["--recompute"] * (not spread.recompute)
     return f"it does not fit; try {', '.join([*ways, 'more GPUs, or LoRA (`qwenvl finetune`)'])}."

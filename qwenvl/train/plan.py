@@ -8,24 +8,25 @@ and gradients that frozen weights do not get are left out. Blocks are alike, so 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.objectives import LOGIT_BLOCK
+from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
+from qwenvl.train.spread import SpreadConfig, cut_, recompute_
 from qwenvl.train.stages import StageConfig
-
-Sharding = Literal["none", "optimizer", "full"]
 
 FILL = 0.97
 """Share of a packed row that is not padding, the loader's promise."""
+
+_ALONE = SpreadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class Assumptions:
     """Pictures of a document."""
     learned_tokens: float | None = None
     """Of them learned; None: all of the text."""
-    sharding: Sharding = "full"
-    """Over the GPUs: nothing, gradients and optimizer state, or weights too (FSDP)."""
+    spread: SpreadConfig = field(default_factory=lambda: SpreadConfig(shard="full"))
+    """How the model is spread over the GPUs."""
     on_cpu: bool = False
     """A CPU in bfloat16 keeps attention matrices, a GPU does not."""
 
@@ -64,6 +65,15 @@ class Assumptions:
                 f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.pictures} pictures; expected a GPU "
                 "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 pictures or more."
             )
+        if self.gpus % self.spread.tensor:
+            raise ValueError(
+                f"{self.gpus} GPUs with tensor parallelism of {self.spread.tensor}; give a multiple of it as --gpus."
+            )
+
+    @property
+    def data(self) -> int:
+        """GPUs that read different documents."""
+        return self.gpus // self.spread.tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +134,7 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions) -> Plan:
     rows = math.ceil(micro / max(1.0, FILL * stage.sequence_length / document))
     images = round(micro * given.pictures)
     micro_batches = stage.documents // micro
-    traced = trace(config, stage, rows, images, on_cpu=given.on_cpu)
+    traced = trace(config, stage, rows, images, on_cpu=given.on_cpu, spread=given.spread)
     trainable, frozen = count_parameters(config, stage)
     learned = micro * (given.text_tokens if given.learned_tokens is None else given.learned_tokens)
     learned = math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK
@@ -132,8 +142,8 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions) -> Plan:
     per_head = 4 + 2 * (
         "llm" in stage.trains
     )  # forward and to its inputs; to its weights only when they learn
-    flops = micro_batches * (traced.flops + per_head * learned * head)
-    memory = _memory(stage, config, given, traced, sum(trainable.values()), sum(frozen.values()), learned)
+    flops = micro_batches * (given.spread.tensor * traced.flops + per_head * learned * head)
+    memory = _memory(stage, config, given, traced, learned)
     return Plan(
         trainable=trainable,
         frozen=frozen,
@@ -150,37 +160,55 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions) -> Plan:
 
 
 def _memory(
-    stage: StageConfig,
-    config: ModelConfig,
-    given: Assumptions,
-    traced: "Traced",
-    learns: int,
-    stays: int,
-    learned: int,
+    stage: StageConfig, config: ModelConfig, given: Assumptions, traced: "Traced", learned: int
 ) -> dict[str, float]:
-    """Bytes by kind at the end of a forward pass, when gradients of earlier micro-batches are there already."""
-    weights_over = given.gpus if given.sharding == "full" else 1
-    state_over = 1 if given.sharding == "none" else given.gpus
-    accumulates = stage.documents // (stage.micro_documents * given.gpus) > 1
-    gradients = 4.0 * learns / state_over
-    activations = float(traced.kept)
-    # Three float32 arrays at once while the loss goes backward: log-softmax, its gradient, that of the logits.
-    logits = learned * config.llm.vocab_size * 12.0
-    if not accumulates:  # gradients come as activations go: the larger of the two counts
-        gradients = max(0.0, gradients - activations - logits)
+    """Bytes by kind on one GPU at the end of a forward pass, when gradients of earlier micro-batches are there."""
+    spread, cut = given.spread, given.spread.shard != "none"
+    trainable, frozen = (sum(n.values()) for n in count_parameters(config, stage, tensor=spread.tensor))
+    over = given.data if cut else 1
+    head = config.llm.hidden * config.llm.vocab_size / spread.tensor
+    number = 2.0 if stage.bfloat16 else 4.0  # bytes of what is multiplied
+    # Once per chunk: logits, their float32 copy, its gradient; the head's own gradient while it is added up.
+    logits = min(learned, LOGIT_CHUNK) * config.llm.vocab_size / spread.tensor * 8.0
+    logits += learned * config.llm.hidden * 8.0
+    logits += 2.0 * head * (number if cut else 4.0) * ("llm" in stage.trains)
+    gradients = 4.0 * trainable / (1 if spread.sum_last else over)
+    if stage.documents // (stage.micro_documents * given.data) <= 1:
+        gradients = max(
+            0.0, gradients - traced.kept - logits
+        )  # they come as activations go: the larger counts
     return {
-        "weights": 4.0 * (learns + stays) / weights_over,
+        "weights": 4.0 * (trainable + frozen) / over,
+        "gathered": number * _gathered(config, spread) if cut else 0.0,
         "gradients": gradients,
-        "optimizer": 8.0 * learns / state_over,
-        "activations": activations,
+        "optimizer": 8.0 * trainable / over,
+        "activations": traced.kept,
         "logits": logits,
     }
 
 
-def count_parameters(config: ModelConfig, stage: StageConfig) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters by part: those that learn, those that do not (the adapter's fixed positions are no parameter)."""
+def _gathered(config: ModelConfig, spread: SpreadConfig) -> float:
+    """Numbers that FSDP has put together at a time: all; or embedding and head, and of the blocks this and the next."""
     with torch.device("meta"):
         model = QwenVL(config)
+        cut_(model, spread.tensor)
+    if spread.shard == "optimizer":
+        return float(sum(each.numel() for each in model.parameters()))
+    blocks = (model.vision.blocks[0], model.llm.blocks[0])
+    block = max(sum(each.numel() for each in block.parameters()) for block in blocks)
+    return float(model.llm.embed.weight.numel() + model.llm.head.weight.numel() + 2 * block)
+
+
+def count_parameters(
+    config: ModelConfig, stage: StageConfig, *, tensor: int = 1
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters by part: those that learn, those that do not (the adapter's fixed positions are no parameter).
+
+    With `tensor`, those that one of so many processes holds.
+    """
+    with torch.device("meta"):
+        model = QwenVL(config)
+        cut_(model, tensor)
     freeze(model, stage.trains)
     counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for name, parameter in model.named_parameters():
@@ -209,8 +237,16 @@ class Traced:
         return Traced(self.kept * factor, self.flops * factor)
 
 
-def trace(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool) -> Traced:
-    """Forward and backward of `rows` packed rows with `images` pictures, in the stage's precision."""
+def trace(
+    config: ModelConfig,
+    stage: StageConfig,
+    rows: int,
+    images: int,
+    *,
+    on_cpu: bool,
+    spread: SpreadConfig = _ALONE,
+) -> Traced:
+    """Forward and backward of `rows` packed rows with `images` pictures, in the stage's precision, on one GPU."""
 
     def with_layers(vision: int, llm: int) -> Traced:
         small = replace(
@@ -218,24 +254,43 @@ def trace(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on
             vision=replace(config.vision, layers=min(vision, config.vision.layers)),
             llm=replace(config.llm, layers=min(llm, config.llm.layers)),
         )
-        return _run(small, stage, rows, images, on_cpu=on_cpu)
+        return _run(small, stage, rows, images, on_cpu=on_cpu, spread=spread)
 
     base = with_layers(2, 2)
     vision = with_layers(3, 2) + base.times(-1.0)
     llm = with_layers(2, 3) + base.times(-1.0)
+    again = 0.0  # what a block keeps while it is computed again
+    if spread.recompute:
+        spread = replace(spread, recompute=False)
+        rest = with_layers(2, 2).times(-1.0)
+        again = max((with_layers(3, 2) + rest).kept, (with_layers(2, 3) + rest).kept)
     return (
-        base
+        Traced(again, 0.0)
+        + base
         + vision.times(max(0.0, config.vision.layers - 2.0))
         + llm.times(max(0.0, config.llm.layers - 2.0))
     )
 
 
-def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_cpu: bool) -> Traced:
+def _run(
+    config: ModelConfig,
+    stage: StageConfig,
+    rows: int,
+    images: int,
+    *,
+    on_cpu: bool,
+    spread: SpreadConfig = _ALONE,
+) -> Traced:
     length = stage.sequence_length
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     with FakeTensorMode():
         model = QwenVL(config)
+        cut_(model, spread.tensor)
+        if spread.shard != "none" and stage.bfloat16:
+            _round(model)  # as FSDP gathers them: no copies are kept
         freeze(model, stage.trains)
+        for block in (*model.vision.blocks, *model.llm.blocks) if spread.recompute else ():
+            recompute_(block)
         pixels = torch.empty(images, 3, stage.image_size, stage.image_size)
         ids = torch.zeros(rows, length, dtype=torch.long)
         segments = torch.ones(rows, length, dtype=torch.long) if on_cpu else None
@@ -251,10 +306,14 @@ def _run(config: ModelConfig, stage: StageConfig, rows: int, images: int, *, on_
             hidden = model.llm(hidden, positions=torch.zeros_like(ids), segments=segments)
             if hidden.requires_grad:
                 hidden.sum().backward()
-    mask = (
-        0 if on_cpu else rows * length**2 * 4
-    )  # a GPU's kernel reads the mask of the packed rows, one for all blocks
-    return Traced(float(sum(kept.values()) + mask), float(counter.get_total_flops()))
+    return Traced(float(sum(kept.values())), float(counter.get_total_flops()))
+
+
+def _round(model: QwenVL) -> None:
+    """Give it bfloat16 weights; `Module.bfloat16` cannot do so without values."""
+    for module in model.modules():
+        for name, each in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(each.detach().bfloat16()))
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import pytest
 from qwenvl import presets
 from qwenvl.cli import main
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
-from qwenvl.train.plan import Assumptions, count_parameters, plan, trace
+from qwenvl.train.plan import Assumptions, Plan, count_parameters, plan, trace
+from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 ROOT = Path(__file__).parents[2]
@@ -135,21 +136,51 @@ def test_flops_count_the_vit_and_leave_out_what_frozen_weights_do_not_get(trains
 def test_three_blocks_tell_the_cost_of_all() -> None:
     from qwenvl.train.plan import _run
 
-    whole, told = _run(SMALL, stage(), 2, 3, on_cpu=False), trace(SMALL, stage(), 2, 3, on_cpu=False)
+    whole = _run(SMALL, stage(), 2, 3, on_cpu=False, spread=SpreadConfig())
+    told = trace(SMALL, stage(), 2, 3, on_cpu=False)
     assert told.kept == pytest.approx(whole.kept) and told.flops == pytest.approx(whole.flops)
 
 
 def test_sharding_saves_memory() -> None:
-    whole = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0))
-    over_four = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=4, sharding="full"))
-    state_only = plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=4, sharding="optimizer"))
-    assert over_four.memory["weights"] == whole.memory["weights"] / 4
-    assert state_only.memory["weights"] == whole.memory["weights"]
-    assert state_only.memory["optimizer"] == whole.memory["optimizer"] / 4
+    def planned(gpus: int, **spread: object) -> Plan:
+        chosen = SpreadConfig(**spread)  # type: ignore[arg-type]
+        return plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=gpus, spread=chosen))
+
+    whole, copies = planned(1), planned(4)
+    assert copies.memory["weights"] == whole.memory["weights"] and not copies.memory["gathered"]
+    over_four, state_only = planned(4, shard="full"), planned(4, shard="optimizer")
+    for kind in ("weights", "optimizer"):
+        assert over_four.memory[kind] == state_only.memory[kind] == whole.memory[kind] / 4
+    assert state_only.memory["gathered"] == whole.memory["weights"] > over_four.memory["gathered"] > 0
     assert over_four.seconds == pytest.approx(whole.seconds / 4)
 
 
+def test_tensor_parallelism_cuts_blocks_and_head() -> None:
+    whole, half = (sum(count_parameters(SMALL, stage(), tensor=n)[0].values()) for n in (1, 2))
+    llm, vision = SMALL.llm, SMALL.vision
+    in_llm = llm.layers * (4 * llm.hidden**2 + 3 * llm.hidden * llm.mlp_width + 3 * llm.hidden)
+    in_vision = vision.layers * (
+        4 * vision.width**2 + 2 * vision.width * vision.mlp_width + 3 * vision.width + vision.mlp_width
+    )
+    assert whole - half == (in_llm + in_vision + llm.hidden * llm.vocab_size) / 2
+    cut = trace(SMALL, stage(), 2, 3, on_cpu=False, spread=SpreadConfig(tensor=2))
+    uncut = trace(SMALL, stage(), 2, 3, on_cpu=False)
+    assert 0.5 * uncut.flops < cut.flops < 0.6 * uncut.flops, (
+        "the adapter and the patches are computed by both"
+    )
+    assert 0.5 * uncut.kept < cut.kept < 0.8 * uncut.kept
+
+
+def test_recomputing_keeps_less_and_computes_a_forward_more() -> None:
+    kept = trace(SMALL, stage(), 2, 3, on_cpu=False)
+    again = trace(SMALL, stage(), 2, 3, on_cpu=False, spread=SpreadConfig(recompute=True))
+    assert again.kept < 0.6 * kept.kept
+    assert 1.2 * kept.flops < again.flops < 1.34 * kept.flops
+
+
 def test_impossible_questions_are_told() -> None:
+    with pytest.raises(ValueError, match="3 GPUs with tensor parallelism of 2; give a multiple of it"):
+        Assumptions(gpus=3, spread=SpreadConfig(tensor=2))
     with pytest.raises(ValueError, match="does not fit a row of 64"):
         plan(stage(), SMALL, Assumptions(text_tokens=100.0))
     with pytest.raises(ValueError, match="an MFU in"):
