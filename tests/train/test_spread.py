@@ -90,7 +90,7 @@ def test_every_spread_learns_what_one_process_learns(
         weights = load_file(known / "model" / "model.safetensors")
         for part, tensor in load_file(told / "model" / "model.safetensors").items():
             torch.testing.assert_close(
-                tensor, weights[part], rtol=1e-3, atol=2e-6, msg=lambda m, at=(name, part): f"{at}: {m}"
+                tensor, weights[part], rtol=1e-3, atol=2e-5, msg=lambda m, at=(name, part): f"{at}: {m}"
             )
 
 
