@@ -37,7 +37,7 @@ def plan(
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
       qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24
-      qwenvl plan recipes/qwen_vl_7b/3-finetuning.toml --lora 64 --micro 1 --memory 80
+      qwenvl plan recipes/qwen_vl_7b/3-finetuning.toml --lora 64 --micro 1
 
     Args:
         stage: A stage file.
