@@ -17,6 +17,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,10 @@ SMALL = ModelConfig(
     llm=LLMConfig(vocab_size=512, hidden=64, layers=4, heads=2, mlp_width=96),
     imgpad_id=500,
 )
+
+
+class Enough(Exception):
+    """All updates that are measured are done."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def stage_of(case: Case, small: bool, steps: int) -> StageConfig:
         documents=case.documents,
         micro_documents=case.documents,
         bfloat16=True,
-        save_every=0,
-        optim=OptimConfig(peak_lr=1e-5, final_lr=0.0, warmup_steps=0, steps=steps),
+        save_every=2 * steps,  # never: `measured` ends after `steps`
+        optim=OptimConfig(peak_lr=1e-5, final_lr=0.0, warmup_steps=0, steps=2 * steps),
     )
 
 
@@ -144,8 +149,14 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
+    def watch(model: QwenVL, stage: StageConfig, step: int) -> None:
+        if 2 * step == stage.optim.steps:
+            raise Enough
+
     with tempfile.TemporaryDirectory() as folder:
-        train(model, tokenizer, stage, Path(folder), whole, objective=objective)
+        with suppress(Enough):
+            train(model, tokenizer, stage, Path(folder), whole, watch=watch, objective=objective)
         lines = read_log(Path(folder) / "log.jsonl")[2:]
     found = {
         name: statistics.median(line[name] for line in lines)

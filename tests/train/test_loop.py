@@ -130,7 +130,8 @@ def test_a_state_of_other_parts_is_refused(start: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"step-000004 holds no vision\..*: it is of a run that trained something"
     ):
-        train(model, Tokenizer.load(start), stage(trains=("adapter", "vision")), tmp_path, CPU)
+        other = stage(trains=("adapter", "vision"))
+        train(folder.load(start, CPU), Tokenizer.load(start), other, tmp_path, CPU)
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(start: Path, tmp_path: Path) -> None:
