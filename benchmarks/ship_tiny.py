@@ -43,7 +43,7 @@ $ qwenvl eval run tiny toyworld --json
 ```
 
 Seed {seed} (weights) and those of the stage files (documents). {hours:.2f} hours on 2 shared cores ({machine}),
-no GPU, torch {torch}, bfloat16 products, float32 weights.
+no GPU, torch {torch}, bfloat16 products, float32 weights. {remark}
 
 ## Scores
 
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "tiny")
+    parser.add_argument("--remark", default="", help="what else to say of how the run went")
     parser.add_argument("--gain", default="", help="text of the card's last section")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,12 +98,12 @@ def main() -> None:
     logs = {stage.name: read_log(options.run / stage.name / "log.jsonl") for stage in stages}
     curves = {name: [line["loss"] for line in log] for name, log in logs.items()}
     (options.to / "curves.svg").write_text(report.curve_sheet(curves))
-    (options.to / "MODEL_CARD.md").write_text(card(model, options.to, scores, logs, options.gain))
+    (options.to / "MODEL_CARD.md").write_text(card(model, options, scores, logs))
     print(json.dumps(scores.to_json()))
 
 
 def card(
-    model: torch.nn.Module, place: Path, scores: ToyScores, logs: dict[str, list[dict]], gain: str
+    model: torch.nn.Module, options: argparse.Namespace, scores: ToyScores, logs: dict[str, list[dict]]
 ) -> str:
     """The text of MODEL_CARD.md."""
     seconds = sum(log[-1]["seconds"] for log in logs.values())
@@ -118,7 +119,7 @@ def card(
 
     return CARD.format(
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        megabytes=sum(file.stat().st_size for file in place.iterdir()) / 1e6,
+        megabytes=sum(file.stat().st_size for file in options.to.iterdir()) / 1e6,
         seed=0,
         hours=seconds / 3600,
         machine=processor(),
@@ -146,7 +147,8 @@ def card(
                 for name, log in logs.items()
             ],
         ),
-        gain=gain,
+        remark=options.remark,
+        gain=options.gain,
     )
 
 

@@ -28,7 +28,7 @@ SMALL_TALK = {
 
 
 def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, ...]:
-    """A dialogue of one to four exchanges about no, one or two scenes; pictures are `size` pixels on a side.
+    """A dialogue of two to seven exchanges about no, one or two scenes; pictures are `size` pixels on a side.
 
     Raises ValueError for more than two scenes.
     """
@@ -36,7 +36,7 @@ def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, 
         raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
     ask = (_about_nothing, _about_one, _about_two)[len(scenes)]
-    wanted = 1 + dice.below(4)
+    wanted = 2 + dice.below(6)
     exchanges: dict[tuple[Segment, ...], Exchange] = {}
     while len(exchanges) < wanted:
         exchange = ask(scenes, dice)

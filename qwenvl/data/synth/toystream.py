@@ -24,6 +24,9 @@ TASKS_PER_PICTURE, TASKS_PER_TEXT = 12, 9
 DOCUMENT_TOKENS = 224
 """A document of tasks is no longer than this: a task that would go beyond it is left out."""
 
+DIALOGUE_TOKENS = 384
+"""A dialogue is no longer than this: exchanges that would go beyond it are left out."""
+
 TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
 """Kinds that scenes in words are asked for; what is hard to learn stands twice or more."""
 
@@ -62,7 +65,11 @@ def chat_document(world: Vocabulary, index: int) -> Example:
     pictures = (1, 1, 1, 1, 1, 1, 1, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
     shown = [scene(world.seed, 2 * index + k) for k in range(pictures)]
     turns = number_pictures(chat(shown, world.seed + index * (not pictures)))
-    return example(render_chat(turns, world.tokenizer, world.queries, open_for_answer=False))
+    while True:
+        told = render_chat(turns, world.tokenizer, world.queries, open_for_answer=False)
+        if len(told) <= DIALOGUE_TOKENS:
+            return example(told)
+        turns = turns[:-2]  # the last exchange
 
 
 def _picture_document(world: Vocabulary, index: int, kinds: tuple[str, ...], limit: int) -> Example:
