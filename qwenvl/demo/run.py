@@ -255,7 +255,7 @@ def page(
     ]
     return report.page(
         "qwenvl demo",
-        "A Qwen-VL of three million parameters, trained through the paper's three stages on two CPU cores.",
+        "A small Qwen-VL, trained through the paper's three stages on two CPU cores.",
         [
             (
                 "Scores on held-out pictures",
