@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl.chat import Assistant, Manner
+from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ class Examiner:
         earlier = [
             line for line in read_log(self.file) if (line["stage"], line["step"]) != (stage.name, step)
         ]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in [*earlier, exam]))
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in [*earlier, exam]))
 
     def exams(self) -> list[Exam]:
         """All exams so far, in order."""

@@ -67,18 +67,25 @@ class VisionAttention(nn.Module):
         self, patches: Float[Tensor, "images patches vision_width"]
     ) -> Float[Tensor, "images patches vision_width"]:
         query, key, value = split_heads(self.qkv(patches), self.head_width)
-        return self.out(merge_heads(attend_to_all(query, key, value)))
+        return self.out(merge_heads(weigh(query, key, value)))
 
 
-def attend_to_all(
-    query: Float[Tensor, "batch heads patches head"],
-    key: Float[Tensor, "batch heads patches head"],
-    value: Float[Tensor, "batch heads patches head"],
-) -> Float[Tensor, "batch heads patches head"]:
-    """Unmasked attention; a CPU in bfloat16 is four times as fast without the fused kernel."""
+def weigh(
+    query: Float[Tensor, "batch heads tokens head"],
+    key: Float[Tensor, "batch heads keys head"],
+    value: Float[Tensor, "batch heads keys head"],
+    mask: Float[Tensor, "_ 1 _ keys"] | None = None,
+) -> Float[Tensor, "batch heads tokens head"]:
+    """Attention to everything, or to what `mask` allows.
+
+    Without the fused kernel a CPU in bfloat16 is two to four times as fast: on patches, on packed rows, on one token.
+    """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value)
-    return ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(dim=-1) @ value
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask.to(query.dtype)
+    return scores.softmax(dim=-1) @ value
 
 
 def split_heads(qkv: Float[Tensor, "batch tokens width3"], head_width: int) -> tuple[Tensor, Tensor, Tensor]:

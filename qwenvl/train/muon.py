@@ -36,7 +36,9 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, parameter: Tensor, decay: float) -> Tensor:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        mean = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        mean = state["momentum_buffer"]
         mean.lerp_(gradient, 1 - decay)
         return gradient.lerp(mean, decay)
 
