@@ -11,8 +11,8 @@ from torch import nn
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.folder import renamed, resolve
 from qwenvl.checkpoint.weights import Stored, stored_tensors
-from qwenvl.config import read_json
-from qwenvl.model.adapter import Adapter
+from qwenvl.config import POSITION_GRID, read_json
+from qwenvl.model.adapter import Adapter, sine_cosine_2d
 from qwenvl.model.vlm import QwenVL
 
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -32,7 +32,8 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
     `std` is the official 0.02; None takes 1/sqrt(fan in) instead, which is 0.016 at the paper's width and what models
     much narrower than that need to learn. As in the official code, positions start at N(0, 1/width), the adapter's
     last projection at N(0, 1/hidden), and, with `std`, its query-key-value projection and the patches uniformly.
-    Without `std` the adapter begins by looking near its own place (`look_nearby_`).
+    Without `std` the ViT's positions start as waves as loud as its patches, and the adapter begins by looking near its
+    own place (`look_nearby_`).
     """
     depth = (2 * model.config.llm.layers) ** -0.5
     for name, parameter in model.named_parameters():
@@ -51,6 +52,8 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
         writes = name.endswith("down.weight") or (name.startswith("llm.") and name.endswith("out.weight"))
         nn.init.normal_(parameter, std=spread * depth if in_block and writes else spread, generator=generator)
     if std is None:
+        with torch.no_grad():
+            model.vision.position.copy_(sine_cosine_2d(POSITION_GRID, model.config.vision.width))
         look_nearby_(model.adapter)
 
 

@@ -59,10 +59,6 @@ class Recipe:
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
     seed: int = 0
     """Seed of the random weights."""
-    stages: str = "."
-    """Folder of the stage files, seen from the recipe's own."""
-    steps: dict[str, int] = field(default_factory=dict)
-    """Updates of stages, by name, where they differ from the stage file; their warm-up is scaled alike."""
 
     def started_from(self, start: "Start") -> "Recipe":
         """The recipe with what a person chose instead."""
@@ -105,20 +101,17 @@ def find_recipe(name: str) -> Path:
 
 
 def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:
-    """The stages of a recipe in order. Raises ValueError for steps or values of a stage that is not there."""
-    recipe, given = Recipe.read(folder), start or Start()
-    files = sorted(file for file in (folder / recipe.stages).glob("*.toml") if file.name not in NO_STAGES)
+    """The stages of a recipe in order. Raises ValueError for values of a stage that is not there."""
+    given = start or Start()
+    files = sorted(file for file in folder.glob("*.toml") if file.name not in NO_STAGES)
     stages = {stage.name: stage for stage in map(StageConfig.read, files)}
-    for name in (*recipe.steps, *given.stages):
+    for name in given.stages:
         if name not in stages:
-            where = f"{folder}/recipe.toml has steps" if name in recipe.steps else "the file given has values"
-            raise ValueError(f"{where} of a stage {name!r}; the stages of {folder} are {', '.join(stages)}.")
-    scaled = {
-        name: stage.scaled(recipe.steps.get(name, stage.optim.steps) / stage.optim.steps)
-        for name, stage in stages.items()
-    }
+            raise ValueError(
+                f"the file given has values of a stage {name!r}; the stages of {folder} are {', '.join(stages)}."
+            )
     return [
-        stage.changed(given.stages.get(name, {})).changed(given.every_stage) for name, stage in scaled.items()
+        stage.changed(given.stages.get(name, {})).changed(given.every_stage) for name, stage in stages.items()
     ]
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwenvl.data.synth.toychats import chat
+from qwenvl.data.synth.toychats import chat, told_chat
 from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks
 from qwenvl.data.synth.toyworld import SHAPES, Scene, Sign, Thing, is_held_out, scene
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, parse
 
-DIGESTS = [1440005645, 973311959, 3931722921]
+DIGESTS = [3565388734, 3736395180, 1107799528]
 SCENES = [scene(11, index, split) for index in range(150) for split in ("train", "test")]
 
 
@@ -295,6 +295,15 @@ def test_chats_without_pictures_know_no_held_out_word():
         if match := re.fullmatch(r"Spell the word (\w+)\.", question):
             assert answer == "".join(f" {letter}" for letter in match[1])
     assert "The opposite of left is right." in {answer for _, answer in said}
+
+
+def test_a_scene_in_words_gets_the_dialogue_of_its_picture():
+    for drawn in SCENES[:100]:
+        told, seen = told_chat(drawn, 3), chat([drawn], 3, size=16)
+        question = flat(seen[0].content).removeprefix("[picture]")
+        assert (
+            flat(told[0].content) == f"Picture 1: {scene_text(drawn, 3)}\n{question}" and told[1:] == seen[1:]
+        )
 
 
 def test_three_pictures_are_refused():

@@ -70,16 +70,29 @@ def test_things_lie_on_the_grid_apart_from_each_other():
     for drawn in SCENES:
         boxes = np.array([item.box for item in drawn.items])
         assert 1 <= len(boxes) <= 5 and len(drawn.things) <= 3 and len(drawn.signs) <= 2
-        assert (boxes % 20 == 0).all() and boxes.min() >= 20 and boxes.max() <= 980
+        assert (boxes % 25 == 0).all() and boxes.min() >= 25 and boxes.max() <= 975
         centers = (boxes[:, 0] + boxes[:, 2]) / 2
         assert (np.diff(centers) >= 60).all()
         for k, (left, top, right, bottom) in enumerate(boxes):
             for x0, y0, x1, y1 in boxes[:k]:
-                assert max(left - x1, x0 - right, top - y1, y0 - bottom) >= 20
+                assert max(left - x1, x0 - right, top - y1, y0 - bottom) >= 25
         for thing in drawn.things:
             side = thing.box[2] - thing.box[0]
             assert side == thing.box[3] - thing.box[1]
-            assert 160 <= side <= 200 if thing.size == "small" else 280 <= side <= 340
+            assert 150 <= side <= 200 if thing.size == "small" else 275 <= side <= 350
+
+
+def test_every_letter_stands_in_a_cell_of_its_own():
+    letters = [
+        (sign.box[0] + k * 125, sign.box[1])
+        for drawn in SCENES
+        for sign in drawn.signs
+        for k in range(len(sign.text))
+    ]
+    assert letters and {start % 125 for place in letters for start in place} == {0, 25}
+    assert all(
+        sign.box[2] - sign.box[0] == 125 * len(sign.text) - 25 for drawn in SCENES for sign in drawn.signs
+    )
 
 
 def test_the_share_of_scenes_with_text_can_be_chosen():

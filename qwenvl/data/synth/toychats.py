@@ -8,13 +8,24 @@ from collections.abc import Callable, Sequence
 
 from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import ASK, article, refer
-from qwenvl.data.synth.toytasks import CAPTION, GROUNDED_CAPTION, OCR, box, caption, grounded_caption, ocr
+from qwenvl.data.synth.toytasks import (
+    CAPTION,
+    GROUNDED_CAPTION,
+    OCR,
+    box,
+    caption,
+    grounded_caption,
+    ocr,
+    scene_text,
+)
 from qwenvl.data.synth.toyworld import SHAPES, Dice, Scene, words
 from qwenvl.markup import Image, Ref, Segment, Text, Turn
 
 Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]
 """What the user says and what the assistant answers."""
 
+IN_ONE = (*ASK, "count", "exist", "relation", "arithmetic")
+"""Kinds of questions about one picture; what is hard to learn stands twice."""
 IN_ONE_OF_TWO = ("color", "count", "size", "exist", "read", "arithmetic")
 """Kinds of questions that can be asked "in Picture 2"."""
 OPPOSITES = {"left": "right", "above": "below", "top": "bottom", "small": "large", "yes": "no"}
@@ -32,6 +43,16 @@ def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, 
 
     Raises ValueError for more than two scenes.
     """
+    return _dialogue(tuple(Image(render(scene, size)) for scene in scenes), scenes, seed)
+
+
+def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
+    """The dialogue about a scene, with the scene in words where the picture would stand."""
+    return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed)
+
+
+def _dialogue(shown: tuple[Segment, ...], scenes: Sequence[Scene], seed: int) -> tuple[Turn, ...]:
+    """Questions and answers in turn; what is shown stands before the first question."""
     if len(scenes) > 2:
         raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
@@ -42,11 +63,10 @@ def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, 
         exchange = ask(scenes, dice)
         if exchange:
             exchanges.setdefault(exchange[0], exchange)
-    pictures: tuple[Segment, ...] = tuple(Image(render(scene, size)) for scene in scenes)
     turns: list[Turn] = []
     for question, answer in exchanges.values():
-        turns += [Turn("user", pictures + question), Turn("assistant", answer)]
-        pictures = ()
+        turns += [Turn("user", shown + question), Turn("assistant", answer)]
+        shown = ()
     return tuple(turns)
 
 
@@ -60,11 +80,11 @@ def _said(question: str, answer: str) -> Exchange:
 def _about_one(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
     (scene,) = scenes
     roll = dice.below(20)
-    if roll < 11:
-        return _question(scene, dice, tuple(ASK), "")
-    if roll < 15:
+    if roll < 12:
+        return _question(scene, dice, IN_ONE, "")
+    if roll < 14:
         return _find(scene, dice, "")
-    if roll < 16:
+    if roll < 15:
         return _absent(scene, dice)
     if roll < 17:
         return _said(CAPTION, caption(scene))

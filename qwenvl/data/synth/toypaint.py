@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from qwenvl.data.synth.toyworld import ADVANCE, COLORS, LETTER, PLATE, SHAPES, SIZES, Corners, Scene, Sign
+from qwenvl.data.synth.toyworld import CELL, COLORS, LETTER, PLATE, SHAPES, SIZES, Corners, Scene, Sign
 
 RGB = tuple[int, int, int]
 PALETTE: dict[str, RGB] = {
@@ -59,10 +59,8 @@ def render(scene: Scene, size: int = 112) -> UInt8[np.ndarray, "height width 3"]
 def _letters(sign: Sign) -> list[tuple[str, Corners]]:
     """Each letter with the box that its ink fills."""
     left, top, _, bottom = sign.box
-    starts = range(left, left + len(sign.text) * ADVANCE, ADVANCE)
-    return [
-        (character, (x, top, x + LETTER[0], bottom)) for character, x in zip(sign.text, starts, strict=True)
-    ]
+    starts = range(left, left + len(sign.text) * CELL, CELL)
+    return [(character, (x, top, x + LETTER, bottom)) for character, x in zip(sign.text, starts, strict=True)]
 
 
 def _paint(picture: Image.Image, form: str, box: Corners, color: RGB) -> None:
@@ -173,7 +171,7 @@ def dense_labels(scene: Scene, grid: int) -> DenseLabels:
             left, top, _, bottom = item.box
             for k, character in enumerate(item.text):
                 word[covered, k] = CHARACTERS.index(character) + 1
-                cell = left + k * ADVANCE - 10, top, left + (k + 1) * ADVANCE - 10, bottom
+                cell = left + k * CELL, top, left + k * CELL + LETTER, bottom
                 quarters[_covered(cell, 2 * grid)] = CHARACTERS.index(character) + 1
         else:
             shape[covered] = SHAPES.index(item.shape) + 1

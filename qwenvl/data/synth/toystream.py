@@ -1,31 +1,32 @@
 """Training documents of the toy world: document number `index` is a pure function of (source, seed, index).
 
 text       a scene in words, and tasks about it that each see the words only   the language model's own pre-training
+told       a dialogue in ChatML about a scene in words                         the same
 captions   a picture and its caption                                           stage 1
 tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
 chats      a dialogue in ChatML about no, one or two pictures                  stage 3
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qwenvl.data.formats import Example, example, task
-from qwenvl.data.synth.toychats import chat
+from qwenvl.data.synth.toychats import chat, told_chat
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
-from qwenvl.markup import SYSTEM, Image, Rendered, Segment, number_pictures, render, render_chat, spell
+from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
 TASKS_PER_PICTURE, TASKS_PER_TEXT = 12, 9
 """Tasks asked about one picture or one scene in words: more share its cost, fewer show more of them."""
 
 DOCUMENT_TOKENS = 224
-"""A document of tasks is no longer than this: a task that would go beyond it is left out."""
+"""A document of tasks, or a dialogue in words, is no longer than this: what would go beyond it is left out."""
 
 DIALOGUE_TOKENS = 384
-"""A dialogue is no longer than this: exchanges that would go beyond it are left out."""
+"""The same for a dialogue about pictures."""
 
 TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
 """Kinds that scenes in words are asked for; what is hard to learn stands twice or more."""
@@ -65,9 +66,19 @@ def chat_document(world: Vocabulary, index: int) -> Example:
     pictures = (1, 1, 1, 1, 1, 1, 1, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
     shown = [scene(world.seed, 2 * index + k) for k in range(pictures)]
     turns = number_pictures(chat(shown, world.seed + index * (not pictures)))
+    return _dialogue(world, turns, DIALOGUE_TOKENS)
+
+
+def told_document(world: Vocabulary, index: int) -> Example:
+    """A dialogue about one scene in words."""
+    return _dialogue(world, told_chat(scene(world.seed, index), world.seed), DOCUMENT_TOKENS)
+
+
+def _dialogue(world: Vocabulary, turns: Sequence[Turn], limit: int) -> Example:
+    """As many exchanges as fit into so many tokens; only answers are learned."""
     while True:
         told = render_chat(turns, world.tokenizer, world.queries, open_for_answer=False)
-        if len(told) <= DIALOGUE_TOKENS:
+        if len(told) <= limit:
             return example(told)
         turns = turns[:-2]  # the last exchange
 
@@ -92,6 +103,7 @@ def _branches(
 
 SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
     "text": text_document,
+    "told": told_document,
     "captions": caption_document,
     "tasks": task_document,
     "chats": chat_document,

@@ -3,13 +3,16 @@
 One to three coloured shapes and usually a sign with a word or a number, on a plain pale ground. It is the data of the
 `tiny` preset: every format of the paper (Appendix B) can be asked about it, and every answer is known exactly.
 
-Coordinates are the model's own, [0, 1000) from the top left, and every box edge is a multiple of 20:
+Coordinates are the model's own, [0, 1000) from the top left, and every box edge is a multiple of 25:
 
     0            1000          a scene is a pure function of (seed, index, split)
-    +--------------+           things never touch: at least 20 units of ground between any two
+    +--------------+           things never touch: at least 25 units of ground between any two
     |  O     LUMO  |           centres of any two differ by 60 units or more along x,
     |     *        |              so that "from left to right" has one meaning
     +--------------+           box of a sign = extent of its ink; the plate around it is ground
+
+Letters stand in the cells of an 8 x 8 raster, the patches of a ViT at 112 pixels: no letter is cut between patches, so
+that a small ViT reads within minutes. Shapes lie anywhere on the grid.
 
 Held out by construction: 8 of the 84 (shape, colour, size) triples, a tenth of all words and 9 of the 90 numbers never
 occur in the split "train"; every scene of the split "test" holds at least one of them.
@@ -20,7 +23,7 @@ import random
 import zlib
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TypeVar
 
 Corners = tuple[int, int, int, int]
@@ -30,19 +33,20 @@ Point = tuple[int, int]
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black")
 SIZES = ("small", "large")
-SIDES = {"small": (160, 180, 200), "large": (280, 300, 320, 340)}
+SIDES = {"small": (150, 175, 200), "large": (275, 300, 325, 350)}
 """Sides of the square boxes, in units."""
 BACKGROUNDS = 5
 """Number of pale grounds; `toypaint` knows their colours."""
 INKS = 3
 """Number of dark inks; `toypaint` knows their colours."""
 
-GRID = 20
+GRID = 25
 """Every edge is a multiple of this many units."""
-LETTER = (100, 120)
-"""Width and height of a letter, in units; the next letter starts 120 units further right."""
-ADVANCE = 120
-PLATE = 20
+CELL = 125
+"""Side of the cells that letters stand in, an eighth of the picture; the next letter stands in the next cell."""
+LETTER = 100
+"""Width and height of a letter, in units."""
+PLATE = 25
 """Units of white plate around the ink of a sign that has one."""
 
 VOWELS = "AEIOU"
@@ -152,7 +156,7 @@ class Scene:
 
 
 def center(item: Item) -> tuple[int, int]:
-    """Middle of the box; always whole, since edges are multiples of 20."""
+    """Middle of the box, rounded down."""
     left, top, right, bottom = item.box
     return (left + right) // 2, (top + bottom) // 2
 
@@ -223,7 +227,7 @@ def scene(seed: int, index: int, split: str = "train", *, signs: float = 0.7) ->
     dice = Dice(split, seed, index, signs)
     while True:
         things, texts = _draw_contents(dice, split, signs)
-        boxes = _place(dice, [_side(dice, thing) for thing in things] + [_extent(text) for text in texts])
+        boxes = _place(dice, [dice.pick(SIDES[size]) for _, _, size in things], [len(text) for text in texts])
         if boxes:
             return Scene(
                 f"{split}/{seed}/{index}/{signs}",
@@ -283,23 +287,15 @@ def _sign(dice: Dice, text: str, box: Corners) -> Sign:
     return Sign(text, box, ink=dice.below(INKS), bold=dice.chance(0.5), plate=dice.chance(0.3))
 
 
-def _side(dice: Dice, triple: tuple[str, str, str]) -> tuple[int, int]:
-    side = dice.pick(SIDES[triple[2]])
-    return side, side
-
-
-def _extent(text: str) -> tuple[int, int]:
-    return (len(text) - 1) * ADVANCE + LETTER[0], LETTER[1]
-
-
-def _place(dice: Dice, extents: list[tuple[int, int]]) -> list[Corners] | None:
-    """Boxes of the given widths and heights, apart from each other and 20 units from the border, or None."""
+def _place(dice: Dice, sides: Sequence[int], letters: Sequence[int]) -> list[Corners] | None:
+    """Boxes of squares and then of signs, apart from each other and 25 units from the border, or None."""
     boxes: list[Corners] = []
-    for width, height in extents:
+    for draw in (
+        *(partial(_square, dice, side) for side in sides),
+        *(partial(_line, dice, n) for n in letters),
+    ):
         for _ in range(30):
-            left = GRID * (1 + dice.below((960 - width) // GRID + 1))
-            top = GRID * (1 + dice.below((960 - height) // GRID + 1))
-            box = left, top, left + width, top + height
+            box = draw()
             if all(_apart(box, other) for other in boxes):
                 boxes.append(box)
                 break
@@ -308,8 +304,26 @@ def _place(dice: Dice, extents: list[tuple[int, int]]) -> list[Corners] | None:
     return boxes
 
 
+def _square(dice: Dice, side: int) -> Corners:
+    left, top = (GRID * (1 + dice.below((1000 - 2 * GRID - side) // GRID + 1)) for _ in "xy")
+    return left, top, left + side, top + side
+
+
+def _line(dice: Dice, letters: int) -> Corners:
+    """Extent of so many letters, each at the near or the far end of its cell along both axes."""
+    left, top = dice.pick(_starts(letters)), dice.pick(_starts(1))
+    return left, top, left + (letters - 1) * CELL + LETTER, top + LETTER
+
+
+@cache
+def _starts(letters: int) -> tuple[int, ...]:
+    """Where a line of so many letters may begin."""
+    last = 1000 - GRID - (letters - 1) * CELL - LETTER
+    return tuple(start for start in range(GRID, last + 1, GRID) if start % CELL in (0, GRID))
+
+
 def _apart(one: Corners, other: Corners) -> bool:
-    """At least 20 units between them even if both are signs on plates, and 60 between their centres along x."""
+    """At least 25 units between them even if both are signs on plates, and 60 between their centres along x."""
     gap = GRID + 2 * PLATE
     beside = one[2] + gap <= other[0] or other[2] + gap <= one[0]
     above = one[3] + gap <= other[1] or other[3] + gap <= one[1]
