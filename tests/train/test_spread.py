@@ -37,9 +37,15 @@ TRIAL = stage(
 """Four micro-batches an update, of unequal numbers of learned tokens."""
 FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), mixture={"tasks": 1.0, "text": 3.0})
 """As in stage 1, only pictures teach; here many micro-batches have none."""
+MUON = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
+"""The processes share the matrices out, and each orthogonalises its own."""
 
 Case = tuple[StageConfig, SpreadConfig]
-ALONE: Mapping[str, Case] = {"trial": (TRIAL, SpreadConfig()), "frozen": (FROZEN, SpreadConfig())}
+ALONE: Mapping[str, Case] = {
+    "trial": (TRIAL, SpreadConfig()),
+    "frozen": (FROZEN, SpreadConfig()),
+    "muon": (MUON, SpreadConfig()),
+}
 TWO: Mapping[str, Case] = {
     "trial, replicated": (TRIAL, SpreadConfig()),
     "trial, optimizer": (TRIAL, SpreadConfig(shard="optimizer")),
@@ -49,6 +55,7 @@ TWO: Mapping[str, Case] = {
         SpreadConfig(shard="full", sum_last=True, recompute=True),
     ),
     "trial, tensor": (TRIAL, SpreadConfig(tensor=2)),
+    "muon, replicated": (MUON, SpreadConfig()),
     "frozen, replicated": (FROZEN, SpreadConfig()),
     "frozen, full": (FROZEN, SpreadConfig(shard="full")),
 }
@@ -93,9 +100,10 @@ def test_every_spread_learns_what_one_process_learns(
             assert other["losses"] == pytest.approx(one["losses"], rel=1e-6), name
             assert other["norms"] == pytest.approx(one["norms"], rel=1e-5), name
         weights = load_file(known / "model" / "model.safetensors")
+        near = 5e-5 if trial.optim.muon else 1e-5  # Muon rounds its steps of up to 2e-4 to bfloat16
         for part, tensor in load_file(told / "model" / "model.safetensors").items():
             torch.testing.assert_close(
-                tensor, weights[part], rtol=1e-3, atol=1e-5, msg=lambda m, at=(name, part): f"{at}: {m}"
+                tensor, weights[part], rtol=1e-3, atol=near, msg=lambda m, at=(name, part): f"{at}: {m}"
             )
         sheets = list((told / "predictions").glob("step-*.jsonl"))
         assert [len(sheet.read_text().splitlines()) for sheet in sheets] == [SHOWN] * bool(trial.show_every)
@@ -138,9 +146,8 @@ def test_what_does_not_divide_is_told(start: Path, tmp_path: Path) -> None:
         spread_(model, TRIAL, SpreadConfig(tensor=4), Team(1, CPU.device))
     with pytest.raises(ValueError, match="tensor parallelism of 2 with 1 process; start a multiple of 2"):
         run_stage(TRIAL, start, tmp_path / "odd", CPU, spread=SpreadConfig(tensor=2))
-    muon = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
     with pytest.raises(ValueError, match="learns by Muon, which needs whole matrices; set muon = false"):
-        run_stage(muon, start, tmp_path / "muon", CPU, processes=2, spread=SpreadConfig(shard="full"))
+        run_stage(MUON, start, tmp_path / "muon", CPU, processes=2, spread=SpreadConfig(shard="full"))
     assert not any(tmp_path.iterdir()), "told before anything is spawned or written"
     cut = SpreadConfig(shard="full")
     with pytest.raises(ValueError, match="no process holds the whole model, so none can be shown it"):
