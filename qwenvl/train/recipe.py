@@ -236,7 +236,9 @@ def _train_stage(
         torch.set_num_threads(1)
     runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
-    at_this_size = model.config.at(stage.image_size)  # raises where patches do not fill such a picture
+    model.config = model.config.at(
+        stage.image_size
+    )  # who asks it, while it learns too, shows it such pictures
     objective = partial(next_token, run_dir=run_dir) if stage.data else None
     train(
         model,
@@ -248,7 +250,6 @@ def _train_stage(
         watch=watch,
         objective=objective,
     )
-    model.config = at_this_size  # who asks this model shows it pictures as it learned them
     trained = whole(model)
     parallel.from_first(lambda: _write(trained, run_dir / "model", init, stage))
 

@@ -178,6 +178,16 @@ def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
     assert not (tmp_path / "model").exists()
 
 
+def test_who_watches_a_stage_sees_pictures_of_its_size(start: Path, tmp_path: Path) -> None:
+    sizes: list[int] = []
+    small = stage(image_size=28, optim=dataclasses.replace(stage().optim, steps=2))
+    assert folder.load(start, CPU).config.vision.image_size != 28
+    run_stage(
+        small, start, tmp_path, CPU, watch=lambda model, *_: sizes.append(model.config.vision.image_size)
+    )
+    assert sizes == [28, 28] == [folder.load(tmp_path / "model", CPU).config.vision.image_size] * 2
+
+
 def test_one_process_is_no_special_case() -> None:
     team = parallel.Team(1, CPU.device)
     assert parallel.rank() == 0 and parallel.world_size() == 1
