@@ -131,12 +131,11 @@ def run_recipe(
     `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
     given, spread = start or Start(), spread or SpreadConfig()
-    stages = stages_of(folder, given)
+    recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
     for stage in stages:  # before days are spent on the stage before
         require_shares(stage, spread, parallel.joining(processes))
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
-    recipe = Recipe.read(folder).started_from(given)
     parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     previous = run / "start"
     for stage in stages:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,11 +119,8 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
     (tmp_path / "qwen/config.json").write_text(json.dumps({"num_attention_heads": 2}))
     tokenizer.save(tmp_path / "qwen")
     (tmp_path / "qwen/generation_config.json").write_text('{"chat_format": "raw"}')
-    recipe = tmp_path / "recipe"
-    recipe.mkdir()
-    (recipe / "recipe.toml").write_text(
-        f'preset = "shrunk"\nstages = "{RECIPES / "small"}"\nvision = "nobody/nothing"\n'
-    )
+    recipe = Path(shutil.copytree(RECIPES / "small", tmp_path / "recipe"))
+    (recipe / "recipe.toml").write_text('preset = "shrunk"\nvision = "nobody/nothing"\n')
     return model
 
 

@@ -123,7 +123,7 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
     ):
         batches(stage(mixture={}), BYTES, 4)
     with pytest.raises(
-        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of text, cap"
+        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of text, told, cap"
     ):
         batches(stage(mixture={"tables": 1.0}), BYTES, 4)
     with pytest.raises(ValueError, match=r"no shard at .*nowhere"):
