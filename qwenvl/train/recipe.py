@@ -235,9 +235,8 @@ def _train_stage(
         torch.set_num_threads(1)
     runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
-    model.config = model.config.at(
-        stage.image_size
-    )  # who asks it, while it learns too, shows it such pictures
+    # who asks the model, while it learns too, shows it pictures of this size; raises where patches do not fill them
+    model.config = model.config.at(stage.image_size)
     objective = partial(next_token, run_dir=run_dir) if stage.data else None
     train(
         model,

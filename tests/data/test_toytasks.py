@@ -262,9 +262,8 @@ def check_exchange(scenes: list[Scene], question: str, answer: str) -> str:
 
 
 def exchanges(turns: tuple[Turn, ...]) -> list[tuple[str, str]]:
-    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2) and 4 <= len(
-        turns
-    ) <= 14
+    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    assert 4 <= len(turns) <= 14
     texts = [flat(turn.content) for turn in turns]
     return list(zip(texts[::2], texts[1::2], strict=True))
 

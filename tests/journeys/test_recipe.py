@@ -210,7 +210,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
         (("recipes/small", "--data", "{data}/data.toml"), "the recipe needs the official vocabulary; give"),
         (("recipes/small", "--data", "{other}"), "the file given has values of a stage '4-more'; the stages of"),
         (("recipes/small/2-multitask.toml", "--init", "tiny", "--init-llm", "x"), "start a recipe; a single stage"),
-        (("recipes/tiny", "--optim.steps", "3"), "of 3 steps; expected 0 up to all of them"),
+        (("recipes/tiny", "--optim.steps", "3"), "warmup_steps is 100 of 3 steps; expected 0 up to all of them"),
     ],
 )  # fmt: skip
 def test_what_cannot_start_says_why(

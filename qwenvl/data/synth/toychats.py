@@ -43,6 +43,8 @@ def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, 
 
     Raises ValueError for more than two scenes.
     """
+    if len(scenes) > 2:
+        raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
     return _dialogue(tuple(Image(render(scene, size)) for scene in scenes), scenes, seed)
 
 
@@ -53,8 +55,6 @@ def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
 
 def _dialogue(shown: tuple[Segment, ...], scenes: Sequence[Scene], seed: int) -> tuple[Turn, ...]:
     """Questions and answers in turn; what is shown stands before the first question."""
-    if len(scenes) > 2:
-        raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
     ask = (_about_nothing, _about_one, _about_two)[len(scenes)]
     wanted = 2 + dice.below(6)
