@@ -20,7 +20,7 @@ from qwenvl.checkpoint import folder
 from qwenvl.demo import report
 from qwenvl.evaluation.toyworld import GROUPS, ToyScores, evaluate_toyworld
 from qwenvl.runtime import Runtime
-from qwenvl.train.log import read_log
+from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
 
 AIMS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
@@ -106,7 +106,6 @@ def card(
     model: torch.nn.Module, options: argparse.Namespace, scores: ToyScores, logs: dict[str, list[dict]]
 ) -> str:
     """The text of MODEL_CARD.md."""
-    seconds = sum(log[-1]["seconds"] for log in logs.values())
 
     def row(name: str, count: object, blind: object, *more: str) -> tuple[str, ...]:
         return (
@@ -121,7 +120,7 @@ def card(
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         megabytes=sum(file.stat().st_size for file in options.to.iterdir()) / 1e6,
         seed=0,
-        hours=seconds / 3600,
+        hours=seconds_trained(options.run) / 3600,
         machine=processor(),
         torch=torch.__version__.split("+")[0],
         pictures=scores.pictures,

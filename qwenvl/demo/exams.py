@@ -13,13 +13,13 @@ from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train.log import read_log
+from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.stages import StageConfig
 
 AIMS = {"questions": 0.85, "captions": 0.75, "grounding": 0.55}
 """Shares that the demo is meant to reach on two quiet cores."""
 
-PER_STAGE = 4
+PER_STAGE = 3
 """Exams in a stage, evenly spaced, the last at its end."""
 
 
@@ -61,7 +61,7 @@ class Examiner:
         exam = {
             "stage": stage.name,
             "step": step,
-            "seconds": seconds_so_far(self.run),
+            "seconds": seconds_trained(self.run),
             "shares": {name: count.share or 0.0 for name, count in scores.groups.items()},
         }
         earlier = [
@@ -72,11 +72,6 @@ class Examiner:
     def exams(self) -> list[Exam]:
         """All exams so far, in order."""
         return [Exam(**line) for line in read_log(self.file)]
-
-
-def seconds_so_far(run: Path) -> float:
-    """Seconds of training in the logs of all stages of a run."""
-    return sum(lines[-1]["seconds"] for file in sorted(run.glob("*/log.jsonl")) if (lines := read_log(file)))
 
 
 def exam_rows(exams: Sequence[Exam]) -> list[list[str]]:

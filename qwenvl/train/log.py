@@ -11,8 +11,10 @@ TensorBoard and other trackers draw the lines (`track`).
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,16 +36,7 @@ class Log:
 
     def __init__(self, run_dir: Path, stage: StageConfig, device: torch.device, *, start: int) -> None:
         self._writes, self._run_dir = parallel.rank() == 0, run_dir
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description:16}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (self._writes and console.is_terminal),
-        )
+        self._bar = _bar(shown=self._writes and not parallel.beside_others())
         self._task = self._bar.add_task(
             stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )
@@ -127,6 +120,49 @@ class Log:
         self._last = time.perf_counter()  # the time that this took is no training
 
 
+def _bar(*, shown: bool) -> Progress:
+    """Progress bars on stderr, for a person only."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description:16}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (shown and console.is_terminal),
+    )
+
+
+@contextmanager
+def following(stages: Mapping[Path, StageConfig]) -> Iterator[Callable[[], None]]:
+    """Bars of stages that other processes train side by side; each call draws how far their logs have come."""
+    with _bar(shown=True) as bar:
+        tasks = {
+            run_dir / "log.jsonl": bar.add_task(stage.name, total=stage.optim.steps, loss=0.0, speed=0.0)
+            for run_dir, stage in stages.items()
+        }
+
+        def look() -> None:
+            for file, task in tasks.items():
+                if lines := _tail(file):
+                    loss, speed = (
+                        fmean(line[key] for line in lines) for key in ("loss", "tokens_per_second")
+                    )
+                    bar.update(task, completed=lines[-1]["step"] + 1, loss=loss, speed=speed)
+
+        yield look
+
+
+def _tail(file: Path, size: int = 8192) -> list[dict[str, Any]]:
+    """The last lines of a log that another process writes: whole ones only, the first of a log aside."""
+    if not file.exists():
+        return []
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - size))
+        return [json.loads(line) for line in log.read().split(b"\n")[1:-1]]
+
+
 def mean_loss(seen: Mapping[str, float], of: str = "") -> float:
     """Mean over everything supervised, or over that of one source: `of="/captions"`."""
     return seen[f"loss{of}"] / max(seen[f"supervised{of}"], 1)
@@ -141,3 +177,18 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def seconds_trained(run: Path) -> float:
+    """Seconds in which a stage of the run trained; those of stages side by side count once."""
+    updates: list[tuple[float, float]] = []
+    for file in run.glob("*/log.jsonl"):
+        before = 0.0
+        for line in read_log(file):
+            updates.append((line["time"], line["seconds"] - before))
+            before = line["seconds"]
+    total, ended = 0.0, 0.0
+    for time_of_day, seconds in sorted(updates):
+        total += min(seconds, time_of_day - ended)
+        ended = time_of_day
+    return total

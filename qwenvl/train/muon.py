@@ -1,9 +1,10 @@
 """Muon: momentum whose matrices are orthogonalised before they move a weight.
 
-The orthogonalisation costs as much as a small batch, so processes share it: each takes every `world_size`-th matrix and
-tells the others. Momentum is kept by all, so any process can save and any number can resume.
+The orthogonalisation costs as much as a small batch, so processes share it: each takes as much of it and tells the
+others. Momentum is kept by all, so any process can save and any number can resume.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,16 +44,26 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(mean, decay)
 
 
-def shared(matrices: list[Tensor]) -> list[Tensor]:
+def shared(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Each matrix orthogonalised, by one process for all."""
-    rank, processes = parallel.rank(), parallel.world_size()
+    processes = range(parallel.world_size())
+    owners = balanced([min(each.shape) * each.numel() for each in matrices], len(processes))
     found = [
-        orthogonal(each) if index % processes == rank else torch.empty_like(each, dtype=torch.bfloat16)
-        for index, each in enumerate(matrices)
+        orthogonal(each) if owner == parallel.rank() else torch.empty_like(each, dtype=torch.bfloat16)
+        for each, owner in zip(matrices, owners, strict=True)
     ]
-    for process in range(processes):
-        parallel.tell(found[process::processes], process)
+    for process in processes:
+        parallel.tell([each for each, owner in zip(found, owners, strict=True) if owner == process], process)
     return found
+
+
+def balanced(costs: Sequence[int], processes: int) -> list[int]:
+    """Which process pays each cost: the highest first, always to the one that has paid least."""
+    paid, owners = [0] * processes, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        owners[index] = paid.index(min(paid))
+        paid[owners[index]] += costs[index]
+    return owners
 
 
 def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

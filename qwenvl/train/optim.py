@@ -109,7 +109,7 @@ def clip_gradients(module: nn.Module, limit: float, team: Team, *, count: float)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             parts.setdefault(name.split(".")[0], []).append(parameter)
-    norms = {part: team.norm(learns) / max(count, 1) for part, learns in parts.items()}
+    norms = {part: norm / max(count, 1) for part, norm in team.norms(parts).items()}
     whole = math.hypot(*norms.values())
     factor = min(1.0, limit / (whole + 1e-6)) / max(count, 1)
     for parameter in module.parameters():

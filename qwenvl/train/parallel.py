@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,12 @@ BUCKET = 1 << 25
 PATIENCE = 60.0
 """Seconds that the other processes get to end by themselves when one has ended badly."""
 
+GLANCE = 0.5
+"""Seconds between two looks at crews that work."""
+
+_BESIDE: list[Path] = []
+"""In a process of a crew that works beside others: where it meets its own."""
+
 
 def rank() -> int:
     """Number of this process, from 0; process 0 writes files and speaks."""
@@ -41,6 +48,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def beside_others() -> bool:
+    """Whether other crews work beside the one of this process, so that someone else speaks for all."""
+    return bool(_BESIDE)
+
+
 def joining(processes: int) -> int:
     """Processes that `run` will have: all that have joined, else so many."""
     return world_size() if dist.is_initialized() else processes
@@ -49,47 +61,82 @@ def joining(processes: int) -> int:
 # === Starting ===
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Processes that call `work(*arguments)` at once and can talk to each other."""
+
+    processes: int
+    work: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
 def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(*arguments)` in this many processes at once, in this very process when it is one.
 
-    Processes that have joined already (see `joined`) are all there are. Raises what the first failing process raised,
-    ChildProcessError when one was killed; a child dies with its parent, and SIGTERM to the parent reaches the children.
+    Processes that have joined already (see `joined`) are all there are. Raises what `run_crews` raises.
     """
     if processes == 1 or dist.is_initialized():
         work(*arguments)
-        return
+    else:
+        run_crews([Crew(processes, work, arguments)])
+
+
+def run_crews(crews: Sequence[Crew], look: Callable[[], None] = lambda: None) -> None:
+    """Let crews work side by side, each for itself; `look` is called again and again until all have ended.
+
+    Raises what the first failing process raised, ChildProcessError when one was killed; the other crews are then asked
+    to stop. A child dies with its parent, and SIGTERM to the parent reaches the children.
+    """
     with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
-        context = torch.multiprocessing.spawn(
-            _spawned, (processes, folder, work, arguments), nprocs=processes, join=False
+        working = {}
+        for number, crew in enumerate(crews):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            first = sum(earlier.processes for earlier in crews[:number])
+            working[place] = torch.multiprocessing.spawn(
+                _spawned, (crew, place, first, len(crews) > 1), nprocs=crew.processes, join=False
+            )
+        failed: list[BaseException] = []
+        pids = [pid for context in working.values() for pid in context.pids()]
+        with _handling_sigterm(lambda: _tell(pids)):
+            while working:
+                for place, context in list(working.items()):
+                    try:
+                        if context.join(timeout=GLANCE / len(working), grace_period=PATIENCE):
+                            del working[place]
+                    except Exception as error:
+                        failed.append(_reason(error, place, len(context.pids())))
+                        del working[place]
+                        _tell([pid for other in working.values() for pid in other.pids()])
+                look()
+        if failed:
+            raise failed[0] from None
+
+
+def _reason(error: Exception, place: Path, processes: int) -> BaseException:
+    """What the caller of a crew that failed is told."""
+    if isinstance(error, torch.multiprocessing.ProcessExitedException):
+        if error.exit_code > 0:
+            return SystemExit(error.exit_code)
+        return ChildProcessError(
+            f"process {error.error_index} of {processes} was ended by {error.signal_name}; a run goes on from its last "
+            "state by the same command (SIGKILL: the machine may be out of memory)."
         )
-        with _handling_sigterm(lambda: _tell(context.pids())):
-            try:
-                while not context.join(grace_period=PATIENCE):
-                    pass
-            except torch.multiprocessing.ProcessExitedException as stopped:
-                if stopped.exit_code > 0:
-                    raise SystemExit(stopped.exit_code) from None
-                raise ChildProcessError(
-                    f"process {stopped.error_index} of {processes} was ended by {stopped.signal_name}; a run goes on "
-                    "from its last state by the same command (SIGKILL: the machine may be out of memory)."
-                ) from None
-            except torch.multiprocessing.ProcessRaisedException:
-                errors = sorted(Path(folder).glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
-                if not errors:
-                    raise
-                raise pickle.loads(errors[0].read_bytes()) from None
+    told = sorted(place.glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
+    return pickle.loads(told[0].read_bytes()) if told else error
 
 
-def _spawned(
-    index: int, processes: int, folder: str, work: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+def _spawned(index: int, crew: Crew, place: Path, first: int, beside: bool) -> None:
     # torch sends SIGINT to the children of a parent that died; a shell's background jobs are born deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with _meeting(f"file://{folder}/rendezvous", index, processes, local_rank=index):
+    torch.set_num_threads(1)
+    if beside:
+        _BESIDE.append(place)
+    with _meeting(f"file://{place}/rendezvous", index, crew.processes, local_rank=first + index):
         try:
-            work(*arguments)
+            crew.work(*crew.arguments)
         except Exception as error:
-            (Path(folder) / f"error-{index}").write_bytes(pickle.dumps(error))
+            (place / f"error-{index}").write_bytes(pickle.dumps(error))
             raise
 
 
@@ -113,6 +160,8 @@ def joined(processes: int) -> Iterator[None]:
         raise ValueError(
             f"torchrun has started {told['WORLD_SIZE']} processes, --processes asks for {processes} more; leave it out."
         )
+    if told["WORLD_SIZE"] != "1":
+        torch.set_num_threads(1)
     local = int(told.get("LOCAL_RANK", 0))
     with _meeting("env://", int(told["RANK"]), int(told["WORLD_SIZE"]), local_rank=local):
         yield
@@ -258,14 +307,18 @@ class Team:
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
-        """Euclidean norm of all gradients together, whoever holds which part of them."""
+    def norms(self, parts: Mapping[str, Sequence[torch.nn.Parameter]]) -> dict[str, float]:
+        """Euclidean norm of the gradients of each part together, whoever holds which share of them."""
+        squares = torch.stack([self._square(parameters) for parameters in parts.values()])
+        if self.mesh is not None:
+            dist.all_reduce(squares)
+        return dict(zip(parts, squares.sqrt().tolist(), strict=True))
+
+    def _square(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+        """What this process adds to the squared norm of all."""
         gradients = [each.grad for each in parameters if each.grad is not None]
         norms = [torch.linalg.vector_norm(local(each)) / self._copies(each) ** 0.5 for each in gradients]
-        total = torch.stack(norms or [torch.zeros(())]).cpu().double().square().sum()
-        if self.mesh is not None:
-            dist.all_reduce(total)
-        return total.sqrt().item()
+        return torch.stack(norms or [torch.zeros(())]).cpu().double().square().sum()
 
     def _copies(self, tensor: Tensor) -> float:
         """How many processes hold the same element."""

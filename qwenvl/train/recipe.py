@@ -1,6 +1,8 @@
 """A recipe is a folder: `recipe.toml` says which model, one TOML file per stage says how it is trained.
 
-Stages run in the order of their file names; each starts from the model that the one before left, and writes
+Stages run in the order of their file names; each starts from the model that the one before left. Stages that share a
+number (0a, 0b) train different parts of the same model: they run side by side where there are processes for each, one
+after the other where there are not, and their parts are put together. A stage writes
 
     RUN/start/                the untrained model and its vocabulary
     RUN/<stage>/stage.json    the stage as it was run, and spread.json how
@@ -9,16 +11,18 @@ Stages run in the order of their file names; each starts from the model that the
     RUN/<stage>/predictions/  sheets of sample predictions, where the stage asks for them
     RUN/<stage>/state/        to go on after a kill; removed when the stage is done
     RUN/<stage>/model/        the model after the stage
+    RUN/<number>/model/       the model with the parts of all stages of that number
 """
 
 import dataclasses
 import json
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from itertools import combinations, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
+from qwenvl.train.log import following
 from qwenvl.train.loop import Watch, train
 from qwenvl.train.objectives import OBJECTIVES, next_token
 from qwenvl.train.reading import require_sources
@@ -132,24 +137,45 @@ def run_recipe(
     """
     given, spread = start or Start(), spread or SpreadConfig()
     recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
+    order = companions(stages)
     for stage in stages:  # before days are spent on the stage before
         require_shares(stage, spread, parallel.joining(processes))
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
     parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     previous = run / "start"
-    for stage in stages:
-        run_stage(
-            stage.scaled(scale),
+    for together in order:
+        previous = run_companions(
+            [stage.scaled(scale) for stage in together],
             previous,
-            run / stage.name,
+            run,
             runtime,
             processes=processes,
             spread=spread,
             watch=watch,
         )
-        previous = run / stage.name / "model"
     return previous
+
+
+def companions(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
+    """The stages in order, those that share a number together.
+
+    Raises ValueError when two of them train the same part: one would undo the other.
+    """
+    groups = [list(group) for _, group in groupby(stages, lambda stage: number_of(stage.name))]
+    for group in groups:
+        for one, other in combinations(group, 2):
+            if both := sorted(set(one.trains) & set(other.trains)):
+                raise ValueError(
+                    f"stages {one.name} and {other.name} share a number, so they start from the same model, and both "
+                    f"train {', '.join(both)}; let them train different parts, or give the later one the next number."
+                )
+    return groups
+
+
+def number_of(name: str) -> str:
+    """The digits that the name of a stage begins with; of a name without any, the name."""
+    return "".join(takewhile(str.isdigit, name)) or name
 
 
 def begin(recipe: Recipe, folder: Path, *, vocabulary: str = "") -> None:
@@ -207,13 +233,75 @@ def run_stage(
     `watch(model, stage, step)` is called after every update (see `train`); with several processes it must be a function
     that can be pickled.
     """
-    if parallel.from_first(lambda: (run_dir / "model").exists()):
+    _train_stages({run_dir: stage}, init, runtime, processes, spread or SpreadConfig(), watch)
+
+
+def run_companions(
+    stages: Sequence[StageConfig],
+    init: Path,
+    run: Path,
+    runtime: Runtime,
+    *,
+    processes: int,
+    spread: SpreadConfig,
+    watch: Watch | None = None,
+) -> Path:
+    """Train stages that all start from `init`, see `companions`; returns the model with what each has learned.
+
+    With two processes, two stages train in one each, at the same time.
+    """
+    places = {run / stage.name: stage for stage in stages}
+    each = processes // len(stages)
+    if each and not spread.cuts:
+        _train_stages(places, init, runtime, each, spread, watch)
+    else:
+        for run_dir, stage in places.items():
+            run_stage(stage, init, run_dir, runtime, processes=processes, spread=spread, watch=watch)
+    if len(stages) == 1:
+        return run / stages[0].name / "model"
+    whole = run / number_of(stages[0].name) / "model"
+    parallel.from_first(lambda: _put_together(places, init, whole))
+    return whole
+
+
+def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) -> None:
+    """Write the model in `init` with the parts that the stages have trained, unless it is there."""
+    if folder.exists():
         return
-    spread = spread or SpreadConfig()
-    require_shares(stage, spread, parallel.joining(processes))
-    parallel.from_first(lambda: _remember(run_dir, {"stage": stage, "spread": spread}))
-    parallel.run(processes, _train_stage, stage, init, run_dir, runtime, spread, watch)
-    parallel.from_first(lambda: shutil.rmtree(run_dir / "state"))
+    runtime = Runtime.detect(device="cpu", dtype="float32")
+    model = checkpoint.load(init, runtime)
+    for run_dir, stage in stages.items():
+        trained = checkpoint.load(run_dir / "model", runtime)
+        for part in stage.trains:
+            model.get_submodule(part).load_state_dict(trained.get_submodule(part).state_dict())
+    checkpoint.save(model, folder, companions=init)
+
+
+def _train_stages(
+    stages: Mapping[Path, StageConfig],
+    init: Path,
+    runtime: Runtime,
+    processes: int,
+    spread: SpreadConfig,
+    watch: Watch | None,
+) -> None:
+    """Train the stages whose model is not there yet, each in its folder with this many processes, side by side."""
+    left = {
+        run_dir: stage
+        for run_dir, stage in stages.items()
+        if not parallel.from_first((run_dir / "model").exists)
+    }
+    for run_dir, stage in left.items():
+        require_shares(stage, spread, parallel.joining(processes))
+        parallel.from_first(partial(_remember, run_dir, {"stage": stage, "spread": spread}))
+    jobs = [(stage, init, run_dir, runtime, spread, watch) for run_dir, stage in left.items()]
+    if len(jobs) == 1:
+        parallel.run(processes, _train_stage, *jobs[0])
+    elif jobs:
+        with following(left) as look:
+            parallel.run_crews([parallel.Crew(processes, _train_stage, job) for job in jobs], look)
+    for run_dir in left:
+        parallel.from_first(partial(shutil.rmtree, run_dir / "state"))
 
 
 def _remember(run_dir: Path, values: Mapping[str, StageConfig | SpreadConfig]) -> None:
@@ -231,8 +319,6 @@ def _train_stage(
     spread: SpreadConfig,
     watch: Watch | None,
 ) -> None:
-    if parallel.world_size() > 1:
-        torch.set_num_threads(1)
     runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
     # who asks the model, while it learns too, shows it pictures of this size; raises where patches do not fill them

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.muon import Muon, orthogonal
+from qwenvl.train.muon import Muon, balanced, orthogonal
 from qwenvl.train.optim import (
     clip_gradients,
     decays,
@@ -148,3 +148,13 @@ def test_an_orthogonal_matrix_keeps_directions_and_levels_lengths():
     assert lengths.min() > 0.6 and lengths.max() < 1.3
     wide, tall = orthogonal(matrix), orthogonal(matrix.T)
     assert torch.equal(wide, tall.T)
+
+
+def test_the_processes_share_the_matrices_evenly():
+    assert balanced([5, 3, 3, 9, 1], 1) == [0] * 5
+    owners = balanced([5, 3, 3, 9, 1], 2)
+    paid = [
+        sum(cost for cost, owner in zip([5, 3, 3, 9, 1], owners, strict=True) if owner == k) for k in (0, 1)
+    ]
+    assert sorted(paid) == [10, 11]
+    assert balanced([], 3) == []

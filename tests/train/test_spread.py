@@ -95,12 +95,14 @@ def test_every_spread_learns_what_one_process_learns(
         assert len(expected) == 3
         for key in ("loss", "grad_norm", "tokens", "pictures"):
             values = [line[key] for line in expected]
-            assert [line[key] for line in lines] == pytest.approx(values, rel=1e-6), (name, key)
+            rounded = trial.optim.muon and key == "grad_norm"  # behind steps that Muon rounds to bfloat16
+            near = 1e-5 if rounded else 1e-6
+            assert [line[key] for line in lines] == pytest.approx(values, rel=near), (name, key)
         for one, other in zip(expected, lines, strict=True):
             assert other["losses"] == pytest.approx(one["losses"], rel=1e-6), name
             assert other["norms"] == pytest.approx(one["norms"], rel=1e-5), name
         weights = load_file(known / "model" / "model.safetensors")
-        near = 5e-5 if trial.optim.muon else 1e-5  # Muon rounds its steps of up to 2e-4 to bfloat16
+        near = 1e-4 if trial.optim.muon else 1e-5  # Muon takes steps of up to 2e-3 in bfloat16
         for part, tensor in load_file(told / "model" / "model.safetensors").items():
             torch.testing.assert_close(
                 tensor, weights[part], rtol=1e-3, atol=near, msg=lambda m, at=(name, part): f"{at}: {m}"

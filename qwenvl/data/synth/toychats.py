@@ -5,6 +5,7 @@ about two pictures refer to.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import ASK, article, refer
@@ -38,25 +39,30 @@ SMALL_TALK = {
 }
 
 
-def chat(scenes: Sequence[Scene], seed: int, *, size: int = 112) -> tuple[Turn, ...]:
+def chat(
+    scenes: Sequence[Scene], seed: int, *, kinds: Sequence[str] = IN_ONE, size: int = 112
+) -> tuple[Turn, ...]:
     """A dialogue of two to seven exchanges about no, one or two scenes; pictures are `size` pixels on a side.
 
-    Raises ValueError for more than two scenes.
+    `kinds` are the questions about one picture, as often as they stand in it. Raises ValueError for more than two
+    scenes.
     """
     if len(scenes) > 2:
         raise ValueError(f"{len(scenes)} scenes for one toy chat; expected none, one or two.")
-    return _dialogue(tuple(Image(render(scene, size)) for scene in scenes), scenes, seed)
+    return _dialogue(tuple(Image(render(scene, size)) for scene in scenes), scenes, seed, kinds)
 
 
 def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
     """The dialogue about a scene, with the scene in words where the picture would stand."""
-    return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed)
+    return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed, IN_ONE)
 
 
-def _dialogue(shown: tuple[Segment, ...], scenes: Sequence[Scene], seed: int) -> tuple[Turn, ...]:
+def _dialogue(
+    shown: tuple[Segment, ...], scenes: Sequence[Scene], seed: int, kinds: Sequence[str]
+) -> tuple[Turn, ...]:
     """Questions and answers in turn; what is shown stands before the first question."""
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
-    ask = (_about_nothing, _about_one, _about_two)[len(scenes)]
+    ask = (_about_nothing, partial(_about_one, kinds=kinds), _about_two)[len(scenes)]
     wanted = 2 + dice.below(6)
     exchanges: dict[tuple[Segment, ...], Exchange] = {}
     while len(exchanges) < wanted:
@@ -77,11 +83,11 @@ def _said(question: str, answer: str) -> Exchange:
 # === One picture ===
 
 
-def _about_one(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
+def _about_one(scenes: Sequence[Scene], dice: Dice, kinds: Sequence[str]) -> Exchange | None:
     (scene,) = scenes
     roll = dice.below(20)
     if roll < 12:
-        return _question(scene, dice, IN_ONE, "")
+        return _question(scene, dice, kinds, "")
     if roll < 14:
         return _find(scene, dice, "")
     if roll < 15:

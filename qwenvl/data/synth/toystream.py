@@ -35,6 +35,13 @@ PICTURE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
 """Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
 
 
+CHAT_KINDS = ("color", "size", "count", "exist", "relation", "arithmetic") * 2 + (
+    *("shape", "place", "read"),
+    *("count", "count", "relation"),
+)
+"""Kinds that dialogues about one picture ask for; what a chat learned last stands up to four times."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What rendering needs to know: the tokenizer, the visual tokens per picture and the seed of the world."""
@@ -62,10 +69,10 @@ def task_document(world: Vocabulary, index: int) -> Example:
 
 
 def chat_document(world: Vocabulary, index: int) -> Example:
-    """A dialogue: one picture in seven of ten, two in two of ten, none in one of ten."""
-    pictures = (1, 1, 1, 1, 1, 1, 1, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
+    """A dialogue: one picture in six of ten, two in three of ten, none in one of ten."""
+    pictures = (1, 1, 1, 1, 1, 1, 2, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
     shown = [scene(world.seed, 2 * index + k) for k in range(pictures)]
-    turns = number_pictures(chat(shown, world.seed + index * (not pictures)))
+    turns = number_pictures(chat(shown, world.seed + index * (not pictures), kinds=CHAT_KINDS))
     return _dialogue(world, turns, DIALOGUE_TOKENS)
 
 

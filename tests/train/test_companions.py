@@ -1,0 +1,100 @@
+"""Stages that share a number start from the same model and train different parts of it, side by side."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qwenvl.runtime import Runtime
+from qwenvl.train import parallel
+from qwenvl.train.log import read_log, seconds_trained
+from qwenvl.train.recipe import companions, run_companions
+from qwenvl.train.spread import SpreadConfig
+
+from .conftest import stage
+
+CPU = Runtime.detect(device="cpu", dtype="float32")
+PAIR = [
+    stage(name="0a-language", trains=("llm",), mixture={"text": 1.0}),
+    stage(name="0b-vision", trains=("vision",), objective="dense_labels", mixture={}),
+]
+
+
+def together(start: Path, run: Path, processes: int) -> dict[str, torch.Tensor]:
+    whole = run_companions(PAIR, start, run, CPU, processes=processes, spread=SpreadConfig())
+    assert whole == run / "0" / "model"
+    return load_file(whole / "model.safetensors")
+
+
+def test_side_by_side_is_one_after_the_other(start: Path, tmp_path: Path) -> None:
+    """Bit for bit, and every part is the one that its own stage has trained; done stages are not done again."""
+    one, two = (together(start, tmp_path / str(processes), processes) for processes in (1, 2))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    before = load_file(start / "model.safetensors")
+    sources = {"adapter": before}
+    for each, part in zip(PAIR, ("llm", "vision"), strict=True):
+        sources[part] = load_file(tmp_path / "2" / each.name / "model" / "model.safetensors")
+        assert not (tmp_path / "2" / each.name / "state").exists()
+    for name, weight in two.items():
+        assert torch.equal(weight, sources[name.split(".")[0]][name]), name
+    changed = {name.split(".")[0] for name in two if not torch.equal(two[name], before[name])}
+    assert changed == {"llm", "vision"}
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "2").rglob("*") if file.is_file()}
+    together(start, tmp_path / "2", 2)
+    assert written == {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "2").rglob("*") if file.is_file()
+    }
+
+
+def test_companions_share_a_number_and_no_part() -> None:
+    names = ("0a", "0b", "1-pretraining", "2-multitask", "10-more", "trial")
+    parts = (("llm",), ("vision",), ("adapter",), ("adapter",), ("llm",), ("llm",))
+    stages = [stage(name=name, trains=part) for name, part in zip(names, parts, strict=True)]
+    assert [[each.name for each in group] for group in companions(stages)] == [
+        ["0a", "0b"],
+        *([name] for name in names[2:]),
+    ]
+    with pytest.raises(
+        ValueError, match=r"stages 0a and 0b share a number, .* both train llm; let them train diff"
+    ):
+        companions([stage(name="0a", trains=("llm",)), stage(name="0b", trains=("vision", "llm"))])
+
+
+def wait_for_the_end(where: Path) -> None:
+    (where / "waits").touch()
+    signal.pause()
+
+
+def die_when_the_other_waits(where: Path) -> None:
+    while not (where / "waits").exists():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_when_a_crew_fails_the_others_are_asked_to_stop(tmp_path: Path) -> None:
+    glances: list[None] = []
+    with pytest.raises(ChildProcessError, match="process 0 of 1 was ended by SIGKILL"):
+        parallel.run_crews(
+            [
+                parallel.Crew(1, wait_for_the_end, (tmp_path,)),
+                parallel.Crew(1, die_when_the_other_waits, (tmp_path,)),
+            ],
+            lambda: glances.append(None),
+        )
+    assert glances
+
+
+def test_seconds_side_by_side_count_once(tmp_path: Path) -> None:
+    """One stage trains from 100 to 104, one from 101 to 103, a third after a pause from 110 to 112."""
+    ends = {"0a": [101.0, 102.0, 103.0, 104.0], "0b": [102.0, 103.0], "1": [111.0, 112.0]}
+    for name, times in ends.items():
+        (tmp_path / name).mkdir()
+        lines = [{"step": step, "seconds": step + 1.0, "time": time} for step, time in enumerate(times)]
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_log(tmp_path / "1" / "log.jsonl")
+    assert seconds_trained(tmp_path) == pytest.approx(6.0)
+    assert seconds_trained(tmp_path / "nothing") == 0.0
