@@ -230,7 +230,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         ) from None
     try:
         yield unfinished
-        unfinished.chmod(0o755)
+        for path in (unfinished, *unfinished.rglob("*")):  # temporary ones are their maker's only, and so are
+            path.chmod(0o755 if path.is_dir() else 0o644)  # the weights as safetensors leaves them
         _put_in_place(unfinished, target)
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
