@@ -20,6 +20,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from qwenvl.config import LLMConfig
 from qwenvl.model.vision import merge_heads, split_heads, weigh
 
+LONG_ROW = 1024
+"""Rows from this length on are attended to document by document, where no kernel skips what is not seen."""
+
 BRANCHES = 1024
 """Segment numbers are document * BRANCHES + branch; branch 0 is the trunk that all branches of a document see."""
 
@@ -72,8 +75,19 @@ class Surroundings:
     rotation: tuple[Tensor, Tensor]
     """Cosines and sines of `rotary_tables`."""
     query_scale: Float[Tensor, "_ 1 tokens 1"] | None
-    mask: Float[Tensor, "_ 1 tokens keys"] | BlockMask | None
+    mask: "Float[Tensor, '_ 1 tokens keys'] | BlockMask | Documents | None"
     cache: "KVCache | None"
+
+
+Spans = list[tuple[int, int, Tensor | None]]
+"""The documents of a row: where each begins and ends, and its mask (1, 1, tokens, tokens); None: plain causality."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is seen in rows that hold several documents."""
+
+    rows: list[Spans]
 
 
 class Block(nn.Module):
@@ -122,6 +136,7 @@ class Attention(nn.Module):
             key, value = surroundings.cache.extend(self.index, key, value)  # (batch, heads, keys, head)
         mask = surroundings.mask
         if last_only:
+            assert not isinstance(mask, Documents), "attention_mask makes a tensor of it"
             query, mask = query[:, :, -1:], None if mask is None else mask[:, :, -1:]
         return self.out(merge_heads(attend(query, key, value, mask)))
 
@@ -130,9 +145,11 @@ def attend(
     query: Float[Tensor, "batch heads tokens head"],
     key: Float[Tensor, "batch heads keys head"],
     value: Float[Tensor, "batch heads keys head"],
-    mask: Float[Tensor, "_ 1 _ keys"] | BlockMask | None,
+    mask: Float[Tensor, "_ 1 _ keys"] | BlockMask | Documents | None,
 ) -> Float[Tensor, "batch heads tokens head"]:
     """Causal attention, or what `mask` allows."""
+    if isinstance(mask, Documents):
+        return torch.cat([_attend_row(query, key, value, *each) for each in enumerate(mask.rows)])
     if isinstance(mask, BlockMask):
         fused = (
             query.is_cuda and not torch.compiler.is_compiling()
@@ -142,6 +159,15 @@ def attend(
     if mask is None and query.shape[2] > 1:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return weigh(query, key, value, mask)
+
+
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, row: int, documents: "Spans") -> Tensor:
+    """Attention of one row, document by document, as a batch of one."""
+    seen = []
+    for start, stop, mask in documents:
+        own = (slice(row, row + 1), slice(None), slice(start, stop))
+        seen.append(attend(query[own], key[own], value[own], mask))
+    return torch.cat(seen, dim=2)
 
 
 @once
@@ -216,7 +242,7 @@ def attention_mask(
     hidden: Float[Tensor, "batch tokens hidden"],
     *,
     last_only: bool = False,
-) -> Float[Tensor, "_ 1 _ keys"] | BlockMask | None:
+) -> Float[Tensor, "_ 1 _ keys"] | BlockMask | Documents | None:
     """What each new token sees, as 0 or -inf added to the scores; None where plain causality says it all.
 
     A token sees itself and earlier tokens of its own segment and of its document's trunk:
@@ -224,22 +250,53 @@ def attention_mask(
         ids        [ img img | q1 a1 | q2 a2 | img | q pad ]
         segments   [ 1024    | 1025  | 1026  | 2048    0   ]   q2 sees img and q2, not q1 a1
     """
-    if segments is not None and cache is None and not last_only and hidden.is_cuda:
-        return block_mask(segments)
+    if segments is not None and cache is None and not last_only:
+        if hidden.is_cuda:
+            return block_mask(segments)
+        if tokens >= LONG_ROW and type(segments) is Tensor and (rows := documents_of(segments, hidden)):
+            return Documents(rows)  # (a tensor without values, in `plan`, is of another type)
     start = cache.length if cache else 0
     assert segments is not None or cache is None or cache.segments is None, "the cached tokens have segments"
     if cache and segments is not None:
         cache.segments = segments if cache.segments is None else torch.cat([cache.segments, segments], dim=1)
     if segments is None and (start == 0 or tokens == 1):
         return None
-    index = torch.arange(start + tokens, device=hidden.device)
-    visible = (index <= index[start:, None])[None]  # (1, tokens, keys)
-    if segments is not None:
+    if segments is None:
+        segments = known = torch.zeros(1, start + tokens, dtype=torch.long, device=hidden.device)
+    else:
         known = segments if cache is None or cache.segments is None else cache.segments
-        keys, own = known[:, None, :], segments[:, :, None]
-        visible = visible & ((keys == own) | (keys == own - own % BRANCHES))
+    return dense_mask(segments[:, -tokens:], known, hidden)
+
+
+def dense_mask(
+    own: Int[Tensor, "batch tokens"], known: Int[Tensor, "batch keys"], hidden: Float[Tensor, "_ tokens _"]
+) -> Float[Tensor, "batch 1 tokens keys"]:
+    """The rule as numbers: the last tokens of the known ones look at all of them."""
+    index = torch.arange(known.shape[1], device=hidden.device)
+    visible = (index <= index[-own.shape[1] :, None])[None]  # (1, tokens, keys)
+    keys, queries = known[:, None, :], own[:, :, None]
+    visible = visible & ((keys == queries) | (keys == queries - queries % BRANCHES))
     blocked = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
     return blocked.masked_fill_(~visible, -torch.inf)[:, None]
+
+
+def documents_of(
+    segments: Int[Tensor, "batch tokens"], hidden: Float[Tensor, "batch tokens _"]
+) -> list[Spans]:
+    """The same rule, document by document, where no kernel skips what is not seen; nothing where one is in pieces."""
+    rows = []
+    for row in segments:
+        names, lengths = (row - row % BRANCHES).unique_consecutive(return_counts=True)
+        known = names[names > 0]
+        if len(known) != len(known.unique()):
+            return []
+        stops, spans = lengths.cumsum(0).tolist(), []
+        for start, stop in zip([0, *stops], stops, strict=False):
+            own = row[None, start:stop]
+            branched = bool((own != own[:, :1]).any())
+            spans.append((start, stop, dense_mask(own, own, hidden[:1, start:stop]) if branched else None))
+        rows.append(spans)
+    return rows
 
 
 def block_mask(segments: Int[Tensor, "batch tokens"]) -> BlockMask:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl.config import POSITION_GRID, AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.model import llm
 from qwenvl.model.adapter import sine_cosine_2d
 from qwenvl.model.llm import (
     BRANCHES,
@@ -170,6 +171,24 @@ def test_gradients_of_a_packed_row_are_the_sum_of_the_unpacked(model):
         (together,) = torch.autograd.grad(loss, weight)
         (apart,) = torch.autograd.grad(sum(model(row).square().sum() for row in rows), weight)
     assert close(together, apart)
+
+
+def test_long_rows_document_by_document_are_what_one_mask_says(model, monkeypatch):
+    """Branches, padding on both sides, two rows cut differently, and a document in two pieces, which stays whole."""
+    one = [0] * 2 + [BRANCHES] * 5 + [BRANCHES + 1] * 3 + [2 * BRANCHES] * 6
+    other = [BRANCHES] * 7 + [2 * BRANCHES] * 4 + [2 * BRANCHES + 3] * 2 + [0] * 3
+    pieces = [BRANCHES] * 4 + [0] * 3 + [BRANCHES] * 5 + [2 * BRANCHES] * 4
+    weight = model.llm.blocks[0].attention.qkv.weight
+    for rows, by_document in (([one, other], True), ([one, pieces], False)):
+        segments, ids = torch.tensor(rows), words(2, 16)
+        found = []
+        for long in (1024, 16):
+            monkeypatch.setattr(llm, "LONG_ROW", long)
+            with torch.enable_grad():
+                hidden = model.llm(model.llm.embed(ids), segments=segments)[segments > 0]
+                found.append((hidden.detach(), *torch.autograd.grad(hidden.square().sum(), weight)))
+        assert all(close(a, b) for a, b in zip(*found, strict=True))
+        assert bool(llm.documents_of(segments, model.llm.embed(ids))) is by_document
 
 
 def test_interleaved_documents_see_the_earlier_ones_only(model):
