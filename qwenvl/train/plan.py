@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qwenvl.config import ModelConfig
+from qwenvl.model.llm import LONG_ROW
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
@@ -278,7 +279,8 @@ def _kept(
             recompute_(block)
         pixels = torch.empty(images, 3, stage.image_size, stage.image_size)
         ids = torch.zeros(rows, length, dtype=torch.long)
-        segments = torch.ones(rows, length, dtype=torch.long) if on_cpu else None
+        masked = on_cpu and length < LONG_ROW  # elsewhere no mask over a whole row exists
+        segments = torch.ones(rows, length, dtype=torch.long) if masked else None
         with _keeping(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
             hidden = model.llm.embed(ids)
             if images:
