@@ -68,17 +68,6 @@ class LLM(nn.Module):
         return self.norm(hidden)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What every block is told beside the channels of the tokens; the same in all of them."""
-
-    rotation: tuple[Tensor, Tensor]
-    """Cosines and sines of `rotary_tables`."""
-    query_scale: Float[Tensor, "_ 1 tokens 1"] | None
-    mask: "Float[Tensor, '_ 1 tokens keys'] | BlockMask | Documents | None"
-    cache: "KVCache | None"
-
-
 Spans = list[tuple[int, int, Tensor | None]]
 """The documents of a row: where each begins and ends, and its mask (1, 1, tokens, tokens); None: plain causality."""
 
@@ -88,6 +77,17 @@ class Documents:
     """What is seen in rows that hold several documents."""
 
     rows: list[Spans]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What every block is told beside the channels of the tokens; the same in all of them."""
+
+    rotation: tuple[Tensor, Tensor]
+    """Cosines and sines of `rotary_tables`."""
+    query_scale: Float[Tensor, "_ 1 tokens 1"] | None
+    mask: Float[Tensor, "_ 1 tokens keys"] | BlockMask | Documents | None
+    cache: "KVCache | None"
 
 
 class Block(nn.Module):
@@ -149,7 +149,7 @@ def attend(
 ) -> Float[Tensor, "batch heads tokens head"]:
     """Causal attention, or what `mask` allows."""
     if isinstance(mask, Documents):
-        return torch.cat([_attend_row(query, key, value, *each) for each in enumerate(mask.rows)])
+        return torch.cat([_attend_row(query, key, value, row, spans) for row, spans in enumerate(mask.rows)])
     if isinstance(mask, BlockMask):
         fused = (
             query.is_cuda and not torch.compiler.is_compiling()
@@ -161,7 +161,7 @@ def attend(
     return weigh(query, key, value, mask)
 
 
-def _attend_row(query: Tensor, key: Tensor, value: Tensor, row: int, documents: "Spans") -> Tensor:
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, row: int, documents: Spans) -> Tensor:
     """Attention of one row, document by document, as a batch of one."""
     seen = []
     for start, stop, mask in documents:

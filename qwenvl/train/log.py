@@ -36,7 +36,7 @@ class Log:
 
     def __init__(self, run_dir: Path, stage: StageConfig, device: torch.device, *, start: int) -> None:
         self._writes, self._run_dir = parallel.rank() == 0, run_dir
-        self._bar = _bar(shown=self._writes and not parallel.beside_others())
+        self._bar = _bar(shown=self._writes and not parallel.spoken_for())
         self._task = self._bar.add_task(
             stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,8 +35,8 @@ PATIENCE = 60.0
 GLANCE = 0.5
 """Seconds between two looks at crews that work."""
 
-_BESIDE: list[Path] = []
-"""In a process of a crew that works beside others: where it meets its own."""
+_SPOKEN_FOR: ContextVar[bool] = ContextVar("spoken for", default=False)
+"""Set in the processes of crews that someone follows."""
 
 
 def rank() -> int:
@@ -48,9 +49,9 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def beside_others() -> bool:
-    """Whether other crews work beside the one of this process, so that someone else speaks for all."""
-    return bool(_BESIDE)
+def spoken_for() -> bool:
+    """Whether whoever started the crew of this process looks after it and speaks for all."""
+    return _SPOKEN_FOR.get()
 
 
 def joining(processes: int) -> int:
@@ -81,7 +82,7 @@ def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
         run_crews([Crew(processes, work, arguments)])
 
 
-def run_crews(crews: Sequence[Crew], look: Callable[[], None] = lambda: None) -> None:
+def run_crews(crews: Sequence[Crew], look: Callable[[], None] | None = None) -> None:
     """Let crews work side by side, each for itself; `look` is called again and again until all have ended.
 
     Raises what the first failing process raised, ChildProcessError when one was killed; the other crews are then asked
@@ -94,7 +95,7 @@ def run_crews(crews: Sequence[Crew], look: Callable[[], None] = lambda: None) ->
             place.mkdir()
             first = sum(earlier.processes for earlier in crews[:number])
             working[place] = torch.multiprocessing.spawn(
-                _spawned, (crew, place, first, len(crews) > 1), nprocs=crew.processes, join=False
+                _spawned, (crew, place, first, look is not None), nprocs=crew.processes, join=False
             )
         failed: list[BaseException] = []
         pids = [pid for context in working.values() for pid in context.pids()]
@@ -108,7 +109,8 @@ def run_crews(crews: Sequence[Crew], look: Callable[[], None] = lambda: None) ->
                         failed.append(_reason(error, place, len(context.pids())))
                         del working[place]
                         _tell([pid for other in working.values() for pid in other.pids()])
-                look()
+                if look is not None:
+                    look()
         if failed:
             raise failed[0] from None
 
@@ -126,12 +128,11 @@ def _reason(error: Exception, place: Path, processes: int) -> BaseException:
     return pickle.loads(told[0].read_bytes()) if told else error
 
 
-def _spawned(index: int, crew: Crew, place: Path, first: int, beside: bool) -> None:
+def _spawned(index: int, crew: Crew, place: Path, first: int, followed: bool) -> None:
     # torch sends SIGINT to the children of a parent that died; a shell's background jobs are born deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    if beside:
-        _BESIDE.append(place)
+    _SPOKEN_FOR.set(followed)
     with _meeting(f"file://{place}/rendezvous", index, crew.processes, local_rank=first + index):
         try:
             crew.work(*crew.arguments)

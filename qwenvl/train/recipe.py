@@ -295,9 +295,10 @@ def _train_stages(
         require_shares(stage, spread, parallel.joining(processes))
         parallel.from_first(partial(_remember, run_dir, {"stage": stage, "spread": spread}))
     jobs = [(stage, init, run_dir, runtime, spread, watch) for run_dir, stage in left.items()]
-    if len(jobs) == 1:
-        parallel.run(processes, _train_stage, *jobs[0])
-    elif jobs:
+    if len(stages) == 1:
+        for job in jobs:
+            parallel.run(processes, _train_stage, *job)
+    elif jobs:  # also the last of them, after a kill: in a process of its own, to the same bits
         with following(left) as look:
             parallel.run_crews([parallel.Crew(processes, _train_stage, job) for job in jobs], look)
     for run_dir in left:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -43,6 +44,10 @@ def test_side_by_side_is_one_after_the_other(start: Path, tmp_path: Path) -> Non
         assert torch.equal(weight, sources[name.split(".")[0]][name]), name
     changed = {name.split(".")[0] for name in two if not torch.equal(two[name], before[name])}
     assert changed == {"llm", "vision"}
+    shutil.rmtree(tmp_path / "2" / "0b-vision" / "model")
+    shutil.rmtree(tmp_path / "2" / "0")
+    again = together(start, tmp_path / "2", 2)
+    assert all(torch.equal(two[name], again[name]) for name in two), "the last of them alone"
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "2").rglob("*") if file.is_file()}
     together(start, tmp_path / "2", 2)
     assert written == {

@@ -34,10 +34,9 @@ TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "p
 PICTURE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
 """Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
 
-
-CHAT_KINDS = ("color", "size", "count", "exist", "relation", "arithmetic") * 2 + (
-    *("shape", "place", "read"),
-    *("count", "count", "relation"),
+CHAT_KINDS = (
+    *("color", "size", "count", "exist", "relation", "arithmetic") * 2,
+    *("shape", "place", "read", "count", "count", "relation"),
 )
 """Kinds that dialogues about one picture ask for; what a chat learned last stands up to four times."""
 
