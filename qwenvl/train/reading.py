@@ -72,7 +72,12 @@ def require_sources(stage: StageConfig) -> None:
             f"stage {stage.name} has neither a mixture nor data; give `qwenvl train` a file with --data, such as "
             "recipes/qwen_vl_7b/data.toml."
         )
-    if unknown := set(stage.mixture) - set(SOURCES):
+    if stage.opening and not stage.mixture:
+        raise ValueError(
+            f"stage {stage.name} opens with {', '.join(stage.opening)} and has no mixture to go on with; give a mixture "
+            "of the toy world, or no opening."
+        )
+    if unknown := {*stage.mixture, *stage.opening} - set(SOURCES):
         raise ValueError(
             f"the mixture of stage {stage.name} has {sorted(unknown)[0]!r}; expected shares of {', '.join(SOURCES)}."
         )
@@ -115,8 +120,10 @@ class Toys:
 
     def source_of(self, number: int) -> str:
         """Which toy source a document comes from: a weighted draw named by the stage's seed and the number."""
-        left = Dice("source", self.stage.seed, number).share() * sum(self.stage.mixture.values())
-        for source, weight in self.stage.mixture.items():
+        opens = number < self.stage.opening_steps * self.stage.documents
+        shares = self.stage.opening if opens else self.stage.mixture
+        left = Dice("source", self.stage.seed, number).share() * sum(shares.values())
+        for source, weight in shares.items():
             left -= weight
             if left < 0:
                 return source

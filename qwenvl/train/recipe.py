@@ -30,7 +30,7 @@ import torch
 
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
+from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_, look_back_
 from qwenvl.config import ModelConfig, from_dict
 from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
@@ -62,6 +62,8 @@ class Recipe:
     """Folder or hub id of the Qwen-7B that the language model and the vocabulary come from; empty: at random."""
     fan_in: bool = False
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
+    look_back: bool = False
+    """Let the first block of the language model begin by reading the tokens before (`look_back_`)."""
     seed: int = 0
     """Seed of the random weights."""
 
@@ -189,6 +191,8 @@ def begin(recipe: Recipe, folder: Path, *, vocabulary: str = "") -> None:
     model = QwenVL(config)
     generator = torch.Generator().manual_seed(recipe.seed)
     initialise_(model, generator, std=None if recipe.fan_in else 0.02)
+    if recipe.look_back:
+        look_back_(model.llm)
     if recipe.vision:
         load_openclip_(model, recipe.vision)
     if recipe.llm:

@@ -75,6 +75,10 @@ class StageConfig:
     """`isolated`: documents of a row do not see each other; `interleaved`: a row is one document."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of each source of the toy world."""
+    opening: dict[str, float] = field(default_factory=dict)
+    """The same in the first `opening_steps` updates: what is easy comes before what stands on it."""
+    opening_steps: int = 0
+    """Updates before `mixture` begins."""
     data: tuple[SourceConfig, ...] = ()
     """Sources of real documents, beside those of the toy world; their weights share one scale."""
     chat: bool = False
@@ -107,6 +111,11 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
                 )
+        if bool(self.opening) != (0 < self.opening_steps):
+            raise ValueError(
+                f"stage {self.name} has opening_steps = {self.opening_steps} and opening = {self.opening}; give both, a "
+                "number of updates and what they read, or neither."
+            )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(
@@ -143,11 +152,13 @@ class StageConfig:
         return from_dict(StageConfig, {**values, **changes, "optim": optim}, f"stage {self.name}")
 
     def scaled(self, factor: float) -> "StageConfig":
-        """The same stage with its steps and warm-up scaled, at least two steps."""
+        """The same stage with its steps, warm-up and opening scaled, at least two steps."""
         steps = max(2, round(self.optim.steps * factor))
         warmup = min(steps, round(self.optim.warmup_steps * factor))
         return dataclasses.replace(
-            self, optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup)
+            self,
+            opening_steps=self.opening_steps and max(1, round(self.opening_steps * factor)),
+            optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup),
         )
 
 

@@ -4,6 +4,7 @@ The language model is checked against transformers' Qwen2 and the vision encoder
 weights written in the foreign layouts by code of this file alone.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from qwenvl import presets
-from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
+from qwenvl.checkpoint.initialise import LOOK_BACK, initialise_, load_openclip_, load_qwen_7b_, look_back_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.model.llm import rotary_tables, rotate
+from qwenvl.model.vision import split_heads
 from qwenvl.model.vlm import QwenVL
 
 CONFIG = ModelConfig(
@@ -338,3 +341,30 @@ def test_a_narrow_adapter_begins_by_looking_near_its_own_place():
     assert ((weights @ rows) - own_row).abs().max() < 0.05
     spread = (weights * ((columns - own_column[:, None]) ** 2 + (rows - own_row[:, None]) ** 2)).sum(-1)
     assert spread.max() ** 0.5 < 1 / side
+
+
+@pytest.mark.parametrize("heads", [4, 2, 8])
+def test_the_first_block_begins_by_looking_back(heads):
+    """Whatever the text holds: a head sees most of the token it looks for, and the second or third best stands beside."""
+    generator = torch.Generator().manual_seed(0)
+    narrow = presets.demo(300, 3)
+    model = QwenVL(dataclasses.replace(narrow, llm=dataclasses.replace(narrow.llm, heads=heads)))
+    initialise_(model, generator, std=None)
+    others = model.llm.blocks[0].attention.qkv.weight.clone()
+    look_back_(model.llm)
+    config, attention = model.llm.config, model.llm.blocks[0].attention
+    tokens = 60
+    text = torch.randn(1, tokens, config.hidden, generator=generator)
+    query, key, _ = split_heads(attention.qkv(text), config.head_width)
+    rotation = rotary_tables(torch.arange(tokens)[None], config, None)
+    scores = rotate(query, rotation) @ rotate(key, rotation).transpose(-1, -2) * config.head_width**-0.5
+    causal = torch.full((tokens, tokens), -torch.inf).triu(1)
+    weights = (scores + causal).softmax(dim=-1)[0, :, 8:]  # (heads, queries, keys), behind the start
+    at = torch.arange(8, tokens)
+    for head, distance in enumerate(LOOK_BACK[:heads]):
+        seen = weights[head, range(len(at)), at - distance]
+        assert seen.mean() > 0.5 and (seen == weights[head].amax(dim=-1)).float().mean() > 0.9, distance
+    unchanged = attention.qkv.weight.unflatten(0, (heads, 3, -1))
+    before = others.unflatten(0, (heads, 3, -1))
+    assert torch.equal(unchanged[:, 2], before[:, 2]), "values stay"
+    assert torch.equal(unchanged[4:], before[4:]), "heads beyond those that look back stay"

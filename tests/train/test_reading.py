@@ -14,7 +14,7 @@ from qwenvl.data.shards import write_tar
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import parallel
 from qwenvl.train.loop import micro_batches
-from qwenvl.train.reading import batches, left_out
+from qwenvl.train.reading import batches, documents, left_out
 from qwenvl.train.stages import StageConfig, read_changes
 
 from .conftest import stage
@@ -117,13 +117,35 @@ def test_toys_and_data_are_mixed_by_their_weights(data: Path) -> None:
     assert "a text of number" in read and ("circle" in read or "square" in read or "star" in read)
 
 
+def test_a_stage_opens_with_other_documents() -> None:
+    """The first updates, and no document more: the others are those of a stage without an opening."""
+    plain = stage(mixture={"text": 0.5, "told": 0.5}, documents=8)
+    opened = plain.changed({"opening": {"lookups": 1.0}, "opening_steps": 3})
+    sources = [documents(told, BYTES, 4).source_of for told in (plain, opened)]  # type: ignore[union-attr]
+    assert {sources[1](number) for number in range(3 * 8)} == {"lookups"}
+    assert [sources[1](number) for number in range(24, 80)] == [sources[0](number) for number in range(24, 80)]
+    assert {sources[0](number) for number in range(24, 80)} == {"text", "told"}
+    words = [token for token in documents(opened, BYTES, 4)(0).made.ids if token < 256]
+    assert "?" in BYTES.decode(words) and "(" not in BYTES.decode(words), "questions, and no place"
+    assert opened.scaled(10 / 3).opening_steps == 10 and opened.scaled(0.01).opening_steps == 1
+    assert plain.scaled(10).opening_steps == 0
+    with pytest.raises(ValueError, match=r"has opening_steps = 2 and opening = {}; give both"):
+        stage(opening_steps=2)
+    with pytest.raises(ValueError, match=r"has opening_steps = 0 and opening = {'lookups': 1.0}; give both"):
+        stage(opening={"lookups": 1.0})
+    with pytest.raises(ValueError, match=r"opens with lookups and has no mixture to go on with"):
+        batches(opened.changed({"mixture": {}, "data": [{"paths": ["a.tar"]}]}), BYTES, 4)
+    with pytest.raises(ValueError, match=r"the mixture of stage trial has 'signs'; expected shares of lookups"):
+        batches(opened.changed({"opening": {"signs": 1.0}}), BYTES, 4)
+
+
 def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"stage trial has neither a mixture nor data; give `qwenvl train` a file"
     ):
         batches(stage(mixture={}), BYTES, 4)
     with pytest.raises(
-        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of text, told, cap"
+        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of lookups, text, told"
     ):
         batches(stage(mixture={"tables": 1.0}), BYTES, 4)
     with pytest.raises(ValueError, match=r"no shard at .*nowhere"):

@@ -1,6 +1,7 @@
 """Training documents of the toy world: document number `index` is a pure function of (source, seed, index).
 
-text       a scene in words, and tasks about it that each see the words only   the language model's own pre-training
+lookups    the things of a scene in words, and questions that name them         the language model's own pre-training
+text       a scene in words, and tasks about it that each see the words only   the same
 told       a dialogue in ChatML about a scene in words                         the same
 captions   a picture and its caption                                           stage 1
 tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.synth.toychats import chat, told_chat
 from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks
+from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks, things_text
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
 from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_pictures, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
@@ -30,6 +31,9 @@ DIALOGUE_TOKENS = 384
 
 TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
 """Kinds that scenes in words are asked for; what is hard to learn stands twice or more."""
+
+LOOKUP_KINDS = (*("color", "shape", "size", "exist") * 2, "count")
+"""Kinds that things in words are asked for: all that needs no place."""
 
 PICTURE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
 """Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
@@ -48,6 +52,13 @@ class Vocabulary:
     tokenizer: Tokenizer
     queries: int
     seed: int
+
+
+def lookup_document(world: Vocabulary, index: int) -> Example:
+    """The things of a scene in words as trunk, short questions about them as branches."""
+    shown = scene(world.seed, index)
+    trunk = render(things_text(shown), world.tokenizer, world.queries)
+    return example(trunk, _branches(world, shown, LOOKUP_KINDS, TASKS_PER_TEXT, DOCUMENT_TOKENS - len(trunk)))
 
 
 def text_document(world: Vocabulary, index: int) -> Example:
@@ -108,6 +119,7 @@ def _branches(
 
 
 SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
+    "lookups": lookup_document,
     "text": text_document,
     "told": told_document,
     "captions": caption_document,

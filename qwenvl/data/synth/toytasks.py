@@ -113,9 +113,19 @@ def scene_text(scene: Scene, seed: int) -> str:
     return "; ".join(_noted(item, dice) for item in items) + "."
 
 
+def things_text(scene: Scene) -> str:
+    """What is in the scene, from left to right, and nothing of where: "large blue star; word LUMO."."""
+    return "; ".join(map(_name, scene.items)) + "."
+
+
+def _name(item: Item) -> str:
+    """The description without its article: "large blue star", "word LUMO"."""
+    return described(item).split(" ", 1)[1]
+
+
 def _noted(item: Item, dice: Dice) -> str:
     x1, y1, x2, y2 = item.box
-    name = described(item).split(" ", 1)[1]
+    name = _name(item)
     if isinstance(item, Sign) and dice.chance(0.5):
         name = name.replace(item.text, " ".join(item.text))
     return f"{name} ({x1},{y1}),({x2},{y2})"
