@@ -43,6 +43,10 @@ class Spikes:
         """Whether the last loss was too high; what such an update leaves should not replace a good state."""
         return self._high > 0
 
+    def forget(self) -> None:
+        """Judge anew: other documents come, with a loss of their own."""
+        self._calm.clear()
+
     def see(self, step: int, loss: float, norm: float) -> None:
         """Raises ValueError when loss or gradient is no number, or the loss has run away."""
         if not (math.isfinite(norm) and math.isfinite(loss)):

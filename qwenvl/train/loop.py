@@ -70,6 +70,8 @@ def train(
             counted, seconds = accumulate_gradients(model, aim, stage, step, runtime, spread, team)
             seen = team.summed(counted)
             team.sum_gradients(learns)
+            if step == stage.opening_steps:
+                spikes.forget()
             norms = clip_gradients(aim.module, stage.optim.max_grad_norm, team, count=seen["supervised"])
             spikes.see(step, mean_loss(seen), norms["all"])
             set_learning_rates(optimizers, stage.optim, step)

@@ -34,6 +34,14 @@ def test_one_odd_batch_does_not() -> None:
     assert not spikes.spiking
 
 
+def test_other_documents_are_judged_anew() -> None:
+    spikes = calm()
+    spikes.forget()
+    for step in range(HISTORY + IN_A_ROW - 1):
+        spikes.see(HISTORY + step, 5.0 if step < HISTORY else 25.0, 1.0)
+        assert spikes.spiking == (step >= HISTORY)
+
+
 def test_a_run_that_has_just_begun_is_not_judged() -> None:
     spikes = Spikes("trial", Path("runs/x"), 4.0)
     for step in range(HISTORY // 2):
