@@ -101,15 +101,18 @@ def look_back_(llm: LLM) -> None:
     """
     config, attention = llm.config, llm.blocks[0].attention
     half = config.rotary_width // 2
-    weights = attention.qkv.weight.unflatten(0, (config.heads, 3, -1))  # (heads, query key value, head, hidden)
+    quick = min(ROTATED, half)
+    weights = attention.qkv.weight.unflatten(
+        0, (config.heads, 3, -1)
+    )  # (heads, query key value, head, hidden)
     biases = attention.qkv.bias.unflatten(0, (config.heads, 3, -1))
     for head, distance in enumerate(LOOK_BACK[: config.heads]):
         cos, sin = (each.flatten() for each in rotary_tables(torch.tensor([[distance]]), config, None))
         weights[head, :2] *= CONTENT
         query, key, _ = biases[head].zero_()
-        query[:ROTATED] = STEADINESS
-        key[:ROTATED] = STEADINESS * cos[:ROTATED]
-        key[half : half + ROTATED] = STEADINESS * sin[:ROTATED]
+        query[:quick] = STEADINESS
+        key[:quick] = STEADINESS * cos[:quick]
+        key[half : half + quick] = STEADINESS * sin[:quick]
 
 
 def load_qwen_7b_(model: QwenVL, checkpoint: str | Path) -> None:

@@ -134,7 +134,12 @@ def _start(
                 f"--data {data} is for one stage; a recipe needs a file with the data of each stage, see "
                 "recipes/qwen_vl_7b/data.toml."
             )
-        every |= {"data": [{"paths": [str(data.absolute())]}], "mixture": {}, "opening": {}, "opening_steps": 0}
+        every |= {
+            "data": [{"paths": [str(data.absolute())]}],
+            "mixture": {},
+            "opening": {},
+            "opening_steps": 0,
+        }
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():
         raise ValueError(

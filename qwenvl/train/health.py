@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwenvl.train.stages import StageConfig
+
 HISTORY = 64
 """Updates whose median says what a loss should be like."""
 
@@ -31,10 +33,10 @@ class Stopped(SystemExit):
 
 
 class Spikes:
-    """Watches the loss of every update."""
+    """Watches the loss of every update; behind the opening of a stage, whose documents are others, it begins anew."""
 
-    def __init__(self, stage: str, run_dir: Path, limit: float) -> None:
-        self.stage, self.run_dir, self.limit = stage, run_dir, limit
+    def __init__(self, stage: StageConfig, run_dir: Path, limit: float) -> None:
+        self.stage, self.opening, self.run_dir, self.limit = stage.name, stage.opening_steps, run_dir, limit
         self._calm: deque[float] = deque(maxlen=HISTORY)
         self._high = 0
 
@@ -43,10 +45,6 @@ class Spikes:
         """Whether the last loss was too high; what such an update leaves should not replace a good state."""
         return self._high > 0
 
-    def forget(self) -> None:
-        """Judge anew: other documents come, with a loss of their own."""
-        self._calm.clear()
-
     def see(self, step: int, loss: float, norm: float) -> None:
         """Raises ValueError when loss or gradient is no number, or the loss has run away."""
         if not (math.isfinite(norm) and math.isfinite(loss)):
@@ -54,6 +52,8 @@ class Spikes:
                 f"stage {self.stage}: the gradient of update {step} is {norm} (loss {loss:.3f}); lower peak_lr and "
                 f"resume from {self.run_dir}."
             )
+        if step == self.opening:
+            self._calm.clear()
         usual = statistics.median(self._calm) if len(self._calm) == HISTORY else math.inf
         self._high = self._high + 1 if loss > self.limit * usual else 0
         if not self.spiking:

@@ -58,7 +58,7 @@ def train(
     optimizers = make_optimizers(aim.module, stage.optim)
     learns = [parameter for parameter in aim.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", aim.module, optimizers)
-    spikes, stragglers = Spikes(stage.name, run_dir, spread.spike), Stragglers()
+    spikes, stragglers = Spikes(stage, run_dir, spread.spike), Stragglers()
     model.train()
     with (
         Saver(run_dir / "state") as saver,
@@ -70,8 +70,6 @@ def train(
             counted, seconds = accumulate_gradients(model, aim, stage, step, runtime, spread, team)
             seen = team.summed(counted)
             team.sum_gradients(learns)
-            if step == stage.opening_steps:
-                spikes.forget()
             norms = clip_gradients(aim.module, stage.optim.max_grad_norm, team, count=seen["supervised"])
             spikes.see(step, mean_loss(seen), norms["all"])
             set_learning_rates(optimizers, stage.optim, step)

@@ -74,8 +74,8 @@ def require_sources(stage: StageConfig) -> None:
         )
     if stage.opening and not stage.mixture:
         raise ValueError(
-            f"stage {stage.name} opens with {', '.join(stage.opening)} and has no mixture to go on with; give a mixture "
-            "of the toy world, or no opening."
+            f"stage {stage.name} opens with {', '.join(stage.opening)} and has no mixture to go on with; give a "
+            "mixture of the toy world, or no opening."
         )
     if unknown := {*stage.mixture, *stage.opening} - set(SOURCES):
         raise ValueError(

@@ -111,10 +111,10 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
                 )
-        if bool(self.opening) != (0 < self.opening_steps):
+        if bool(self.opening) != (self.opening_steps > 0):
             raise ValueError(
-                f"stage {self.name} has opening_steps = {self.opening_steps} and opening = {self.opening}; give both, a "
-                "number of updates and what they read, or neither."
+                f"stage {self.name} has opening_steps = {self.opening_steps} and opening = {self.opening}; give both, "
+                "a number of updates and what they read, or neither."
             )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:

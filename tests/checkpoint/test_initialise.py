@@ -345,7 +345,7 @@ def test_a_narrow_adapter_begins_by_looking_near_its_own_place():
 
 @pytest.mark.parametrize("heads", [4, 2, 8])
 def test_the_first_block_begins_by_looking_back(heads):
-    """Whatever the text holds: a head sees most of the token it looks for, and the second or third best stands beside."""
+    """Whatever the text holds: a head sees most of the token it looks for."""
     generator = torch.Generator().manual_seed(0)
     narrow = presets.demo(300, 3)
     model = QwenVL(dataclasses.replace(narrow, llm=dataclasses.replace(narrow.llm, heads=heads)))

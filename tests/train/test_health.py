@@ -6,9 +6,11 @@ import pytest
 
 from qwenvl.train.health import EVERY, HISTORY, IN_A_ROW, Spikes, Stragglers
 
+from .conftest import stage
+
 
 def calm() -> Spikes:
-    spikes = Spikes("trial", Path("runs/x"), 4.0)
+    spikes = Spikes(stage(), Path("runs/x"), 4.0)
     for step in range(HISTORY):
         spikes.see(step, 1.0 + step % 3 * 0.1, 1.0)
     return spikes
@@ -34,16 +36,15 @@ def test_one_odd_batch_does_not() -> None:
     assert not spikes.spiking
 
 
-def test_other_documents_are_judged_anew() -> None:
-    spikes = calm()
-    spikes.forget()
-    for step in range(HISTORY + IN_A_ROW - 1):
-        spikes.see(HISTORY + step, 5.0 if step < HISTORY else 25.0, 1.0)
-        assert spikes.spiking == (step >= HISTORY)
+def test_the_opening_of_a_stage_is_judged_by_itself() -> None:
+    spikes = Spikes(stage(opening={"lookups": 1.0}, opening_steps=HISTORY), Path("runs/x"), 4.0)
+    for step in range(2 * HISTORY + IN_A_ROW - 1):
+        spikes.see(step, 1.0 if step < HISTORY else 5.0 if step < 2 * HISTORY else 25.0, 1.0)
+        assert spikes.spiking == (step >= 2 * HISTORY)
 
 
 def test_a_run_that_has_just_begun_is_not_judged() -> None:
-    spikes = Spikes("trial", Path("runs/x"), 4.0)
+    spikes = Spikes(stage(), Path("runs/x"), 4.0)
     for step in range(HISTORY // 2):
         spikes.see(step, 100.0 if step > 5 else 1.0, 1.0)
     assert not spikes.spiking
@@ -54,7 +55,7 @@ def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
     with pytest.raises(
         ValueError, match=r"the gradient of update 3 is (1\.0|inf) \(loss (nan|1\.000)\); lower"
     ):
-        Spikes("trial", Path("runs/x"), 4.0).see(3, loss, norm)
+        Spikes(stage(), Path("runs/x"), 4.0).see(3, loss, norm)
 
 
 def test_a_slow_process_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def updates(
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         reader = batches(told, BYTES, 4)
         for place, step in enumerate(steps):
-            read[place] += [_bytes(reader(documents)) for documents in micro_batches(told, step, rank, ranks)]
+            read[place] += [_bytes(reader(numbers)) for numbers in micro_batches(told, step, rank, ranks)]
     return [sorted(each) for each in read]
 
 
@@ -87,8 +87,8 @@ def test_what_is_left_out_is_noted_counted_and_named(data: Path, tmp_path: Path)
     told = texts(data)
     reader = batches(told, BYTES, 4, tmp_path)
     for step in range(5):  # 80 documents, 60 of them from the 40 samples of the tar
-        for documents in micro_batches(told, step):
-            reader(documents)
+        for numbers in micro_batches(told, step):
+            reader(numbers)
     with (tmp_path / "left_out-000.jsonl").open("a") as file:
         file.write('{"cut by a ki')
     found = left_out([tmp_path])
@@ -112,7 +112,7 @@ def test_a_run_does_not_go_on_with_other_data(data: Path, tmp_path: Path) -> Non
 
 def test_toys_and_data_are_mixed_by_their_weights(data: Path) -> None:
     told = texts(data).changed({"mixture": {"text": 4.0}, "sequence_length": 384})
-    rows = [batches(told, BYTES, 4)(documents) for documents in micro_batches(told, 0)]
+    rows = [batches(told, BYTES, 4)(numbers) for numbers in micro_batches(told, 0)]
     read = BYTES.decode(int(token) for each in rows for token in each.ids.flatten() if token < 256)
     assert "a text of number" in read and ("circle" in read or "square" in read or "star" in read)
 
@@ -123,7 +123,9 @@ def test_a_stage_opens_with_other_documents() -> None:
     opened = plain.changed({"opening": {"lookups": 1.0}, "opening_steps": 3})
     sources = [documents(told, BYTES, 4).source_of for told in (plain, opened)]  # type: ignore[union-attr]
     assert {sources[1](number) for number in range(3 * 8)} == {"lookups"}
-    assert [sources[1](number) for number in range(24, 80)] == [sources[0](number) for number in range(24, 80)]
+    assert [sources[1](number) for number in range(24, 80)] == [
+        sources[0](number) for number in range(24, 80)
+    ]
     assert {sources[0](number) for number in range(24, 80)} == {"text", "told"}
     words = [token for token in documents(opened, BYTES, 4)(0).made.ids if token < 256]
     assert "?" in BYTES.decode(words) and "(" not in BYTES.decode(words), "questions, and no place"
@@ -135,7 +137,9 @@ def test_a_stage_opens_with_other_documents() -> None:
         stage(opening={"lookups": 1.0})
     with pytest.raises(ValueError, match=r"opens with lookups and has no mixture to go on with"):
         batches(opened.changed({"mixture": {}, "data": [{"paths": ["a.tar"]}]}), BYTES, 4)
-    with pytest.raises(ValueError, match=r"the mixture of stage trial has 'signs'; expected shares of lookups"):
+    with pytest.raises(
+        ValueError, match=r"the mixture of stage trial has 'signs'; expected shares of lookups"
+    ):
         batches(opened.changed({"opening": {"signs": 1.0}}), BYTES, 4)
 
 
