@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qwenvl.data.synth import toychats
 from qwenvl.data.synth.toychats import chat, told_chat
-from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks
+from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks, things_text
 from qwenvl.data.synth.toyworld import SHAPES, Scene, Sign, Thing, is_held_out, scene
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, parse
 
@@ -213,6 +214,12 @@ def test_the_text_of_a_scene_names_everything():
         assert found == {note.replace(" ", "") for note in expected}
 
 
+def test_things_in_words_are_named_from_left_to_right():
+    for drawn in SCENES[:50]:
+        names = [name.split(" ", 1)[1] for name, _ in from_left_to_right(drawn)]
+        assert things_text(drawn) == "; ".join(names) + "."
+
+
 # === Chats ===
 
 
@@ -279,6 +286,18 @@ def test_chats_about_pictures_tell_the_truth(num_scenes):
             forms.add(check_exchange(scenes, question.replace("[picture]", ""), answer))
     one = {"question", "find", "absent", "caption", "grounded_caption", "ocr"}
     assert forms == (one if num_scenes == 1 else {"which", "sum", "find", "question"})
+
+
+def test_beginnings_of_dialogues_tell_the_truth():
+    forms = set()
+    for drawn in SCENES[:250]:
+        begun = [
+            (flat(asked), flat(answer))
+            for asked, answer in toychats.exchanges(drawn, 1, kinds=QUESTION_KINDS, limit=6)
+        ]
+        assert len({question for question, _ in begun}) == len(begun) and 2 <= len(begun) <= 6
+        forms |= {check_exchange([drawn], question, answer) for question, answer in begun}
+    assert forms == {"question", "find", "absent", "caption"}
 
 
 def test_chats_without_pictures_know_no_held_out_word():

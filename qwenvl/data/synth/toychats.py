@@ -52,6 +52,26 @@ def chat(
     return _dialogue(tuple(Image(render(scene, size)) for scene in scenes), scenes, seed, kinds)
 
 
+def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> list[Exchange]:
+    """Up to `limit` different exchanges about one picture, each to begin a dialogue of its own; mostly questions.
+
+    The same arguments give the same exchanges.
+    """
+    dice = Dice(scene.name, "exchanges", seed)
+    found: dict[tuple[Segment, ...], Exchange] = {}
+    for _ in range(3 * limit):
+        roll = dice.below(20)
+        if roll < 16:
+            exchange = _question(scene, dice, kinds, "")
+        elif roll < 18:
+            exchange = _find(scene, dice, "")
+        else:
+            exchange = _absent(scene, dice) if roll < 19 else _said(CAPTION, caption(scene))
+        if exchange and len(found) < limit:
+            found.setdefault(exchange[0], exchange)
+    return list(found.values())
+
+
 def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
     """The dialogue about a scene, with the scene in words where the picture would stand."""
     return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed, IN_ONE)

@@ -6,14 +6,15 @@ told       a dialogue in ChatML about a scene in words                         t
 captions   a picture and its caption                                           stage 1
 tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
 chats      a dialogue in ChatML about no, one or two pictures                  stage 3
+exchanges  a picture and beginnings of dialogues about it, one branch each     the same
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwenvl.data.formats import Example, example, task
-from qwenvl.data.synth.toychats import chat, told_chat
+from qwenvl.data.synth.toychats import chat, exchanges, told_chat
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks, things_text
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
@@ -43,6 +44,20 @@ CHAT_KINDS = (
     *("shape", "place", "read", "count", "count", "relation"),
 )
 """Kinds that dialogues about one picture ask for; what a chat learned last stands up to four times."""
+
+
+EXCHANGE_KINDS = (
+    "color",
+    "shape",
+    "size",
+    "read",
+    "arithmetic",
+    *("count", "exist", "relation", "place") * 2,
+)
+"""Kinds that beginnings of dialogues ask for; those whose answer stands far from what they name stand twice."""
+
+EXCHANGES = 14
+"""Dialogues begun about one picture, as far as they fit."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +106,35 @@ def told_document(world: Vocabulary, index: int) -> Example:
     return _dialogue(world, told_chat(scene(world.seed, index), world.seed), DOCUMENT_TOKENS)
 
 
+def exchange_document(world: Vocabulary, index: int) -> Example:
+    """A picture as trunk, and behind it as branches what a dialogue about it may begin with, and the answers.
+
+    In a dialogue of many exchanges a question can be answered from what was said before; here only from the picture.
+    """
+    shown = scene(world.seed, index)
+    picture, room = Image(paint(shown)), DIALOGUE_TOKENS
+    dialogues = [
+        _rendered(world, number_pictures([Turn("user", (picture, *asked)), Turn("assistant", answer)]))
+        for asked, answer in exchanges(shown, world.seed, kinds=EXCHANGE_KINDS, limit=EXCHANGES)
+    ]
+    cut = dialogues[0].image_starts[0] + world.queries + 1  # behind </img>; up to there they are equal
+    branches = []
+    for told in dialogues:
+        if len(told) <= room:
+            branches.append(Rendered(ids=told.ids[cut:], learned=told.learned[cut:]))
+            room -= len(branches[-1])
+    trunk = replace(dialogues[0], ids=dialogues[0].ids[:cut], learned=dialogues[0].learned[:cut])
+    return example(trunk, branches)
+
+
+def _rendered(world: Vocabulary, turns: Sequence[Turn]) -> Rendered:
+    return render_chat(turns, world.tokenizer, world.queries, open_for_answer=False)
+
+
 def _dialogue(world: Vocabulary, turns: Sequence[Turn], limit: int) -> Example:
     """As many exchanges as fit into so many tokens; only answers are learned."""
     while True:
-        told = render_chat(turns, world.tokenizer, world.queries, open_for_answer=False)
+        told = _rendered(world, turns)
         if len(told) <= limit:
             return example(told)
         turns = turns[:-2]  # the last exchange
@@ -125,6 +165,7 @@ SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
     "captions": caption_document,
     "tasks": task_document,
     "chats": chat_document,
+    "exchanges": exchange_document,
 }
 
 
