@@ -13,7 +13,7 @@ from qwenvl.checkpoint.folder import renamed, resolve
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.config import POSITION_GRID, read_json
 from qwenvl.model.adapter import Adapter, sine_cosine_2d
-from qwenvl.model.llm import LLM, rotary_tables
+from qwenvl.model.llm import LLM, Attention, rotary_tables
 from qwenvl.model.vlm import QwenVL
 
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -100,6 +100,7 @@ def look_back_(llm: LLM) -> None:
     ("blue" stands before "star"), and what a narrow model takes longest to find.
     """
     config, attention = llm.config, llm.blocks[0].attention
+    assert isinstance(attention, Attention)
     half = config.rotary_width // 2
     quick = min(ROTATED, half)
     weights = attention.qkv.weight.unflatten(
