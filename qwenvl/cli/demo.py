@@ -7,7 +7,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     recipe: str = "demo",
-    pictures: int = 300,
+    pictures: int = 200,
     processes: int = 2,
     scale: float = 1.0,
     seed: int = 0,

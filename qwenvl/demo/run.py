@@ -48,7 +48,7 @@ class Plan:
 
     folder: Path
     recipe: str = "demo"
-    pictures: int = 300
+    pictures: int = 200
     """Held-out pictures that both models are scored on."""
     processes: int = 2
     scale: float = 1.0
