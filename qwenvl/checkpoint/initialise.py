@@ -103,9 +103,7 @@ def look_back_(llm: LLM) -> None:
     assert isinstance(attention, Attention)
     half = config.rotary_width // 2
     quick = min(ROTATED, half)
-    weights = attention.qkv.weight.unflatten(
-        0, (config.heads, 3, -1)
-    )  # (heads, query key value, head, hidden)
+    weights = attention.qkv.weight.unflatten(0, (config.heads, 3, -1))  # (heads, q k v, head, hidden)
     biases = attention.qkv.bias.unflatten(0, (config.heads, 3, -1))
     for head, distance in enumerate(LOOK_BACK[: config.heads]):
         cos, sin = (each.flatten() for each in rotary_tables(torch.tensor([[distance]]), config, None))

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 Optim: Any = choices(OptimConfig)
-Stage: Any = choices(StageConfig, leave_out=("name", "objective", "mixture", "opening", "data", "optim"))
+Stage: Any = choices(
+    StageConfig, leave_out=("name", "objective", "mixture", "opening", "opening_steps", "data", "optim")
+)
 NO_STAGE, NO_OPTIM = Stage(), Optim()
 
 

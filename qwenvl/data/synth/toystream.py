@@ -47,11 +47,7 @@ CHAT_KINDS = (
 
 
 EXCHANGE_KINDS = (
-    "color",
-    "shape",
-    "size",
-    "read",
-    "arithmetic",
+    *("color", "shape", "size", "read", "arithmetic"),
     *("count", "exist", "relation", "place") * 2,
 )
 """Kinds that beginnings of dialogues ask for; those whose answer stands far from what they name stand twice."""
