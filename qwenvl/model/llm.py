@@ -253,8 +253,8 @@ def attention_mask(
     if segments is not None and cache is None and not last_only:
         if hidden.is_cuda:
             return block_mask(segments)
-        if tokens >= LONG_ROW and type(segments) is Tensor and (rows := documents_of(segments, hidden)):
-            return Documents(rows)  # (a tensor without values, in `plan`, is of another type)
+        if tokens >= LONG_ROW and (rows := documents_of(segments, hidden)):
+            return Documents(rows)
     start = cache.length if cache else 0
     assert segments is not None or cache is None or cache.segments is None, "the cached tokens have segments"
     if cache and segments is not None:

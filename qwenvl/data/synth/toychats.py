@@ -60,6 +60,8 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
     dice = Dice(scene.name, "exchanges", seed)
     found: dict[tuple[Segment, ...], Exchange] = {}
     for _ in range(3 * limit):
+        if len(found) == limit:
+            break
         roll = dice.below(20)
         if roll < 16:
             exchange = _question(scene, dice, kinds, "")
@@ -67,7 +69,7 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
             exchange = _find(scene, dice, "")
         else:
             exchange = _absent(scene, dice) if roll < 19 else _said(CAPTION, caption(scene))
-        if exchange and len(found) < limit:
+        if exchange:
             found.setdefault(exchange[0], exchange)
     return list(found.values())
 
