@@ -8,6 +8,8 @@
     stage 2    all learn: full ViT and vocabulary, as many LLM blocks as fit, 448 px, a row of 2,048; aim: MFU 45 %
     lora       the full model in bfloat16, rank 64 on the LLM, a row of 2,048; aim: 14,000 tokens/s and 27 GB, of which
                the second case, with blocks computed again in the backward pass, is to show the memory
+    answers    the full model in bfloat16 writes 128 tokens about a picture, one and eight answers at once, beside what
+               reading every weight once a step allows, at the bandwidth that a copy on this card reaches
 
 Weights are random: speed and memory do not depend on them. One JSON line per case; tokens/s and MFU are medians over
 the updates of the real loop, from its log, the first two left out. An expectation is `plan`'s at an MFU of 45 %.
@@ -17,6 +19,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +32,7 @@ from qwenvl import presets
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.formats import IGNORE, Example
+from qwenvl.generate.engine import Prompt, Settings, stream
 from qwenvl.integrations.peft import Lora, add_lora
 from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
@@ -186,13 +190,72 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
     return found
 
 
+WRITTEN, ASKED = 128, 64
+"""Tokens of an answer, and of the text around the picture of its prompt."""
+
+
+@torch.inference_mode()
+def answers(config: ModelConfig, batch: int, device: str) -> dict[str, float]:
+    """Seconds of the prefill, and tokens per second behind it, beside what the bandwidth of the card allows."""
+    with torch.device(device):
+        model = QwenVL(config).to(torch.bfloat16).eval()
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
+    side, slots = config.vision.image_size, [config.imgpad_id] * config.adapter.queries
+    draw = np.random.default_rng(0)
+    prompts = [
+        Prompt(
+            ids=(
+                *map(int, draw.integers(0, 256, ASKED // 2)),
+                *slots,
+                *map(int, draw.integers(0, 256, ASKED // 2)),
+            ),
+            pixels=(draw.standard_normal((3, side, side), dtype=np.float32),),
+        )
+        for _ in range(batch)
+    ]
+
+    def timed() -> tuple[float, float]:
+        start = time.perf_counter()
+        marks = [
+            time.perf_counter()
+            for token in stream(model, prompts, Settings(max_new_tokens=WRITTEN))
+            if token.row == batch - 1
+        ]
+        return marks[0] - start, (len(marks) - 1) * batch / (marks[-1] - marks[0])
+
+    rounds = [timed() for _ in range(4)][1:]
+    read = sum(each.nbytes for name, each in model.llm.named_parameters() if name != "embed.weight")
+    return {
+        "prefill_seconds": round(statistics.median(first for first, _ in rounds), 4),
+        "tokens_per_second": round(statistics.median(speed for _, speed in rounds), 1),
+        "weights_alone": round(batch * bandwidth(device) / read, 1),
+    }
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second that a large copy reads and writes."""
+    one = torch.empty(1 << (32 if device == "cuda" else 24), dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        other.copy_(one)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * one.nbytes / best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", type=float, default=141.0, help="gigabytes of the GPU")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help="one instead of all")
+    parser.add_argument(
+        "--case", choices=[*(case.name for case in CASES), "answers"], help="one instead of all"
+    )
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--expect", action="store_true", help="plan only")
     parser.add_argument("--small", action="store_true", help="toy size, three updates")
@@ -223,6 +286,10 @@ def main() -> None:
         if not given.expect:
             facts["measured"] = measured(case, stage, fitted, given.device)
         print(json.dumps(facts), flush=True)
+    if given.case in (None, "answers") and not given.expect:
+        for batch in (1, 8):
+            written = answers(config, batch, given.device)
+            print(json.dumps({"case": f"answers, {batch} at once"} | written), flush=True)
 
 
 if __name__ == "__main__":

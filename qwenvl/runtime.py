@@ -33,4 +33,6 @@ class Runtime:
             dtype = "bfloat16" if found.type == "cuda" else "float32"
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+        if dtype == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # else a convolution would keep 10 bits of its factors
         return Runtime(device=found, dtype=DTYPES[dtype], seed=seed)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def parity(paths: tuple[Path, ...], /, *, json: bool = False) -> int:
+def parity(paths: tuple[Path, ...], /, *, json: bool = False, device: str = "cpu") -> int:
     """Compare with recorded outputs of the official model and print, per case, the largest difference.
 
     A folder of fixtures or any part of one: a model folder, the tokenizer's, the preprocessing's, `sampling.json`.
@@ -13,9 +13,10 @@ def parity(paths: tuple[Path, ...], /, *, json: bool = False) -> int:
     Args:
         paths: Files or folders in the format of the golden fixtures.
         json: Print one JSON object per case and a last one with the counts.
+        device: Where the models compute: auto, cpu, cuda or mps; in float32.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
     from qwenvl.parity import certificate
 
-    return certificate.run(paths, json=json)
+    return certificate.run(paths, json=json, device=device)

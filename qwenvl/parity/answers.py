@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwenvl import markup
 from qwenvl.generate import engine
+from qwenvl.generate.prompts import device_of
 from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
 from qwenvl.parity import official
 from qwenvl.parity.fixture import Case, Fixture
@@ -168,8 +170,10 @@ def step_logits(fixture: Fixture, prompt: engine.Prompt, generated: Sequence[int
     The recorded ids are fed one by one through the cache.
     """
     model = fixture.model
-    pixels = torch.stack([torch.from_numpy(each) for each in prompt.pixels]) if prompt.pixels else None
-    cache = KVCache(model.config.llm, 1, len(prompt.ids) + len(generated), device="cpu", dtype=torch.float32)
+    pixels = torch.as_tensor(np.stack(prompt.pixels)) if prompt.pixels else None
+    cache = KVCache(
+        model.config.llm, 1, len(prompt.ids) + len(generated), device=device_of(model), dtype=torch.float32
+    )
     alpha = torch.tensor([ntk_alpha(len(prompt.ids), model.config.llm)])
     logits = [model(torch.tensor([prompt.ids]), pixels, cache=cache, long_context=alpha)[0, -1]]
     for token in generated:
@@ -234,7 +238,7 @@ def _padded_greedy(
     Returns the ids of every row up to end-of-text, and its logits, (steps, vocab).
     """
     model, eos, (batch, tokens) = fixture.model, fixture.tokenizer.endoftext, mask.shape
-    cache = KVCache(model.config.llm, batch, tokens + room, device="cpu", dtype=torch.float32)
+    cache = KVCache(model.config.llm, batch, tokens + room, device=device_of(model), dtype=torch.float32)
     alpha = torch.full((batch,), ntk_alpha(tokens, model.config.llm))
     ids, segments = torch.tensor(rows), mask * BRANCHES
     positions = torch.arange(tokens).expand(batch, -1)

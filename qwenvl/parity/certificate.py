@@ -181,18 +181,22 @@ def counts(results: Iterable[Result]) -> str:
     return ", ".join(f"{tally[status]} {status}" for status in ("PASS", "FIXED", "FAIL"))
 
 
-def run(paths: Sequence[str | Path], json: bool = False) -> int:
+def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu") -> int:
     """Prints the certificate of `paths` on standard output and returns the exit status.
 
-    Raises ValueError where `certify` does.
+    Models compute on `device`, in float32. Raises ValueError where `certify` does and for a device that is not there.
     """
     import sys
 
     from rich.console import Console
 
+    from qwenvl.runtime import Runtime
+
+    runtime = Runtime.detect(device=device, dtype="float32")
+
     progress = Console(stderr=True)
     results = []
-    with progress.status("reading fixtures") as status:
+    with runtime.device, progress.status("reading fixtures") as status:
         for result in certify(paths):
             results.append(result)
             status.update(f"{len(results)} cases: {result.case[:60]}")

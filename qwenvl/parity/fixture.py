@@ -41,11 +41,11 @@ UNREADABLE = (
 
 
 class Fixture:
-    """A model folder in official form with its recorded cases; computes in float32 on the CPU, as the oracle did."""
+    """A model folder in official form with its recorded cases; computes in float32 on the default device."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.model = checkpoint.load(path, Runtime(device=torch.device("cpu"), dtype=torch.float32))
+        self.model = checkpoint.load(path, Runtime(device=torch.get_default_device(), dtype=torch.float32))
         self.config = self.model.config
         self.tokenizer = Tokenizer.load(path)
         self.meta: Mapping[str, Any] = read_json(path / "meta.json") if (path / "meta.json").exists() else {}
@@ -66,7 +66,7 @@ class Fixture:
 
     def pixels(self, paths: Sequence[str | Path]) -> Tensor | None:
         """Pictures of the folder, ready for the model; None for no picture."""
-        return torch.from_numpy(np.stack(self.arrays(paths))) if paths else None
+        return torch.as_tensor(np.stack(self.arrays(paths))) if paths else None
 
     def encode(self, text: str, allowed: frozenset[str] = frozenset(SPECIALS)) -> list[int]:
         """Our ids for a text in which, as in the official code, the `allowed` symbols are markup."""
@@ -94,7 +94,9 @@ class Case:
 
     def __init__(self, name: str, values: Mapping[str, Any], folder: Path) -> None:
         self.name, self.values = name, values
-        self.tensors: dict[str, Tensor] = load_file(folder / values["tensors"]) if "tensors" in values else {}
+        self.tensors: dict[str, Tensor] = {}
+        if "tensors" in values:
+            self.tensors = load_file(folder / values["tensors"], device=str(torch.get_default_device()))
         self._unread = {*values} - {"id", "kind", "tensors"}
         self._unread_tensors = {*self.tensors}
         self._differences: list[tuple[float, str]] = []

@@ -238,7 +238,7 @@ def _check_cache(
     keys, values = case.numbered("past_key."), case.numbered("past_value.")
     if not keys and not values:
         return
-    cache = KVCache(fixture.config.llm, 1, row.shape[1], device="cpu", dtype=torch.float32)
+    cache = KVCache(fixture.config.llm, 1, row.shape[1], device=row.device, dtype=torch.float32)
     fixture.model.hidden(row, pixels, cache=cache, long_context=long_context)
     for name, recorded, stored in (("past_key", keys, cache.keys), ("past_value", values, cache.values)):
         for layer, tensor in recorded.items():

@@ -34,8 +34,11 @@ def test_the_step_is_compared_with_a_rival_of_its_size() -> None:
 def test_the_cases_of_a_large_gpu_run_at_toy_size() -> None:
     pytest.importorskip("peft")
     told = lines("gpu.py", "--small")
-    assert [each["case"] for each in told] == ["stage 1", "stage 2", "lora", "lora, recomputed"]
-    for each in told:
+    *training, alone, together = told
+    assert [each["case"] for each in training] == ["stage 1", "stage 2", "lora", "lora, recomputed"]
+    assert [each["case"] for each in (alone, together)] == ["answers, 1 at once", "answers, 8 at once"]
+    assert all(each["tokens_per_second"] > 0 and each["weights_alone"] > 0 for each in (alone, together))
+    for each in training:
         assert each["measured"]["fill"] == 1 and each["measured"]["tokens_per_second"] > 0
         kinds = ("weights", "gradients", "optimizer", "activations", "logits")
         expected = each["expected"]
