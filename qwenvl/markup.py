@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, chain, count
 from typing import TypeAlias
 
@@ -234,15 +235,19 @@ def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
     content = render(turn.content, tokenizer, queries, learned=turn.role == "assistant")
-    end = control("<|im_end|>", tokenizer=tokenizer, learned=True) + render(
-        "\n", tokenizer, queries, learned=True
-    )
-    return _open_turn(turn.role, tokenizer) + content + end
+    return join([_open_turn(turn.role, tokenizer), content, _end_turn(tokenizer)])
 
 
+@lru_cache(maxsize=32)
 def _open_turn(role: str, tokenizer: Tokenizer) -> Rendered:
     start = control("<|im_start|>", tokenizer=tokenizer, learned=True)
     return start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
+
+
+@lru_cache(maxsize=8)
+def _end_turn(tokenizer: Tokenizer) -> Rendered:
+    end = control("<|im_end|>", tokenizer=tokenizer, learned=True)
+    return end + render("\n", tokenizer, 1, learned=True)
 
 
 def render_chat(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from qwenvl.config import LLMConfig
-from qwenvl.model.vision import merge_heads, split_heads, weigh
+from qwenvl.model.vision import merge_heads, weigh
 
 LONG_ROW = 1024
 """Rows from this length on are attended to document by document, where no kernel skips what is not seen."""
@@ -126,10 +126,9 @@ class Attention(nn.Module):
         surroundings: Surroundings,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        query, key, value = split_heads(
-            self.qkv(hidden), self.head_width
-        )  # (batch, heads, tokens, head) each
-        query, key = rotate(query, surroundings.rotation), rotate(key, surroundings.rotation)
+        heads = self.qkv(hidden).unflatten(-1, (-1, 3, self.head_width)).transpose(1, 2)
+        query, key = rotate(heads[..., :2, :], surroundings.rotation).unbind(-2)
+        value = heads[..., 2, :]  # (batch, heads, tokens, head) each
         if surroundings.query_scale is not None:
             query = query * surroundings.query_scale.to(query.dtype)
         if surroundings.cache:
@@ -326,28 +325,27 @@ def ntk_alpha(prompt_tokens: int, config: LLMConfig) -> float:
 
 def rotary_tables(
     positions: Int[Tensor, "rows tokens"], config: LLMConfig, alpha: Float[Tensor, " batch"] | None
-) -> tuple[Float[Tensor, "all 1 tokens rotary"], Float[Tensor, "all 1 tokens rotary"]]:
+) -> tuple[Float[Tensor, "all 1 tokens 1 pairs"], Float[Tensor, "all 1 tokens 1 pairs"]]:
     """Cosines and sines, float32, for every row; `alpha` stretches the base of each row (None: 1)."""
     width = config.rotary_width
     stretch = torch.ones(1, dtype=torch.float64, device=positions.device) if alpha is None else alpha.double()
     base = (config.rope_base * stretch ** (width / (width - 2))).float()
     exponents = torch.arange(0, width, 2, device=positions.device).float() / width
-    frequencies = 1.0 / base[:, None] ** exponents  # (rows, rotary / 2)
-    angles = positions[:, :, None].float() * frequencies[:, None, :]  # (rows, tokens, rotary / 2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (rows, 1, tokens, rotary)
+    frequencies = 1.0 / base[:, None] ** exponents  # (rows, pairs)
+    angles = positions[:, :, None].float() * frequencies[:, None, :]  # (rows, tokens, pairs)
+    angles = angles[:, None, :, None]  # (rows, 1, tokens, 1, pairs)
     return angles.cos(), angles.sin()
 
 
 def rotate(
-    heads: Float[Tensor, "batch heads tokens head"], rotation: tuple[Tensor, Tensor]
-) -> Float[Tensor, "batch heads tokens head"]:
-    """Rotate the first channels of each head (halves paired, as GPT-NeoX), in float32; the rest passes."""
+    heads: Float[Tensor, "batch heads tokens kinds head"], rotation: tuple[Tensor, Tensor]
+) -> Float[Tensor, "batch heads tokens kinds head"]:
+    """Queries and keys with the first channels of each rotated (halves paired, as GPT-NeoX), in float32."""
     cos, sin = rotation
-    width = cos.shape[-1]
-    turned = heads[..., :width].float()
-    first, second = turned.chunk(2, dim=-1)
-    turned = (turned * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
-    return turned if width == heads.shape[-1] else torch.cat([turned, heads[..., width:]], dim=-1)
+    pairs = cos.shape[-1]
+    first, second, rest = heads.float().tensor_split((pairs, 2 * pairs), dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return turned.to(heads.dtype)
 
 
 def log_n_scale(positions: Int[Tensor, "rows tokens"], config: LLMConfig) -> Float[Tensor, "rows 1 tokens 1"]:

@@ -41,8 +41,9 @@ def _warp(name: str, case: Mapping[str, Any]) -> Result:
     if unknown := set(given) - _PARAMETERS:
         raise ValueError(f"unknown parameters {sorted(unknown)}")
     name = " ".join([name, *(f"{key}={value}" for key, value in given.items())])
-    logits = torch.tensor([case["logits"]], dtype=torch.float32)
-    previous = torch.tensor([case["input_ids"]], dtype=torch.long)
+    with torch.device("cpu"):  # where they were recorded: how a sort orders equal scores is up to the device
+        logits = torch.tensor([case["logits"]], dtype=torch.float32)
+        previous = torch.tensor([case["input_ids"]], dtype=torch.long)
     scores = warp(logits, SamplingConfig(greedy=False, **given), previous)[0]
     ours = scores.softmax(dim=-1)
     kept = {token for token, score in enumerate(scores.tolist()) if score != float("-inf")}

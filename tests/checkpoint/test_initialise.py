@@ -17,7 +17,6 @@ from qwenvl import presets
 from qwenvl.checkpoint.initialise import LOOK_BACK, initialise_, load_openclip_, load_qwen_7b_, look_back_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.llm import rotary_tables, rotate
-from qwenvl.model.vision import split_heads
 from qwenvl.model.vlm import QwenVL
 
 CONFIG = ModelConfig(
@@ -355,9 +354,10 @@ def test_the_first_block_begins_by_looking_back(heads):
     config, attention = model.llm.config, model.llm.blocks[0].attention
     tokens = 60
     text = torch.randn(1, tokens, config.hidden, generator=generator)
-    query, key, _ = split_heads(attention.qkv(text), config.head_width)
+    heads_of_text = attention.qkv(text).unflatten(-1, (heads, 3, -1)).transpose(1, 2)
     rotation = rotary_tables(torch.arange(tokens)[None], config, None)
-    scores = rotate(query, rotation) @ rotate(key, rotation).transpose(-1, -2) * config.head_width**-0.5
+    query, key = rotate(heads_of_text[..., :2, :], rotation).unbind(-2)
+    scores = query @ key.transpose(-1, -2) * config.head_width**-0.5
     causal = torch.full((tokens, tokens), -torch.inf).triu(1)
     weights = (scores + causal).softmax(dim=-1)[0, :, 8:]  # (heads, queries, keys), behind the start
     at = torch.arange(8, tokens)
