@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --expect                     # the expectation alone: no GPU, no weights, minutes
     python benchmarks/gpu.py --device cuda                # the measurement, on an H200 (141 GB) or a larger card
+    python benchmarks/gpu.py --device cuda --compile      # the same with every block compiled
     python benchmarks/gpu.py --small                      # the same code at toy size on the CPU, for the tests
 
     stage 1    all 9.66B parameters, the LLM frozen, 224 px, 12 rows of 512; aim: MFU 45 %
@@ -75,11 +76,13 @@ class Case:
     """Take as many LLM blocks as the memory holds."""
     recompute: bool = False
     """Keep only what enters a block."""
+    compile: bool = False
+    """Every block through torch.compile."""
 
     @property
     def spread(self) -> SpreadConfig:
         """As the loop and the plan are told."""
-        return SpreadConfig(recompute=self.recompute)
+        return SpreadConfig(recompute=self.recompute, compile=self.compile)
 
 
 CASES = (
@@ -257,6 +260,7 @@ def main() -> None:
         "--case", choices=[*(case.name for case in CASES), "answers"], help="one instead of all"
     )
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--compile", action="store_true", help="every block through torch.compile")
     parser.add_argument("--expect", action="store_true", help="plan only")
     parser.add_argument("--small", action="store_true", help="toy size, three updates")
     given = parser.parse_args()
@@ -267,6 +271,7 @@ def main() -> None:
     for case in CASES:
         if given.case not in (None, case.name):
             continue
+        case = replace(case, compile=given.compile)
         stage = stage_of(case, given.small, 4 if given.small else given.steps)
         fitted = config.at(stage.image_size)
         if case.fills:
@@ -274,6 +279,7 @@ def main() -> None:
         told = expected(case, stage, fitted, memory, on_cpu)
         facts: dict[str, object] = {
             "case": case.name,
+            "compiled": case.compile,
             "llm_blocks": fitted.llm.layers,
             "parameters": sum(told.trainable.values()) + sum(told.frozen.values()),
             "expected": {

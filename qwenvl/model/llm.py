@@ -188,7 +188,7 @@ class GatedMLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square, computed in float32, then weigh in the input's own precision."""
+    """Scale to unit root mean square, which torch computes in float32, then weigh in the input's own precision."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        return F.rms_norm(hidden.float(), self.weight.shape, eps=self.eps).to(hidden.dtype) * self.weight
+        return F.rms_norm(hidden, self.weight.shape, eps=self.eps) * self.weight
 
 
 class KVCache:

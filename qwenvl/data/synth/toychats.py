@@ -63,12 +63,14 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
         if len(found) == limit:
             break
         roll = dice.below(20)
-        if roll < 16:
+        if roll < 13:
             exchange = _question(scene, dice, kinds, "")
-        elif roll < 18:
+        elif roll < 15:
             exchange = _find(scene, dice, "")
+        elif roll < 16:
+            exchange = _absent(scene, dice)
         else:
-            exchange = _absent(scene, dice) if roll < 19 else _said(CAPTION, caption(scene))
+            exchange = _said(CAPTION, caption(scene)) if roll < 19 else ((Text(OCR),), ocr(scene))
         if exchange:
             found.setdefault(exchange[0], exchange)
     return list(found.values())

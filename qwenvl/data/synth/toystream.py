@@ -47,13 +47,14 @@ CHAT_KINDS = (
 
 
 EXCHANGE_KINDS = (
-    *("color", "shape", "size", "read", "arithmetic"),
-    *("count", "exist", "relation", "place") * 2,
+    *("color", "shape", "size", "read", "place"),
+    *("arithmetic", "count") * 2,
+    *("exist", "relation") * 4,
 )
-"""Kinds that beginnings of dialogues ask for; those whose answer stands far from what they name stand twice."""
+"""Kinds that beginnings of dialogues ask for; those whose answer stands far from what they name stand up to four times."""
 
-EXCHANGES = 14
-"""Dialogues begun about one picture, as far as they fit."""
+EXCHANGES, EXCHANGE_TOKENS = 16, 448
+"""Dialogues begun about one picture, as far as they fit into so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def exchange_document(world: Vocabulary, index: int) -> Example:
     In a dialogue of many exchanges a question can be answered from what was said before; here only from the picture.
     """
     shown = scene(world.seed, index)
-    picture, room = Image(paint(shown)), DIALOGUE_TOKENS
+    picture, room = Image(paint(shown)), EXCHANGE_TOKENS
     dialogues = [
         _rendered(world, number_pictures([Turn("user", (picture, *asked)), Turn("assistant", answer)]))
         for asked, answer in exchanges(shown, world.seed, kinds=EXCHANGE_KINDS, limit=EXCHANGES)
