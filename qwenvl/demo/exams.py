@@ -4,12 +4,13 @@ An exam asks the same few held-out pictures each time. Its seconds count as trai
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwenvl.chat import Assistant, Manner
 from qwenvl.evaluation.predictions import write_whole
+from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class Examiner:
             "stage": stage.name,
             "step": step,
             "seconds": seconds_trained(self.run),
-            "shares": {name: count.share or 0.0 for name, count in scores.groups.items()},
+            "shares": shares(scores.groups),
         }
         earlier = [
             line for line in read_log(self.file) if (line["stage"], line["step"]) != (stage.name, step)
@@ -72,6 +73,16 @@ class Examiner:
     def exams(self) -> list[Exam]:
         """All exams so far, in order."""
         return [Exam(**line) for line in read_log(self.file)]
+
+
+def ended(exams: Sequence[Exam], groups: Mapping[str, Count]) -> list[Exam]:
+    """The exams, the last of them with what the same model scored on more pictures."""
+    return [*exams[:-1], *(replace(exam, shares=shares(groups)) for exam in exams[-1:])]
+
+
+def shares(groups: Mapping[str, Count]) -> dict[str, float]:
+    """The share of right answers of each group."""
+    return {name: count.share or 0.0 for name, count in groups.items()}
 
 
 def exam_rows(exams: Sequence[Exam]) -> list[list[str]]:

@@ -26,7 +26,7 @@ from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import references
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.demo import report
-from qwenvl.demo.exams import Exam, Examiner, exam_rows, record_rows
+from qwenvl.demo.exams import Exam, Examiner, ended, exam_rows, record_rows
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
 from qwenvl.images import draw_boxes
@@ -113,14 +113,15 @@ def run(plan: Plan, console: Console) -> Path:
             "trained now": score(trained, plan.pictures, "trained now", console),
             "shipped": score(shipped, plan.pictures, "shipped", console),
         }
+    exams = ended(examiner.exams(), scores["trained now"].groups)
     console.print(score_table(scores, clock))
-    console.print(record_table(examiner.exams()))
+    console.print(record_table(exams))
     losses = {
         stage.name: [line["loss"] for line in read_log(examiner.run / stage.name / "log.jsonl")]
         for stage in stages_of(recipe)
     }
     file = plan.folder / "report.html"
-    write_whole(file, page(plan, answered, scores, examiner.exams(), losses, clock))
+    write_whole(file, page(plan, answered, scores, exams, losses, clock))
     return file
 
 
@@ -262,7 +263,7 @@ def page(
                 report.table(("", "blind", *scores, "answers"), score_rows(scores)),
             ),
             (
-                f"Scores while it learned, on {plan.exam_pictures} of these pictures",
+                f"Scores while it learned, on {plan.exam_pictures} of these pictures and, at the end, on all",
                 report.table(("after", "at", *GROUPS), exam_rows(exams)),
             ),
             ("Time to each score", report.table(("", "aim", "reached after"), record_rows(exams))),

@@ -6,9 +6,9 @@ from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.synth.toychats import exchanges
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toystream import (
-    DIALOGUE_TOKENS,
     DOCUMENT_TOKENS,
     EXCHANGE_KINDS,
+    EXCHANGE_TOKENS,
     EXCHANGES,
     Vocabulary,
     exchange_document,
@@ -37,7 +37,7 @@ def test_an_exchange_and_its_trunk_are_a_dialogue(world: Vocabulary) -> None:
     """Token by token what the same dialogue is by itself, and as many as there is room for."""
     for index in range(20):
         shown, document = scene(7, index), exchange_document(world, index)
-        assert len(document) <= DIALOGUE_TOKENS and document.ids == exchange_document(world, index).ids
+        assert len(document) <= EXCHANGE_TOKENS and document.ids == exchange_document(world, index).ids
         trunk, *begun = branches(document)
         dialogues = []
         for asked, answer in exchanges(shown, 7, kinds=EXCHANGE_KINDS, limit=EXCHANGES):

@@ -297,7 +297,7 @@ def test_beginnings_of_dialogues_tell_the_truth():
         ]
         assert len({question for question, _ in begun}) == len(begun) and 2 <= len(begun) <= 6
         forms |= {check_exchange([drawn], question, answer) for question, answer in begun}
-    assert forms == {"question", "find", "absent", "caption"}
+    assert forms == {"question", "find", "absent", "caption", "ocr"}
 
 
 def test_chats_without_pictures_know_no_held_out_word():

@@ -13,6 +13,8 @@ from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyworld import scene
+from qwenvl.demo.exams import AIMS, Exam, ended, record_rows
+from qwenvl.evaluation.toyitems import Count
 from qwenvl.runtime import Runtime
 
 Run = Callable[..., CompletedProcess[str]]
@@ -98,3 +100,13 @@ def test_the_demo_runs_to_its_report(qwenvl: Run, tmp_path: Path) -> None:
     ):
         assert part in page
     assert "http://" not in page and "https://" not in page, "the page is self-contained"
+
+
+def test_the_record_ends_with_the_scores_on_all_pictures() -> None:
+    early, late = (
+        Exam(stage="3", step=step, seconds=10.0 * step, shares=dict.fromkeys(AIMS, share))
+        for step, share in ((1, 0.6), (2, 0.5))
+    )
+    exams = ended([early, late], {name: Count(3, 4) for name in AIMS})
+    assert [row[2] for row in record_rows(exams)] == ["not reached", "20 s", "10 s"]
+    assert ended([], {}) == []

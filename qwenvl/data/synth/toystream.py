@@ -51,7 +51,7 @@ EXCHANGE_KINDS = (
     *("arithmetic", "count") * 2,
     *("exist", "relation") * 4,
 )
-"""Kinds that beginnings of dialogues ask for; those whose answer stands far from what they name stand up to four times."""
+"""Kinds that beginnings of dialogues ask for; where the answer stands far from what it names, two or four times."""
 
 EXCHANGES, EXCHANGE_TOKENS = 16, 448
 """Dialogues begun about one picture, as far as they fit into so many tokens."""
