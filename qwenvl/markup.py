@@ -234,20 +234,15 @@ def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
-    content = render(turn.content, tokenizer, queries, learned=turn.role == "assistant")
-    return join([_open_turn(turn.role, tokenizer), content, _end_turn(tokenizer)])
+    before, behind = _around(turn.role, tokenizer)
+    return join([before, render(turn.content, tokenizer, queries, learned=turn.role == "assistant"), behind])
 
 
 @lru_cache(maxsize=32)
-def _open_turn(role: str, tokenizer: Tokenizer) -> Rendered:
-    start = control("<|im_start|>", tokenizer=tokenizer, learned=True)
-    return start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
-
-
-@lru_cache(maxsize=8)
-def _end_turn(tokenizer: Tokenizer) -> Rendered:
-    end = control("<|im_end|>", tokenizer=tokenizer, learned=True)
-    return end + render("\n", tokenizer, 1, learned=True)
+def _around(role: str, tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
+    start, end = (control(name, tokenizer=tokenizer, learned=True) for name in ("<|im_start|>", "<|im_end|>"))
+    before = start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
+    return before, end + render("\n", tokenizer, 1, learned=True)
 
 
 def render_chat(
@@ -264,7 +259,7 @@ def render_chat(
     """
     pieces = [render_turn(turn, tokenizer, queries) for turn in (Turn("system", (system,)), *turns)]
     if open_for_answer:
-        pieces.append(_open_turn("assistant", tokenizer))
+        pieces.append(_around("assistant", tokenizer)[0])
     return join(pieces)
 
 
