@@ -4,7 +4,7 @@ Pictures stand bare in the first user turn: `markup.number_pictures` puts "Pictu
 about two pictures refer to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from qwenvl.data.synth.toypaint import render
@@ -27,6 +27,9 @@ Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]
 
 IN_ONE = (*ASK, "count", "exist", "relation", "arithmetic")
 """Kinds of questions about one picture; what is hard to learn stands twice."""
+IN_A_DIALOGUE = {"question": 12, "find": 2, "absent": 1, "caption": 2, "grounded caption": 1, "texts": 2}
+AT_THE_BEGINNING = {"question": 13, "find": 2, "absent": 1, "caption": 3, "texts": 1}
+"""How many of twenty exchanges about one picture are of each form."""
 IN_ONE_OF_TWO = ("color", "count", "size", "exist", "read", "arithmetic")
 """Kinds of questions that can be asked "in Picture 2"."""
 OPPOSITES = {"left": "right", "above": "below", "top": "bottom", "small": "large", "yes": "no"}
@@ -62,15 +65,7 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
     for _ in range(3 * limit):
         if len(found) == limit:
             break
-        roll = dice.below(20)
-        if roll < 13:
-            exchange = _question(scene, dice, kinds, "")
-        elif roll < 15:
-            exchange = _find(scene, dice, "")
-        elif roll < 16:
-            exchange = _absent(scene, dice)
-        else:
-            exchange = _said(CAPTION, caption(scene)) if roll < 19 else ((Text(OCR),), ocr(scene))
+        exchange = _about_one([scene], dice, kinds, AT_THE_BEGINNING)
         if exchange:
             found.setdefault(exchange[0], exchange)
     return list(found.values())
@@ -86,7 +81,7 @@ def _dialogue(
 ) -> tuple[Turn, ...]:
     """Questions and answers in turn; what is shown stands before the first question."""
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
-    ask = (_about_nothing, partial(_about_one, kinds=kinds), _about_two)[len(scenes)]
+    ask = (_about_nothing, partial(_about_one, kinds=kinds, shares=IN_A_DIALOGUE), _about_two)[len(scenes)]
     wanted = 2 + dice.below(6)
     exchanges: dict[tuple[Segment, ...], Exchange] = {}
     while len(exchanges) < wanted:
@@ -107,19 +102,21 @@ def _said(question: str, answer: str) -> Exchange:
 # === One picture ===
 
 
-def _about_one(scenes: Sequence[Scene], dice: Dice, kinds: Sequence[str]) -> Exchange | None:
+def _about_one(
+    scenes: Sequence[Scene], dice: Dice, kinds: Sequence[str], shares: Mapping[str, int]
+) -> Exchange | None:
     (scene,) = scenes
-    roll = dice.below(20)
-    if roll < 12:
-        return _question(scene, dice, kinds, "")
-    if roll < 14:
-        return _find(scene, dice, "")
-    if roll < 15:
-        return _absent(scene, dice)
-    if roll < 17:
-        return _said(CAPTION, caption(scene))
-    if roll < 18:
-        return (Text(GROUNDED_CAPTION),), grounded_caption(scene)
+    match dice.pick([form for form, share in shares.items() for _ in range(share)]):
+        case "question":
+            return _question(scene, dice, kinds, "")
+        case "find":
+            return _find(scene, dice, "")
+        case "absent":
+            return _absent(scene, dice)
+        case "caption":
+            return _said(CAPTION, caption(scene))
+        case "grounded caption":
+            return (Text(GROUNDED_CAPTION),), grounded_caption(scene)
     return (Text(OCR),), ocr(scene)
 
 
