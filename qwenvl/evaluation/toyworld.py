@@ -147,7 +147,7 @@ def evaluate_toyworld(
             progress(len(answers), len(asked))
     predictions = tuple(_judged(item, answers[index]) for index, item in enumerate(asked))
     seconds = perf_counter() - start
-    blind = Blind(seed, own.manner)
+    blind = _blind(seed, own.manner)
     return ToyScores(
         pictures=pictures,
         seed=seed,
@@ -156,6 +156,12 @@ def evaluate_toyworld(
         predictions=predictions,
         blind_kinds=_added(judge(item, blind.answer(item)) for item in asked),
     )
+
+
+@lru_cache(maxsize=2)
+def _blind(seed: int, manner: str) -> Blind:
+    """The same for every model, and a second's work."""
+    return Blind(seed, manner)
 
 
 @lru_cache(maxsize=512)
