@@ -145,18 +145,36 @@ def run_recipe(
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
     parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
-    previous = run / "start"
-    for together in order:
-        previous = run_companions(
-            [stage.scaled(scale) for stage in together],
-            previous,
-            run,
-            runtime,
-            processes=processes,
-            spread=spread,
-            watch=watch,
-        )
-    return previous
+    models = [model_of(together, run) for together in order]
+    left = [
+        ([stage.scaled(scale) for stage in together], init)
+        for together, init, model in zip(order, [run / "start", *models], models, strict=False)
+        if not parallel.from_first(model.exists)
+    ]
+    for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
+        work = partial(_run_in_turn, list(jobs), run, runtime, processes, spread, watch)
+        if alone:  # all in the same processes
+            parallel.run(processes, work)
+        else:
+            work()
+    return models[-1]
+
+
+def _run_in_turn(
+    jobs: Sequence[tuple[Sequence[StageConfig], Path]],
+    run: Path,
+    runtime: Runtime,
+    processes: int,
+    spread: SpreadConfig,
+    watch: Watch | None,
+) -> None:
+    for together, init in jobs:
+        run_companions(together, init, run, runtime, processes=processes, spread=spread, watch=watch)
+
+
+def model_of(stages: Sequence[StageConfig], run: Path) -> Path:
+    """Where the model is that a stage leaves, or stages that share a number."""
+    return run / (stages[0].name if len(stages) == 1 else number_of(stages[0].name)) / "model"
 
 
 def companions(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
@@ -249,8 +267,8 @@ def run_companions(
     processes: int,
     spread: SpreadConfig,
     watch: Watch | None = None,
-) -> Path:
-    """Train stages that all start from `init`, see `companions`; returns the model with what each has learned.
+) -> None:
+    """Train stages that all start from `init`, see `companions`; `model_of` them has what each has learned.
 
     With two processes, two stages train in one each, at the same time.
     """
@@ -261,11 +279,8 @@ def run_companions(
     else:
         for run_dir, stage in places.items():
             run_stage(stage, init, run_dir, runtime, processes=processes, spread=spread, watch=watch)
-    if len(stages) == 1:
-        return run / stages[0].name / "model"
-    whole = run / number_of(stages[0].name) / "model"
-    parallel.from_first(lambda: _put_together(places, init, whole))
-    return whole
+    if len(stages) > 1:
+        parallel.from_first(lambda: _put_together(places, init, model_of(stages, run)))
 
 
 def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qwenvl.runtime import Runtime
 from qwenvl.train import parallel
 from qwenvl.train.log import read_log, seconds_trained
-from qwenvl.train.recipe import companions, run_companions
+from qwenvl.train.recipe import companions, model_of, run_companions
 from qwenvl.train.spread import SpreadConfig
 
 from .conftest import stage
@@ -26,9 +26,9 @@ PAIR = [
 
 
 def together(start: Path, run: Path, processes: int) -> dict[str, torch.Tensor]:
-    whole = run_companions(PAIR, start, run, CPU, processes=processes, spread=SpreadConfig())
-    assert whole == run / "0" / "model"
-    return load_file(whole / "model.safetensors")
+    run_companions(PAIR, start, run, CPU, processes=processes, spread=SpreadConfig())
+    assert model_of(PAIR, run) == run / "0" / "model"
+    return load_file(run / "0" / "model" / "model.safetensors")
 
 
 def test_side_by_side_is_one_after_the_other(start: Path, tmp_path: Path) -> None:
