@@ -35,9 +35,13 @@ PATIENCE = 60.0
 GLANCE = 0.5
 """Seconds between two looks at crews that work."""
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 """What spawned processes tell glibc: the memory of a freed array is kept for the next, not given back to the system and
-asked for again page by page, which costs a tenth of an update on a CPU."""
+asked for again page by page, which costs a tenth of an update on a CPU; and pages are large where the system has such."""
 
 _SPOKEN_FOR: ContextVar[bool] = ContextVar("spoken for", default=False)
 """Set in the processes of crews that someone follows."""
