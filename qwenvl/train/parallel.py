@@ -41,7 +41,7 @@ KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """What spawned processes tell glibc: the memory of a freed array is kept for the next, not given back to the system and
-asked for again page by page, which costs a tenth of an update on a CPU; and pages are large where the system has such."""
+asked for again page by page, which costs a tenth of an update on a CPU; pages are large where the system has such."""
 
 _SPOKEN_FOR: ContextVar[bool] = ContextVar("spoken for", default=False)
 """Set in the processes of crews that someone follows."""
