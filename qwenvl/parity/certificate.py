@@ -193,7 +193,6 @@ def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu") ->
     from qwenvl.runtime import Runtime
 
     runtime = Runtime.detect(device=device, dtype="float32")
-
     progress = Console(stderr=True)
     results = []
     with runtime.device, progress.status("reading fixtures") as status:

@@ -152,11 +152,8 @@ def run_recipe(
         if not parallel.from_first(model.exists)
     ]
     for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
-        work = partial(_run_in_turn, list(jobs), run, runtime, processes, spread, watch)
-        if alone:  # all in the same processes
-            parallel.run(processes, work)
-        else:
-            work()
+        crew = processes if alone else 1  # companions start processes of their own
+        parallel.run(crew, _run_in_turn, list(jobs), run, runtime, processes, spread, watch)
     return models[-1]
 
 

@@ -98,6 +98,6 @@ def test_answers_in_bfloat16_are_mostly_the_same():
 
 
 def test_the_official_model_is_certified():
-    with torch.device("cuda"):
+    with runtime("cuda").device:
         results = list(certify([GOLDEN / part for part in ("models", "sampling.json")]))
     assert main_status(results) == 0, [result for result in results if result.status == "FAIL"]

@@ -4,8 +4,9 @@ Pictures stand bare in the first user turn: `markup.number_pictures` puts "Pictu
 about two pictures refer to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import count
 
 from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import ASK, article, refer
@@ -27,9 +28,15 @@ Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]
 
 IN_ONE = (*ASK, "count", "exist", "relation", "arithmetic")
 """Kinds of questions about one picture; what is hard to learn stands twice."""
-IN_A_DIALOGUE = {"question": 12, "find": 2, "absent": 1, "caption": 2, "grounded caption": 1, "texts": 2}
-AT_THE_BEGINNING = {"question": 13, "find": 2, "absent": 1, "caption": 3, "texts": 1}
-"""How many of twenty exchanges about one picture are of each form."""
+IN_A_DIALOGUE = (
+    *("question",) * 12,
+    *("find", "find", "absent", "caption", "caption", "grounded caption", "texts", "texts"),
+)
+AT_THE_BEGINNING = (
+    *("question",) * 13,
+    *("find", "find", "absent", "caption", "caption", "caption", "texts"),
+)
+"""Forms of the exchanges about one picture, each as often as it is drawn."""
 IN_ONE_OF_TWO = ("color", "count", "size", "exist", "read", "arithmetic")
 """Kinds of questions that can be asked "in Picture 2"."""
 OPPOSITES = {"left": "right", "above": "below", "top": "bottom", "small": "large", "yes": "no"}
@@ -61,14 +68,8 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
     The same arguments give the same exchanges.
     """
     dice = Dice(scene.name, "exchanges", seed)
-    found: dict[tuple[Segment, ...], Exchange] = {}
-    for _ in range(3 * limit):
-        if len(found) == limit:
-            break
-        exchange = _about_one([scene], dice, kinds, AT_THE_BEGINNING)
-        if exchange:
-            found.setdefault(exchange[0], exchange)
-    return list(found.values())
+    drawn = (_about_one([scene], dice, kinds, AT_THE_BEGINNING) for _ in range(3 * limit))
+    return _different(drawn, limit)
 
 
 def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
@@ -81,18 +82,24 @@ def _dialogue(
 ) -> tuple[Turn, ...]:
     """Questions and answers in turn; what is shown stands before the first question."""
     dice = Dice(*(scene.name for scene in scenes), "chat", seed)
-    ask = (_about_nothing, partial(_about_one, kinds=kinds, shares=IN_A_DIALOGUE), _about_two)[len(scenes)]
+    ask = (_about_nothing, partial(_about_one, kinds=kinds, forms=IN_A_DIALOGUE), _about_two)[len(scenes)]
     wanted = 2 + dice.below(6)
-    exchanges: dict[tuple[Segment, ...], Exchange] = {}
-    while len(exchanges) < wanted:
-        exchange = ask(scenes, dice)
-        if exchange:
-            exchanges.setdefault(exchange[0], exchange)
     turns: list[Turn] = []
-    for question, answer in exchanges.values():
+    for question, answer in _different((ask(scenes, dice) for _ in count()), wanted):
         turns += [Turn("user", shown + question), Turn("assistant", answer)]
         shown = ()
     return tuple(turns)
+
+
+def _different(drawn: Iterable[Exchange | None], wanted: int) -> list[Exchange]:
+    """The first so many that ask different things; fewer where no more are drawn."""
+    found: dict[tuple[Segment, ...], Exchange] = {}
+    for exchange in drawn:
+        if exchange:
+            found.setdefault(exchange[0], exchange)
+        if len(found) == wanted:
+            break
+    return list(found.values())
 
 
 def _said(question: str, answer: str) -> Exchange:
@@ -103,10 +110,10 @@ def _said(question: str, answer: str) -> Exchange:
 
 
 def _about_one(
-    scenes: Sequence[Scene], dice: Dice, kinds: Sequence[str], shares: Mapping[str, int]
+    scenes: Sequence[Scene], dice: Dice, kinds: Sequence[str], forms: Sequence[str]
 ) -> Exchange | None:
     (scene,) = scenes
-    match dice.pick([form for form, share in shares.items() for _ in range(share)]):
+    match dice.pick(forms):
         case "question":
             return _question(scene, dice, kinds, "")
         case "find":

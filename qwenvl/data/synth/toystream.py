@@ -10,7 +10,7 @@ exchanges  a picture and beginnings of dialogues about it, one branch each     t
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qwenvl.data.formats import Example, example, task
@@ -109,19 +109,15 @@ def exchange_document(world: Vocabulary, index: int) -> Example:
     In a dialogue of many exchanges a question can be answered from what was said before; here only from the picture.
     """
     shown = scene(world.seed, index)
-    picture, room = Image(paint(shown)), EXCHANGE_TOKENS
+    picture = Image(paint(shown))
     dialogues = [
         _rendered(world, number_pictures([Turn("user", (picture, *asked)), Turn("assistant", answer)]))
         for asked, answer in exchanges(shown, world.seed, kinds=EXCHANGE_KINDS, limit=EXCHANGES)
     ]
     cut = dialogues[0].image_starts[0] + world.queries + 1  # behind </img>; up to there they are equal
-    branches = []
-    for told in dialogues:
-        if len(told) <= room:
-            branches.append(Rendered(ids=told.ids[cut:], learned=told.learned[cut:]))
-            room -= len(branches[-1])
+    branches = (Rendered(ids=told.ids[cut:], learned=told.learned[cut:]) for told in dialogues)
     trunk = replace(dialogues[0], ids=dialogues[0].ids[:cut], learned=dialogues[0].learned[:cut])
-    return example(trunk, branches)
+    return example(trunk, _fitting(branches, EXCHANGE_TOKENS - cut))
 
 
 def _rendered(world: Vocabulary, turns: Sequence[Turn]) -> Rendered:
@@ -146,13 +142,18 @@ def _picture_document(world: Vocabulary, index: int, kinds: tuple[str, ...], lim
 def _branches(
     world: Vocabulary, shown: Scene, kinds: tuple[str, ...], limit: int, room: int
 ) -> list[Rendered]:
-    branches = []
-    for t in tasks(shown, world.seed, kinds=kinds, limit=limit):
-        branch = task(t.prompt, t.answer, world.tokenizer, world.queries)
+    asked = tasks(shown, world.seed, kinds=kinds, limit=limit)
+    return _fitting((task(t.prompt, t.answer, world.tokenizer, world.queries) for t in asked), room)
+
+
+def _fitting(branches: Iterable[Rendered], room: int) -> list[Rendered]:
+    """Those that fit into so many tokens, in order; one too long makes way for those behind it."""
+    kept = []
+    for branch in branches:
         if len(branch) <= room:
-            branches.append(branch)
+            kept.append(branch)
             room -= len(branch)
-    return branches
+    return kept
 
 
 SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
