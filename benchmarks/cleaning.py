@@ -30,7 +30,7 @@ from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.run import clean
 from qwenvl.data.records import Pair
 from qwenvl.data.shards import dump, write_parquet, write_tar
-from qwenvl.data.synth.rawpairs import DEFECTS, Planted, caption, picture
+from qwenvl.data.synth.rawpairs import DEFECTS, Planted, caption, image
 
 THRESHOLDS = Thresholds(languages=("en", "zh"), clip_score=0.3)
 TEXT_DEFECTS = (
@@ -74,7 +74,7 @@ def rules(count: int) -> float:
 
 def write_shards(folder: Path, shards: int, size: int) -> None:
     """Tars of pairs; 64 pictures of about 20 KB take turns."""
-    shown = [picture(random.Random(k), 512, 384, 85) for k in range(64)]
+    shown = [image(random.Random(k), 512, 384, 85) for k in range(64)]
     folder.mkdir(parents=True)
     for shard in range(shards):
         with write_tar(folder / f"{shard:03d}.tar") as tar:

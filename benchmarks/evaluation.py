@@ -1,6 +1,6 @@
 """How fast a model is evaluated: answers per second in batches of 16 against one by one, with equal answers.
 
-    python benchmarks/evaluation.py [--model tests/golden/models/tiny_q4] [--pictures 24]
+    python benchmarks/evaluation.py [--model tests/golden/models/tiny_q4] [--images 24]
 
 Both go through the same code on the same toy-world questions, one after the other. Processor
 time of this process is measured, not the clock. `benchmarks/metrics.py` times the metrics.
@@ -19,24 +19,28 @@ from qwenvl.chat import Assistant
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.toyitems import Item, items
-from qwenvl.evaluation.toyworld import picture_of
+from qwenvl.evaluation.toyworld import image_of
 from qwenvl.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
 DECODING = Decoding(max_new_tokens=24)
 
 
-def questions(pictures: int, manner: str) -> list[Item]:
+def questions(images: int, prompt_format: str) -> list[Item]:
     """All that is asked about the first pictures, but what is chosen by likelihood or asked with examples."""
-    asked = [item for k in range(pictures) for item in items(scene(1, k, "test"), k, 1, manner)]
-    return [item for item in asked if item.manner == manner and not item.options and len(item.scenes) == 1]
+    asked = [item for k in range(images) for item in items(scene(1, k, "test"), k, 1, prompt_format)]
+    return [
+        item
+        for item in asked
+        if item.prompt_format == prompt_format and not item.options and len(item.scenes) == 1
+    ]
 
 
 def answers(asker: Asker, asked: list[Item], batch: int) -> tuple[list[str], float]:
     """What the model writes, and seconds of processor time."""
     start, written = process_time(), []
     for at in range(0, len(asked), batch):
-        prompts = [asker.prompt([picture_of(i.scenes[0]), *i.prompt]) for i in asked[at : at + batch]]
+        prompts = [asker.prompt([image_of(i.scenes[0]), *i.prompt]) for i in asked[at : at + batch]]
         written += [answer.text for answer in asker.write(prompts, DECODING)]
     return written, process_time() - start
 
@@ -47,11 +51,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=str(ROOT / "tests/golden/models/tiny_q4"))
-    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--images", type=int, default=24)
     options = parser.parse_args()
     torch.set_num_threads(1)
     asker = Asker(Assistant.load(options.model, Runtime.detect(device="cpu", dtype="float32", seed=0)), "raw")
-    asked = questions(options.pictures, "raw")
+    asked = questions(options.images, "raw")
     answers(asker, asked[:16], 16)  # warm
     rates, said = {}, {}
     for batch in (1, 16):

@@ -28,21 +28,21 @@ LINES = 2
 """Lines of text that are asked for with their place."""
 
 
-def dialogue(picture: Path) -> dict[str, object]:
+def dialogue(image: Path) -> dict[str, object]:
     """A receipt as a sample of the official fine-tuning JSON: three questions, and the first lines with their quads."""
-    known = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+    known = json.loads(image.with_suffix(".json").read_text(encoding="utf-8"))
     turns = [(question, known[field]) for field, question in QUESTIONS.items() if known.get(field)]
-    lines = picture.with_suffix(".csv")
+    lines = image.with_suffix(".csv")
     if lines.exists():
-        with pillow.open(picture) as opened:
+        with pillow.open(image) as opened:
             size = opened.size
         rows = lines.read_text(encoding="utf-8", errors="replace").splitlines()[:LINES]
         turns.append(("Read the first lines.", "".join(grounded(row, size) for row in rows)))
     said = []
     for number, (question, answer) in enumerate(turns):
-        shown = f"Picture 1: <img>{picture.resolve()}</img>\n" if number == 0 else ""
+        shown = f"Picture 1: <img>{image.resolve()}</img>\n" if number == 0 else ""
         said += [{"from": "user", "value": shown + question}, {"from": "assistant", "value": answer}]
-    return {"id": picture.stem, "conversations": said}
+    return {"id": image.stem, "conversations": said}
 
 
 def grounded(row: str, size: tuple[int, int]) -> str:
@@ -66,15 +66,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    pictures = sorted(each for each in given.folder.glob("*.jpg") if each.with_suffix(".json").exists())
-    if len(pictures) <= given.held_out:
+    images = sorted(each for each in given.folder.glob("*.jpg") if each.with_suffix(".json").exists())
+    if len(images) <= given.held_out:
         sys.exit(
-            f"{given.folder} holds {len(pictures)} receipts; expected more than the {given.held_out} held out."
+            f"{given.folder} holds {len(images)} receipts; expected more than the {given.held_out} held out."
         )
-    learned, asked = pictures[: len(pictures) - given.held_out], pictures[len(pictures) - given.held_out :]
+    loss_mask, asked = images[: len(images) - given.held_out], images[len(images) - given.held_out :]
     given.out.mkdir(parents=True, exist_ok=True)
     data = given.out / "receipts.json"
-    data.write_text(json.dumps([dialogue(each) for each in learned], ensure_ascii=False, indent=1))
+    data.write_text(json.dumps([dialogue(each) for each in loss_mask], ensure_ascii=False, indent=1))
 
     def step(*words: object) -> None:
         print("$ qwenvl", *words, flush=True)
@@ -92,14 +92,14 @@ def main() -> None:
         step("convert", run / "model", official, "--to", "official")
     assistant = Assistant.load(run / "model", Runtime.detect(device=given.device, dtype="auto"))
     right = {"learned": 0, "held out": 0}
-    for name, some in (("learned", learned[: given.held_out]), ("held out", asked)):
-        for picture in some:
-            known = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+    for name, some in (("learned", loss_mask[: given.held_out]), ("held out", asked)):
+        for image in some:
+            known = json.loads(image.with_suffix(".json").read_text(encoding="utf-8"))
             if not known["total"]:
                 continue
-            reply = assistant.ask(picture, QUESTIONS["total"], max_new_tokens=16)
+            reply = assistant.ask(image, QUESTIONS["total"], max_new_tokens=16)
             right[name] += reply.text == known["total"]
-            print(f"{name:9} {picture.name}  total {known['total']!r}, answered {reply.text!r}")
+            print(f"{name:9} {image.name}  total {known['total']!r}, answered {reply.text!r}")
     print(json.dumps({"updates": len(losses), "loss": [losses[0], losses[-1]], "right": right}))
 
 

@@ -39,12 +39,12 @@ from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train.finetune import learning_part
+from qwenvl.train.finetune import trainable_part
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
+from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.plan import Assumptions, Plan, plan
-from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 MFU = 0.45
@@ -74,22 +74,22 @@ class Case:
     lora: Lora | None = None
     fills: bool = False
     """Take as many LLM blocks as the memory holds."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only what enters a block."""
     compile: bool = False
     """Every block through torch.compile."""
 
     @property
-    def spread(self) -> SpreadConfig:
+    def parallel(self) -> ParallelConfig:
         """As the loop and the plan are told."""
-        return SpreadConfig(recompute=self.recompute, compile=self.compile)
+        return ParallelConfig(activation_checkpointing=self.activation_checkpointing, compile=self.compile)
 
 
 CASES = (
     Case("stage 1", ("vision", "adapter"), 224, 512, 12),
     Case("stage 2", ("vision", "adapter", "llm"), 448, 2048, 4, per_row=4, fills=True),
     Case("lora", ("llm",), 448, 2048, 1, lora=Lora(rank=64)),
-    Case("lora, recomputed", ("llm",), 448, 2048, 1, lora=Lora(rank=64), recompute=True),
+    Case("lora, recomputed", ("llm",), 448, 2048, 1, lora=Lora(rank=64), activation_checkpointing=True),
 )
 
 
@@ -113,7 +113,9 @@ def adapted(case: Case) -> Callable[[QwenVL], object] | None:
 
 def expected(case: Case, stage: StageConfig, config: ModelConfig, memory: float, on_cpu: bool) -> Plan:
     text = stage.sequence_length // case.per_row - config.adapter.queries - 2
-    given = Assumptions(memory=memory, mfu=MFU, text_tokens=float(text), spread=case.spread, on_cpu=on_cpu)
+    given = Assumptions(
+        memory=memory, mfu=MFU, text_tokens=float(text), parallel=case.parallel, on_cpu=on_cpu
+    )
     return plan(stage, config, given, adapt=adapted(case))
 
 
@@ -126,8 +128,8 @@ def blocks_that_fit(
         return replace(config, llm=replace(config.llm, layers=layers))
 
     three, four = (expected(case, stage, at(layers), memory, on_cpu).peak for layers in (3, 4))
-    room = 0.9 * memory * 1e9 - three
-    return at(max(1, min(config.llm.layers, 3 + int(room / (four - three)))))
+    available = 0.9 * memory * 1e9 - three
+    return at(max(1, min(config.llm.layers, 3 + int(available / (four - three)))))
 
 
 def document(case: Case, stage: StageConfig, config: ModelConfig) -> Example:
@@ -161,7 +163,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
     shown = document(case, stage, config)
 
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-        return replace(next_token_of(model, tokenizer, stage, lambda _: shown), module=learning_part(model))
+        return replace(next_token_of(model, tokenizer, stage, lambda _: shown), module=trainable_part(model))
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -178,7 +180,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
                 stage,
                 Path(folder),
                 whole,
-                spread=case.spread,
+                parallel=case.parallel,
                 watch=watch,
                 objective=objective,
             )
@@ -276,17 +278,17 @@ def main() -> None:
         fitted = config.at(stage.image_size)
         if case.fills:
             fitted = blocks_that_fit(case, stage, fitted, memory, on_cpu)
-        told = expected(case, stage, fitted, memory, on_cpu)
+        message = expected(case, stage, fitted, memory, on_cpu)
         facts: dict[str, object] = {
             "case": case.name,
             "compiled": case.compile,
             "llm_blocks": fitted.llm.layers,
-            "parameters": sum(told.trainable.values()) + sum(told.frozen.values()),
+            "parameters": sum(message.trainable.values()) + sum(message.frozen.values()),
             "expected": {
-                "peak_gb": round(told.peak / 1e9, 3),
-                **{kind: round(size / 1e9, 3) for kind, size in told.memory.items()},
-                "tokens_per_second": round(told.tokens / told.seconds),
-                "pflop_per_update": told.flops / 1e15,
+                "peak_gb": round(message.peak / 1e9, 3),
+                **{kind: round(size / 1e9, 3) for kind, size in message.memory.items()},
+                "tokens_per_second": round(message.tokens / message.seconds),
+                "pflop_per_update": message.flops / 1e15,
             },
         }
         if not given.expect:

@@ -82,8 +82,8 @@ def write_task(folder: Path, questions: int) -> None:
     row = benchmark(BENCHMARK)
     lines = []
     for sample in row.read(row.source(None))[:questions]:
-        pictures = [base64.b64encode(picture).decode() for picture in sample.pictures]
-        record = {"text": sample.text, "pictures": pictures, "answer": sample.answers[0]}
+        images = [base64.b64encode(image).decode() for image in sample.images]
+        record = {"text": sample.text, "pictures": images, "answer": sample.answers[0]}
         lines.append(json.dumps(record) + "\n")
     (folder / "questions.jsonl").write_text("".join(lines))
     (folder / f"{TASK}.yaml").write_text(TASK_FILE.format(data=folder / "questions.jsonl"))

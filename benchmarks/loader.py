@@ -1,6 +1,6 @@
 """What the loader delivers: how full its rows are, how fast it is beside a training step and in decoding pictures.
 
-    python benchmarks/loader.py [--pictures 24] [--rounds 5] [--photos FOLDER] [--only fill|pictures|step]
+    python benchmarks/loader.py [--image-sizes 24] [--rounds 5] [--photos FOLDER] [--only fill|pictures|step]
 
     fill       documents of Table 3 in their shares, lengths as the formats of Box B.1 have them, rows of 2,048 tokens
     pictures   JPEG -> float32 tensor on one thread, picture by picture in turn: the exact path (Pillow), simplejpeg
@@ -31,18 +31,18 @@ from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import PACKINGS
 from qwenvl.data.shards import write_tar
 from qwenvl.data.stream.batches import Batches
+from qwenvl.data.stream.images import square
 from qwenvl.data.stream.order import Draw, permuted
-from qwenvl.data.stream.pictures import square
 from qwenvl.data.stream.sources import Document
 from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.presets import tiny
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.data import batches
 from qwenvl.train.objectives import next_token
-from qwenvl.train.reading import batches
 from qwenvl.train.stages import StageConfig
 
-PICTURE = 258
+IMAGE = 258
 LENGTHS = {
     "Captioning": (12, 80), "VQA": (15, 50), "Grounding": (60, 250), "Ref Grounding": (25, 45),
     "Grounded Cap.": (25, 45), "OCR": (100, 1700), "Pure-text Autoregression": (50, 1790),
@@ -59,8 +59,8 @@ def fill() -> None:
     def document(number: int) -> Document:
         name = MULTITASK[draw(number)[0]].name
         least, most = LENGTHS[name]
-        picture = PICTURE * (name != "Pure-text Autoregression")
-        length = picture + least + permuted(0, most - least + 1, number)
+        image = IMAGE * (name != "Pure-text Autoregression")
+        length = image + least + permuted(0, most - least + 1, number)
         zeros = (0,) * length
         return Document(name, Example(ids=zeros, labels=zeros, branches=zeros, positions=zeros, images=()))
 
@@ -95,11 +95,11 @@ def photo(seed: int, width: int, height: int) -> bytes:
 
 def by_simplejpeg(data: bytes, size: int) -> np.ndarray:
     """Another decoder before Pillow's own filter."""
-    picture = pillow.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
-    return images.normalise(images.resize(picture, size))
+    image = pillow.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+    return images.normalise(images.resize(image, size))
 
 
-def pictures(count: int, rounds: int, photos: Path | None) -> None:
+def image_sizes(count: int, rounds: int, photos: Path | None) -> None:
     ways: dict[str, Callable[[bytes, int], np.ndarray]] = {
         "exact": lambda data, size: images.normalise(square(data, size)),
         "simplejpeg": by_simplejpeg,
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--image-sizes", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=None)
     parser.add_argument("--only", choices=("fill", "pictures", "step"), default=None)
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.only in (None, "fill"):
         fill()
     if given.only in (None, "pictures"):
-        pictures(given.pictures, given.rounds, given.photos)
+        image_sizes(given.image_sizes, given.rounds, given.photos)
     if given.only in (None, "step"):
         step(given.rounds)
 

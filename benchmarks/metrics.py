@@ -43,11 +43,11 @@ def vocabulary(words: int, rng: random.Random) -> tuple[list[str], list[float]]:
     return names, sums
 
 
-def captions(pictures: int) -> tuple[list[str], list[list[str]]]:
+def captions(images: int) -> tuple[list[str], list[list[str]]]:
     rng = random.Random(0)
     names, sums = vocabulary(12_000, rng)
     groups = []
-    for _ in range(pictures):
+    for _ in range(images):
         topic = rng.choices(names, cum_weights=sums, k=9)
         groups.append(
             [" ".join(rng.choices(topic, k=6) + rng.choices(names, cum_weights=sums, k=4)) for _ in range(6)]
@@ -224,10 +224,10 @@ def main() -> None:
     options.add_argument("--part", type=float, default=1.0, help="share of the full size, 0 .. 1")
     options.add_argument("--json", action="store_true", help="print the numbers as JSON on standard output")
     given = options.parse_args()
-    pictures, asked, read = (int(size * given.part) for size in (40_504, 214_000, 200_000))
+    images, asked, read = (int(size * given.part) for size in (40_504, 214_000, 200_000))
     print(f"CIDEr reference: {'pycocoevalcap' if CiderScorer else 'written out here'}", file=sys.stderr)
     results = [
-        compare("CIDEr", cider.scores, cider_reference, captions(pictures), pictures),
+        compare("CIDEr", cider.scores, cider_reference, captions(images), images),
         compare("VQA", vqa.scores, vqa_reference, questions(asked), asked),
         compare("ANLS", anls.scores, anls_reference, lines(read), max(1, read // 50)),
     ]

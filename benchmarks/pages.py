@@ -47,7 +47,7 @@ def measure(name: str, make: Callable[[], list[Page]]) -> None:
     cpu = time.process_time() - cpu + cpu_of_descendants() - others
     clock = time.perf_counter() - clock
     lines = np.mean([len(page.lines) for page in pages])
-    sides = np.mean([page.picture.size for page in pages], axis=0)
+    sides = np.mean([page.image.size for page in pages], axis=0)
     print(
         f"{len(pages) / cpu:7.1f} {name} per second per core ({len(pages) / clock:.1f} by the clock; "
         f"{lines:.0f} lines, {sides[0]:.0f} x {sides[1]:.0f} px on average)",
@@ -121,12 +121,12 @@ def gallery(path: Path, width: int = 330, height: int = 440, across: int = 5) ->
         maker = PageMaker(look)
         for column in range(across):
             page = maker.page(3 + row, column)
-            picture = page.picture.copy()
+            image = page.image.copy()
             if column % 2:
                 for line in page.lines:
-                    ImageDraw.Draw(picture).polygon(line.quad, outline="red", width=2)
-            picture.thumbnail((width - 6, height - 6))
-            canvas.paste(picture, (column * width + 3, row * height + 3))
+                    ImageDraw.Draw(image).polygon(line.quad, outline="red", width=2)
+            image.thumbnail((width - 6, height - 6))
+            canvas.paste(image, (column * width + 3, row * height + 3))
     canvas.save(path, quality=74)
 
 

@@ -31,8 +31,8 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
+from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.plan import Assumptions, plan
-from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 
@@ -53,10 +53,11 @@ def shape(scale: int) -> ModelConfig:
 def measured(config: ModelConfig, stage: StageConfig, device: str) -> float:
     """Peak bytes of two updates of the real loop, over the process before them."""
     tokenizer = Tokenizer({bytes([value]): value for value in range(256)})
-    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     text = "x" * (stage.sequence_length - config.adapter.queries - 2 - 8)
     shown = example(
-        render([Image(picture)], tokenizer, config.adapter.queries) + render(text, tokenizer, 1, learned=True)
+        render([Image(image)], tokenizer, config.adapter.queries)
+        + render(text, tokenizer, 1, supervised=True)
     )
     runtime = Runtime.detect(device=device, dtype="float32")
 
@@ -121,7 +122,9 @@ def main() -> None:
     planned = plan(
         stage,
         config,
-        Assumptions(text_tokens=float(text), spread=SpreadConfig(), on_cpu=given.device == "cpu", memory=2.0),
+        Assumptions(
+            text_tokens=float(text), parallel=ParallelConfig(), on_cpu=given.device == "cpu", memory=2.0
+        ),
     )
     real = measured(config, stage, given.device)
     print(

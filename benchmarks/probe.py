@@ -1,6 +1,6 @@
 """What a tiny model knows while it trains: linear probes of its patches, and its answers token by token.
 
-    python benchmarks/probe.py runs/tiny/2-multitask [--pictures 80]
+    python benchmarks/probe.py runs/tiny/2-multitask [--images 80]
 
 A folder of a stage is read at its newest state, or at its end. Patches: a linear classifier on frozen features, learned
 on training scenes, judged on held-out ones. Answers: right if every token is the likeliest given the right ones before
@@ -23,7 +23,7 @@ from qwenvl.data.formats import IGNORE, example, task
 from qwenvl.data.packing import pack
 from qwenvl.data.synth.toypaint import CHARACTERS, SIGN_CLASS, DenseLabels, dense_labels
 from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toystream import PICTURE_KINDS
+from qwenvl.data.synth.toystream import IMAGE_KINDS
 from qwenvl.data.synth.toytasks import tasks
 from qwenvl.data.synth.toyworld import Scene, scene
 from qwenvl.images import preprocess
@@ -65,18 +65,18 @@ def stacked(labels: Sequence[DenseLabels], pick: Callable[[DenseLabels], np.ndar
 
 def probe(known: Tensor, classes: Tensor, unseen: Tensor, right: Tensor, count: int) -> float:
     """Share of unseen patches that a linear classifier names right."""
-    middle, spread = known.mean(0), known.std(0)
+    middle, parallel = known.mean(0), known.std(0)
     layer = torch.nn.Linear(known.shape[1], count)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(SEED)
     for _ in range(150):
         chosen = torch.randint(len(known), (4096,), generator=generator)
-        loss = F.cross_entropy(layer((known[chosen] - middle) / spread), classes[chosen])
+        loss = F.cross_entropy(layer((known[chosen] - middle) / parallel), classes[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return float((layer((unseen - middle) / spread).argmax(-1) == right).float().mean())
+        return float((layer((unseen - middle) / parallel).argmax(-1) == right).float().mean())
 
 
 def patches(model: QwenVL) -> dict[str, float]:
@@ -111,23 +111,23 @@ def patches(model: QwenVL) -> dict[str, float]:
 
 
 @torch.no_grad()
-def answers(model: QwenVL, tokenizer: Tokenizer, pictures: int) -> dict[str, float]:
+def answers(model: QwenVL, tokenizer: Tokenizer, images: int) -> dict[str, float]:
     """Share of right answers per kind, about held-out pictures."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
-    for index in range(pictures):
+    for index in range(images):
         shown = scene(SEED, index, "test")
-        told = tasks(shown, SEED, kinds=PICTURE_KINDS)
+        message = tasks(shown, SEED, kinds=IMAGE_KINDS)
         queries = model.config.adapter.queries
         trunk = render(Image(paint(shown)), tokenizer, queries)
-        document = example(trunk, [task(each.prompt, each.answer, tokenizer, queries) for each in told])
+        document = example(trunk, [task(each.prompt, each.answer, tokenizer, queries) for each in message])
         rows = pack([document], len(document), packing="isolated", pad_id=tokenizer.endoftext)
         pixels = torch.from_numpy(preprocess(rows.images[0].source, SIZE))[None]
         ids, positions, segments = map(torch.from_numpy, (rows.ids, rows.positions, rows.segments))
         likeliest = model(ids, pixels, positions=positions, segments=segments)[0].argmax(-1).numpy()
-        for branch, each in enumerate(told, 1):
-            learned = (np.array(document.branches) == branch) & (rows.labels[0] != IGNORE)
-            right[each.kind] += bool((likeliest == rows.labels[0])[learned].all())
+        for branch, each in enumerate(message, 1):
+            loss_mask = (np.array(document.branches) == branch) & (rows.labels[0] != IGNORE)
+            right[each.kind] += bool((likeliest == rows.labels[0])[loss_mask].all())
             asked[each.kind] += 1
     return {kind: right[kind] / asked[kind] for kind in sorted(asked)}
 
@@ -137,7 +137,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", type=Path)
-    parser.add_argument("--pictures", type=int, default=80)
+    parser.add_argument("--images", type=int, default=80)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer, place = read(options.stage)
@@ -145,7 +145,7 @@ def main() -> None:
     print(place)
     for title, found in (
         ("patches", patches(model)),
-        ("answers", answers(model, tokenizer, options.pictures)),
+        ("answers", answers(model, tokenizer, options.images)),
     ):
         print(f"{title}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.items()))
 

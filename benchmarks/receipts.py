@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from qwenvl.data.clean.pictures import measure
+from qwenvl.data.clean.images import measure
 from qwenvl.data.readers.ocr import icdar
 from qwenvl.data.records import OcrPage, Skipped
 from qwenvl.data.tasks import record_of, task_of
@@ -27,10 +27,10 @@ def corners(csv: Path) -> list[list[float]]:
 
 def moved(page: OcrPage) -> float:
     """The farthest that a corner is from where the file says, in cells of the grid."""
-    picture = Path(str(page.image.source))
-    facts = measure(picture.read_bytes())
+    image = Path(str(page.image.source))
+    facts = measure(image.read_bytes())
     farthest = 0.0
-    for line, true in zip(page.lines, corners(picture.with_suffix(".csv")), strict=True):
+    for line, true in zip(page.lines, corners(image.with_suffix(".csv")), strict=True):
         found = [value for point in line.to_pixels(facts.width, facts.height) for value in point]
         for place, (here, there) in enumerate(zip(found, true, strict=True)):
             cell = (facts.height if place % 2 else facts.width) / 1000
@@ -48,8 +48,10 @@ def main(folder: Path) -> int:
             counts[f"skipped: {found.kind}"] += 1
             continue
         assert isinstance(found, OcrPage)
-        told = task_of(found)
-        again = record_of("ocr", spell(told.prompt[1:]), spell(told.answer), found.image, source=found.source)
+        message = task_of(found)
+        again = record_of(
+            "ocr", spell(message.prompt[1:]), spell(message.answer), found.image, source=found.source
+        )
         counts.update({"pages": 1, "lines": len(found.lines), "pages that come back": again == found})
         farthest = max(farthest, moved(found))
     for name, count in counts.items():

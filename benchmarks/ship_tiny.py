@@ -1,7 +1,7 @@
 """Make the shipped model's folder from a finished run of recipes/tiny: weights in float16, card, loss curves.
 
     qwenvl train recipes/tiny --out runs/tiny --processes 2
-    python benchmarks/ship_tiny.py runs/tiny [--pictures 2000] [--to qwenvl/tiny]
+    python benchmarks/ship_tiny.py runs/tiny [--images 2000] [--to qwenvl/tiny]
 
 The scores in the card are those of the files it writes: the model is loaded back from float16 before it is asked.
 """
@@ -23,7 +23,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
 
-AIMS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
+TARGETS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
 """What this project set out to reach, in percent."""
 
 GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size": 1024, "top_p": 0.3}
@@ -79,7 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "tiny")
     parser.add_argument("--remark", default="", help="what else to say of how the run went")
     parser.add_argument("--gain", default="", help="text of the card's last section")
@@ -88,13 +88,13 @@ def main() -> None:
     stages = stages_of(find_recipe("tiny"))
     last = options.run / stages[-1].name / "model"
     model = folder.load(last, Runtime.detect(device="cpu", dtype="float16"))
-    companions = options.run / "companions"
-    companions.mkdir(exist_ok=True)
-    shutil.copyfile(last / "qwen.tiktoken", companions / "qwen.tiktoken")
-    (companions / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
+    sidecars = options.run / "companions"
+    sidecars.mkdir(exist_ok=True)
+    shutil.copyfile(last / "qwen.tiktoken", sidecars / "qwen.tiktoken")
+    (sidecars / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
     (options.to / "curves.svg").unlink(missing_ok=True)
-    folder.save(model, options.to, companions=companions)
-    scores = evaluate_toyworld(Assistant.load(options.to, Runtime.detect(device="cpu")), options.pictures)
+    folder.save(model, options.to, sidecars=sidecars)
+    scores = evaluate_toyworld(Assistant.load(options.to, Runtime.detect(device="cpu")), options.images)
     logs = {stage.name: read_log(options.run / stage.name / "log.jsonl") for stage in stages}
     curves = {name: [line["loss"] for line in log] for name, log in logs.items()}
     (options.to / "curves.svg").write_text(report.curve_sheet(curves))
@@ -123,22 +123,22 @@ def card(
         hours=seconds_trained(options.run) / 3600,
         machine=processor(),
         torch=torch.__version__.split("+")[0],
-        pictures=scores.pictures,
+        images=scores.images,
         scores=markdown(
-            ("", "tiny", "blind", "aim", "answers"),
-            [row(name, scores.groups[name], scores.blind[name], f"{AIMS[name]} %") for name in GROUPS],
+            ("", "tiny", "blind", "target", "answers"),
+            [row(name, scores.groups[name], scores.blind[name], f"{TARGETS[name]} %") for name in GROUPS],
         ),
         kinds=markdown(
             ("", "tiny", "blind", "answers"),
             [row(name, each, scores.blind_kinds[name]) for name, each in scores.kinds.items()],
         ),
         stages=markdown(
-            ("stage", "updates", "pictures", "tokens", "last loss", "minutes"),
+            ("stage", "updates", "images", "tokens", "last loss", "minutes"),
             [
                 (
                     name,
                     f"{len(log):,}",
-                    f"{sum(line['pictures'] for line in log):,}",
+                    f"{sum(line['images'] for line in log):,}",
                     f"{sum(line['tokens'] for line in log):,}",
                     f"{sum(line['loss'] for line in log[-50:]) / len(log[-50:]):.3f}",
                     f"{log[-1]['seconds'] / 60:.1f}",

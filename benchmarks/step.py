@@ -171,10 +171,10 @@ def ours(config: ModelConfig, length: int) -> tuple[nn.Module, Callable[[Sequenc
         micro_documents=1,
         optim=SETTINGS,
     )
-    aim = next_token_of(model, tokenizer, stage, lambda _: documents(config, length, 1, 0)[0])
+    objective = next_token_of(model, tokenizer, stage, lambda _: documents(config, length, 1, 0)[0])
 
     def step(examples: Sequence[Example]) -> None:
-        loss = aim.loss(pack(examples, length, packing="isolated", pad_id=0))
+        loss = objective.loss(pack(examples, length, packing="isolated", pad_id=0))
         (loss.total / max(loss.supervised, 1)).backward()
 
     return model, step
@@ -194,8 +194,8 @@ def most_typical(groups: Sequence[Sequence[Example]], length: int | None) -> Seq
 
     def facts(some: Sequence[Sequence[Example]]) -> tuple[float, float]:
         tokens = sum(len(each) for group in some for each in group)
-        pictures = sum(len(each.images) for group in some for each in group)
-        return tokens / sum(map(places, some)), pictures / tokens
+        images = sum(len(each.images) for group in some for each in group)
+        return tokens / sum(map(places, some)), images / tokens
 
     whole = facts(groups)
     return min(

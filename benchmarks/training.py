@@ -54,11 +54,11 @@ def apart(document: Example) -> list[Example]:
     trunk = document.branches.count(0)
 
     def rendered(kept: list[int]) -> Rendered:
-        learned = [k > 0 and document.labels[k - 1] == document.ids[k] for k in kept]
+        loss_mask = [k > 0 and document.labels[k - 1] == document.ids[k] for k in kept]
         starts = (1,) if document.images else ()
         return Rendered(
             ids=tuple(document.ids[k] for k in kept),
-            learned=tuple(learned),
+            loss_mask=tuple(loss_mask),
             images=document.images,
             image_starts=starts,
         )

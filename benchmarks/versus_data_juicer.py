@@ -109,8 +109,8 @@ def main(python: str, count: int) -> None:
     for what, (wall, cpu) in {**juicer, **mine}.items():
         print(f"{what:<34}{wall:>8.2f}{cpu:>8.2f}")
     walls, cpus = (sum(column) for column in zip(*juicer.values(), strict=True))
-    pictures = sum(cpu for what, (_, cpu) in juicer.items() if what.startswith("image"))
-    print(f"{'Data-Juicer in all':<34}{walls:>8.2f}{cpus:>8.2f}   of which pictures {pictures:.2f}")
+    images = sum(cpu for what, (_, cpu) in juicer.items() if what.startswith("image"))
+    print(f"{'Data-Juicer in all':<34}{walls:>8.2f}{cpus:>8.2f}   of which pictures {images:.2f}")
     for what, (wall, cpu) in mine.items():
         print(f"{what}: {cpus / cpu:.1f} times as fast by CPU time, {walls / wall:.1f} by the clock")
 

@@ -32,7 +32,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
-Pictures: TypeAlias = Source | Image | Sequence[Source | Image] | None
+Images: TypeAlias = Source | Image | Sequence[Source | Image] | None
 """One picture, several, or none."""
 
 Question: TypeAlias = str | Segment | Iterable[Segment | str]
@@ -46,7 +46,7 @@ RELEASED = SamplingConfig(greedy=False, top_p=0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class PromptFormat:
     """How a checkpoint wants to be asked: what its generation_config.json says, the release's values otherwise."""
 
     chat_format: str = "chatml"
@@ -62,7 +62,7 @@ class Manner:
             raise ValueError(f"chat_format is {self.chat_format!r}; expected 'chatml' or 'raw'.")
 
     @staticmethod
-    def of(values: Any, where: str = "generation_config.json") -> "Manner":
+    def of(values: Any, where: str = "generation_config.json") -> "PromptFormat":
         """From the values of a generation_config.json; keys without a meaning here and nulls are passed over.
 
         Raises ValueError for a value of another type, named with `where` it was read.
@@ -82,7 +82,7 @@ class Manner:
         said = {ours: values[name] for name, ours in names.items() if values.get(name) is not None}
         sampling = {"greedy": False, "top_p": RELEASED.top_p}
         sampling |= {name: said.pop(name) for name in [*said] if name in SamplingConfig.__dataclass_fields__}
-        return from_dict(Manner, {**said, "sampling": sampling}, where)
+        return from_dict(PromptFormat, {**said, "sampling": sampling}, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Options:
 class Request:
     """One question of a batch."""
 
-    pictures: Pictures = None
+    images: Images = None
     question: Question = ""
 
 
@@ -116,7 +116,7 @@ class Reply:
     """As the model wrote it, tags included, white space around it removed."""
     segments: tuple[Segment, ...] = field(repr=False)
     """The same as objects; boxes and quads carry their label and score."""
-    pictures: tuple[Image, ...] = field(default=(), repr=False)
+    images: tuple[Image, ...] = field(default=(), repr=False)
     """All pictures of the dialogue so far."""
     tokens: int = 0
     """Tokens written, the stop symbol included."""
@@ -140,21 +140,23 @@ class Reply:
 
     def draw(self) -> pillow.Image:
         """A copy of the latest picture with the boxes and quads on it. Raises ValueError without a picture."""
-        if not self.pictures:
+        if not self.images:
             raise ValueError("there is no picture to draw on; ask with a picture.")
-        return draw_boxes(_source(self.pictures[-1]), [*self.boxes, *self.quads])
+        return draw_boxes(_source(self.images[-1]), [*self.boxes, *self.quads])
 
 
 class Assistant:
     """A model with its vocabulary and manner; stateless, see `session` for dialogues."""
 
-    def __init__(self, model: QwenVL, tokenizer: Tokenizer, manner: Manner | None = None) -> None:
+    def __init__(
+        self, model: QwenVL, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
+    ) -> None:
         if tokenizer.imgpad != model.config.imgpad_id:
             raise ValueError(
                 f"the vocabulary numbers <imgpad> {tokenizer.imgpad} but the model expects {model.config.imgpad_id}; "
                 "use the qwen.tiktoken that belongs to this checkpoint."
             )
-        self.model, self.tokenizer, self.manner = model, tokenizer, manner or Manner()
+        self.model, self.tokenizer, self.prompt_format = model, tokenizer, prompt_format or PromptFormat()
 
     @classmethod
     def load(cls, checkpoint: str | Path, runtime: Runtime | None = None) -> "Assistant":
@@ -162,32 +164,32 @@ class Assistant:
         place = folder.resolve(checkpoint)
         tokenizer = Tokenizer.load(place)
         settings = place / "generation_config.json"
-        manner = Manner.of(read_json(settings), str(settings)) if settings.exists() else Manner()
-        return cls(folder.load(place, runtime), tokenizer, manner)
+        prompt_format = (
+            PromptFormat.of(read_json(settings), str(settings)) if settings.exists() else PromptFormat()
+        )
+        return cls(folder.load(place, runtime), tokenizer, prompt_format)
 
     def ask(
-        self, pictures: Pictures, question: Question, options: Options | None = None, **changes: Any
+        self, images: Images, question: Question, options: Options | None = None, **changes: Any
     ) -> Reply:
         """Answer one question. `changes` are fields of `Options`: `ask(p, "Where is it?", grounded=True)`."""
-        return self.reply([_turns(pictures, question)], _changed(options, changes))[0]
+        return self.reply([_turns(images, question)], _changed(options, changes))[0]
 
     def ask_batch(
         self,
-        requests: Iterable[Request | tuple[Pictures, Question]],
+        requests: Iterable[Request | tuple[Images, Question]],
         options: Options | None = None,
         **changes: Any,
     ) -> list[Reply]:
         """The same answers as one by one, faster; a request may be a plain (pictures, question) pair."""
         pairs = [r if isinstance(r, Request) else Request(*r) for r in requests]
-        return self.reply(
-            [_turns(pair.pictures, pair.question) for pair in pairs], _changed(options, changes)
-        )
+        return self.reply([_turns(pair.images, pair.question) for pair in pairs], _changed(options, changes))
 
     def stream(
-        self, pictures: Pictures, question: Question, options: Options | None = None, **changes: Any
+        self, images: Images, question: Question, options: Options | None = None, **changes: Any
     ) -> "Stream":
         """The answer piece by piece; the pieces together are the `text` that `ask` gives."""
-        return self.stream_turns(_turns(pictures, question), _changed(options, changes))
+        return self.stream_turns(_turns(images, question), _changed(options, changes))
 
     def session(self, options: Options | None = None, **changes: Any) -> "Session":
         """An empty dialogue."""
@@ -208,7 +210,7 @@ class Assistant:
             )
         ]
         return [
-            self._read(answer.ids, answer.logprobs, answer.end, _pictures_of(turns))
+            self._read(answer.ids, answer.logprobs, answer.end, _images_of(turns))
             for answer, turns in zip(answers, dialogues, strict=True)
         ]
 
@@ -223,19 +225,19 @@ class Assistant:
         tokens = engine.stream(
             self.model, [self._prompt(turns, options, {})], self._settings(options), self._grammar(options)
         )
-        return Stream(self, tokens, _pictures_of(turns), finished)
+        return Stream(self, tokens, _images_of(turns), finished)
 
     def render(self, turns: Sequence[Turn], options: Options | None = None) -> markup.Rendered:
         """The prompt in ids: ChatML with numbered pictures, cut to the window; or, raw, contents one after another."""
         options = options or Options()
         queries = self.model.config.adapter.queries
-        if self.manner.chat_format == "raw":
+        if self.prompt_format.chat_format == "raw":
             return markup.render(
                 [segment for turn in turns for segment in turn.content], self.tokenizer, queries
             )
-        numbered = markup.number_pictures(turns)
+        numbered = markup.number_images(turns)
         kept = markup.fit_window(
-            numbered, self.tokenizer, queries, system=options.system, max_window=self.manner.max_window
+            numbered, self.tokenizer, queries, system=options.system, max_window=self.prompt_format.max_window
         )
         return markup.render_chat(kept, self.tokenizer, queries, system=options.system)
 
@@ -248,7 +250,7 @@ class Assistant:
     def stop(self) -> tuple[tuple[int, ...], ...]:
         """What ends an answer."""
         tokenizer = self.tokenizer
-        if self.manner.chat_format == "raw":
+        if self.prompt_format.chat_format == "raw":
             return ((tokenizer.endoftext,), tuple(tokenizer.encode("Human:")))
         return ((tokenizer.im_end,), (tokenizer.im_start,), (tokenizer.endoftext,))
 
@@ -262,20 +264,24 @@ class Assistant:
         return Prompt(ids=rendered.ids, pixels=tuple(opened[image] for image in rendered.images))
 
     def _settings(self, options: Options) -> engine.Settings:
-        room = self.manner.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
-        sampling = self.manner.sampling if options.sample else GREEDY
-        return engine.Settings(max_new_tokens=room, sampling=sampling, stop=self.stop, seed=options.seed)
+        max_remaining = (
+            self.prompt_format.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
+        )
+        sampling = self.prompt_format.sampling if options.sample else GREEDY
+        return engine.Settings(
+            max_new_tokens=max_remaining, sampling=sampling, stop=self.stop, seed=options.seed
+        )
 
     def _grammar(self, options: Options) -> Grammar | None:
         return self.grammar if options.grounded else None
 
     def _read(
-        self, ids: Sequence[int], logprobs: Sequence[float], end: End, pictures: tuple[Image, ...]
+        self, ids: Sequence[int], logprobs: Sequence[float], end: End, images: tuple[Image, ...]
     ) -> Reply:
         kept = self._without_stop(ids) if end == "stop" else ids
         text = self.tokenizer.decode(kept).strip()
         segments = with_scores(markup.parse(text), kept, logprobs, self.tokenizer)
-        return Reply(text=text, segments=tuple(segments), pictures=pictures, tokens=len(ids), end=end)
+        return Reply(text=text, segments=tuple(segments), images=images, tokens=len(ids), end=end)
 
     def _without_stop(self, ids: Sequence[int]) -> Sequence[int]:
         longest = max((s for s in self.stop if tuple(ids[-len(s) :]) == s), key=len, default=())
@@ -289,10 +295,10 @@ class Stream(Iterator[str]):
         self,
         assistant: Assistant,
         tokens: Iterator[Token],
-        pictures: tuple[Image, ...],
+        images: tuple[Image, ...],
         finished: Callable[[Reply], None] | None = None,
     ) -> None:
-        self._assistant, self._tokens, self._pictures = assistant, tokens, pictures
+        self._assistant, self._tokens, self._images = assistant, tokens, images
         self._finished = finished
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -314,7 +320,7 @@ class Stream(Iterator[str]):
             if token.end is None:
                 text = self._sure()
             else:
-                self._reply = self._assistant._read(self._ids, self._logprobs, token.end, self._pictures)
+                self._reply = self._assistant._read(self._ids, self._logprobs, token.end, self._images)
                 if self._finished is not None:
                     self._finished(self._reply)
                 text = self._reply.text
@@ -341,13 +347,13 @@ class Session:
         self.assistant, self.options = assistant, options
         self.turns: tuple[Turn, ...] = ()
 
-    def ask(self, question: Question, pictures: Pictures = None, **changes: Any) -> Reply:
+    def ask(self, question: Question, images: Images = None, **changes: Any) -> Reply:
         """Answer with the dialogue in mind, and remember both; nothing is remembered of a question that fails."""
-        return self.stream(question, pictures, **changes).reply
+        return self.stream(question, images, **changes).reply
 
-    def stream(self, question: Question, pictures: Pictures = None, **changes: Any) -> "Stream":
+    def stream(self, question: Question, images: Images = None, **changes: Any) -> "Stream":
         """The same piece by piece; remembered when the last piece has been read."""
-        turns = (*self.turns, *_turns(pictures, question))
+        turns = (*self.turns, *_turns(images, question))
 
         def remember(reply: Reply) -> None:
             self.turns = (*turns, Turn("assistant", reply.segments))
@@ -359,15 +365,15 @@ class Session:
         self.turns = ()
 
 
-def _turns(pictures: Pictures, question: Question) -> list[Turn]:
+def _turns(images: Images, question: Question) -> list[Turn]:
     many: Sequence[Source | Image]
-    if pictures is None:
+    if images is None:
         many = []
-    elif isinstance(pictures, list | tuple):
-        many = pictures
+    elif isinstance(images, list | tuple):
+        many = images
     else:
-        many = [pictures]  # type: ignore[list-item]
-    images = [picture if isinstance(picture, Image) else Image(picture) for picture in many]
+        many = [images]  # type: ignore[list-item]
+    images = [image if isinstance(image, Image) else Image(image) for image in many]
     return [Turn("user", (*images, *markup.segments_of(question)))]
 
 
@@ -380,7 +386,7 @@ def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
         raise ValueError(f"there is no option {unknown!r}; known options: {known}.") from None
 
 
-def _pictures_of(turns: Iterable[Turn]) -> tuple[Image, ...]:
+def _images_of(turns: Iterable[Turn]) -> tuple[Image, ...]:
     return tuple(segment for turn in turns for segment in turn.content if isinstance(segment, Image))
 
 

@@ -79,20 +79,20 @@ def open_image(source: Source) -> pillow.Image:
     )
 
 
-def upright(picture: pillow.Image) -> pillow.Image:
+def upright(image: pillow.Image) -> pillow.Image:
     """The picture turned as its EXIF orientation asks: for phone photos that would lie on their side.
 
     Never done by `open_image`, because the released model saw pictures unturned. Call it on what `open_image`
     returned, or on a Pillow picture, before handing that over. Without EXIF: a copy.
     """
-    return ImageOps.exif_transpose(picture)
+    return ImageOps.exif_transpose(image)
 
 
-def resize(picture: pillow.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def resize(image: pillow.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The RGB picture squashed to a `size` x `size` square; its aspect ratio is not kept."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"A picture cannot be {size!r} pixels a side; give a whole number of at least 1.")
-    return np.asarray(picture.resize((size, size), pillow.Resampling.BICUBIC))
+    return np.asarray(image.resize((size, size), pillow.Resampling.BICUBIC))
 
 
 def normalise(levels: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray, "3 height width"]:
@@ -126,24 +126,24 @@ def _from_path(path: Path) -> pillow.Image:
 
 
 def _from_file(file: io.BytesIO | io.BufferedReader, name: str) -> pillow.Image:
-    picture = _guard(lambda: pillow.open(file), name)
-    if picture.format in _RUNS_PROGRAMS:
+    image = _guard(lambda: pillow.open(file), name)
+    if image.format in _RUNS_PROGRAMS:
         raise ValueError(
-            f"Not opened: {name} is {picture.format}, which needs an outside program; convert it to PNG."
+            f"Not opened: {name} is {image.format}, which needs an outside program; convert it to PNG."
         )
-    return _decoded(picture, name)
+    return _decoded(image, name)
 
 
-def _decoded(picture: pillow.Image, name: str) -> pillow.Image:
-    width, height = picture.size
+def _decoded(image: pillow.Image, name: str) -> pillow.Image:
+    width, height = image.size
     if width * height == 0:
         raise ValueError(
             f"A picture without pixels: {name} is {width} x {height}; both sides must be at least 1."
         )
     if width * height > MAX_PIXELS:
         raise ValueError(_too_large(name, f"{width} x {height}"))
-    _guard(picture.load, name)
-    return picture if picture.mode == "RGB" else _guard(lambda: picture.convert("RGB"), name)
+    _guard(image.load, name)
+    return image if image.mode == "RGB" else _guard(lambda: image.convert("RGB"), name)
 
 
 def _guard(decode: Callable[[], T], name: str) -> T:
@@ -202,14 +202,14 @@ def _short(text: str, limit: int = 120) -> str:
 # ---- Boxes on the picture -----------------------------------------------------------------------------------
 
 
-def draw_boxes(picture: Source, boxes: Iterable[Box | Quad]) -> pillow.Image:
+def draw_boxes(image: Source, boxes: Iterable[Box | Quad]) -> pillow.Image:
     """A copy of the picture with every box and quadrilateral outlined, and its label and score beside it.
 
     Coordinates are the model's, [0, 1000) of each side. Boxes of one label share a colour, which follows from the
     label itself, so it stays from picture to picture unless two labels of one picture would share it. Lines and
     letters grow with the picture; letters the built-in font lacks come from a font of the system, else become "?".
     """
-    canvas = open_image(picture).copy()
+    canvas = open_image(image).copy()
     boxes = list(boxes)
     colours = _colours(box.label for box in boxes)
     width = max(2, round(math.sqrt(canvas.width * canvas.height) / 300))
@@ -296,13 +296,13 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 def _fitted(text: str, canvas: pillow.Image, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text and a font in which it fits the picture: first smaller letters, then fewer."""
-    room = canvas.width - 2 * max(2, width)
+    available = canvas.width - 2 * max(2, width)
     size = max(12, round(math.sqrt(canvas.width * canvas.height) / 36))
     text, font = _readable(text, size)
-    if (length := font.getlength(text)) > room:
-        text, font = _readable(text, max(10, int(size * room / length)))
+    if (length := font.getlength(text)) > available:
+        text, font = _readable(text, max(10, int(size * available / length)))
     short = text
-    while len(text) > 1 and font.getlength(short) > room:
+    while len(text) > 1 and font.getlength(short) > available:
         text = text[:-1]
         short = text.rstrip() + "..."
     return short, font

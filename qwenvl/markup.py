@@ -174,7 +174,7 @@ class Rendered:
     """Ids ready for the model. Pieces concatenate with `+`."""
 
     ids: tuple[int, ...] = ()
-    learned: tuple[bool, ...] = ()
+    loss_mask: tuple[bool, ...] = ()
     """True where the model is trained to produce this token: the blue text of Appendix B."""
     images: tuple[Image, ...] = ()
     """The pictures, in the order of their placeholders."""
@@ -182,7 +182,7 @@ class Rendered:
     """Index of the first placeholder of each picture."""
 
     def __post_init__(self) -> None:
-        assert len(self.ids) == len(self.learned) and len(self.images) == len(self.image_starts)
+        assert len(self.ids) == len(self.loss_mask) and len(self.images) == len(self.image_starts)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -199,50 +199,56 @@ def join(pieces: Iterable[Rendered]) -> Rendered:
     starts = [offset + start for offset, piece in placed for start in piece.image_starts]
     return Rendered(
         ids=tuple(chain.from_iterable(piece.ids for piece in pieces)),
-        learned=tuple(chain.from_iterable(piece.learned for piece in pieces)),
+        loss_mask=tuple(chain.from_iterable(piece.loss_mask for piece in pieces)),
         images=tuple(chain.from_iterable(piece.images for piece in pieces)),
         image_starts=tuple(starts),
     )
 
 
-def render(segments: Content, tokenizer: Tokenizer, queries: int, *, learned: bool = False) -> Rendered:
+def render(segments: Content, tokenizer: Tokenizer, queries: int, *, supervised: bool = False) -> Rendered:
     """Ids of objects; a picture takes `queries` placeholders inside `<img>` `</img>` and is never learned.
 
     The label and score of a `Box` are not rendered: put a `Ref` before it.
     """
     if queries < 1:
         raise ValueError(f"queries is {queries}; expected the visual tokens per picture, 256 in the paper.")
-    return join(_render_one(segment, tokenizer, queries, learned) for segment in segments_of(segments))
+    return join(_render_one(segment, tokenizer, queries, loss_mask) for segment in segments_of(segments))
 
 
-def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, learned: bool) -> Rendered:
+def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, supervised: bool) -> Rendered:
     if isinstance(segment, Image):
         ids = (tokenizer.img, *[tokenizer.imgpad] * queries, tokenizer.img_end)
-        return Rendered(ids=ids, learned=(False,) * len(ids), images=(segment,), image_starts=(1,))
+        return Rendered(ids=ids, loss_mask=(False,) * len(ids), images=(segment,), image_starts=(1,))
     ids = tuple(tokenizer.encode(_inner_text(segment)))
     if tag := _TAGS.get(type(segment)):
         ids = (tokenizer.specials[f"<{tag}>"], *ids, tokenizer.specials[f"</{tag}>"])
-    return Rendered(ids=ids, learned=(learned,) * len(ids))
+    return Rendered(ids=ids, loss_mask=(loss_mask,) * len(ids))
 
 
-def control(*names: str, tokenizer: Tokenizer, learned: bool) -> Rendered:
+def control(*names: str, tokenizer: Tokenizer, supervised: bool) -> Rendered:
     """The control symbols of these names, such as "<|im_end|>", or an open "<box>" to be completed."""
     if unknown := [name for name in names if name not in tokenizer.specials]:
         raise ValueError(f"{unknown[0]!r} is no control symbol; expected one of qwenvl.tokenizer.SPECIALS.")
-    return Rendered(ids=tuple(tokenizer.specials[name] for name in names), learned=(learned,) * len(names))
+    return Rendered(
+        ids=tuple(tokenizer.specials[name] for name in names), loss_mask=(loss_mask,) * len(names)
+    )
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
     before, behind = _around(turn.role, tokenizer)
-    return join([before, render(turn.content, tokenizer, queries, learned=turn.role == "assistant"), behind])
+    return join(
+        [before, render(turn.content, tokenizer, queries, supervised=turn.role == "assistant"), behind]
+    )
 
 
 @lru_cache(maxsize=32)
 def _around(role: str, tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
-    start, end = (control(name, tokenizer=tokenizer, learned=True) for name in ("<|im_start|>", "<|im_end|>"))
+    start, end = (
+        control(name, tokenizer=tokenizer, supervised=True) for name in ("<|im_start|>", "<|im_end|>")
+    )
     before = start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
-    return before, end + render("\n", tokenizer, 1, learned=True)
+    return before, end + render("\n", tokenizer, 1, supervised=True)
 
 
 def render_chat(
@@ -277,25 +283,25 @@ def fit_window(
             exchanges.append([])
         exchanges[-1].append(turn)
     system_turn = render_turn(Turn("system", (system,)), tokenizer, queries)
-    room = max_window - (len(system_turn) - 1)  # its newline is not counted
+    max_remaining = max_window - (len(system_turn) - 1)  # its newline is not counted
     kept = exchanges[-1:]
     for exchange in exchanges[-2::-1]:
-        room -= sum(len(render_turn(turn, tokenizer, queries)) for turn in exchange)
-        if room <= 0:
+        max_remaining -= sum(len(render_turn(turn, tokenizer, queries)) for turn in exchange)
+        if max_remaining <= 0:
             break
         kept.insert(0, exchange)
     return [turn for exchange in kept for turn in exchange]
 
 
-def number_pictures(turns: Iterable[Turn]) -> list[Turn]:
+def number_images(turns: Iterable[Turn]) -> list[Turn]:
     """Puts `Picture k: ` before and a newline after each picture of the users, k from 1 through the dialogue."""
     numbers = count(1)
     numbered: list[Turn] = []
     for turn in turns:
         content: list[Segment | str] = []
         for segment in segments_of(turn.content):
-            picture = turn.role == "user" and isinstance(segment, Image)
-            content += [f"Picture {next(numbers)}: ", segment, "\n"] if picture else [segment]
+            image = turn.role == "user" and isinstance(segment, Image)
+            content += [f"Picture {next(numbers)}: ", segment, "\n"] if image else [segment]
         numbered.append(Turn(turn.role, tuple(segments_of(content))))
     return numbered
 

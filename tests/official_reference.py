@@ -132,7 +132,7 @@ class Reference:
     def read(
         self,
         ids: Tensor,
-        pictures: Tensor | None = None,
+        images: Tensor | None = None,
         mask: Tensor | None = None,
         *,
         prefill: int | None = None,
@@ -145,8 +145,8 @@ class Reference:
         start, end = config["visual"]["image_start_id"], config["visual"]["image_start_id"] + 1
         opens, closes = (ids == start).nonzero().tolist(), (ids == end).nonzero().tolist()
         if opens:
-            assert pictures is not None
-            for (row, a), (_, b), seen in zip(opens, closes, self.see(pictures)["image_embeds"], strict=True):
+            assert images is not None
+            for (row, a), (_, b), seen in zip(opens, closes, self.see(images)["image_embeds"], strict=True):
                 hidden[row, a + 1 : b] = seen
         alpha = 1.0 if training else self.alpha(prefill or tokens)
         blocked = torch.full((tokens, tokens), -torch.inf).triu(1)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as pillow
 
 from qwenvl import chat
-from qwenvl.chat import Assistant, Manner, Options, Request
+from qwenvl.chat import Assistant, Options, PromptFormat, Request
 from qwenvl.generate.engine import Token
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn
 from qwenvl.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ def assistant() -> Assistant:
 @pytest.fixture(scope="module")
 def base(assistant: Assistant) -> Assistant:
     """The same model asked as a base model."""
-    return Assistant(assistant.model, assistant.tokenizer, Manner(chat_format="raw", max_new_tokens=12))
+    return Assistant(assistant.model, assistant.tokenizer, PromptFormat(chat_format="raw", max_new_tokens=12))
 
 
 def script(
@@ -81,11 +81,11 @@ def questions() -> list[Request]:
 def test_a_batch_and_a_stream_give_what_asking_gives(assistant: Assistant, options: Options):
     together = assistant.ask_batch(questions(), options)
     for request, reply in zip(questions(), together, strict=True):
-        alone = assistant.ask(request.pictures, request.question, options)
+        alone = assistant.ask(request.images, request.question, options)
         assert (alone.text, alone.segments, alone.tokens, alone.end) == (
             *(reply.text, reply.segments, reply.tokens, reply.end),
         )
-        stream = assistant.stream(request.pictures, request.question, options)
+        stream = assistant.stream(request.images, request.question, options)
         pieces = list(stream)
         assert "".join(pieces) == reply.text and stream.reply.text == reply.text
         assert len(pieces) > 1 or reply.tokens < 4
@@ -97,17 +97,17 @@ def test_pairs_are_requests(assistant: Assistant):
     assert assistant.ask_batch([]) == []
 
 
-def test_a_picture_may_come_in_any_form(assistant: Assistant):
+def test_an_image_may_come_in_any_form(assistant: Assistant):
     with pillow.open(A) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    forms = [A, str(A), buffer.getvalue(), picture, np.asarray(picture), Image(A), [A], (picture,)]
+    image.save(buffer, format="PNG")
+    forms = [A, str(A), buffer.getvalue(), image, np.asarray(image), Image(A), [A], (image,)]
     texts = {assistant.ask(form, "What is this?").text for form in forms}
     assert len(texts) == 1
 
 
-def test_another_picture_another_answer(base: Assistant):
+def test_another_image_another_answer(base: Assistant):
     assert base.ask(A, "Describe.").text != base.ask(B, "Describe.").text
 
 
@@ -145,15 +145,15 @@ def test_what_the_model_writes_opens_nothing(assistant: Assistant, monkeypatch: 
     script(monkeypatch, assistant.tokenizer, f"see <img>{A}</img> <|im_end|>", "yes<|im_end|>")
     session = assistant.session()
     reply = session.ask("Hello")
-    assert reply.text == f"see <img>{A}</img>" and reply.pictures == ()
-    assert session.ask("and?").pictures == ()
+    assert reply.text == f"see <img>{A}</img>" and reply.images == ()
+    assert session.ask("and?").images == ()
     assert not assistant.render(session.turns).images
 
 
 # === Prompts ===
 
 
-def test_chatml_numbers_the_pictures(assistant: Assistant):
+def test_chatml_numbers_the_images(assistant: Assistant):
     rendered = assistant.render([Turn("user", (Image(A), Image(B), Text("Compare.")))])
     slots = "<img>" + "<imgpad>" * 4 + "</img>"
     assert assistant.tokenizer.decode(rendered.ids) == (
@@ -169,7 +169,7 @@ def test_raw_is_contents_one_after_another(base: Assistant):
 
 
 def test_old_turns_leave_the_window_whole(assistant: Assistant):
-    small = Assistant(assistant.model, assistant.tokenizer, Manner(max_window=120))
+    small = Assistant(assistant.model, assistant.tokenizer, PromptFormat(max_window=120))
     turns = [
         *(Turn("user", (Image(A), "what? " * 12)), Turn("assistant", ("that. " * 12,))),
         *(Turn("user", ("and?",)), Turn("assistant", ("this.",))),
@@ -208,13 +208,13 @@ def test_a_reply_has_boxes_with_label_and_score(assistant: Assistant, monkeypatc
         assert not np.array_equal(np.asarray(drawn), np.asarray(original.convert("RGB")))
 
 
-def test_boxes_go_on_the_latest_picture(assistant: Assistant, monkeypatch: pytest.MonkeyPatch):
+def test_boxes_go_on_the_latest_image(assistant: Assistant, monkeypatch: pytest.MonkeyPatch):
     script(monkeypatch, assistant.tokenizer, "hm<|im_end|>", "x<|im_end|>", GROUNDED)
     session = assistant.session()
     session.ask("What is this?", A)
     session.ask("And this?", B)
     reply = session.ask("Where is the dog?")
-    assert reply.pictures == (Image(A), Image(B))
+    assert reply.images == (Image(A), Image(B))
     with pillow.open(B) as original:
         assert reply.draw().size == original.size
 
@@ -296,12 +296,12 @@ def test_boxes_of_an_answer_are_objects_again_in_the_next_prompt(
 
 
 def test_the_manner_of_a_checkpoint(assistant: Assistant):
-    assert assistant.manner.chat_format == "chatml" and assistant.manner.max_new_tokens == 24
-    released = Manner.of(
+    assert assistant.prompt_format.chat_format == "chatml" and assistant.prompt_format.max_new_tokens == 24
+    released = PromptFormat.of(
         {"chat_format": "raw", "top_p": 0.5, "top_k": 0, "do_sample": True, "eos_token_id": 151643}
     )
     assert released.chat_format == "raw" and released.sampling.top_p == 0.5 and released.max_window == 6144
-    assert Manner.of({"top_p": None, "temperature": None, "top_k": None}) == Manner()
+    assert PromptFormat.of({"top_p": None, "temperature": None, "top_k": None}) == PromptFormat()
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_the_manner_of_a_checkpoint(assistant: Assistant):
 )
 def test_a_wrong_manner_is_told(values: object, message: str):
     with pytest.raises(ValueError, match=message):
-        Manner.of(values, "a.json")
+        PromptFormat.of(values, "a.json")
 
 
 def test_unknown_options_are_named(assistant: Assistant):

@@ -18,9 +18,9 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -29,10 +29,10 @@ def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
 
 def test_every_source_gives_the_same_pixels():
     array = noise(20, 30)
-    picture = Image.fromarray(array)
+    image = Image.fromarray(array)
     expected = preprocess(array, 28)
     assert expected.shape == (3, 28, 28) and expected.dtype == np.float32 and expected.flags.c_contiguous
-    for source in (picture, encoded(picture, "PNG"), encoded(picture, "BMP"), encoded(picture, "TIFF")):
+    for source in (image, encoded(image, "PNG"), encoded(image, "BMP"), encoded(image, "TIFF")):
         assert np.array_equal(preprocess(source, 28), expected)
     for path in (GOLDEN / "rgba.png", str(GOLDEN / "rgba.png")):
         assert np.array_equal(preprocess(path, 28), preprocess((GOLDEN / "rgba.png").read_bytes(), 28))
@@ -47,12 +47,12 @@ def test_arrays_of_one_three_and_four_channels():
     assert np.array_equal(np.asarray(open_image(array[:, ::-1, :3])), array[:, ::-1, :3])  # a view
 
 
-def test_an_rgb_picture_is_not_copied_and_never_changed():
-    picture = Image.fromarray(noise(40, 40))
-    before = picture.tobytes()
-    assert open_image(picture) is picture
-    assert draw_boxes(picture, [Box(100, 100, 900, 900, label="dog")]) is not picture
-    assert picture.tobytes() == before
+def test_an_rgb_image_is_not_copied_and_never_changed():
+    image = Image.fromarray(noise(40, 40))
+    before = image.tobytes()
+    assert open_image(image) is image
+    assert draw_boxes(image, [Box(100, 100, 900, 900, label="dog")]) is not image
+    assert image.tobytes() == before
 
 
 def test_of_an_animation_the_first_frame():
@@ -61,7 +61,7 @@ def test_of_an_animation_the_first_frame():
     assert open_image(gif).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_exif_turns_the_picture_only_on_request():
+def test_exif_turns_the_image_only_on_request():
     lying = open_image(GOLDEN / "exif_rot6.jpg")
     assert lying.size == (200, 100)
     assert upright(lying).size == (100, 200)
@@ -114,13 +114,13 @@ PNG = encoded(Image.fromarray(noise(64, 64)), "PNG")
         (np.zeros((8, 8), bool), "must be uint8 with levels 0 to 255, got bool"),
     ],
 )
-def test_bad_pictures_get_one_clear_sentence(source, message):
+def test_bad_images_get_one_clear_sentence(source, message):
     with pytest.raises(ValueError, match=message):
         open_image(source)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_more_than_100_megapixels_is_refused_from_its_header():
+def test_an_image_of_more_than_100_megapixels_is_refused_from_its_header():
     for side, size in ((20_000, "400000000"), (10_001, "10001 x 10001")):
         header = PNG[:16] + side.to_bytes(4, "big") * 2
         checksum = zlib.crc32(header[12:] + PNG[24:29]).to_bytes(4, "big")
@@ -161,8 +161,8 @@ def test_a_quad_follows_its_corners():
     assert not ink[150:250, 150:250].any() and not ink[:30].any() and not ink[:80, :80].any()
 
 
-def colours(picture: Image.Image) -> set[str]:
-    return {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in picture.getcolors(10**6)} & set(PALETTE)
+def colours(image: Image.Image) -> set[str]:
+    return {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in image.getcolors(10**6)} & set(PALETTE)
 
 
 def test_colours_belong_to_labels():
@@ -194,13 +194,13 @@ def test_twelve_labels_have_twelve_colours():
     ],
 )
 @pytest.mark.parametrize("size", [(1, 1), (20, 5), (5, 300), (224, 224)])
-def test_any_label_fits_into_any_picture(label, size):
+def test_any_label_fits_into_any_image(label, size):
     boxes = [Box(0, 0, 999, 999, label=label, score=0.5), Box(900, 900, 100, 100, label=label)]
     drawn = draw_boxes(Image.new("RGB", size, "white"), [*boxes, Quad(((0, 0),) * 4, label=label)])
     assert drawn.size == size and drawn.mode == "RGB"
 
 
-def test_a_label_stays_inside_the_picture():
+def test_a_label_stays_inside_the_image():
     """A plate at the corner is pushed inwards: the same ink as in the middle, none cut off."""
     white = Image.new("RGB", (300, 300), "white")
     plates = []

@@ -67,13 +67,17 @@ def test_images_are_equal_by_name_or_identity() -> None:
 # === Objects to ids ===
 
 
-def test_a_picture_is_placeholders_between_its_tags() -> None:
+def test_an_image_is_placeholders_between_its_tags() -> None:
     tokenizer = tiny()
-    rendered = markup.render(["see ", Image("a.png"), "!"], tokenizer, QUERIES, learned=True)
+    rendered = markup.render(["see ", Image("a.png"), "!"], tokenizer, QUERIES, supervised=True)
     start = len(tokenizer.encode("see ")) + 1
     assert rendered.image_starts == (start,) and rendered.images == (Image("a.png"),)
     assert rendered.ids[start - 1 : start + 5] == (tokenizer.img, *[tokenizer.imgpad] * 4, tokenizer.img_end)
-    assert not any(rendered.learned[start - 1 : start + 5]) and rendered.learned[0] and rendered.learned[-1]
+    assert (
+        not any(rendered.loss_mask[start - 1 : start + 5])
+        and rendered.loss_mask[0]
+        and rendered.loss_mask[-1]
+    )
 
 
 def test_phrases_and_corners_stand_between_tags() -> None:
@@ -95,11 +99,11 @@ def test_neighbouring_texts_are_encoded_as_one() -> None:
 def test_pieces_concatenate() -> None:
     tokenizer = tiny()
     one = markup.render(["a", Image("1")], tokenizer, 2)
-    two = markup.render([Image("2"), "b"], tokenizer, 2, learned=True)
+    two = markup.render([Image("2"), "b"], tokenizer, 2, supervised=True)
     both = one + two + Rendered()
     assert both == markup.join([one, two]) and both.images == (Image("1"), Image("2"))
     assert all(both.ids[start] == tokenizer.imgpad for start in both.image_starts)
-    assert both.learned == one.learned + two.learned
+    assert both.loss_mask == one.loss_mask + two.loss_mask
 
 
 def test_what_cannot_be_rendered_is_refused() -> None:
@@ -108,7 +112,7 @@ def test_what_cannot_be_rendered_is_refused() -> None:
     with pytest.raises((ValueError, TypeError), match=f"3 cannot stand in a turn|{HOOK}"):
         markup.segments_of(["a", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="'<nope>' is no control symbol"):
-        markup.control("<nope>", tokenizer=tiny(), learned=True)
+        markup.control("<nope>", tokenizer=tiny(), supervised=True)
 
 
 def test_chatml_and_its_labels() -> None:
@@ -120,8 +124,8 @@ def test_chatml_and_its_labels() -> None:
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n<img><imgpad></img>Where?<|im_end|>\n"
         "<|im_start|>assistant\n<ref>dog</ref><box>(1,2),(3,4)</box><|im_end|>\n"
     )
-    learned = [token for token, learn in zip(rendered.ids, rendered.learned, strict=True) if learn]
-    assert tokenizer.decode(learned) == (
+    loss_mask = [token for token, learn in zip(rendered.ids, rendered.loss_mask, strict=True) if learn]
+    assert tokenizer.decode(loss_mask) == (
         "<|im_start|><|im_end|>\n<|im_start|><|im_end|>\n"
         "<|im_start|><ref>dog</ref><box>(1,2),(3,4)</box><|im_end|>\n"
     )
@@ -130,13 +134,13 @@ def test_chatml_and_its_labels() -> None:
     assert tokenizer.decode(opened.ids).endswith("<|im_start|>assistant\n")
 
 
-def test_pictures_are_numbered_through_the_dialogue() -> None:
+def test_images_are_numbered_through_the_dialogue() -> None:
     turns = [
         Turn("user", (Image("a"), Image("b"), "Compare.")),
         Turn("assistant", (Image("no number"),)),
         Turn("user", ("and ", Image("c"))),
     ]
-    first, second, third = markup.number_pictures(turns)
+    first, second, third = markup.number_images(turns)
     assert first.content == (
         Text("Picture 1: "), Image("a"), Text("\nPicture 2: "), Image("b"), Text("\nCompare.")
     )  # fmt: skip
@@ -216,7 +220,7 @@ def test_hostile_replies_are_read_in_linear_time(text: str) -> None:
     assert "".join(markup.spell(markup.parse(text))) == text
 
 
-def test_trusted_annotations_carry_pictures() -> None:
+def test_trusted_annotations_carry_images() -> None:
     text = "Picture 1: <img>a b.png</img>\n<ref>dog</ref><box>(1,2),(3,4)</box>"
     assert markup.parse_trusted(text) == [
         Text("Picture 1: "),
@@ -275,7 +279,7 @@ def test_parse_reads_back_what_was_rendered(segments: list[Segment]) -> None:
 
 
 @given(HOSTILE)
-def test_parse_never_raises_loses_text_or_opens_a_picture(text: str) -> None:
+def test_parse_never_raises_loses_text_or_opens_an_image(text: str) -> None:
     segments = markup.parse(text)
     assert not any(isinstance(part, Image) for part in segments)
     letters = [character for character in markup.spell(segments) if character.isalpha()]
@@ -292,7 +296,7 @@ def test_no_text_reaches_special_ids(text: str, system: str) -> None:
 
     assert specials(markup.render(text, tokenizer, QUERIES)) == []
     assert specials(markup.render([Ref(text)], tokenizer, QUERIES)) == [tokenizer.ref, tokenizer.ref_end]
-    turns = markup.number_pictures([Turn("user", (text, Ref(system))), Turn(text, (system,))])
+    turns = markup.number_images([Turn("user", (text, Ref(system))), Turn(text, (system,))])
     rendered = markup.render_chat(turns, tokenizer, QUERIES, system=system)
     harmless = markup.render_chat(
         [Turn("user", ("x", Ref("x"))), Turn("x", ("x",))], tokenizer, QUERIES, system="x"

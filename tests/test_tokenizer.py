@@ -203,10 +203,10 @@ def test_training_stops_when_nothing_repeats_and_knows_every_byte() -> None:
 
 def test_merges_stay_inside_pieces() -> None:
     tokenizer = Tokenizer.train(["12 12 12 ab, ab, ab,"] * 3, 50)
-    learned = [tokenizer.token_bytes(token) for token in range(256, tokenizer.n_ranks)]
-    assert b" ab" in learned
-    assert not [token for token in learned if token.strip().isdigit() and len(token.strip()) > 1]
-    assert not [token for token in learned if b"," in token and b"b" in token]
+    loss_mask = [tokenizer.token_bytes(token) for token in range(256, tokenizer.n_ranks)]
+    assert b" ab" in loss_mask
+    assert not [token for token in loss_mask if token.strip().isdigit() and len(token.strip()) > 1]
+    assert not [token for token in loss_mask if b"," in token and b"b" in token]
 
 
 @given(st.lists(st.text("ab c", max_size=12), max_size=6), st.integers(0, 12))

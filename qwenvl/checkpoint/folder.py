@@ -37,7 +37,7 @@ SHARD_BYTES = 4_000_000_000
 OFFICIAL_CONFIG = "official_config.json"
 """The config.json of the official folder that ours was converted from, so that it can be written back as it was."""
 
-COMPANIONS = (
+SIDECARS = (
     "qwen.tiktoken",
     "generation_config.json",
     "tokenizer_config.json",
@@ -52,7 +52,7 @@ COMPANIONS = (
 
 _OWN_FILE = re.compile(
     "|".join(
-        [*map(re.escape, COMPANIONS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
+        [*map(re.escape, SIDECARS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
     )
 )
 
@@ -116,8 +116,8 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
     return model.eval()
 
 
-def save(model: QwenVL, folder: str | Path, *, companions: Path | None = None) -> None:
-    """Write the model as a folder that `load` accepts, with the vocabulary and settings of the folder `companions`."""
+def save(model: QwenVL, folder: str | Path, *, sidecars: Path | None = None) -> None:
+    """Write the model as a folder that `load` accepts, with the vocabulary and settings of the folder `sidecars`."""
     stored = {
         name: Stored(tuple(tensor.shape), tensor.dtype, tensor.detach().cpu)
         for name, tensor in model.state_dict().items()
@@ -125,7 +125,7 @@ def save(model: QwenVL, folder: str | Path, *, companions: Path | None = None) -
     with new_folder(Path(folder)) as unfinished:
         write_config(unfinished, {"model_type": MODEL_TYPE, **model.config.to_dict()})
         write_tensors(unfinished, stored)
-        copy_companions(companions, unfinished)
+        copy_sidecars(sidecars, unfinished)
 
 
 def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> None:
@@ -142,7 +142,7 @@ def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> 
         raise ValueError(f"cannot convert to {to!r}; expected 'official' or {MODEL_TYPE!r}.")
     with new_folder(Path(target)) as unfinished:
         write_tensors(unfinished, stored)
-        copy_companions(folder, unfinished)
+        copy_sidecars(folder, unfinished)
         _write_converted_config(folder, unfinished, values, config)
 
 
@@ -305,8 +305,8 @@ def write_tensors(folder: Path, stored: Mapping[str, Stored]) -> None:
         )
 
 
-def copy_companions(source: Path | None, target: Path) -> None:
+def copy_sidecars(source: Path | None, target: Path) -> None:
     """Copy the vocabulary and settings that travel with the weights."""
-    for name in COMPANIONS:
+    for name in SIDECARS:
         if source and (source / name).exists():
             shutil.copyfile(source / name, target / name)

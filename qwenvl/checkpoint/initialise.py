@@ -34,7 +34,7 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
     much narrower than that need to learn. As in the official code, positions start at N(0, 1/width), the adapter's
     last projection at N(0, 1/hidden), and, with `std`, its query-key-value projection and the patches uniformly.
     Without `std` the ViT's positions start as waves as loud as its patches, and the adapter begins by looking near its
-    own place (`look_nearby_`).
+    own place (`init_local_cross_attention_`).
     """
     depth = (2 * model.config.llm.layers) ** -0.5
     for name, parameter in model.named_parameters():
@@ -48,14 +48,16 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
         if std is not None and name == "adapter.qkv.weight":
             nn.init.xavier_uniform_(parameter, generator=generator)
             continue
-        spread = fan_in**-0.5 if std is None or name in ("vision.position", "adapter.project") else std
+        parallel = fan_in**-0.5 if std is None or name in ("vision.position", "adapter.project") else std
         in_block = name.startswith(("llm.blocks.", "vision.blocks."))
         writes = name.endswith("down.weight") or (name.startswith("llm.") and name.endswith("out.weight"))
-        nn.init.normal_(parameter, std=spread * depth if in_block and writes else spread, generator=generator)
+        nn.init.normal_(
+            parameter, std=parallel * depth if in_block and writes else parallel, generator=generator
+        )
     if std is None:
         with torch.no_grad():
             model.vision.position.copy_(sine_cosine_2d(POSITION_GRID, model.config.vision.width))
-        look_nearby_(model.adapter)
+        init_local_cross_attention_(model.adapter)
 
 
 NEARNESS = 2.5
@@ -66,7 +68,7 @@ QUIET = 0.1
 
 
 @torch.no_grad()
-def look_nearby_(adapter: Adapter) -> None:
+def init_local_cross_attention_(adapter: Adapter) -> None:
     """Let every query begin by reading the patches at its own place, and speak as loudly as a word.
 
     Left to chance, content drowns positions in the attention scores. So the channels of the quickest waves of the
@@ -84,7 +86,7 @@ def look_nearby_(adapter: Adapter) -> None:
     adapter.project.mul_(QUIET)
 
 
-LOOK_BACK = (1, 2, 3, 4)
+PREVIOUS_TOKEN_HEADS = (1, 2, 3, 4)
 """How many tokens back each head of the first block begins to look; a model with more heads leaves the others."""
 
 STEADINESS, ROTATED, CONTENT = 4.5, 4, 0.3
@@ -92,7 +94,7 @@ STEADINESS, ROTATED, CONTENT = 4.5, 4, 0.3
 
 
 @torch.no_grad()
-def look_back_(llm: LLM) -> None:
+def init_previous_token_heads_(llm: LLM) -> None:
     """Let the first heads of the first block begin by reading the token so many before their own.
 
     A query and a key of biases alone are turned against each other by their rotary positions: their product is highest
@@ -105,7 +107,7 @@ def look_back_(llm: LLM) -> None:
     quick = min(ROTATED, half)
     weights = attention.qkv.weight.unflatten(0, (config.heads, 3, -1))  # (heads, q k v, head, hidden)
     biases = attention.qkv.bias.unflatten(0, (config.heads, 3, -1))
-    for head, distance in enumerate(LOOK_BACK[: config.heads]):
+    for head, distance in enumerate(PREVIOUS_TOKEN_HEADS[: config.heads]):
         cos, sin = (each.flatten() for each in rotary_tables(torch.tensor([[distance]]), config, None))
         weights[head, :2] *= CONTENT
         query, key, _ = biases[head].zero_()

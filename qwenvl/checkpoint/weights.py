@@ -90,8 +90,8 @@ def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
                 yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
     except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         unsafe = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
-        told = "it holds more than tensors" if unsafe else str(error)
-        reason = (told.splitlines() or [type(error).__name__])[0].rstrip(".")
+        message = "it holds more than tensors" if unsafe else str(error)
+        reason = (message.splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"{file} is truncated or no weight file ({reason}); copy it again from its source."
         ) from None

@@ -3,8 +3,8 @@
 To add `qwenvl eval run`: write `cli/eval_run.py` with a typed function `eval_run` and add its line to `COMMANDS`.
 The function is the command: its docstring is the help, its positional-only parameters are the arguments, its
 keyword-only parameters the options, and it returns the exit status (None is 0). Options that two words name are
-written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT PICTURE... QUESTION`) is one parameter,
-`words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE... QUESTION")]`, that the command unpacks as
+written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT IMAGE... QUESTION`) is one parameter,
+`words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT IMAGE... QUESTION")]`, that the command unpacks as
 `checkpoint, *pictures, question = words`.
 
 Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 75 training stopped as asked

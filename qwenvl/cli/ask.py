@@ -41,14 +41,14 @@ def ask(
     """
     if len(words) < 2:
         raise ValueError('give a model and a question at least: `qwenvl ask tiny photo.jpg "What is this?"`')
-    checkpoint, *pictures, question = words
-    if out is not None and not pictures:
+    checkpoint, *images, question = words
+    if out is not None and not images:
         raise ValueError(f"--out {out} needs a picture to draw on; name one before the question.")
     from time import perf_counter
 
     from qwenvl.images import open_image
 
-    opened = [open_image(picture) for picture in pictures]  # a bad picture is told before a model is loaded
+    opened = [open_image(image) for image in images]  # a bad picture is told before a model is loaded
     assistant = load_assistant(checkpoint, device=device, dtype=dtype, seed=seed)
     start = perf_counter()
     reply = assistant.ask(
@@ -56,7 +56,7 @@ def ask(
     )
     seconds = perf_counter() - start
     if out is not None:
-        save_picture(reply, out)
+        save_image(reply, out)
     if json:
         from json import dumps
 
@@ -82,7 +82,7 @@ def facts(reply: "Reply") -> dict[str, Any]:
     """Text, boxes and quads of a reply in plain values; pixels are those of its last picture."""
     from qwenvl.images import open_image
 
-    size = open_image(reply.pictures[-1].source).size if reply.pictures else None  # type: ignore[arg-type]
+    size = open_image(reply.images[-1].source).size if reply.images else None  # type: ignore[arg-type]
     boxes = [
         {
             **{"label": box.label, "x1": box.x1, "y1": box.y1, "x2": box.x2, "y2": box.y2},
@@ -103,7 +103,7 @@ def facts(reply: "Reply") -> dict[str, Any]:
     return {"text": reply.text, "boxes": boxes, "quads": quads}
 
 
-def save_picture(reply: "Reply", target: Path) -> None:
+def save_image(reply: "Reply", target: Path) -> None:
     """Draw the reply's boxes and write the picture; `target` is whole or untouched.
 
     Raises ValueError for an ending that names no picture format or a place that cannot be written.

@@ -51,8 +51,8 @@ def chat(
     from qwenvl.cli.ask import load_assistant
     from qwenvl.images import open_image
 
-    checkpoint, *pictures = words
-    opened: list[Source] = [open_image(picture) for picture in pictures]
+    checkpoint, *images = words
+    opened: list[Source] = [open_image(image) for image in images]
     assistant = load_assistant(checkpoint, device=device, dtype=dtype, seed=seed)
     session = assistant.session(grounded=grounded, sample=sample, seed=seed, max_new_tokens=max_new_tokens)
     typed = sys.stdin.isatty()
@@ -61,7 +61,7 @@ def chat(
     return _talk(session, opened, typed)
 
 
-def _talk(session: "Session", pictures: "list[Source]", typed: bool) -> int:
+def _talk(session: "Session", images: "list[Source]", typed: bool) -> int:
     """Read lines until the end; returns 2 if a line of piped input failed, else 0."""
     import sys
 
@@ -77,22 +77,22 @@ def _talk(session: "Session", pictures: "list[Source]", typed: bool) -> int:
                 break
             if word == "/reset":
                 session.reset()
-                pictures, reply = [], None
+                images, reply = [], None
             elif word == "/image":
                 from qwenvl.images import open_image
 
-                pictures = [*pictures, open_image(_path(rest, "/image PATH"))]
+                images = [*images, open_image(_path(rest, "/image PATH"))]
             elif word == "/save":
-                from qwenvl.cli.ask import save_picture
+                from qwenvl.cli.ask import save_image
 
                 if reply is None:
                     raise ValueError("there is no answer to draw yet; ask something first.")
-                save_picture(reply, _path(rest, "/save FILE"))
+                save_image(reply, _path(rest, "/save FILE"))
             elif typed and word[:1] == "/" and word[1:].isalpha():  # a path or a piped line is a question
                 raise ValueError(f"there is no command {word}; known: /image, /save, /reset, /quit.")
             else:
-                reply = _answer(session, line, pictures)
-                pictures = []
+                reply = _answer(session, line, images)
+                images = []
         except KeyboardInterrupt:
             print("\n(interrupted; that question is forgotten)", file=sys.stderr)
         except (ValueError, OSError, MemoryError) as error:
@@ -103,8 +103,8 @@ def _talk(session: "Session", pictures: "list[Source]", typed: bool) -> int:
     return status
 
 
-def _answer(session: "Session", question: str, pictures: "list[Source]") -> "Reply":
-    stream = session.stream(question, pictures)
+def _answer(session: "Session", question: str, images: "list[Source]") -> "Reply":
+    stream = session.stream(question, images)
     for piece in stream:
         print(piece, end="", flush=True)
     print(flush=True)

@@ -37,8 +37,8 @@ def data_calibrate(
 
     from qwenvl.data.clean import calibrate
     from qwenvl.data.clean.engine import Settings, measured_samples
+    from qwenvl.data.clean.pairs import find_shards
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.clean.reading import find_shards
     from qwenvl.data.shards import atomic, dump
 
     row, limits = chosen(preset, None, change)
@@ -59,9 +59,9 @@ def data_calibrate(
         with atomic(out) as file:
             file.write(dump(values) + b"\n")
     if json:
-        told = {"pairs": len(sample), "target": share, "ceiling": calibrate.ceiling(sample)}
-        told["choices"] = [dict(each._asdict(), mean_score=round(each.mean_score, 4)) for each in found]  # type: ignore[assignment]
-        print(dump(told).decode().replace("NaN", "null"))
+        message = {"pairs": len(sample), "target": share, "ceiling": calibrate.ceiling(sample)}
+        message["choices"] = [dict(each._asdict(), mean_score=round(each.mean_score, 4)) for each in found]  # type: ignore[assignment]
+        print(dump(message).decode().replace("NaN", "null"))
     else:
         print(
             f"{len(sample):,} pairs; the other rules leave {calibrate.ceiling(sample):.1%}, the target is {share:.0%}"

@@ -39,7 +39,7 @@ def data_check(
     from dataclasses import asdict
 
     from qwenvl.checkpoint.folder import read_config, resolve
-    from qwenvl.data.check import Finding, told
+    from qwenvl.data.check import Finding, message
     from qwenvl.tokenizer import Tokenizer
 
     place = resolve(model or "tiny")
@@ -48,7 +48,7 @@ def data_check(
     if model is not None:
         findings += [
             Finding(kind=kind, count=1, example=what, fix=fix)
-            for kind, what, fix in _learning(place, train, lora, modules, bool(_pictures(report.usable)))
+            for kind, what, fix in _learning(place, train, lora, modules, bool(_images(report.usable)))
         ]
     if json:
         from json import dumps
@@ -58,17 +58,17 @@ def data_check(
             "usable": len(report.usable),
             "tokens": sum(report.lengths),
             "longest": max(report.lengths, default=0),
-            "pictures": _pictures(report.usable),
+            "images": _images(report.usable),
             "boxes": report.boxes,
             "findings": [asdict(finding) for finding in findings],
         }
         print(dumps(facts, ensure_ascii=False))
     else:
         if findings:
-            print(told(findings) + "\n")
+            print(message(findings) + "\n")
         print(
             f"{len(report.usable)} of {report.total} samples are fine: {sum(report.lengths):,} tokens, longest "
-            f"{max(report.lengths, default=0):,}, {_pictures(report.usable)} pictures, {report.boxes} boxes"
+            f"{max(report.lengths, default=0):,}, {_images(report.usable)} pictures, {report.boxes} boxes"
         )
     return 1 if findings or not report.usable else 0
 
@@ -88,12 +88,12 @@ def checked(file: Path, tokenizer: "Tokenizer", queries: int, sequence_length: i
     return check(listed, file.parent, tokenizer, queries, sequence_length)
 
 
-def _pictures(usable: "tuple[Conversation, ...]") -> int:
+def _images(usable: "tuple[Conversation, ...]") -> int:
     return sum(len(each.images) for each in usable)
 
 
 def _learning(
-    place: Path, train: str | None, lora: bool, modules: tuple[str, ...], pictures: bool
+    place: Path, train: str | None, lora: bool, modules: tuple[str, ...], images: bool
 ) -> list[tuple[str, str, str]]:
     """Kind, what and fix when nothing, or less than asked for, would learn."""
     import torch
@@ -118,7 +118,7 @@ def _learning(
             return [
                 ("LoRA matches nothing", str(error), "name layers as they end here, or leave out --modules.")
             ]
-    if not pictures and set(parts) <= {"vision", "adapter"}:
+    if not images and set(parts) <= {"vision", "adapter"}:
         what = f"--train {','.join(parts)}, but no usable sample has a picture."
         return [("nothing trainable", what, "train llm, or add pictures.")]
     return []

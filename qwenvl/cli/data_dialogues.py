@@ -70,7 +70,7 @@ def data_dialogues(
             "give --out for the dialogues, or --dry-run, which is for self-instruction, without it."
         )
     known = (from_json(line.decode("utf-8")) for path in records for _, line in read_lines(path))
-    groups = dialogues.by_picture(known)
+    groups = dialogues.by_image(known)
     found: Iterable[Dialogue | Skipped | dict[str, object]]
     if strategy == "localisation":
         found = dialogues.localisations(groups, questions, seed)
@@ -82,12 +82,12 @@ def data_dialogues(
         ask = None if out is None else _server(server, key_from, out)
         options = {"turns": questions, "language": language}
         found = dialogues.self_instruct(groups.values(), ask, model, at_once=at_once, **options)
-    counts: Counter[str] = Counter({"pictures": len(groups)})
+    counts: Counter[str] = Counter({"images": len(groups)})
     if out is None:
         return _show(found)
     _write(found, out, format, counts)
-    told = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
-    print(dump(dict(counts)).decode() if json else told)
+    message = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
+    print(dump(dict(counts)).decode() if json else message)
     return 0 if counts["dialogues"] else 1
 
 

@@ -35,7 +35,7 @@ def data_inspect(
         row_length: Tokens of a packed row.
         packing: Whether documents of a row see each other (interleaved) or not.
     """
-    from qwenvl.data import samplebook
+    from qwenvl.data import sample_viewer
     from qwenvl.data.clean import gallery
     from qwenvl.data.shards import atomic
     from qwenvl.tokenizer import Tokenizer
@@ -51,8 +51,8 @@ def data_inspect(
             from qwenvl.checkpoint.folder import resolve
 
             words = Tokenizer.load(resolve(tokenizer))
-        samples = list(samplebook.read_mixture(src, count))
-        text = samplebook.page(samples, words, queries, row_length, packing)
+        samples = list(sample_viewer.read_mixture(src, count))
+        text = sample_viewer.page(samples, words, queries, row_length, packing)
     with atomic(out) as file:
         file.write(text.encode("utf-8", "replace"))
     print(out)

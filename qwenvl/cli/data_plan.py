@@ -10,7 +10,7 @@ def data_plan(
     preset: str = "laion-en",
     cores: int = 256,
     gpus: int = 0,
-    picture_kb: float = 30.0,
+    image_kb: float = 30.0,
     shard: int = 10_000,
     rate: float | None = None,
     score_rate: float | None = None,
@@ -27,7 +27,7 @@ def data_plan(
         preset: Row of Table 2, for the share that remains.
         cores: Cores that clean.
         gpus: GPUs that compute CLIP scores; 0 where the source has them.
-        picture_kb: Mean size of a picture file in kilobytes.
+        image_kb: Mean size of a picture file in kilobytes.
         shard: Pairs per shard.
         rate: Pairs per second and core; without it the measured one.
         score_rate: CLIP scores per second and GPU; without it a guess that you should replace.
@@ -43,7 +43,7 @@ def data_plan(
 
     row, _ = chosen(preset, None, ())
     found = plan(
-        int(pairs), row.remaining / 100, cores=cores, gpus=gpus, picture_kb=picture_kb, shard=shard, rate=rate,
+        int(pairs), row.remaining / 100, cores=cores, gpus=gpus, image_kb=image_kb, shard=shard, rate=rate,
         score_rate=score_rate, columns_only=work == "columns",
         storage_mb_s=math.inf if storage_mb_s is None else storage_mb_s,
     )  # fmt: skip

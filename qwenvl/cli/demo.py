@@ -7,7 +7,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     recipe: str = "demo",
-    pictures: int = 200,
+    images: int = 200,
     processes: int = 2,
     scale: float = 1.0,
     seed: int = 0,
@@ -20,7 +20,7 @@ def demo(
     Args:
         out: Folder of the run; the page is report.html in it.
         recipe: What is trained from scratch: a folder of recipes/ that has a recipe.toml.
-        pictures: Held-out pictures that both models are scored on.
+        images: Held-out pictures that both models are scored on.
         processes: Training processes, one core each.
         scale: Factor on the updates of every stage: 0.1 for a quick look.
         seed: Chooses the fresh pictures that the shipped model is asked about.
@@ -31,7 +31,7 @@ def demo(
 
     console = Console()
     report = run(
-        Plan(folder=out, recipe=recipe, pictures=pictures, processes=processes, scale=scale, seed=seed),
+        Plan(folder=out, recipe=recipe, images=images, processes=processes, scale=scale, seed=seed),
         console,
     )
     console.print(f"\nThe report: [bold]{report}[/bold]\n\nNext:", highlight=False)

@@ -30,7 +30,7 @@ def eval_run(
     batch: int = 16,
     processes: int = 1,
     part: str | None = None,
-    manner: Literal["chatml", "raw"] | None = None,
+    prompt_format: Literal["chatml", "raw"] | None = None,
     partial: bool = False,
     json: bool = False,
     device: str = "auto",
@@ -63,7 +63,7 @@ def eval_run(
         processes: Processes that share the questions.
         part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;
             `rank` takes both numbers from torchrun.
-        manner: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
+        prompt_format: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
         device: auto, cpu, cuda or mps.
@@ -72,7 +72,7 @@ def eval_run(
     name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
     out = out or Path("runs", "eval", name, benchmark)
     if benchmark == "toyworld":
-        _toyworld(checkpoint, name, limit, batch, manner, out, json, device, dtype)
+        _toyworld(checkpoint, name, limit, batch, prompt_format, out, json, device, dtype)
         return 0
     from qwenvl.evaluation.annotations.sample import Source
     from qwenvl.evaluation.benchmarks import benchmark as row_of
@@ -104,13 +104,13 @@ def _ask(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from qwenvl.cli.eval_score import tell
+    from qwenvl.cli.eval_score import print_card
     from qwenvl.evaluation import card
     from qwenvl.evaluation.progress import Running
-    from qwenvl.evaluation.run import missing_pictures, run
+    from qwenvl.evaluation.run import missing_images, run
 
     console = Console(stderr=True)
-    if lost := missing_pictures(samples):
+    if lost := missing_images(samples):
         first = next(iter(lost.items()))
         console.print(
             f"{len(lost)} of {len(samples)} questions lack their picture, such as {first[0]}: {first[1]}"
@@ -134,7 +134,7 @@ def _ask(
         return 0 if partial or len(predictions) == len(samples) else 1
     result, records = card.score(row, samples, predictions, model=name, shots=job.shots)
     card.write(job.out, [result], records)
-    return tell(result, job.out, partial=partial, json=json)
+    return print_card(result, job.out, partial=partial, json=json)
 
 
 def _ask_part(job: "Job", part: str) -> int:
@@ -163,7 +163,7 @@ def _toyworld(
     name: str,
     limit: int | None,
     batch: int,
-    manner: str | None,
+    prompt_format: str | None,
     out: Path,
     json: bool,
     device: str,
@@ -186,7 +186,7 @@ def _toyworld(
             assistant,
             2000 if limit is None else limit,
             batch=max(batch, 64),
-            manner=manner,
+            prompt_format=prompt_format,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
     cards: list[Card] = card.toy_cards(scores, name)

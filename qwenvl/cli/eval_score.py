@@ -67,7 +67,7 @@ def eval_score(
         return 0
     replies: Mapping[tuple[str, int], str] | None = None
     if row.metric is None:
-        replies = _judged(samples, found, judge, judge_model, dry_run, replay)
+        replies = _scored(samples, found, judge, judge_model, dry_run, replay)
         if dry_run is not None:
             print(dry_run)
             return 0
@@ -78,10 +78,10 @@ def eval_score(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         card.write(out, [result], records)
-    return tell(result, out, partial=partial, json=json)
+    return print_card(result, out, partial=partial, json=json)
 
 
-def _judged(
+def _scored(
     samples: "Sequence[Sample]",
     found: "Mapping[str, Prediction]",
     url: str | None,
@@ -114,7 +114,7 @@ def _judged(
         return judge.replies(asked, endpoint, recorded, lambda done, _: bar.update(line, completed=done))
 
 
-def tell(result: "Card", out: Path | None, *, partial: bool, json: bool) -> int:
+def print_card(result: "Card", out: Path | None, *, partial: bool, json: bool) -> int:
     """Print a card; exit status 1 if questions are without an answer and that was not asked for."""
     from rich.console import Console
 

@@ -140,13 +140,13 @@ def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
 def _usable(data: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int) -> "Report | None":
     """The samples to train on and their lengths; None after telling what is wrong."""
     from qwenvl.cli.data_check import checked
-    from qwenvl.data.check import told
+    from qwenvl.data.check import message
 
     report = checked(data, tokenizer, queries, sequence_length)
     long = ("over-long", "cut picture")
     wrong = [finding for finding in report.findings if finding.kind not in long]
     if report.findings:
-        print(told(report.findings), file=sys.stderr)
+        print(message(report.findings), file=sys.stderr)
     if wrong or not report.usable:
         print(f"{data} needs repair before training; see above.", file=sys.stderr)
         return None
@@ -230,13 +230,13 @@ def _merged(
     """
     from qwenvl.checkpoint import folder
     from qwenvl.integrations import peft
-    from qwenvl.train.finetune import learned_logits, require_equal
+    from qwenvl.train.finetune import require_equal, supervised_logits
 
     model = folder.load(place, runtime)
     adapted = peft.load_lora(model, adapter)
-    before = learned_logits(model, tokenizer, shown)
+    before = supervised_logits(model, tokenizer, shown)
     peft.merge(adapted)
-    after = learned_logits(model, tokenizer, shown)
+    after = supervised_logits(model, tokenizer, shown)
     off = require_equal(before, after, runtime.dtype, "merging the adapters")
     print(f"merged: logits differ by at most {off:.1g} of their standard deviation", file=sys.stderr)
     return model, off
@@ -259,14 +259,16 @@ def _write(
     import shutil
 
     from qwenvl.checkpoint import folder
-    from qwenvl.train.finetune import learned_logits, require_equal
+    from qwenvl.train.finetune import require_equal, supervised_logits
 
-    expected = learned_logits(model, tokenizer, shown)
-    folder.save(model.to(dtype), target, companions=place)
+    expected = supervised_logits(model, tokenizer, shown)
+    folder.save(model.to(dtype), target, sidecars=place)
     folder.ask_in_chatml(target)
     try:
         again = folder.load(target, dataclasses.replace(runtime, dtype=model.llm.embed.weight.dtype))
-        off = require_equal(expected, learned_logits(again, tokenizer, shown), dtype, f"{target} read back")
+        off = require_equal(
+            expected, supervised_logits(again, tokenizer, shown), dtype, f"{target} read back"
+        )
     except ValueError:
         shutil.rmtree(target)
         raise

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from qwenvl.train.parallelize import ParallelConfig
     from qwenvl.train.plan import Plan
-    from qwenvl.train.spread import SpreadConfig
     from qwenvl.train.stages import StageConfig
 
 
@@ -21,18 +21,18 @@ def plan(
     tflops: float = 989.0,
     mfu: float = 0.4,
     text_tokens: float = 67.0,
-    pictures: float = 1.0,
+    images: float = 1.0,
     shard: Literal["none", "optimizer", "full"] = "full",
     tensor: int = 1,
-    recompute: bool = False,
-    sum_last: bool = False,
+    activation_checkpointing: bool = False,
+    reduce_once_per_step: bool = False,
     lora: int | None = None,
     json: bool = False,
 ) -> int:
     """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
-    assumption (MFU), everything else is counted. --shard, --tensor, --recompute and --sum-last are those of
+    assumption (MFU), everything else is counted. --shard, --tensor, --activation-checkpointing and --reduce-once-per-step are those of
     `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
@@ -48,11 +48,11 @@ def plan(
         tflops: Peak of one GPU in bfloat16, dense: 989 for an H100 or H200, 312 for an A100.
         mfu: Share of the peak that is reached.
         text_tokens: Mean tokens of a document that are no picture.
-        pictures: Mean pictures of a document.
+        images: Mean pictures of a document.
         shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
         tensor: GPUs that share each matrix.
-        recompute: Compute the inside of every block again in the backward pass.
-        sum_last: Add up gradients once an update, not after every micro-batch.
+        activation_checkpointing: Compute the inside of every block again in the backward pass.
+        reduce_once_per_step: Add up gradients once an update, not after every micro-batch.
         lora: Rank of low-rank adapters that learn in the stage's parts, over weights in bfloat16.
         json: Print one JSON object.
     """
@@ -61,7 +61,7 @@ def plan(
     from qwenvl import presets
     from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.train import plan as planning
-    from qwenvl.train.spread import SpreadConfig
+    from qwenvl.train.parallelize import ParallelConfig
     from qwenvl.train.stages import StageConfig
 
     config = getattr(presets, model)() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
@@ -74,8 +74,13 @@ def plan(
         tflops=tflops,
         mfu=mfu,
         text_tokens=text_tokens,
-        pictures=pictures,
-        spread=SpreadConfig(shard=shard, tensor=tensor, recompute=recompute, sum_last=sum_last),
+        images=images,
+        parallel=ParallelConfig(
+            shard=shard,
+            tensor=tensor,
+            activation_checkpointing=activation_checkpointing,
+            reduce_once_per_step=reduce_once_per_step,
+        ),
     )
     adapt = None
     if lora is not None:
@@ -92,7 +97,7 @@ def plan(
     else:
         print(_told(found, read, given.gpus))
     if not found.fits:
-        print(_advice(read, given.spread), file=sys.stderr)
+        print(_advice(read, given.parallel), file=sys.stderr)
     return 0 if found.fits else 1
 
 
@@ -103,22 +108,24 @@ def _told(found: "Plan", stage: "StageConfig", gpus: int) -> str:
     per_gpu = found.tokens / found.seconds / gpus
     lines = [
         f"parameters   {learns / 1e9:.3f}B learn ({parts}), {stays / 1e9:.3f}B are frozen",
-        f"batch        {stage.documents:,} documents = {found.tokens:,.0f} tokens and {found.pictures:,.0f} pictures, "
+        f"batch        {stage.documents:,} documents = {found.tokens:,.0f} tokens and {found.images:,.0f} pictures, "
         f"rows filled to {found.fill:.0%}",
         f"memory       {found.peak / 1e9:,.1f} of {found.limit / 1e9:,.1f} GB per GPU: "
         + ("fits" if found.fits else "does not fit (nine tenths may be used)"),
         *(f"             {size / 1e9:>8,.2f} GB {kind}" for kind, size in found.memory.items()),
         f"arithmetic   {found.flops / 1e15:,.2f} PFLOP per update, the ViT counted, gradients of frozen weights not",
         f"speed        {found.seconds:,.2f} s per update, {found.tokens / found.seconds:,.0f} tokens/s "
-        f"({per_gpu:,.0f} per GPU), {found.pictures / found.seconds:,.0f} pictures/s",
+        f"({per_gpu:,.0f} per GPU), {found.images / found.seconds:,.0f} pictures/s",
         f"time         {found.steps:,} updates: {found.days:,.2f} days on {gpus} GPU{'s' if gpus > 1 else ''}",
     ]
     return "\n".join(lines)
 
 
-def _advice(stage: "StageConfig", spread: "SpreadConfig") -> str:
+def _advice(stage: "StageConfig", parallel: "ParallelConfig") -> str:
     ways = [f"fewer documents per forward pass (--micro, now {stage.micro_documents})"] * (
         stage.micro_documents > 1
     )
-    ways += ["--shard full"] * (spread.shard != "full") + ["--recompute"] * (not spread.recompute)
+    ways += ["--shard full"] * (parallel.shard != "full") + ["--activation-checkpointing"] * (
+        not parallel.activation_checkpointing
+    )
     return f"it does not fit; try {', '.join([*ways, 'more GPUs, or LoRA (`qwenvl finetune`)'])}."

@@ -55,7 +55,7 @@ def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
     """
     body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(body, ast.ClassDef)
-    told = {
+    descriptions = {
         line.target.id: str(text.value.value)
         for line, text in zip(body.body, body.body[1:], strict=False)
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
@@ -64,7 +64,9 @@ def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
     hints = get_type_hints(config)
     fields: list[tuple[str, Any, Any]] = []
     for name in (field.name for field in dataclasses.fields(config) if field.name not in leave_out):
-        shown: Any = tyro.conf.arg(help=told[name], help_behavior_hint="", metavar=_metavar(hints[name]))
+        shown: Any = tyro.conf.arg(
+            help=descriptions[name], help_behavior_hint="", metavar=_metavar(hints[name])
+        )
         fields.append((name, Annotated[hints[name] | None, shown], dataclasses.field(default=None)))
     return dataclasses.make_dataclass(f"{config.__name__}Choices", fields, frozen=True, kw_only=True)
 

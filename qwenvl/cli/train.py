@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Optim: Any = choices(OptimConfig)
 Stage: Any = choices(
-    StageConfig, leave_out=("name", "objective", "mixture", "opening", "opening_steps", "data", "optim")
+    StageConfig, leave_out=("name", "objective", "mixture", "curriculum", "curriculum_steps", "data", "optim")
 )
 NO_STAGE, NO_OPTIM = Stage(), Optim()
 
@@ -34,9 +34,9 @@ def train(
     device: str = "auto",
     shard: Literal["none", "optimizer", "full"] = "none",
     tensor: int = 1,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
     compile: bool = False,
-    sum_last: bool = False,
+    reduce_once_per_step: bool = False,
     spike: float = 4.0,
     stage: Stage = NO_STAGE,
     optim: Optim = NO_OPTIM,
@@ -66,28 +66,33 @@ def train(
         device: auto, cpu, cuda or mps.
         shard: What the processes share: nothing, gradients and optimizer state, or weights too (FSDP2).
         tensor: Processes that share each matrix (tensor parallelism).
-        recompute: Keep only what enters a block and compute the rest again: less memory, a third more arithmetic.
+        activation_checkpointing: Keep only what enters a block and compute the rest again: less memory, a third more arithmetic.
         compile: Compile every block with torch.compile.
-        sum_last: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
+        reduce_once_per_step: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
         spike: A loss so many times its median, for five updates, stops the run.
         stage: Values of the stage, or of all stages of a recipe, that go before those of files.
         optim: The same of its optimiser.
     """
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
-    from qwenvl.train import parallel
+    from qwenvl.train import distributed
+    from qwenvl.train.parallelize import ParallelConfig
     from qwenvl.train.recipe import run_recipe, run_stage
-    from qwenvl.train.spread import SpreadConfig
 
     if processes < 1 or scale <= 0:
         raise ValueError(
             f"--processes is {processes}, --scale {scale}; expected at least 1, and more than 0."
         )
-    spread = SpreadConfig(
-        shard=shard, tensor=tensor, recompute=recompute, compile=compile, sum_last=sum_last, spike=spike
+    parallel = ParallelConfig(
+        shard=shard,
+        tensor=tensor,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+        reduce_once_per_step=reduce_once_per_step,
+        spike=spike,
     )
     start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
-    with parallel.joined(processes):
+    with distributed.joined(processes):
         runtime = Runtime.detect(device=device, dtype="float32")
         if recipe.is_dir():
             if init is not None:
@@ -95,22 +100,22 @@ def train(
                     "--init is for one stage file; a recipe folder starts from its own recipe.toml."
                 )
             model = run_recipe(
-                recipe, out, runtime, processes=processes, scale=scale, spread=spread, start=start
+                recipe, out, runtime, processes=processes, scale=scale, parallel=parallel, start=start
             )
         else:
             if init is None:
                 raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
             read = StageConfig.read(recipe)
             read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
-            run_stage(read, resolve(init), out / read.name, runtime, processes=processes, spread=spread)
+            run_stage(read, resolve(init), out / read.name, runtime, processes=processes, parallel=parallel)
             model = out / read.name / "model"
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             _tell(out, model)
 
 
 def _tell(out: Path, model: Path) -> None:
     """What was left out, on stderr, and where the model is."""
-    from qwenvl.train.reading import left_out
+    from qwenvl.train.data import left_out
 
     for kind, (count, example) in left_out(sorted(path for path in out.iterdir() if path.is_dir())).items():
         print(f"left out: {count:,} {kind}, such as {example[:200]}", file=sys.stderr)
@@ -139,8 +144,8 @@ def _start(
         every |= {
             "data": [{"paths": [str(data.absolute())]}],
             "mixture": {},
-            "opening": {},
-            "opening_steps": 0,
+            "curriculum": {},
+            "curriculum_steps": 0,
         }
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qwenvl.data.conversations import Conversation, conversation_of, example_of, messages_of, picture_path
+from qwenvl.data.conversations import Conversation, conversation_of, example_of, image_path, messages_of
 from qwenvl.data.formats import Example
 from qwenvl.images import open_image
 from qwenvl.markup import GRID, Box, Image
@@ -34,7 +34,7 @@ FIXES = {
 
 _MARKED = re.compile(r"<(box|quad)>(.{0,300}?)</\1>", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_PICTURE = re.compile(r"(?:Picture\s*(\d+)\s*:\s*)?<img>", re.IGNORECASE)
+_IMAGE = re.compile(r"(?:Picture\s*(\d+)\s*:\s*)?<img>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,10 @@ def check(
     """Look at every sample (of `conversations.samples`), open every picture once, render every dialogue."""
     found: dict[str, tuple[int, str]] = {}
     usable, lengths, total = [], [], 0
-    pictures = _Pictures()
+    images = _Images()
     for where, sample in samples:
         total += 1
-        faults = list(_faults(where, sample, folder, pictures))
+        faults = list(_faults(where, sample, folder, images))
         if not faults:
             conversation = conversation_of(where, sample, folder)
             rendered = example_of(conversation, tokenizer, queries)
@@ -98,12 +98,12 @@ def check(
         for kind, fix in FIXES.items()
         if kind in found
     ]
-    if suspicion := pictures.suspicion():
+    if suspicion := images.suspicion():
         findings.append(suspicion)
     return Report(total=total, usable=tuple(usable), lengths=tuple(lengths), findings=tuple(findings))
 
 
-def _faults(where: str, sample: Any, folder: Path, pictures: "_Pictures") -> Iterator[tuple[str, str]]:
+def _faults(where: str, sample: Any, folder: Path, images: "_Images") -> Iterator[tuple[str, str]]:
     """Kind and detail of what is wrong with a sample before it is rendered."""
     try:
         messages = messages_of(sample)
@@ -122,9 +122,9 @@ def _faults(where: str, sample: Any, folder: Path, pictures: "_Pictures") -> Ite
     if not any(role == "assistant" and value.strip() for role, value in messages):
         yield "nothing learned", "has no answer with text in it."
     for image in conversation.images:
-        if fault := pictures.fault(image, folder):
+        if fault := images.fault(image, folder):
             yield fault
-    pictures.remember(conversation)
+    images.remember(conversation)
 
 
 def _box_faults(value: str) -> Iterator[tuple[str, str]]:
@@ -141,7 +141,7 @@ def _box_faults(value: str) -> Iterator[tuple[str, str]]:
 
 
 def _number_faults(asked: str) -> Iterator[tuple[str, str]]:
-    written = [int(number) if number else None for number in _PICTURE.findall(asked)]
+    written = [int(number) if number else None for number in _IMAGE.findall(asked)]
     if any(written) and written != list(range(1, len(written) + 1)):
         said = ", ".join("none" if number is None else str(number) for number in written)
         yield "picture numbers", f"numbers its {len(written)} pictures {said}."
@@ -158,7 +158,7 @@ def _length_faults(
         yield "cut picture", f"has a picture across token {limit} of {len(rendered)}."
 
 
-class _Pictures:
+class _Images:
     """Files opened once, and what the boxes of small pictures look like."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class _Pictures:
         """Kind and detail when the picture cannot be used."""
         if re.match(r"(?i)https?://", str(image.source)):
             return "picture at a URL", f"shows {image.source}."
-        looked = self._look(picture_path(image, folder))
+        looked = self._look(image_path(image, folder))
         return looked if isinstance(looked[0], str) else None
 
     def _look(self, path: Path) -> tuple[str, str] | tuple[int, int]:
@@ -188,7 +188,7 @@ class _Pictures:
         """Count boxes on a single small picture that would fit it if they were pixels."""
         if len(conversation.images) != 1:
             return
-        size = self._known.get(picture_path(conversation.images[0], conversation.folder))
+        size = self._known.get(image_path(conversation.images[0], conversation.folder))
         if size is None or isinstance(size[0], str) or max(size) > 700:
             return
         for box in (part for turn in conversation.turns for part in turn.content if isinstance(part, Box)):
@@ -210,7 +210,7 @@ class _Pictures:
         )
 
 
-def told(findings: Sequence[Finding]) -> str:
+def message(findings: Sequence[Finding]) -> str:
     """The findings for a person, four lines each."""
     return "\n\n".join(
         f"{finding.kind}: {finding.count}\n  example: {finding.example}\n  fix: {finding.fix}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwenvl.data.formats import Example, example
 from qwenvl.data.records import Dialogue, spell_with_paths
-from qwenvl.markup import Image, Segment, Turn, number_pictures, parse_trusted, render_chat
+from qwenvl.markup import Image, Segment, Turn, number_images, parse_trusted, render_chat
 from qwenvl.tokenizer import Tokenizer
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -119,7 +119,7 @@ def example_of(conversation: Conversation, tokenizer: Tokenizer, queries: int) -
     return example(render_chat(turns, tokenizer, queries, open_for_answer=False))
 
 
-def picture_path(image: Image, folder: Path) -> Path:
+def image_path(image: Image, folder: Path) -> Path:
     """Where a picture's file is: a relative path starts at the JSON's folder, else at the working directory."""
     path = Path(str(image.source))
     beside = folder / path
@@ -131,10 +131,10 @@ def sample_of(dialogue: Dialogue, name: str) -> dict[str, Any]:
 
     Raises ValueError for a picture in memory, and for a text that spells a tag and would come back as markup.
     """
-    turns = number_pictures(dialogue.turns)
+    turns = number_images(dialogue.turns)
     said = [{"from": turn.role, "value": spell_with_paths(turn.content)} for turn in turns]
     return {"id": name, "conversations": said}
 
 
 def _placed(part: Segment | str, folder: Path) -> Segment | str:
-    return replace(part, source=picture_path(part, folder)) if isinstance(part, Image) else part
+    return replace(part, source=image_path(part, folder)) if isinstance(part, Image) else part

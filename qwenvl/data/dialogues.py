@@ -26,7 +26,7 @@ from qwenvl.data.records import (
     Record,
     Referring,
     Skipped,
-    pictures,
+    images,
 )
 from qwenvl.data.shards import atomic, dump
 from qwenvl.markup import Image, Ref, Segment, Text, Turn, spell
@@ -38,11 +38,11 @@ _WHAT = ("What is in this region?", "Describe this region.")
 _WHERE_ZH, _WHAT_ZH = ("{}在哪里？", "框出图中{}的位置"), ("这个区域里是什么？", "描述一下这个区域。")
 
 
-def by_picture(records: Iterable[Record]) -> Mapping[Image, list[Record]]:
+def by_image(records: Iterable[Record]) -> Mapping[Image, list[Record]]:
     """Records of exactly one picture, together by it, in the order of their first."""
     groups: dict[Image, list[Record]] = {}
     for record in records:
-        if len(shown := pictures(record)) == 1:
+        if len(shown := images(record)) == 1:
             groups.setdefault(shown[0], []).append(record)
     return groups
 
@@ -75,7 +75,7 @@ def comparisons(
     for number in range(len(usable) // together):
         chosen = usable[number * together : (number + 1) * together]
         asked = [r for known in chosen for r in rng.sample(known, min(questions, len(known)))]
-        yield several_pictures(asked, seed=seed + number)
+        yield several_images(asked, seed=seed + number)
 
 
 def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
@@ -100,7 +100,7 @@ def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
     return Dialogue(turns=tuple(turns), source="localisation")
 
 
-def several_pictures(records: Sequence[Caption | Question], seed: int) -> Dialogue:
+def several_images(records: Sequence[Caption | Question], seed: int) -> Dialogue:
     """Turns about two pictures or more that say which one is meant: "In Picture 2, ..."; raises ValueError for one."""
     shown = list(dict.fromkeys(record.image for record in records))
     if len(shown) < 2:
@@ -145,7 +145,7 @@ def request(
 ) -> dict[str, Any]:
     """The chat completion that asks for a dialogue about one picture; raises ValueError if nothing is known of it."""
     facts = [fact for record in known for fact in _facts(record)]
-    if not facts or len({image for record in known for image in pictures(record)}) != 1:
+    if not facts or len({image for record in known for image in images(record)}) != 1:
         raise ValueError("self-instruction needs captions, questions or phrases of exactly one picture.")
     messages = [
         {"role": "system", "content": INSTRUCTION.format(turns=turns, language=language)},
@@ -223,7 +223,7 @@ def self_instruct(
         if ask is None:
             return body
         try:
-            return dialogue_of(ask(body), pictures(known[0])[0], str(number))
+            return dialogue_of(ask(body), images(known[0])[0], str(number))
         except ValueError as error:
             return _skipped(number, "no reply", error)
 

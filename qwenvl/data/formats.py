@@ -43,13 +43,13 @@ def example(trunk: Rendered, branches: Sequence[Rendered] = ()) -> Example:
     whole = join([trunk, *branches])
     branch_of = [0] * len(trunk) + [number for number, branch in enumerate(branches, 1) for _ in branch.ids]
     positions = [*range(len(trunk)), *(len(trunk) + k for branch in branches for k in range(len(branch)))]
-    assert not any(branch.learned[0] for branch in branches), (
+    assert not any(branch.loss_mask[0] for branch in branches), (
         "a branch begins with what the trunk cannot predict"
     )
-    following = zip(whole.ids[1:], whole.learned[1:], branch_of[1:], branch_of, strict=False)
-    labels = [token if learned and branch == own else IGNORE for token, learned, branch, own in following] + [
-        IGNORE
-    ]
+    following = zip(whole.ids[1:], whole.loss_mask[1:], branch_of[1:], branch_of, strict=False)
+    labels = [
+        token if loss_mask and branch == own else IGNORE for token, loss_mask, branch, own in following
+    ] + [IGNORE]
     return Example(
         ids=whole.ids,
         labels=tuple(labels),
@@ -66,7 +66,7 @@ def task(
     return join(
         [
             render(prompt, tokenizer, queries),
-            render(answer, tokenizer, queries, learned=True),
-            control("<|endoftext|>", tokenizer=tokenizer, learned=True),
+            render(answer, tokenizer, queries, supervised=True),
+            control("<|endoftext|>", tokenizer=tokenizer, supervised=True),
         ]
     )

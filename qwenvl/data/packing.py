@@ -62,28 +62,28 @@ def fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         )
     rows = []
     while waiting:
-        row, room = [waiting[0]], row_length - lengths[waiting[0]]
-        start = bisect_left(waiting, -room, lo=1, key=lambda index: -lengths[index])
+        row, capacity = [waiting[0]], row_length - lengths[waiting[0]]
+        start = bisect_left(waiting, -capacity, lo=1, key=lambda index: -lengths[index])
         fitting = range(start, len(waiting))
         tried = fitting if len(fitting) <= TRIED else fitting[:: -(-len(fitting) // TRIED)]
-        taken = {tried[k] for k in fullest([lengths[waiting[place]] for place in tried], room)}
+        taken = {tried[k] for k in fullest([lengths[waiting[place]] for place in tried], capacity)}
         row += [waiting[place] for place in sorted(taken)]
         waiting = [index for place, index in enumerate(waiting) if place not in taken and place]
         rows.append(row)
     return rows
 
 
-def fullest(lengths: Sequence[int], room: int) -> list[int]:
-    """Which lengths add up to the most that `room` holds, earlier ones preferred: an exact subset sum.
+def fullest(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Which lengths add up to the most that `capacity` holds, earlier ones preferred: an exact subset sum.
 
     Bit k of a number says that some of the lengths so far add up to k.
     """
-    sums, within = 1, (1 << room + 1) - 1
+    sums, within = 1, (1 << capacity + 1) - 1
     before: list[int] = []
     for length in lengths:
         before.append(sums)
         sums |= sums << length & within
-        if sums >> room:
+        if sums >> capacity:
             break
     left = sums.bit_length() - 1
     chosen = []

@@ -39,7 +39,7 @@ class Pair:
     text: str
     source: str = ""
     """Data set it came from: the funnel is told per source."""
-    picture: bytes | None = None
+    image: bytes | None = None
     """The encoded file; None where only a URL is known."""
     width: int | None = None
     """Pixels: of the file where there is one, else what the source says."""
@@ -290,7 +290,7 @@ def _unlabelled(segment: Segment) -> Segment:
 Kept = TypeVar("Kept")
 
 
-def pictures(record: Record) -> tuple[Image, ...]:
+def images(record: Record) -> tuple[Image, ...]:
     """The pictures of a record, in order."""
     if isinstance(record, Dialogue):
         return tuple(s for turn in record.turns for s in turn.content if isinstance(s, Image))

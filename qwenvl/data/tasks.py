@@ -40,7 +40,7 @@ from qwenvl.markup import (
     Text,
     Turn,
     control,
-    number_pictures,
+    number_images,
     parse,
     render,
     render_chat,
@@ -148,12 +148,12 @@ def example_of(
 ) -> Example:
     """A record as ids and labels, ready to be packed."""
     if isinstance(record, Dialogue):
-        return example(render_chat(number_pictures(record.turns), tokenizer, queries, open_for_answer=False))
-    told = task_of(record, format, prompts)
-    if not told.prompt:
-        end = control("<|endoftext|>", tokenizer=tokenizer, learned=True)
-        return example(render(told.answer, tokenizer, queries, learned=True) + end)
-    return example(task(told.prompt, told.answer, tokenizer, queries))
+        return example(render_chat(number_images(record.turns), tokenizer, queries, open_for_answer=False))
+    message = task_of(record, format, prompts)
+    if not message.prompt:
+        end = control("<|endoftext|>", tokenizer=tokenizer, supervised=True)
+        return example(render(message.answer, tokenizer, queries, supervised=True) + end)
+    return example(task(message.prompt, message.answer, tokenizer, queries))
 
 
 # === And back ===

@@ -39,7 +39,7 @@ svg { background: #fafafa; border: 1px solid #e4e4e4 }
 class Card:
     """A picture, what was asked and answered; `right` is None where nothing was scored."""
 
-    picture: pillow.Image
+    image: pillow.Image
     asked: str
     answered: str
     expected: str = ""
@@ -78,7 +78,7 @@ def _card(card: Card) -> str:
         else ""
     )
     return (
-        f'<div class="card{state}"><img alt="" src="{inline(sized(card.picture, SIDE))}"><div>'
+        f'<div class="card{state}"><img alt="" src="{inline(sized(card.image, SIDE))}"><div>'
         f'<span class="asked">{html.escape(card.asked)}</span><br>{html.escape(card.answered)}{wanted}</div></div>\n'
     )
 

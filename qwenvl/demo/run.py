@@ -26,7 +26,7 @@ from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyquestions import references
 from qwenvl.data.synth.toyworld import scene
 from qwenvl.demo import report
-from qwenvl.demo.exams import Exam, Examiner, ended, exam_rows, record_rows
+from qwenvl.demo.eval_points import EvalPoint, Examiner, ended, eval_point_rows, record_rows
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
 from qwenvl.images import draw_boxes
@@ -48,7 +48,7 @@ class Plan:
 
     folder: Path
     recipe: str = "demo"
-    pictures: int = 200
+    images: int = 200
     """Held-out pictures that both models are scored on."""
     processes: int = 2
     scale: float = 1.0
@@ -57,9 +57,9 @@ class Plan:
     """Chooses the fresh pictures."""
 
     @property
-    def exam_pictures(self) -> int:
+    def eval_images(self) -> int:
         """Held-out pictures of each exam during training."""
-        return min(30, self.pictures)
+        return min(30, self.images)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Answered:
 
     def drawn(self) -> pillow.Image:
         """The pictures side by side, boxes on the last."""
-        *others, last = [pillow.fromarray(picture.source) for picture in self.reply.pictures]  # type: ignore[arg-type]
+        *others, last = [pillow.fromarray(image.source) for image in self.reply.images]  # type: ignore[arg-type]
         return side_by_side(
             [*map(enlarged, others), with_shapes(last, [*self.reply.boxes, *self.reply.quads])]
         )
@@ -101,27 +101,27 @@ def run(plan: Plan, console: Console) -> Path:
         answered = [show(each, console) for each in ask_fresh(shipped, plan.seed)]
     console.rule("2  Another model, trained from scratch: both parts, then the three stages", align="left")
     recipe = find_recipe(plan.recipe)
-    examiner = Examiner(plan.folder / "train", plan.exam_pictures)
+    examiner = Examiner(plan.folder / "train", plan.eval_images)
     with clock.part("training from scratch"):
         trained_folder = run_recipe(
             recipe, examiner.run, runtime, processes=plan.processes, scale=plan.scale, watch=examiner
         )
     trained = Assistant.load(trained_folder, runtime)
-    console.rule(f"3  Both scored on {plan.pictures} held-out pictures", align="left")
+    console.rule(f"3  Both scored on {plan.images} held-out pictures", align="left")
     with clock.part("scoring"):
         scores = {
-            "trained now": score(trained, plan.pictures, "trained now", console),
-            "shipped": score(shipped, plan.pictures, "shipped", console),
+            "trained now": score(trained, plan.images, "trained now", console),
+            "shipped": score(shipped, plan.images, "shipped", console),
         }
-    exams = ended(examiner.exams(), scores["trained now"].groups)
+    eval_points = ended(examiner.eval_points(), scores["trained now"].groups)
     console.print(score_table(scores, clock))
-    console.print(record_table(exams))
+    console.print(record_table(eval_points))
     losses = {
         stage.name: [line["loss"] for line in read_log(examiner.run / stage.name / "log.jsonl")]
         for stage in stages_of(recipe)
     }
     file = plan.folder / "report.html"
-    write_whole(file, page(plan, answered, scores, exams, losses, clock))
+    write_whole(file, page(plan, answered, scores, eval_points, losses, clock))
     return file
 
 
@@ -164,7 +164,7 @@ def show(answered: Answered, console: Console) -> Answered:
 # === 3: scoring ===
 
 
-def score(assistant: Assistant, pictures: int, name: str, console: Console) -> ToyScores:
+def score(assistant: Assistant, images: int, name: str, console: Console) -> ToyScores:
     """Score a model with a bar."""
     columns = (
         TextColumn("{task.description:16}"),
@@ -175,7 +175,7 @@ def score(assistant: Assistant, pictures: int, name: str, console: Console) -> T
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task(name, total=None)
         return evaluate_toyworld(
-            assistant, pictures, progress=lambda done, total: bar.update(line, completed=done, total=total)
+            assistant, images, progress=lambda done, total: bar.update(line, completed=done, total=total)
         )
 
 
@@ -206,12 +206,12 @@ def score_table(scores: Mapping[str, ToyScores], clock: Clock) -> Table:
     return table
 
 
-def record_table(exams: Sequence[Exam]) -> Table:
+def record_table(eval_points: Sequence[EvalPoint]) -> Table:
     """When each aim was reached, for the terminal."""
     table = Table(title="time to each score", title_justify="left")
-    for column in ("", "aim", "reached after"):
+    for column in ("", "target", "reached after"):
         table.add_column(column, justify="left" if not column else "right")
-    for row in record_rows(exams):
+    for row in record_rows(eval_points):
         table.add_row(*row)
     return table
 
@@ -228,7 +228,7 @@ def page(
     plan: Plan,
     answered: list[Answered],
     scores: Mapping[str, ToyScores],
-    exams: Sequence[Exam],
+    eval_points: Sequence[EvalPoint],
     losses: Mapping[str, list[float]],
     clock: Clock,
 ) -> str:
@@ -247,7 +247,7 @@ def page(
     ]
     times = [(name, f"{seconds:.1f} s") for name, seconds in clock.parts.items()]
     asked = report.cards(
-        report.Card(picture=each.drawn(), asked=each.asked, answered=each.reply.plain or each.reply.text)
+        report.Card(image=each.drawn(), asked=each.asked, answered=each.reply.plain or each.reply.text)
         for each in answered
     )
     galleries = [
@@ -263,10 +263,10 @@ def page(
                 report.table(("", "blind", *scores, "answers"), score_rows(scores)),
             ),
             (
-                f"Scores while it learned, on {plan.exam_pictures} of these pictures and, at the end, on all",
-                report.table(("after", "at", *GROUPS), exam_rows(exams)),
+                f"Scores while it learned, on {plan.eval_images} of these pictures and, at the end, on all",
+                report.table(("after", "at", *GROUPS), eval_point_rows(eval_points)),
             ),
-            ("Time to each score", report.table(("", "aim", "reached after"), record_rows(exams))),
+            ("Time to each score", report.table(("", "target", "reached after"), record_rows(eval_points))),
             ("The shipped model on fresh pictures", asked),
             ("Loss of each stage", report.curves(losses)),
             *galleries,
@@ -280,10 +280,10 @@ def gallery(scores: ToyScores) -> Iterator[report.Card]:
     """A right answer of every kind, then wrong ones, boxes drawn."""
     wrong = one_of_each_kind(scores, right=False)[: SHOWN // 2]
     for prediction in [*one_of_each_kind(scores, right=True)[: SHOWN - len(wrong)], *wrong]:
-        *others, last = [pillow.fromarray(render(scene_named(name))) for name in prediction.pictures]
+        *others, last = [pillow.fromarray(render(scene_named(name))) for name in prediction.images]
         shapes = [each for each in prediction.parsed if isinstance(each, Box | Quad)]
         yield report.Card(
-            picture=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),
+            image=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),
             asked=f"{prediction.kind}: {prediction.prompt.strip()}",
             answered=prediction.raw,
             expected=prediction.truth,
@@ -296,29 +296,29 @@ def one_of_each_kind(scores: ToyScores, *, right: bool) -> list[ToyPrediction]:
     chosen: dict[str, ToyPrediction] = {}
     seen: set[str] = set()
     for prediction in scores.predictions:
-        fresh = prediction.kind not in chosen and not seen & set(prediction.pictures)
+        fresh = prediction.kind not in chosen and not seen & set(prediction.images)
         if fresh and prediction.right is right:
             chosen[prediction.kind] = prediction
-            seen.update(prediction.pictures)
+            seen.update(prediction.images)
     return list(chosen.values())
 
 
-def enlarged(picture: pillow.Image, side: int = 336) -> pillow.Image:
+def enlarged(image: pillow.Image, side: int = 336) -> pillow.Image:
     """A toy picture at a size that a person likes to look at."""
-    return picture.resize((side, side), pillow.Resampling.BICUBIC)
+    return image.resize((side, side), pillow.Resampling.BICUBIC)
 
 
-def with_shapes(picture: pillow.Image, shapes: list[Box | Quad]) -> pillow.Image:
+def with_shapes(image: pillow.Image, shapes: list[Box | Quad]) -> pillow.Image:
     """The picture enlarged with boxes and quads drawn on it."""
-    return draw_boxes(enlarged(picture), shapes)
+    return draw_boxes(enlarged(image), shapes)
 
 
-def side_by_side(pictures: list[pillow.Image], gap: int = 8) -> pillow.Image:
+def side_by_side(images: list[pillow.Image], gap: int = 8) -> pillow.Image:
     """Pictures of equal height in a row."""
-    width = sum(each.width for each in pictures) + gap * (len(pictures) - 1)
-    row = pillow.new("RGB", (width, pictures[0].height), "white")
+    width = sum(each.width for each in images) + gap * (len(images) - 1)
+    row = pillow.new("RGB", (width, images[0].height), "white")
     left = 0
-    for each in pictures:
+    for each in images:
         row.paste(each, (left, 0))
         left += each.width + gap
     return row

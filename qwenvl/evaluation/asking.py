@@ -19,7 +19,7 @@ from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import preprocess
 from qwenvl.markup import Content, Image, Turn
 
-PICTURES_KEPT = 256
+IMAGES_KEPT = 256
 """Pictures whose pixels are remembered, so that questions about the same picture share it: 600 MB at 448 px."""
 
 
@@ -46,19 +46,21 @@ class Written:
 class Asker:
     """A model that is asked in one manner: `raw` (the formats of Appendix B) or `chatml`."""
 
-    def __init__(self, assistant: Assistant, manner: str | None = None) -> None:
-        """`manner` None: the checkpoint's own."""
-        if manner not in (None, assistant.manner.chat_format):
+    def __init__(self, assistant: Assistant, prompt_format: str | None = None) -> None:
+        """`prompt_format` None: the checkpoint's own."""
+        if prompt_format not in (None, assistant.prompt_format.chat_format):
             assistant = Assistant(
-                assistant.model, assistant.tokenizer, replace(assistant.manner, chat_format=manner)
+                assistant.model,
+                assistant.tokenizer,
+                replace(assistant.prompt_format, chat_format=prompt_format),
             )
         self.assistant = assistant
         self._pixels: OrderedDict[Image, Float32[np.ndarray, "3 side side"]] = OrderedDict()
 
     @property
-    def manner(self) -> str:
+    def prompt_format(self) -> str:
         """`raw` or `chatml`."""
-        return self.assistant.manner.chat_format
+        return self.assistant.prompt_format.chat_format
 
     def prompt(
         self, content: Content, *, open_with: Sequence[str] = (), numbered: bool = True, seed: int = 0
@@ -70,14 +72,14 @@ class Asker:
         Raises ValueError for a picture that cannot be opened.
         """
         assistant = self.assistant
-        if self.manner == "chatml":
+        if self.prompt_format == "chatml":
             turns = [Turn("user", tuple(markup.segments_of(content)))]
-            turns = markup.number_pictures(turns) if numbered else turns
+            turns = markup.number_images(turns) if numbered else turns
             rendered = markup.render_chat(turns, assistant.tokenizer, self._queries)
         else:
             rendered = markup.render(content, assistant.tokenizer, self._queries)
         if open_with:
-            rendered += markup.control(*open_with, tokenizer=assistant.tokenizer, learned=False)
+            rendered += markup.control(*open_with, tokenizer=assistant.tokenizer, supervised=False)
         return Prompt(ids=rendered.ids, pixels=tuple(map(self._read, rendered.images)), seed=seed)
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
@@ -107,7 +109,7 @@ class Asker:
         if image not in self._pixels:
             size = self.assistant.model.config.vision.image_size
             self._pixels[image] = preprocess(image.source, size)  # type: ignore[arg-type]
-            if len(self._pixels) > PICTURES_KEPT:
+            if len(self._pixels) > IMAGES_KEPT:
                 self._pixels.popitem(last=False)
         self._pixels.move_to_end(image)
         return self._pixels[image]

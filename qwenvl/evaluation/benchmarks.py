@@ -69,7 +69,7 @@ class Benchmark:
     metric: Metric | None
     """None: a judge's (TouchStone)."""
     published: Published
-    manner: Literal["raw", "chatml"] = "raw"
+    prompt_format: Literal["raw", "chatml"] = "raw"
     numbered: bool = False
     """In ChatML, whether pictures are introduced as `Picture k: ` (MME's script does not)."""
     open_with: tuple[str, ...] = ()
@@ -114,10 +114,10 @@ def choose_with_context(sample: Sample) -> list[Segment]:
 def choose(sample: Sample) -> list[Segment]:
     """SEED-Bench: each picture or frame on a line of its own."""
     options = "\n".join(lettered(sample.options))
-    pictures: list[Segment] = []
+    images: list[Segment] = []
     for image in _images(sample):
-        pictures += [image, Text("\n")]
-    return [*pictures, Text(f"Question: {sample.text}\nOptions: {options}\nAnswer:")]
+        images += [image, Text("\n")]
+    return [*images, Text(f"Question: {sample.text}\nOptions: {options}\nAnswer:")]
 
 
 def exam(sample: Sample) -> list[Segment]:
@@ -136,7 +136,7 @@ def talk(sample: Sample) -> list[Segment]:
 
 
 def _images(sample: Sample) -> list[Segment]:
-    return [Image(picture) for picture in sample.pictures]
+    return [Image(image) for image in sample.images]
 
 
 # === Decoding (paper Table 9) ===
@@ -206,7 +206,7 @@ def _dialogue(
 ) -> Benchmark:
     return Benchmark(
         name=name, title=title, table="Table 7", split=split, read=read, ask=yes_or_no if metric else talk,
-        decoding=decoding, metric=metric, published=published, manner="chatml", numbered=metric is None,
+        decoding=decoding, metric=metric, published=published, prompt_format="chatml", numbered=metric is None,
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def _toy(
     return Benchmark(
         name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
         read=toy.toy(kinds, "chatml" if chat else "raw"), ask=ask, decoding=None if choice else TOY, lettered=False,
-        metric=metric, published=Published(None, None), manner="chatml" if chat else "raw", numbered=chat,
+        metric=metric, published=Published(None, None), prompt_format="chatml" if chat else "raw", numbered=chat,
         open_with=("<box>",) if metric is IOU else (),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from qwenvl.evaluation.annotations.sample import Sample, read_json, read_lines
 from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction, write_whole
-from qwenvl.evaluation.scoring import CIDER, MME, Judged, Metric, Score, total
+from qwenvl.evaluation.scoring import CIDER, MME, Metric, Score, ScoredItem, total
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, ToyScores
 from qwenvl.markup import spell
@@ -106,10 +106,10 @@ def score(
             f"the annotations have no answer to question {hidden}: this split is judged by a server. "
             f"{'Write its file with --submission.' if row.submit else 'Use a split with public answers.'}"
         )
-    judged = row.metric.judge(answered, said)
+    scored = row.metric.judge(answered, said)
     notes = row.metric.notes(answered, said) if row.metric.notes and answered else None
-    result = total(row.metric, answered, judged, expected=len(samples), notes=notes)
-    records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, judged, strict=True)]
+    result = total(row.metric, answered, scored, expected=len(samples), notes=notes)
+    records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, scored, strict=True)]
     return _card(row, result, model, shots, predictions), records
 
 
@@ -140,14 +140,14 @@ def _rated(
     """Each rating is an item; a reply that is no rating, or none at all, is counted and never scored."""
     asked = list(judge.inquiries(samples, {name: p.plain for name, p in predictions.items()}))
     by_id = {sample.id: sample for sample in samples}
-    rated: list[tuple[Sample, Judged]] = []
+    rated: list[tuple[Sample, ScoredItem]] = []
     failures = 0
     for inquiry, reply in zip(asked, judge.verdicts(asked, replies), strict=True):
         rating = None if reply is None else touchstone.model_rating(reply)
         if rating is None:
             failures += 1
         else:
-            rated.append((by_id[inquiry.id], Judged(rating, f"{rating:g}")))
+            rated.append((by_id[inquiry.id], ScoredItem(rating, f"{rating:g}")))
     result = total(RATING, [sample for sample, _ in rated], [verdict for _, verdict in rated])
     answered = len({sample.id for sample, _ in rated})
     result = Score(**{**result.__dict__, "n": answered, "expected": len(samples), "failures": failures})
@@ -155,7 +155,7 @@ def _rated(
     return _card(row, result, model, 0, predictions), records
 
 
-def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Judged) -> Record:
+def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: ScoredItem) -> Record:
     return {
         **asdict(prediction),
         "prompt": prediction.prompt or spell(row.ask(sample)),
@@ -165,17 +165,15 @@ def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Jud
         "right": verdict.value >= RIGHT_FROM.get((row.metric or RATING).name, 0.5),
         "truth": " | ".join(dict.fromkeys(sample.answers)),
         "group": sample.group,
-        "pictures": [
-            picture if isinstance(picture, str) else in_base64(picture) for picture in sample.pictures
-        ],
+        "images": [image if isinstance(image, str) else in_base64(image) for image in sample.images],
         "box": sample.box,
         "size": sample.size,
     }
 
 
-def in_base64(picture: bytes) -> str:
+def in_base64(image: bytes) -> str:
     """A picture that came inside the annotations, as `base64:` and its bytes, for the gallery."""
-    return EMBEDDED + base64.b64encode(picture).decode()
+    return EMBEDDED + base64.b64encode(image).decode()
 
 
 def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -> list[Record]:
@@ -232,7 +230,7 @@ def toy_records(scores: ToyScores) -> list[Record]:
     """Predictions of the toy world in the form of scored.jsonl; a picture is `toy:` and its scene's name."""
     return [
         {
-            "id": f"{prediction.pictures[-1]}/{prediction.kind}",
+            "id": f"{prediction.images[-1]}/{prediction.kind}",
             "prompt": prediction.prompt,
             "raw": prediction.raw,
             "plain": prediction.raw,
@@ -243,7 +241,7 @@ def toy_records(scores: ToyScores) -> list[Record]:
             "right": prediction.right,
             "truth": prediction.truth,
             "group": prediction.kind,
-            "pictures": [TOY + name for name in prediction.pictures],
+            "images": [TOY + name for name in prediction.images],
         }
         for prediction in scores.predictions
     ]

@@ -69,13 +69,13 @@ def _features(asker: Asker, samples: Sequence[Sample]) -> Float32[np.ndarray, "s
     """Mean visual token of each sample's first picture, of length 1."""
     model = asker.assistant.model
     size, device = model.config.vision.image_size, model.llm.embed.weight.device
-    if bare := next((sample.id for sample in samples if not sample.pictures), None):
+    if bare := next((sample.id for sample in samples if not sample.images), None):
         raise ValueError(
             f"question {bare} has no picture, so nothing is like it; draw its examples at random."
         )
     parts = []
     for at in range(0, len(samples), AT_ONCE):
-        pixels = [preprocess(sample.pictures[0], size) for sample in samples[at : at + AT_ONCE]]
+        pixels = [preprocess(sample.images[0], size) for sample in samples[at : at + AT_ONCE]]
         parts.append(
             model.encode(torch.from_numpy(np.stack(pixels)).to(device)).float().mean(dim=1).cpu().numpy()
         )

@@ -32,7 +32,7 @@ class Running:
             self._pairs += fresh
             self._take_anew(metric)
         else:
-            for verdict in metric.judge(samples, [said for _, said in fresh]):
+            for verdict in metric.score_items(samples, [said for _, said in fresh]):
                 self._count += 1
                 self._sum += verdict.value
                 self._squares += verdict.value**2
@@ -43,7 +43,7 @@ class Running:
             return
         self._next = GROWTH * len(self._pairs)
         samples = [self._samples[name] for name, _ in self._pairs]
-        score = total(metric, samples, metric.judge(samples, [said for _, said in self._pairs]))
+        score = total(metric, samples, metric.score_items(samples, [said for _, said in self._pairs]))
         self._last = f"{score.value:.2f} +- {(score.high - score.low) / 2:.2f} (of {len(samples)})"
 
     @property

@@ -198,7 +198,7 @@ def _gallery(records: Sequence[Record], ranked: bool) -> str:
         return "".join(_figures(name, chosen) for name, chosen in ends.items())
     parts = []
     for name, wanted in (("Wrong", False), ("Right", True)):
-        chosen = _spread([record for record in records if record.get("right") is wanted])
+        chosen = _evenly_chosen([record for record in records if record.get("right") is wanted])
         if chosen:
             total = sum(record.get("right") is wanted for record in records)
             parts.append(_figures(f"{name}: {len(chosen)} of {total}", chosen))
@@ -209,7 +209,7 @@ def _figures(heading: str, chosen: Sequence[Record]) -> str:
     return f'<h3>{heading}</h3><div class="gallery">{"".join(map(_figure, chosen))}</div>'
 
 
-def _spread(records: Sequence[Record]) -> list[Record]:
+def _evenly_chosen(records: Sequence[Record]) -> list[Record]:
     """Group after group, so that every kind is seen, and each a little further on, so that pictures differ."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -221,29 +221,28 @@ def _spread(records: Sequence[Record]) -> list[Record]:
 def _figure(record: Record) -> str:
     said = record["raw"] or "(nothing)"
     mark, kind = ("right", "Right") if record["right"] else ("wrong", "Wrong")
-    pictures = "".join(
-        _picture(name, record, last=k == len(record["pictures"]) - 1)
-        for k, name in enumerate(record["pictures"])
+    images = "".join(
+        _image(name, record, last=k == len(record["images"]) - 1) for k, name in enumerate(record["images"])
     )
     group = f" ({escape(record['group'])})" if record.get("group") else ""
     asked = record["prompt"].replace("<img></img>", "[picture] ")
     return (
-        f'<figure class="{mark}">{pictures}<figcaption><b>{kind}</b>{group}, {float(record["score"]):.3g}<br>'
+        f'<figure class="{mark}">{images}<figcaption><b>{kind}</b>{group}, {float(record["score"]):.3g}<br>'
         f"{escape(asked[-300:])}<br><b>{escape(said[:400])}</b>"
         f"<br><span class='soft'>truth: {escape(record['truth'][:300])}</span></figcaption></figure>"
     )
 
 
-def _picture(name: str, record: Record, last: bool) -> str:
+def _image(name: str, record: Record, last: bool) -> str:
     try:
-        picture = open_image(_source(name))
+        image = open_image(_source(name))
     except ValueError:
         return "<p class='soft'>(picture not found)</p>"
     boxes: list[Box | Quad] = []
     if last:
         boxes = [part for part in parse(record["raw"]) if isinstance(part, Box | Quad)]
         boxes += _truth(record)
-    shown = sized(picture, THUMBNAIL)
+    shown = sized(image, THUMBNAIL)
     return f'<img alt="" src="{inline(draw_boxes(shown, boxes) if boxes else shown)}">'
 
 
@@ -265,17 +264,17 @@ def _truth(record: Record) -> list[Box | Quad]:
     return [Box(box.x1, box.y1, box.x2, box.y2, label="truth") for box in wanted]
 
 
-def sized(picture: pillow.Image, side: int) -> pillow.Image:
+def sized(image: pillow.Image, side: int) -> pillow.Image:
     """The picture with `side` pixels along its longer side."""
-    factor = side / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    return picture.resize(size, pillow.Resampling.LANCZOS).convert("RGB")
+    factor = side / max(image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image.resize(size, pillow.Resampling.LANCZOS).convert("RGB")
 
 
-def inline(picture: pillow.Image) -> str:
+def inline(image: pillow.Image) -> str:
     """A picture as a data URL."""
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "WEBP", quality=80)
+    image.convert("RGB").save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

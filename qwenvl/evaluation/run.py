@@ -22,7 +22,7 @@ from typing import Any
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
 from qwenvl.evaluation import fewshot
-from qwenvl.evaluation.annotations.sample import Picture, Sample, Source
+from qwenvl.evaluation.annotations.sample import Image, Sample, Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
@@ -85,30 +85,32 @@ def samples_of(job: Job) -> list[Sample]:
 
 
 def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
-    """Prompts and keys; questions whose pictures are not there are left out (see `missing_pictures`)."""
+    """Prompts and keys; questions whose pictures are not there are left out (see `missing_images`)."""
     row = benchmark(job.benchmark)
-    lost = set(missing_pictures(samples))
+    lost = set(missing_images(samples))
     drawn = _examples(job, samples, lost)
     model = _fingerprint(job.checkpoint)
-    manner = f"{model} {row.decoding} {row.manner} {row.open_with} {job.dtype}"
+    prompt_format = f"{model} {row.decoding} {row.prompt_format} {row.open_with} {job.dtype}"
     planned = []
     for sample, examples in zip(samples, drawn, strict=True):
         if sample.id in lost:
             continue  # counted as without an answer at the end
         content = fewshot.with_examples(sample, examples, row.ask)
         digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
-        key = blake2b(json.dumps([manner, spell(content), digests, sample.options]).encode(), digest_size=12)
+        key = blake2b(
+            json.dumps([prompt_format, spell(content), digests, sample.options]).encode(), digest_size=12
+        )
         planned.append(Planned(sample, tuple(content), key.hexdigest()))
     return planned
 
 
-def missing_pictures(samples: Sequence[Sample]) -> dict[str, str]:
+def missing_images(samples: Sequence[Sample]) -> dict[str, str]:
     """Questions with a picture that is no file: id -> its path. Raises ValueError if that is all of them."""
     lost = {
-        sample.id: picture
+        sample.id: image
         for sample in samples
-        for picture in sample.pictures
-        if isinstance(picture, str) and not Path(picture).is_file()
+        for image in sample.images
+        if isinstance(image, str) and not Path(image).is_file()
     }
     if len(lost) == len(samples):
         raise ValueError(
@@ -138,8 +140,8 @@ def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> lis
 
 
 @lru_cache(maxsize=100_000)
-def _digest(picture: Picture) -> str:
-    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+def _digest(image: Image) -> str:
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
     return blake2b(content, digest_size=12).hexdigest()
 
 
@@ -196,7 +198,7 @@ def work(
 
 def _asker(job: Job) -> Asker:
     runtime = Runtime.detect(device=job.device, dtype=job.dtype, seed=0)
-    return Asker(Assistant.load(job.checkpoint, runtime), benchmark(job.benchmark).manner)
+    return Asker(Assistant.load(job.checkpoint, runtime), benchmark(job.benchmark).prompt_format)
 
 
 def _batches(todo: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
@@ -206,8 +208,8 @@ def _batches(todo: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
 
 
 def _length(planned: Planned) -> tuple[int, int]:
-    pictures = sum(isinstance(segment, Image) for segment in planned.content)
-    return pictures, len(spell(planned.content))
+    images = sum(isinstance(segment, Image) for segment in planned.content)
+    return images, len(spell(planned.content))
 
 
 def _asked(

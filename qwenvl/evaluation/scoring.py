@@ -27,7 +27,7 @@ Combine = Literal["pooled", "mean of groups", "sum of groups"]
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredItem:
     """The verdict on one answer."""
 
     value: float
@@ -43,7 +43,7 @@ class Metric:
     """How answers are judged and added up."""
 
     name: str
-    judge: Callable[[Sequence[Sample], Sequence[str]], list[Judged]]
+    score_items: Callable[[Sequence[Sample], Sequence[str]], list[ScoredItem]]
     scale: float = 100
     """Of the printed score: 100 for percent."""
     combine: Combine = "pooled"
@@ -85,7 +85,7 @@ class Score:
 def total(
     metric: Metric,
     samples: Sequence[Sample],
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredItem],
     *,
     expected: int | None = None,
     notes: Mapping[str, float] | None = None,
@@ -96,7 +96,7 @@ def total(
             "no question has an answer, so there is no score; do predictions and questions share ids?"
         )
     groups: dict[str, list[tuple[Sample, float]]] = {}
-    for sample, verdict in zip(samples, judged, strict=True):
+    for sample, verdict in zip(samples, scored, strict=True):
         groups.setdefault(sample.group, []).append((sample, verdict.value))
     parts = (
         list(groups.values())
@@ -113,7 +113,7 @@ def total(
         high=float(high),
         n=len(samples),
         expected=len(samples) if expected is None else expected,
-        failures=sum(verdict.failed for verdict in judged),
+        failures=sum(verdict.failed for verdict in scored),
         groups={
             name: (metric.scale * float(np.mean(_counted(part, metric))), len(part))
             for name, part in groups.items()
@@ -153,26 +153,28 @@ def _combined(means: np.ndarray, metric: Metric) -> np.ndarray:
 # === Metrics ===
 
 
-Judge = Callable[[Sequence[Sample], Sequence[str]], list[Judged]]
+ScoreItems = Callable[[Sequence[Sample], Sequence[str]], list[ScoredItem]]
 
 
-def _each(score: Callable[[str, Sample], float], parse: Callable[[str], str] = str.strip) -> Judge:
+def _each(score: Callable[[str, Sample], float], parse: Callable[[str], str] = str.strip) -> ScoreItems:
     """A judge of answers one by one; an empty answer is a failure and earns nothing."""
 
-    def judge(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+    def score_items(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
         return [
-            Judged(score(answer, sample), parse(answer)) if answer.strip() else Judged(0.0, "", failed=True)
+            ScoredItem(score(answer, sample), parse(answer))
+            if answer.strip()
+            else ScoredItem(0.0, "", failed=True)
             for sample, answer in zip(samples, answers, strict=True)
         ]
 
-    return judge
+    return score_items
 
 
-def _captions(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+def _captions(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
     """CIDEr-D; every caption counts in the corpus, an empty one is a failure of value 0."""
     scores = captions.score(answers, [sample.answers for sample in samples]).cider
     return [
-        Judged(float(value), answer.strip(), failed=not answer.strip())
+        ScoredItem(float(value), answer.strip(), failed=not answer.strip())
         for value, answer in zip(scores, answers, strict=True)
     ]
 
@@ -182,11 +184,11 @@ def _caption_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[st
     return {name: 100 * value for name, value in corpus.items() if name != "CIDEr"}
 
 
-def _boxes(strictly: bool) -> Judge:
+def _boxes(strictly: bool) -> ScoreItems:
     """A judge of first boxes: overlap with the truth of at least one half (the release), or above it (GRIT)."""
 
-    def judge(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
-        judged = []
+    def score_items(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
+        scored = []
         for sample, answer in zip(samples, answers, strict=True):
             if sample.box is None or sample.size is None:
                 raise ValueError(
@@ -195,40 +197,40 @@ def _boxes(strictly: bool) -> Judge:
             verdict = grounding.score(answer, sample.box, *sample.size)
             right = verdict.correct and not (strictly and verdict.iou == grounding.THRESHOLD)
             parsed = "" if verdict.parsed is None else ",".join(f"{value:g}" for value in verdict.parsed)
-            judged.append(Judged(float(right), parsed, failed=verdict.parsed is None))
-        return judged
+            scored.append(ScoredItem(float(right), parsed, failed=verdict.parsed is None))
+        return scored
 
-    return judge
+    return score_items
 
 
-def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
     """The letter that was chosen; an answer that is no letter of an option is a failure."""
-    judged = []
+    scored = []
     for sample, answer in zip(samples, answers, strict=True):
         letter = answer.strip()
         known = len(letter) == 1 and letter in LETTERS[: len(sample.options)]
-        judged.append(
-            Judged(float(known and letter in sample.answers), letter if known else "", failed=not known)
+        scored.append(
+            ScoredItem(float(known and letter in sample.answers), letter if known else "", failed=not known)
         )
-    return judged
+    return scored
 
 
-def _rotations(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+def _rotations(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
     """CircularEval: a question is right if it is right in every rotation of its options that was asked."""
-    judged = _letters(samples, answers)
-    wrong = {rotated_question(s) for s, verdict in zip(samples, judged, strict=True) if not verdict.value}
+    scored = _letters(samples, answers)
+    wrong = {rotated_question(s) for s, verdict in zip(samples, scored, strict=True) if not verdict.value}
     return [
         replace(verdict, value=float(rotated_question(sample) not in wrong))
-        for sample, verdict in zip(samples, judged, strict=True)
+        for sample, verdict in zip(samples, scored, strict=True)
     ]
 
 
 def _rotation_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
     """The release's second number, where the option that most rotations chose counts; and each rotation by itself."""
-    judged = _letters(samples, answers)
+    scored = _letters(samples, answers)
     chosen: dict[str, list[str]] = {}
     truth: dict[str, str] = {}
-    for sample, verdict in zip(samples, judged, strict=True):
+    for sample, verdict in zip(samples, scored, strict=True):
         question = rotated_question(sample)
         chosen.setdefault(question, [])
         truth[question] = option_of(sample, sample.answers[0])
@@ -237,7 +239,7 @@ def _rotation_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[s
     right = [most_chosen(options) == truth[question] for question, options in chosen.items()]
     return {
         "majority of rotations": 100 * float(np.mean(right)),
-        "each rotation by itself": 100 * float(np.mean([verdict.value for verdict in judged])),
+        "each rotation by itself": 100 * float(np.mean([verdict.value for verdict in scored])),
     }
 
 
@@ -256,21 +258,21 @@ def most_chosen(options: Sequence[str]) -> str | None:
     return Counter(options).most_common(1)[0][0] if options else None
 
 
-def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[Judged]:
+def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
     """One for a right answer and one more if the other question about the picture is right too: acc and acc+."""
     labels = [mme.label(answer) for answer in answers]
     right: dict[str, list[bool]] = {}
     for sample, label in zip(samples, labels, strict=True):
-        right.setdefault(picture_of_question(sample), []).append(label == sample.answers[0].lower())
-    judged = []
+        right.setdefault(image_of_question(sample), []).append(label == sample.answers[0].lower())
+    scored = []
     for sample, label in zip(samples, labels, strict=True):
-        pair = right[picture_of_question(sample)]
+        pair = right[image_of_question(sample)]
         value = float(label == sample.answers[0].lower()) + float(len(pair) == 2 and all(pair))
-        judged.append(Judged(value, label, failed=label == "other"))
-    return judged
+        scored.append(ScoredItem(value, label, failed=label == "other"))
+    return scored
 
 
-def picture_of_question(sample: Sample) -> str:
+def image_of_question(sample: Sample) -> str:
     """MME's picture of a question: its id without the number of the question."""
     return sample.id.rsplit("/", 1)[0]
 
@@ -333,4 +335,4 @@ CIRCULAR = Metric(
     itemwise=False,
     notes=_rotation_notes,
 )
-MME = Metric("score", _yes_no, combine="sum of groups", cluster=picture_of_question, itemwise=False)
+MME = Metric("score", _yes_no, combine="sum of groups", cluster=image_of_question, itemwise=False)

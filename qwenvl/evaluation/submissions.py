@@ -29,7 +29,7 @@ def _vqa(samples: Sequence[Sample], answers: Answers, path: Path) -> None:
 
 
 def _vizwiz(samples: Sequence[Sample], answers: Answers, path: Path) -> None:
-    named = [(Path(str(sample.pictures[0])).name, answers[sample.id]) for sample in samples]
+    named = [(Path(str(sample.images[0])).name, answers[sample.id]) for sample in samples]
     _json([{"image": name, "answer": said} for name, said in named], path)
 
 

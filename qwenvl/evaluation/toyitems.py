@@ -67,7 +67,7 @@ class Item:
     """One question about one scene or two; its prompt holds no picture yet."""
 
     kind: str
-    manner: str
+    prompt_format: str
     scenes: tuple[Scene, ...]
     prompt: tuple[Segment, ...]
     answer: tuple[Segment, ...]
@@ -80,45 +80,47 @@ class Item:
 # === What is asked ===
 
 
-def items(scene: Scene, number: int, seed: int, manner: str) -> list[Item]:
+def items(scene: Scene, number: int, seed: int, prompt_format: str) -> list[Item]:
     """The questions about scene `number` of a run. The same arguments give the same questions."""
     dice = Dice(scene.name, "evaluation", seed)
-    asked = [_caption(scene, manner), _find(scene, manner, dice)]
-    asked += _questions(scene, number, manner, dice)
-    asked.append(_grounded(scene, manner) if number % 2 else _ocr(scene, manner))
+    asked = [_caption(scene, prompt_format), _find(scene, prompt_format, dice)]
+    asked += _questions(scene, number, prompt_format, dice)
+    asked.append(_grounded(scene, prompt_format) if number % 2 else _ocr(scene, prompt_format))
     if number % 4 == 0:
         asked += _describe(scene, seed)
     elif number % 4 == 1:
-        asked += _choice(scene, manner, dice)
-    elif number % 4 == 2 and manner == "chatml":
-        asked.append(_two_pictures(scene, number, seed))
+        asked += _choice(scene, prompt_format, dice)
+    elif number % 4 == 2 and prompt_format == "chatml":
+        asked.append(_two_images(scene, number, seed))
     elif number % 4 == 3:
         asked += _few_shot(scene, number, seed)
     return asked
 
 
-def _caption(scene: Scene, manner: str) -> Item:
-    return Item("caption", manner, (scene,), (Text(CAPTION),), (Text(caption(scene)),))
+def _caption(scene: Scene, prompt_format: str) -> Item:
+    return Item("caption", prompt_format, (scene,), (Text(CAPTION),), (Text(caption(scene)),))
 
 
-def _grounded(scene: Scene, manner: str) -> Item:
-    return Item("grounded_caption", manner, (scene,), (Text(GROUNDED_CAPTION),), grounded_caption(scene))
+def _grounded(scene: Scene, prompt_format: str) -> Item:
+    return Item(
+        "grounded_caption", prompt_format, (scene,), (Text(GROUNDED_CAPTION),), grounded_caption(scene)
+    )
 
 
-def _ocr(scene: Scene, manner: str) -> Item:
-    return Item("ocr", manner, (scene,), (Text(OCR),), ocr(scene))
+def _ocr(scene: Scene, prompt_format: str) -> Item:
+    return Item("ocr", prompt_format, (scene,), (Text(OCR),), ocr(scene))
 
 
-def _find(scene: Scene, manner: str, dice: Dice) -> Item:
+def _find(scene: Scene, prompt_format: str, dice: Dice) -> Item:
     thing = dice.pick(scene.items)
     name = refer(scene, thing, dice)
-    if manner == "raw":
-        return Item("refer", manner, (scene,), (Ref(name),), (box(thing),))
+    if prompt_format == "raw":
+        return Item("refer", prompt_format, (scene,), (Ref(name),), (box(thing),))
     request = dice.pick((f"Point to {name}.", f"Find {name}.", f"Where is {name}?"))
-    return Item("refer", manner, (scene,), (Text(request),), (Ref(name), box(thing)))
+    return Item("refer", prompt_format, (scene,), (Text(request),), (Ref(name), box(thing)))
 
 
-def _questions(scene: Scene, number: int, manner: str, dice: Dice) -> Iterator[Item]:
+def _questions(scene: Scene, number: int, prompt_format: str, dice: Dice) -> Iterator[Item]:
     """Two of the kinds that take turns, and reading wherever there is a sign."""
     others = [kind for kind in QUESTIONS if kind != "read"]
     turn = 2 * number % len(others)
@@ -128,13 +130,13 @@ def _questions(scene: Scene, number: int, manner: str, dice: Dice) -> Iterator[I
         question = ASK[kind](scene, dice)
         if question is None:
             continue
-        if manner == "raw":
+        if prompt_format == "raw":
             prompt, answer = f" {question.text} Answer:", f" {question.answer}"
         else:
             prompt, answer = question.text, question.sentence
             if kind == "place":  # "Where is ...?" asks for a box in a chat
                 prompt = prompt.replace("Where is", "In which part of the picture is")
-        yield Item(kind, manner, (scene,), (Text(prompt),), (Text(answer),))
+        yield Item(kind, prompt_format, (scene,), (Text(prompt),), (Text(answer),))
 
 
 def _describe(scene: Scene, seed: int) -> Iterator[Item]:
@@ -142,7 +144,7 @@ def _describe(scene: Scene, seed: int) -> Iterator[Item]:
         yield Item("describe", "raw", (scene,), task.prompt, task.answer)
 
 
-def _choice(scene: Scene, manner: str, dice: Dice) -> Iterator[Item]:
+def _choice(scene: Scene, prompt_format: str, dice: Dice) -> Iterator[Item]:
     """A question of colour or shape with the right answer and three others in random order."""
     kind = dice.pick(tuple(VALUES))
     question = ASK[kind](scene, dice)
@@ -152,13 +154,15 @@ def _choice(scene: Scene, manner: str, dice: Dice) -> Iterator[Item]:
     dice.shuffle(others)
     values = [question.answer, *others[:3]]
     dice.shuffle(values)
-    if manner == "raw":
+    if prompt_format == "raw":
         prompt, options = f" {question.text} Answer:", [f" {value}" for value in values]
     else:
         prompt = question.text
         options = [_in_place_of(question.answer, value, question.sentence) for value in values]
     answer = options[values.index(question.answer)]
-    yield Item("multiple_choice", manner, (scene,), (Text(prompt),), (Text(answer),), options=tuple(options))
+    yield Item(
+        "multiple_choice", prompt_format, (scene,), (Text(prompt),), (Text(answer),), options=tuple(options)
+    )
 
 
 def _in_place_of(answer: str, value: str, sentence: str) -> str:
@@ -166,7 +170,7 @@ def _in_place_of(answer: str, value: str, sentence: str) -> str:
     return sentence.removesuffix(f"{answer}.") + f"{value}."
 
 
-def _two_pictures(scene: Scene, number: int, seed: int) -> Item:
+def _two_images(scene: Scene, number: int, seed: int) -> Item:
     other = scene_of(seed, 10**6 + number, "test")
     question, answer, *_ = chat([scene, other], seed)
     asked = tuple(segment for segment in question.content if not isinstance(segment, Image))
@@ -191,7 +195,7 @@ def _few_shot(scene: Scene, number: int, seed: int) -> Iterator[Item]:
 # === What is right ===
 
 
-def judge(item: Item, answer: Sequence[Segment]) -> dict[str, Count]:
+def score_items(item: Item, answer: Sequence[Segment]) -> dict[str, Count]:
     """Counts of one answer under the names of the table above; a raw reference's opening tag may be left out."""
     right = Count(int(same_text(answer, item.answer)), 1)
     wanted = [segment for segment in item.answer if isinstance(segment, Box | Quad)]
@@ -265,12 +269,12 @@ def _squeezed(text: str) -> str:
 class Blind:
     """The baseline that sees no picture: the most frequent training answer to the same prompt, else to the kind."""
 
-    def __init__(self, seed: int, manner: str, scenes: int = 4000) -> None:
+    def __init__(self, seed: int, prompt_format: str, scenes: int = 4000) -> None:
         """Learns from the questions about so many scenes of the split "train"."""
         by_prompt: dict[tuple[str, str], Counter[tuple[Segment, ...]]] = {}
         by_kind: dict[str, Counter[tuple[Segment, ...]]] = {}
         for number in range(scenes):
-            for item in items(scene_of(seed, number), number, seed, manner):
+            for item in items(scene_of(seed, number), number, seed, prompt_format):
                 by_prompt.setdefault((item.kind, spell(item.prompt)), Counter())[item.answer] += 1
                 by_kind.setdefault(item.kind, Counter())[item.answer] += 1
         self._by_prompt = {key: answers.most_common(1)[0][0] for key, answers in by_prompt.items()}

@@ -19,7 +19,7 @@ from qwenvl.data.synth.toypaint import render
 from qwenvl.data.synth.toyworld import Scene, scene
 from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.metrics import multiple_choice
-from qwenvl.evaluation.toyitems import QUESTIONS, Blind, Count, Item, items, judge
+from qwenvl.evaluation.toyitems import QUESTIONS, Blind, Count, Item, items, score_items
 from qwenvl.markup import Image, Segment, Text, parse, spell
 
 SEED = 1
@@ -45,8 +45,8 @@ class ToyPrediction:
     """One answered question."""
 
     kind: str
-    pictures: tuple[str, ...]
-    """Names of the scenes; `picture_of` paints them."""
+    images: tuple[str, ...]
+    """Names of the scenes; `image_of` paints them."""
     prompt: str
     truth: str
     raw: str
@@ -68,9 +68,9 @@ class ToyPrediction:
 class ToyScores:
     """What a model knows of the toy world."""
 
-    pictures: int
+    images: int
     seed: int
-    manner: str
+    prompt_format: str
     seconds: float
     """Asking and painting, without the blind baseline."""
     predictions: tuple[ToyPrediction, ...]
@@ -96,10 +96,10 @@ class ToyScores:
         """Everything but the predictions, in plain values; shares are in 0..1."""
         return {
             "benchmark": "toyworld",
-            "pictures": self.pictures,
+            "images": self.images,
             "questions_asked": len(self.predictions),
             "seed": self.seed,
-            "manner": self.manner,
+            "prompt_format": self.prompt_format,
             "seconds": round(self.seconds, 1),
             "groups": _plain(self.groups),
             "blind": _plain(self.blind),
@@ -117,55 +117,55 @@ class ToyScores:
 
 def evaluate_toyworld(
     assistant: Assistant,
-    pictures: int = 2000,
+    images: int = 2000,
     *,
     seed: int = SEED,
     batch: int = 64,
-    manner: str | None = None,
+    prompt_format: str | None = None,
     progress: Progress | None = None,
 ) -> ToyScores:
-    """Ask about the first `pictures` scenes of the held-out split.
+    """Ask about the first `images` scenes of the held-out split.
 
-    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them. `manner`:
+    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them. `prompt_format`:
     `chatml` or `raw` (a model before stage 3); None is the checkpoint's own. Some kinds are raw in either.
     """
-    if pictures < 1 or batch < 1:
-        raise ValueError(f"{pictures} pictures in batches of {batch}; expected at least one of each.")
+    if images < 1 or batch < 1:
+        raise ValueError(f"{images} pictures in batches of {batch}; expected at least one of each.")
     start = perf_counter()
-    own = Asker(assistant, manner)
+    own = Asker(assistant, prompt_format)
     asked = [
         item
-        for number in range(pictures)
-        for item in items(scene(seed, number, "test"), number, seed, own.manner)
+        for number in range(images)
+        for item in items(scene(seed, number, "test"), number, seed, own.prompt_format)
     ]
-    askers = {own.manner: own, "raw": own if own.manner == "raw" else Asker(assistant, "raw")}
+    askers = {own.prompt_format: own, "raw": own if own.prompt_format == "raw" else Asker(assistant, "raw")}
     answers: dict[int, str] = {}
     for at in _batches(asked, batch):
         chunk = [asked[index] for index in at]
-        answers.update(zip(at, _answers(askers[chunk[0].manner], chunk), strict=True))
+        answers.update(zip(at, _answers(askers[chunk[0].prompt_format], chunk), strict=True))
         if progress is not None:
             progress(len(answers), len(asked))
-    predictions = tuple(_judged(item, answers[index]) for index, item in enumerate(asked))
+    predictions = tuple(_scored(item, answers[index]) for index, item in enumerate(asked))
     seconds = perf_counter() - start
-    blind = _blind(seed, own.manner)
+    blind = _blind(seed, own.prompt_format)
     return ToyScores(
-        pictures=pictures,
+        images=images,
         seed=seed,
-        manner=own.manner,
+        prompt_format=own.prompt_format,
         seconds=seconds,
         predictions=predictions,
-        blind_kinds=_added(judge(item, blind.answer(item)) for item in asked),
+        blind_kinds=_added(score_items(item, blind.answer(item)) for item in asked),
     )
 
 
 @lru_cache(maxsize=2)
-def _blind(seed: int, manner: str) -> Blind:
+def _blind(seed: int, prompt_format: str) -> Blind:
     """The same for every model, and a second's work."""
-    return Blind(seed, manner)
+    return Blind(seed, prompt_format)
 
 
 @lru_cache(maxsize=512)
-def picture_of(shown: Scene, size: int = 112) -> Image:
+def image_of(shown: Scene, size: int = 112) -> Image:
     """The scene painted, `size` pixels on a side; the same object each time, so that it is encoded once a batch."""
     return Image(render(shown, size))
 
@@ -180,7 +180,7 @@ def _batches(asked: Sequence[Item], batch: int) -> Iterator[list[int]]:
     """Indices of questions that are asked together: alike in manner and length, else in the order of the pictures."""
     groups: dict[tuple[str, bool, bool, int], list[int]] = {}
     for index, item in enumerate(asked):
-        key = item.manner, bool(item.options), item.kind in LONG, len(item.scenes) + len(item.examples)
+        key = item.prompt_format, bool(item.options), item.kind in LONG, len(item.scenes) + len(item.examples)
         groups.setdefault(key, []).append(index)
     for group in groups.values():
         yield from (group[at : at + batch] for at in range(0, len(group), batch))
@@ -201,18 +201,18 @@ def _answers(asker: Asker, chunk: Sequence[Item]) -> list[str]:
 def _content(item: Item) -> list[Segment]:
     content: list[Segment] = []
     for example in item.examples:
-        content += [*map(picture_of, example.scenes), *example.prompt, *example.answer]
-    return [*content, *map(picture_of, item.scenes), *item.prompt]
+        content += [*map(image_of, example.scenes), *example.prompt, *example.answer]
+    return [*content, *map(image_of, item.scenes), *item.prompt]
 
 
-def _judged(item: Item, raw: str) -> ToyPrediction:
+def _scored(item: Item, raw: str) -> ToyPrediction:
     return ToyPrediction(
         kind=item.kind,
-        pictures=tuple(shown.name for shown in item.scenes),
+        images=tuple(shown.name for shown in item.scenes),
         prompt=spell(item.prompt),
         truth=spell(item.answer).strip(),
         raw=raw.strip(),
-        counts=judge(item, parse(raw) or [Text("")]),
+        counts=score_items(item, parse(raw) or [Text("")]),
     )
 
 

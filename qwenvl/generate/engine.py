@@ -113,7 +113,7 @@ def _stream(
     model: QwenVL, prompts: Sequence[Prompt], settings: Settings, grammar: Grammar | None
 ) -> Iterator[Token]:
     rows = [_Row(model, number, prompt, settings, grammar) for number, prompt in enumerate(prompts)]
-    batch = _Batch(model, prompts, room=max(row.room for row in rows))
+    batch = _Batch(model, prompts, max_remaining=max(row.max_remaining for row in rows))
     while True:
         ids, logprobs = _choose(batch.logits(), rows, settings, grammar)
         # The one point where the host waits for the device: both numbers of every row come over together.
@@ -141,7 +141,7 @@ class _Row:
         self, model: QwenVL, number: int, prompt: Prompt, settings: Settings, grammar: Grammar | None
     ) -> None:
         self.number, self.prompt = number, prompt
-        self.room = min(settings.max_new_tokens, longest_row(model) - len(prompt.ids))
+        self.max_remaining = min(settings.max_new_tokens, longest_row(model) - len(prompt.ids))
         self.written: list[int] = []
         self.end: End | None = None
         self.state: State | None = grammar.start(prompt.ids) if grammar else None
@@ -164,7 +164,7 @@ class _Row:
             and stopped(self.written, settings.stop)
         ):
             self.end = "stop"
-        elif len(self.written) >= self.room:
+        elif len(self.written) >= self.max_remaining:
             self.end = "length"
         return Token(self.number, token, logprob, self.end)
 
@@ -172,7 +172,7 @@ class _Row:
 class _Batch:
     """The device's side: the cache and the last hidden state of every row still being written."""
 
-    def __init__(self, model: QwenVL, prompts: Sequence[Prompt], room: int) -> None:
+    def __init__(self, model: QwenVL, prompts: Sequence[Prompt], max_remaining: int) -> None:
         self.model = model
         lengths = [len(prompt.ids) for prompt in prompts]
         self.longest = max(lengths)
@@ -183,7 +183,11 @@ class _Batch:
         self.alpha = torch.tensor([ntk_alpha(length, config) for length in lengths], device=ids.device)
         self.stretched = bool(max(ntk_alpha(length, config) for length in lengths) > 1)
         self.cache = KVCache(
-            config, len(prompts), self.longest + room, device=ids.device, dtype=model.llm.embed.weight.dtype
+            config,
+            len(prompts),
+            self.longest + max_remaining,
+            device=ids.device,
+            dtype=model.llm.embed.weight.dtype,
         )
         hidden = embed(model, ids, prompts)
         hidden = model.llm(
@@ -260,7 +264,7 @@ def _restricted(
         if early[i] and stops:
             scores[i, stops] = -torch.inf
         if grammar is not None and row.state is not None:
-            choice = grammar.choice(row.state, row.room - len(row.written))
+            choice = grammar.choice(row.state, row.max_remaining - len(row.written))
             if choice.only is not None:
                 only = torch.tensor(choice.only, device=scores.device)
                 scores[i] = torch.full_like(scores[i], -torch.inf).index_copy(0, only, logits[i, only])

@@ -102,23 +102,25 @@ class Grammar:
         assert after is not None, f"token {token} is not allowed in {state}"
         return after
 
-    def _choice(self, state: State, room: int) -> Choice:
-        """What may come next when `room` more tokens can be written, this one included."""
+    def _choice(self, state: State, max_remaining: int) -> Choice:
+        """What may come next when `max_remaining` more tokens can be written, this one included."""
         if state.inside in SHAPES:
-            return Choice(self._coordinates(state, room))
+            return Choice(self._coordinates(state, max_remaining))
         if state.inside == "ref":
-            if state.begun and room <= 1:
+            if state.begun and max_remaining <= 1:
                 return Choice((self._closes["ref"],))
             closed = self._closes["ref"] if state.begun else None
             never = [token for token in self._specials if token != closed]
         else:
             never = [*self._never]
             never += [
-                token for token, inside in self._opens.items() if fewest_tokens(State(inside)) > room - 1
+                token
+                for token, inside in self._opens.items()
+                if fewest_tokens(State(inside)) > max_remaining - 1
             ]
         return Choice(None, (*never, *self._completing(state.tail)))
 
-    def _coordinates(self, state: State, room: int) -> tuple[int, ...]:
+    def _coordinates(self, state: State, max_remaining: int) -> tuple[int, ...]:
         """Ids that carry the corners on, or the end tag behind the last; at the end of the room, the short ways."""
         if state.place == len(SHAPES[state.inside]):
             return (self._closes[state.inside],)
@@ -129,7 +131,7 @@ class Grammar:
             for token, text in self._numeric[first]
             if (after := _spell(state, text)) is not None
         ]
-        fitting = tuple(token for token, after in possible if fewest_tokens(after) <= room - 1)
+        fitting = tuple(token for token, after in possible if fewest_tokens(after) <= max_remaining - 1)
         return fitting or tuple(
             token for token, _ in possible
         )  # a prompt may leave a box open and too little room

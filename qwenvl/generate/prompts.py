@@ -14,7 +14,7 @@ from qwenvl.model.vlm import QwenVL, place_images
 LONGEST_ROW = 32_768
 """Tokens of prompt and answer together, where the official table of log-n ends; more if training rows were longer."""
 
-PICTURES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 """Pictures that pass through the vision encoder together, to bound its memory."""
 
 
@@ -44,21 +44,21 @@ def embed(
 ) -> Float[Tensor, "batch tokens hidden"]:
     """Word embeddings with the pictures of the prompts in place; each different picture is encoded once."""
     hidden = model.llm.embed(ids)
-    pixels = [picture for prompt in prompts for picture in prompt.pixels]
+    pixels = [image for prompt in prompts for image in prompt.pixels]
     if not pixels:
         return hidden
     # A shared array is read once: its id leads to the digest of its content, that to its place among the different.
     known: dict[int, bytes] = {}
     contents: dict[bytes, int] = {}
-    for picture in pixels:
-        if id(picture) not in known:
-            known[id(picture)] = blake2b(np.ascontiguousarray(picture).data, digest_size=16).digest()
-    order = [contents.setdefault(known[id(picture)], len(contents)) for picture in pixels]
+    for image in pixels:
+        if id(image) not in known:
+            known[id(image)] = blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+    order = [contents.setdefault(known[id(image)], len(contents)) for image in pixels]
     different = [pixels[order.index(number)] for number in range(len(contents))]
     visual = torch.cat(
         [
-            model.encode(torch.from_numpy(np.stack(different[at : at + PICTURES_AT_ONCE])).to(hidden.device))
-            for at in range(0, len(different), PICTURES_AT_ONCE)
+            model.encode(torch.from_numpy(np.stack(different[at : at + IMAGES_AT_ONCE])).to(hidden.device))
+            for at in range(0, len(different), IMAGES_AT_ONCE)
         ]
     )
     slots = ids == model.config.imgpad_id
@@ -86,10 +86,10 @@ def check(prompt: Prompt, number: int, model: QwenVL) -> None:
             f"prompt {number} has {slots} picture placeholders but {len(prompt.pixels)} pictures; every picture needs "
             f"{queries}. Build ids with markup.render()."
         )
-    for picture in prompt.pixels:
-        if picture.ndim != 3 or picture.shape != (3, *[config.vision.image_size] * 2):
+    for image in prompt.pixels:
+        if image.ndim != 3 or image.shape != (3, *[config.vision.image_size] * 2):
             raise ValueError(
-                f"prompt {number} has a picture of shape {tuple(picture.shape)}; expected "
+                f"prompt {number} has a picture of shape {tuple(image.shape)}; expected "
                 f"(3, {config.vision.image_size}, {config.vision.image_size}). Make it with images.preprocess()."
             )
 

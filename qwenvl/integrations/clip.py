@@ -45,7 +45,7 @@ def load_scorer(checkpoint: str, device: str = "auto") -> Scorer:
     longest = int(getattr(model.config.text_config, "max_position_embeddings", 77))
 
     def score(pairs: Sequence[Pair]) -> list[float]:
-        pixels = np.stack([crop(pair.picture or b"", size) for pair in pairs])
+        pixels = np.stack([crop(pair.image or b"", size) for pair in pairs])
         texts = tokenizer(
             [pair.text for pair in pairs],
             padding=True,
@@ -66,9 +66,9 @@ def _features(found: Any) -> Any:
     return getattr(found, "pooler_output", found)
 
 
-def crop(picture: bytes, size: int) -> np.ndarray:
+def crop(image: bytes, size: int) -> np.ndarray:
     """CLIP's own preprocessing: the short side to `size`, bicubic, and the middle square of it."""
-    shown = open_image(picture)
+    shown = open_image(image)
     scale = size / min(shown.size)
     width, height = max(size, round(shown.width * scale)), max(size, round(shown.height * scale))
     resized = shown.resize((width, height), pillow.Resampling.BICUBIC)

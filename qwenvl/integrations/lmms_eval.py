@@ -50,20 +50,20 @@ class QwenVL(lmms):
         batch_size: int | str = 1,
         device: str = "auto",
         dtype: str = "auto",
-        manner: str | None = None,
+        prompt_format: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """`manner`: `raw` (Appendix B) or `chatml`; None is the checkpoint's own.
+        """`prompt_format`: `raw` (Appendix B) or `chatml`; None is the checkpoint's own.
 
         Raises ValueError for a batch size that is no number: `auto` is not known here.
         """
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}; expected a number from 1.")
-        if manner not in (None, "raw", "chatml"):
-            raise ValueError(f"manner is {manner!r}; expected raw or chatml.")
+        if prompt_format not in (None, "raw", "chatml"):
+            raise ValueError(f"manner is {prompt_format!r}; expected raw or chatml.")
         runtime = Runtime.detect(device=device, dtype=dtype, seed=0)
-        self.asker = Asker(Assistant.load(pretrained, runtime), manner)
+        self.asker = Asker(Assistant.load(pretrained, runtime), prompt_format)
         self.device = runtime.device
         self.batch_size = min(int(batch_size), max_batch_size or int(batch_size))
 
@@ -90,8 +90,8 @@ class QwenVL(lmms):
             same.setdefault((context, number, task, split), []).append(index)
         found: dict[int, tuple[float, bool]] = {}
         for own in same.values():
-            context, _, pictures, *place = requests[own[0]].args
-            prompt = self.asker.prompt(self._content(context, pictures, *place))
+            context, _, images, *place = requests[own[0]].args
+            prompt = self.asker.prompt(self._content(context, images, *place))
             texts = [self._target(*requests[index].args) for index in own]
             (logprobs,) = self.asker.likelihoods([prompt], [texts])
             longest = Decoding(max_new_tokens=max(map(len, logprobs)))
@@ -110,7 +110,7 @@ class QwenVL(lmms):
         self,
         context: str,
         options: Mapping[str, Any],
-        pictures: Callable[[Any], Sequence[Any]],
+        images: Callable[[Any], Sequence[Any]],
         number: int,
         task: str,
         split: str,
@@ -122,7 +122,7 @@ class QwenVL(lmms):
             )
         until = options.get("until") or ()
         return _Asked(
-            content=tuple(self._content(context, pictures, number, task, split)),
+            content=tuple(self._content(context, images, number, task, split)),
             decoding=Decoding(
                 max_new_tokens=options.get("max_new_tokens") or MAX_NEW_TOKENS, sampling=_sampling(options)
             ),
@@ -130,9 +130,9 @@ class QwenVL(lmms):
         )
 
     def _content(
-        self, context: str, pictures: Callable[[Any], Sequence[Any]], number: int, task: str, split: str
+        self, context: str, images: Callable[[Any], Sequence[Any]], number: int, task: str, split: str
     ) -> list[Segment]:
-        shown = pictures(self.task_dict[task][split][number]) or ()
+        shown = images(self.task_dict[task][split][number]) or ()
         return [*map(Image, shown), Text(context.replace("<image>", ""))]
 
     def _target(

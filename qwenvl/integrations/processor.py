@@ -26,7 +26,7 @@ from qwenvl.markup import (
     Ref,
     Rendered,
     Turn,
-    number_pictures,
+    number_images,
     parse,
     render,
     render_chat,
@@ -170,8 +170,8 @@ class QwenVLProcessor(ProcessorMixin):
         rows = [
             text.rendered
             if isinstance(text, Spelled)
-            else render([*map(Image, pictures), text], self.tokenizer.core, self.queries)
-            for text, pictures in zip(texts, own, strict=True)
+            else render([*map(Image, images), text], self.tokenizer.core, self.queries)
+            for text, images in zip(texts, own, strict=True)
         ]
         return self._batch(rows, return_tensors)
 
@@ -201,7 +201,7 @@ class QwenVLProcessor(ProcessorMixin):
             for dialogue in dialogues
         ]
         if not tokenize:
-            spelled = [Spelled.of(self.tokenizer.core.decode(_one_per_picture(row)), row) for row in rows]
+            spelled = [Spelled.of(self.tokenizer.core.decode(_one_per_image(row)), row) for row in rows]
             return spelled if many else spelled[0]
         batch = self._batch(rows, return_tensors)
         return batch if return_dict else batch["input_ids"]
@@ -227,13 +227,13 @@ class QwenVLProcessor(ProcessorMixin):
         if not self.chatml:
             return render([segment for turn in turns for segment in turn.content], core, self.queries)
         rendered = render_chat(
-            number_pictures(turns), core, self.queries, system=system, open_for_answer=opened
+            number_images(turns), core, self.queries, system=system, open_for_answer=opened
         )
         if unfinished:  # the last turn goes on: without its <|im_end|> and newline
             end = 1 + len(core.encode("\n"))
             rendered = Rendered(
                 ids=rendered.ids[:-end],
-                learned=rendered.learned[:-end],
+                loss_mask=rendered.loss_mask[:-end],
                 images=rendered.images,
                 image_starts=rendered.image_starts,
             )
@@ -287,7 +287,7 @@ def _per_text(images: Any, texts: int) -> list[list[Any]]:
     return [list(each) for each in images]
 
 
-def _one_per_picture(row: Rendered) -> list[int]:
+def _one_per_image(row: Rendered) -> list[int]:
     """The ids with the placeholders of each picture left out, for people to read."""
     kept: list[int] = []
     done = 0

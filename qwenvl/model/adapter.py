@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qwenvl.config import AdapterConfig
-from qwenvl.model.vision import interpolate_positions, merge_heads, weigh
+from qwenvl.model.vision import interpolate_positions, merge_heads, sdpa
 
 
 class Adapter(nn.Module):
@@ -56,7 +56,7 @@ class Adapter(nn.Module):
             F.linear(each, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for each, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         )  # (images, heads, queries or patches, head)
-        return self.out(merge_heads(weigh(query, key, value)))
+        return self.out(merge_heads(sdpa(query, key, value)))
 
 
 def sine_cosine_2d(side: int, width: int) -> Float[Tensor, "positions width"]:

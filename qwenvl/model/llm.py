@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from qwenvl.config import LLMConfig
-from qwenvl.model.vision import merge_heads, weigh
+from qwenvl.model.vision import merge_heads, sdpa
 
 LONG_ROW = 1024
 """Rows from this length on are attended to document by document, where no kernel skips what is not seen."""
@@ -48,21 +48,21 @@ class LLM(nn.Module):
         long_context: Float[Tensor, " batch"] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        """Normalised hidden states, ready for `head`; `vlm.Reading` tells what the arguments mean.
+        """Normalised hidden states, ready for `head`; `vlm.ForwardKwargs` tells what the arguments mean.
 
         With `last_only`, that of the last token alone: the last block then reads all tokens but computes one.
         """
         tokens, start = hidden.shape[1], cache.length if cache else 0
         if positions is None:
             positions = torch.arange(start, start + tokens, device=hidden.device)[None]
-        surroundings = Surroundings(
+        context = AttentionContext(
             rotation=rotary_tables(positions, self.config, long_context),
             query_scale=None if long_context is None else log_n_scale(positions, self.config),
             mask=attention_mask(segments, tokens, cache, hidden, last_only=last_only),
             cache=cache,
         )
         for index, block in enumerate(self.blocks, start=1):
-            hidden = block(hidden, surroundings, last_only=last_only and index == len(self.blocks))
+            hidden = block(hidden, context, last_only=last_only and index == len(self.blocks))
         if cache:
             cache.length += tokens
         return self.norm(hidden)
@@ -80,7 +80,7 @@ class Documents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class AttentionContext:
     """What every block is told beside the channels of the tokens; the same in all of them."""
 
     rotation: tuple[Tensor, Tensor]
@@ -103,10 +103,10 @@ class Block(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
-        surroundings: Surroundings,
+        context: AttentionContext,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        attended = self.attention(self.norm_1(hidden), surroundings, last_only)
+        attended = self.attention(self.norm_1(hidden), context, last_only)
         hidden = hidden[:, -attended.shape[1] :] + attended
         return hidden + self.mlp(self.norm_2(hidden))
 
@@ -123,17 +123,17 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
-        surroundings: Surroundings,
+        context: AttentionContext,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
         heads = self.qkv(hidden).unflatten(-1, (-1, 3, self.head_width)).transpose(1, 2)
-        query, key = rotate(heads[..., :2, :], surroundings.rotation).unbind(-2)
+        query, key = rotate(heads[..., :2, :], context.rotation).unbind(-2)
         value = heads[..., 2, :]  # (batch, heads, tokens, head) each
-        if surroundings.query_scale is not None:
-            query = query * surroundings.query_scale.to(query.dtype)
-        if surroundings.cache:
-            key, value = surroundings.cache.extend(self.index, key, value)  # (batch, heads, keys, head)
-        mask = surroundings.mask
+        if context.query_scale is not None:
+            query = query * context.query_scale.to(query.dtype)
+        if context.cache:
+            key, value = context.cache.extend(self.index, key, value)  # (batch, heads, keys, head)
+        mask = context.mask
         if last_only:
             assert not isinstance(mask, Documents), "attention_mask makes a tensor of it"
             query, mask = query[:, :, -1:], None if mask is None else mask[:, :, -1:]
@@ -157,7 +157,7 @@ def attend(
         return flex(query, key, value, block_mask=mask)
     if mask is None and query.shape[2] > 1:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return weigh(query, key, value, mask)
+    return sdpa(query, key, value, mask)
 
 
 def _attend_row(query: Tensor, key: Tensor, value: Tensor, row: int, documents: Spans) -> Tensor:

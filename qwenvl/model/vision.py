@@ -67,10 +67,10 @@ class VisionAttention(nn.Module):
         self, patches: Float[Tensor, "images patches vision_width"]
     ) -> Float[Tensor, "images patches vision_width"]:
         query, key, value = split_heads(self.qkv(patches), self.head_width)
-        return self.out(merge_heads(weigh(query, key, value)))
+        return self.out(merge_heads(sdpa(query, key, value)))
 
 
-def weigh(
+def sdpa(
     query: Float[Tensor, "batch heads tokens head"],
     key: Float[Tensor, "batch heads keys head"],
     value: Float[Tensor, "batch heads keys head"],

@@ -15,7 +15,7 @@ from qwenvl.model.llm import LLM, KVCache
 from qwenvl.model.vision import VisionTransformer
 
 
-class Reading(TypedDict, total=False):
+class ForwardKwargs(TypedDict, total=False):
     """How rows of ids are read; whatever is left out is None."""
 
     positions: Int[Tensor, "batch tokens"] | None
@@ -42,14 +42,14 @@ class QwenVL(nn.Module):
         self,
         ids: Int[Tensor, "batch tokens"],
         pixels: Float[Tensor, "images 3 side side"] | None = None,
-        **reading: Unpack[Reading],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Logits of the next token at every position.
 
         `pixels` are the pictures in row-major order of their slots. Raises ValueError when slots and pictures do not
         match.
         """
-        return self.llm.head(self.hidden(ids, pixels, **reading))
+        return self.llm.head(self.hidden(ids, pixels, **kwargs))
 
     def hidden(
         self,
@@ -57,7 +57,7 @@ class QwenVL(nn.Module):
         pixels: Float[Tensor, "images 3 side side"] | None = None,
         *,
         idle: Float[Tensor, "_ 3 side side"] | None = None,
-        **reading: Unpack[Reading],
+        **kwargs: Unpack[ForwardKwargs],
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Everything before the head, for callers that need the logits of a few positions only.
 
@@ -69,7 +69,7 @@ class QwenVL(nn.Module):
             hidden = hidden + 0.0 * self.encode(idle).sum()
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels)
-        return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **reading)
+        return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **kwargs)
 
     def encode(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
         """Visual tokens of each picture."""

@@ -63,7 +63,7 @@ def checked_batch(fixture: Fixture, case: Case) -> tuple[list[list[int]], Tensor
         if real != [int(start <= place < stop) for place in range(tokens)]:
             raise ValueError(f"the attention mask is not padded on the {case['padding_side']}")
         case.equal("padding", [*recorded[:start], *recorded[stop:]], [pad] * (tokens - length))
-        case.check_pictures(fixture, keys, paths)
+        case.check_images(fixture, keys, paths)
         ids = checked_prompt(fixture, case, recorded[start:stop], keys, prompt)
         rows.append([pad] * start + ids + [pad] * (tokens - stop))
     return rows, mask
@@ -76,7 +76,7 @@ def _check_list(fixture: Fixture, case: Case, elements: Sequence[Mapping[str, An
         turn = markup.Turn("user", tuple(segment for element in elements for segment in _segments(element)))
     except ValueError:  # a box off the grid, or a text with a broken tag
         return
-    (numbered,) = markup.number_pictures([turn])
+    (numbered,) = markup.number_images([turn])
     rendered = markup.render(numbered.content, fixture.tokenizer, fixture.queries)
     case.equal("ids of the list as objects", list(rendered.ids), ids)
 
@@ -98,7 +98,7 @@ def _generate(fixture: Fixture, case: Case) -> None:
     """A greedy answer through the key-value cache: ids, logits of its first steps, margins, text."""
     case.describes("note")
     ids = checked_prompt(fixture, case, case["input_ids"], case["image_keys"], case.get("prompt"))
-    case.check_pictures(fixture, case["image_keys"], case["images"])
+    case.check_images(fixture, case["image_keys"], case["images"])
     alpha = ntk_alpha(len(ids), fixture.config.llm)
     case.equal("ntk_alpha", alpha, case.get("ntk_alpha", alpha))
     prompt = engine.Prompt(ids=tuple(ids), pixels=fixture.arrays(case["images"]))
@@ -131,7 +131,7 @@ def check_answer(
     prompt: engine.Prompt,
     recorded_prompt: Sequence[int],
     generated: list[int],
-    room: int,
+    max_remaining: int,
     stop_words: Sequence[Sequence[int]],
 ) -> list[int]:
     """Our greedy answer, compared with the recorded one; returns ours.
@@ -140,10 +140,10 @@ def check_answer(
     """
     eos = fixture.tokenizer.endoftext
     stops = [tuple(sequence) for sequence in stop_words if list(sequence) != [eos]]
-    settings = engine.Settings(max_new_tokens=room, stop=((eos,), *stops))
+    settings = engine.Settings(max_new_tokens=max_remaining, stop=((eos,), *stops))
     ours = list(engine.generate(fixture.model, [prompt], settings)[0].ids)
     stopped = any(tuple(ours[-len(stop) :]) == stop for stop in stops)
-    expected = [*ours, eos] if stopped and len(ours) < room else ours
+    expected = [*ours, eos] if stopped and len(ours) < max_remaining else ours
     cut = None if generated == expected else _stop_in_prompt(recorded_prompt, ours, stops)
     if cut is not None:
         expected = [*ours[:cut], eos]
@@ -197,19 +197,25 @@ def check_margins(case: Case, logits: Tensor) -> None:
 def _generate_batch(fixture: Fixture, case: Case) -> None:
     """Greedy answers to rows padded on the left; ours pads too, but each row keeps its own positions and stretch."""
     rows, mask = checked_batch(fixture, case)
-    room, eos = case["max_new_tokens"], fixture.tokenizer.endoftext
+    max_remaining, eos = case["max_new_tokens"], fixture.tokenizer.endoftext
     prompts = [
         engine.Prompt(ids=tuple(row[-sum(real) :]), pixels=fixture.arrays(paths))
         for row, real, paths in zip(rows, mask.tolist(), case["images"], strict=True)
     ]
-    answers = engine.generate(fixture.model, prompts, engine.Settings(max_new_tokens=room, stop=((eos,),)))
+    answers = engine.generate(
+        fixture.model, prompts, engine.Settings(max_new_tokens=max_remaining, stop=((eos,),))
+    )
     ours = [list(answer.ids) for answer in answers]
     pixels = fixture.pixels([path for paths in case["images"] for path in paths])
-    padded, logits = _padded_greedy(fixture, rows, mask, pixels, room)
+    padded, logits = _padded_greedy(fixture, rows, mask, pixels, max_remaining)
     recorded = [_until(row, eos) for row in case["generated"]]
     for row, kept in zip(case["generated"], recorded, strict=True):
         case.equal("padding behind an answer", row[len(kept) :], [eos] * (len(row) - len(kept)))
-    if ours != recorded and padded == recorded and _padding_matters(fixture, prompts, mask.shape[1], room):
+    if (
+        ours != recorded
+        and padded == recorded
+        and _padding_matters(fixture, prompts, mask.shape[1], max_remaining)
+    ):
         case.fixed(PADDING_COUNTED)
     else:
         case.equal("generated", ours, recorded)
@@ -221,29 +227,33 @@ def _until(row: Sequence[int], eos: int) -> list[int]:
     return list(row[: row.index(eos) + 1] if eos in row else row)
 
 
-def _padding_matters(fixture: Fixture, prompts: Sequence[engine.Prompt], padded: int, room: int) -> bool:
+def _padding_matters(
+    fixture: Fixture, prompts: Sequence[engine.Prompt], padded: int, max_remaining: int
+) -> bool:
     """Whether a row's stretch, or log-n at one of its positions, is another one in the padded row."""
     config = fixture.config.llm
     lengths = [len(prompt.ids) for prompt in prompts if len(prompt.ids) < padded]
     stretched = any(ntk_alpha(length, config) != ntk_alpha(padded, config) for length in lengths)
-    return stretched or bool(lengths and config.log_n and padded + room > config.sequence_length)
+    return stretched or bool(lengths and config.log_n and padded + max_remaining > config.sequence_length)
 
 
 @torch.no_grad()
 def _padded_greedy(
-    fixture: Fixture, rows: list[list[int]], mask: Tensor, pixels: Tensor | None, room: int
+    fixture: Fixture, rows: list[list[int]], mask: Tensor, pixels: Tensor | None, max_remaining: int
 ) -> tuple[list[list[int]], list[Tensor]]:
     """Greedy answers as the official code pads: positions and stretch are those of the padded row.
 
     Returns the ids of every row up to end-of-text, and its logits, (steps, vocab).
     """
     model, eos, (batch, tokens) = fixture.model, fixture.tokenizer.endoftext, mask.shape
-    cache = KVCache(model.config.llm, batch, tokens + room, device=device_of(model), dtype=torch.float32)
+    cache = KVCache(
+        model.config.llm, batch, tokens + max_remaining, device=device_of(model), dtype=torch.float32
+    )
     alpha = torch.full((batch,), ntk_alpha(tokens, model.config.llm))
     ids, segments = torch.tensor(rows), mask * BRANCHES
     positions = torch.arange(tokens).expand(batch, -1)
     steps: list[Tensor] = []
-    for _ in range(room):
+    for _ in range(max_remaining):
         hidden = model.hidden(
             ids, pixels, positions=positions, segments=segments, cache=cache, long_context=alpha
         )

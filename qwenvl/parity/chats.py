@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl import markup
-from qwenvl.chat import Assistant, Manner, Options
+from qwenvl.chat import Assistant, Options, PromptFormat
 from qwenvl.config import read_json
 from qwenvl.generate import engine
 from qwenvl.parity import official
@@ -74,11 +74,11 @@ def certify_streams(fixture: Fixture, file: Path) -> Iterator[Result]:
 
 def _chat(fixture: Fixture, case: Case, history: History) -> None:
     """Prompt as text and as ids, greedy answer, its text, the history behind it."""
-    system, window, room = case["system"], case["max_window_size"], case["max_new_tokens"]
+    system, window, max_remaining = case["system"], case["max_window_size"], case["max_new_tokens"]
     query, context, response = case["query"], case["context_ids"], case["response"]
     ids, keys = fixture.split_paths(context)
     case.equal("paths in the context", keys, [*map(official.composed, case["image_keys"])])
-    case.check_pictures(fixture, case["image_keys"], case["images"])
+    case.check_images(fixture, case["image_keys"], case["images"])
     raw_text, expected = official_context(fixture, query, history, system, window)
     case.equal("raw_text", raw_text, case["raw_text"])
     case.equal("context_ids", fixture.split_paths(expected, official.SLOTS), (ids, keys))
@@ -87,12 +87,12 @@ def _chat(fixture: Fixture, case: Case, history: History) -> None:
     _check_context(fixture, case, ids, dialogue, system, window)
     stop_words = case["stop_words_ids"]
     text = _check_reply(
-        fixture, case, ids, keys, context, raw_text, case["generated"], room, response, stop_words
+        fixture, case, ids, keys, context, raw_text, case["generated"], max_remaining, response, stop_words
     )
     case.equal("history_after", [*map(list, history), [query, response]], case["history_after"])
     if {*map(tuple, stop_words)} == {(fixture.tokenizer.im_end,), (fixture.tokenizer.im_start,)}:
-        manner = Manner(max_new_tokens=room, max_window=window)
-        _check_front_door(fixture, case, ids, dialogue, text, manner, system)
+        prompt_format = PromptFormat(max_new_tokens=max_remaining, max_window=window)
+        _check_front_door(fixture, case, ids, dialogue, text, prompt_format, system)
 
 
 def _stream(fixture: Fixture, case: Case) -> None:
@@ -102,21 +102,25 @@ def _stream(fixture: Fixture, case: Case) -> None:
     the pieces of the reply. Both are checked to follow from the same ids.
     """
     history, query, generated = case["history"] or [], case["query"], case["generated"]
-    raw_text, context = official_context(fixture, query, history, markup.SYSTEM, Manner().max_window)
+    raw_text, context = official_context(fixture, query, history, markup.SYSTEM, PromptFormat().max_window)
     ids, keys = fixture.split_paths(context, official.SLOTS)
     dialogue = turns_of(query, history)
-    _check_context(fixture, case, ids, dialogue, markup.SYSTEM, Manner().max_window)
+    _check_context(fixture, case, ids, dialogue, markup.SYSTEM, PromptFormat().max_window)
     stops = [[fixture.tokenizer.im_end], [fixture.tokenizer.im_start]]
-    room, response = len(generated), case["final_chat_response"]
-    text = _check_reply(fixture, case, ids, keys, context, raw_text, generated, room, response, stops)
+    max_remaining, response = len(generated), case["final_chat_response"]
+    text = _check_reply(
+        fixture, case, ids, keys, context, raw_text, generated, max_remaining, response, stops
+    )
     shown = [
         official.decode(
             generated[:count], fixture.tokenizer, skip_special=True, keep_image_special=True, errors="ignore"
         )
-        for count in range(1, room + 1)
+        for count in range(1, max_remaining + 1)
     ]
     case.equal("yields", shown, case["yields"])
-    _check_front_door(fixture, case, ids, dialogue, text, Manner(max_new_tokens=room), markup.SYSTEM)
+    _check_front_door(
+        fixture, case, ids, dialogue, text, PromptFormat(max_new_tokens=max_remaining), markup.SYSTEM
+    )
 
 
 def official_context(
@@ -124,8 +128,10 @@ def official_context(
 ) -> tuple[str, list[int]]:
     """Prompt as text and in ids with the released number of slots; the window counts this model's own slots."""
     tokenizer = fixture.tokenizer
-    room = window - 2 - len(fixture.encode(system, official.IMAGE_TAGS)) - len(tokenizer.encode("system"))
-    room -= len(tokenizer.encode("\n"))
+    max_remaining = (
+        window - 2 - len(fixture.encode(system, official.IMAGE_TAGS)) - len(tokenizer.encode("system"))
+    )
+    max_remaining -= len(tokenizer.encode("\n"))
 
     def context(kept: int) -> tuple[str, list[int], int]:
         pairs = history[len(history) - kept :]
@@ -136,7 +142,7 @@ def official_context(
     alone = length
     for kept in range(1, len(history) + 1):
         longer = context(kept)
-        if longer[2] - alone >= room:
+        if longer[2] - alone >= max_remaining:
             break
         text, ids, length = longer
     return text, ids
@@ -184,14 +190,14 @@ def _check_reply(
     context: Sequence[int],
     raw_text: str,
     generated: list[int],
-    room: int,
+    max_remaining: int,
     response: str,
     stop_words: Sequence[Sequence[int]],
 ) -> str:
     """Our answer to the recorded prompt: its ids and its text, which is returned."""
     tokenizer = fixture.tokenizer
     prompt = engine.Prompt(ids=tuple(ids), pixels=fixture.arrays([fixture.source(key) for key in keys]))
-    ours = check_answer(fixture, case, prompt, context, generated, room, stop_words)
+    ours = check_answer(fixture, case, prompt, context, generated, max_remaining, stop_words)
     if "min_top2_margin" in case:
         check_margins(case, step_logits(fixture, prompt, generated)[:-1])
     stops = (tokenizer.im_end, tokenizer.im_start, tokenizer.endoftext)
@@ -216,14 +222,14 @@ def _check_front_door(
     ids: list[int],
     dialogue: Sequence[markup.Turn],
     text: str,
-    manner: Manner,
+    prompt_format: PromptFormat,
     system: str,
 ) -> None:
     """The Assistant gives the same text, whole and in pieces, where it makes the same prompt.
 
     It numbers the pictures itself, so a recorded question without numbers is no prompt of its.
     """
-    assistant = Assistant(fixture.model, fixture.tokenizer, manner)
+    assistant = Assistant(fixture.model, fixture.tokenizer, prompt_format)
     turns, options = _unnumbered(fixture, dialogue), Options(system=system)
     if list(assistant.render(turns, options).ids) == ids:
         case.equal("Assistant.reply", assistant.reply([turns], options)[0].text, text)

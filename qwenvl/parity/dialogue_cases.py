@@ -94,7 +94,7 @@ def sft_preprocess(case: Case) -> None:
         for value in values
     )
     whole, whole_labels = official.sft_preprocess(conversation, tokenizer, None, allowed=official.IMAGE_TAGS)
-    case.defects += ["injected"] * injected + ["cut"] * _inside_picture(ids, whole, tokenizer)
+    case.defects += ["injected"] * injected + ["cut"] * _inside_image(ids, whole, tokenizer)
     typed = [typed_text(value, tokenizer) for value in values]
     if None in typed:
         return
@@ -106,7 +106,7 @@ def sft_preprocess(case: Case) -> None:
     )
     ours = official.official_ids(rendered, tokenizer)
     our_labels = [
-        token if learn else official.IGNORE for token, learn in zip(ours, rendered.learned, strict=True)
+        token if learn else official.IGNORE for token, learn in zip(ours, rendered.loss_mask, strict=True)
     ]
     if case.equal("render_chat", ours, whole) and our_labels != whole_labels:
         for start in rendered.image_starts:
@@ -116,7 +116,7 @@ def sft_preprocess(case: Case) -> None:
     case.equal("learned", our_labels, whole_labels)
 
 
-def _inside_picture(ids: Sequence[int], whole: Sequence[int], tokenizer: Tokenizer) -> bool:
+def _inside_image(ids: Sequence[int], whole: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Whether `ids` end between `<img>` and `</img>`, though the whole dialogue goes on."""
     marks = [token for token in ids if token in (tokenizer.img, tokenizer.img_end)]
     return len(ids) < len(whole) and marks[-1:] == [tokenizer.img]

@@ -163,7 +163,7 @@ class Case:
         if defect not in self._fixes:
             self._fixes.append(defect)
 
-    def check_pictures(self, fixture: "Fixture", keys: Sequence[str], paths: Sequence[str]) -> None:
+    def check_images(self, fixture: "Fixture", keys: Sequence[str], paths: Sequence[str]) -> None:
         """The paths in the prompt stand for the pictures that are recorded with them."""
         known = [fixture.source(key) for key in keys]
         self.equal("pictures behind the paths", known, [fixture.path / path for path in paths])

@@ -303,7 +303,7 @@ def _multiple_choice(data: Record, checks: Checks) -> None:
     for case in data.get("seed_image", ()):
         checks.known(case, f"{record_fields} cc3m_dir")
         _seed_built(
-            case, [choice.seed_picture(case["cc3m_dir"], case["data_id"])], checks("seed_image built", EXACT)
+            case, [choice.seed_image(case["cc3m_dir"], case["data_id"])], checks("seed_image built", EXACT)
         )
     for case in data.get("seed_video", ()):
         checks.known(case, f"{record_fields} segment video frame_indices")

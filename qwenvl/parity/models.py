@@ -122,7 +122,7 @@ def _folder(fixture: Fixture, case: Case) -> None:
 def _vision(fixture: Fixture, case: Case) -> None:
     """Pixels, patches after every step of the encoder, the adapter before and after its norm and projection."""
     case.describes("fp32_vs_fp64_max_abs")
-    case.check_pictures(fixture, case["image_keys"], case["images"])
+    case.check_images(fixture, case["image_keys"], case["images"])
     found = vision_stages(fixture, case["images"])
     if not case.tensors and not case.get("stats"):
         raise ValueError("a vision case without a recorded stage")
@@ -206,7 +206,7 @@ def _forward(fixture: Fixture, case: Case) -> None:
     case.describes("fp32_vs_fp64_max_abs", "kv_cache")
     model, config = fixture.model, fixture.config.llm
     ids = answers.checked_prompt(fixture, case, case["input_ids"], case["image_keys"], case.get("prompt"))
-    case.check_pictures(fixture, case["image_keys"], case["images"])
+    case.check_images(fixture, case["image_keys"], case["images"])
     row, pixels = torch.tensor([ids]), fixture.pixels(case["images"])
     alpha = ntk_alpha(len(ids), config)
     case.equal("ntk_alpha", alpha, case.get("ntk_alpha", alpha))
@@ -286,7 +286,7 @@ def _train(fixture: Fixture, case: Case) -> None:
     case.describes("note")
     model, config = fixture.model, fixture.config
     ids = answers.checked_prompt(fixture, case, case["input_ids"], case["image_keys"], case.get("prompt"))
-    case.check_pictures(fixture, case["image_keys"], case["images"])
+    case.check_images(fixture, case["image_keys"], case["images"])
     parameters = dict(model.named_parameters())
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass rounds four times more
         loss = _loss(model(torch.tensor([ids]), fixture.pixels(case["images"]))[0], case["labels"])

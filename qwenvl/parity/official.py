@@ -43,7 +43,7 @@ def encode(text: str, tokenizer: Tokenizer, allowed: frozenset[str] = frozenset(
     parts = iter(_split(composed(text), allowed))
     for part in parts:
         if part == "<img>" and part in allowed:
-            ids.extend(_picture(_path(parts, allowed), tokenizer))
+            ids.extend(_image(_path(parts, allowed), tokenizer))
         elif part in allowed:
             ids.append(tokenizer.specials[part])
         else:
@@ -70,7 +70,7 @@ def _path(parts: Iterator[str], allowed: frozenset[str]) -> str:
     raise ValueError("Unclosed image token: <img> without </img>.")
 
 
-def _picture(path: str, tokenizer: Tokenizer) -> list[int]:
+def _image(path: str, tokenizer: Tokenizer) -> list[int]:
     name = composed(path).encode()
     if len(name) > SLOTS:
         raise ValueError(f"the path in <img>..</img> has {len(name)} bytes; expected at most {SLOTS}.")
@@ -88,9 +88,9 @@ def official_ids(rendered: Rendered, tokenizer: Tokenizer) -> list[int]:
             raise ValueError(
                 f"a picture is {type(image.source).__name__}; the official scheme knows only paths."
             )
-        if ids[start - 1 : start + SLOTS + 1] != _picture("", tokenizer):
+        if ids[start - 1 : start + SLOTS + 1] != _image("", tokenizer):
             raise ValueError(f"the picture at {start} has not {SLOTS} slots; render with queries={SLOTS}.")
-        ids[start - 1 : start + SLOTS + 1] = _picture(image.source, tokenizer)
+        ids[start - 1 : start + SLOTS + 1] = _image(image.source, tokenizer)
     return ids
 
 
@@ -147,11 +147,11 @@ def _index(ids: Sequence[int], token: int, start: int, missing: str) -> int:
 def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
     """The text of a list of {"image"}, {"text"} or {"box", "ref"} elements; ValueError for any other."""
     text = ""
-    pictures = 0
+    images = 0
     for element in elements:
         if "image" in element:
-            pictures += 1
-            text += f"Picture {pictures}: <img>{_string(element, 'image')}</img>\n"
+            images += 1
+            text += f"Picture {images}: <img>{_string(element, 'image')}</img>\n"
         elif "text" in element:
             text += _string(element, "text")
         elif "box" in element:
@@ -220,7 +220,7 @@ def boxes(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def latest_picture(response: str, history: History | None) -> str | None:
+def latest_image(response: str, history: History | None) -> str | None:
     """The path of the last picture in the questions, or in `response` as if it were one."""
     for question, *_ in reversed([*(history or []), (response, None)]):
         for element in reversed(to_list_format(question or "")):
@@ -231,7 +231,7 @@ def latest_picture(response: str, history: History | None) -> str | None:
 
 def drawing(response: str, history: History | None, width: int, height: int) -> list[list[Any]] | None:
     """What is drawn on the latest picture, in pixels: ["box", corners], ["text", phrase, corner]; None if nothing."""
-    if latest_picture(response, history) is None or not (found := boxes(response)):
+    if latest_image(response, history) is None or not (found := boxes(response)):
         return None
     calls: list[list[Any]] = []
     for item in found:

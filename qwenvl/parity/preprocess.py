@@ -44,20 +44,20 @@ def certify(path: Path) -> Iterator[Result]:
             else "preprocess"
         )
         try:
-            yield _picture(name, case, path.parent, str(fixture.get("pillow", "unknown")))
+            yield _image(name, case, path.parent, str(fixture.get("pillow", "unknown")))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
             yield Result(name, "FAIL", None, None, f"case not understood: {type(error).__name__} {error}")
 
 
-def _picture(name: str, case: Mapping[str, Any], folder: Path, recorded_with: str) -> Result:
+def _image(name: str, case: Mapping[str, Any], folder: Path, recorded_with: str) -> Result:
     """All that is recorded of one picture at one size; what differs is named in the note."""
     if not set(case) >= _NAMED or not set(case) - _NAMED or set(case) - _NAMED - _CHECKED:
         raise ValueError(f"keys {sorted(case)}")
     source = folder / case["file"]
-    picture = images.open_image(source)
-    levels = images.resize(picture, case["image_size"])
+    image = images.open_image(source)
+    levels = images.resize(image, case["image_size"])
     pixels = images.preprocess(source, case["image_size"])
-    wrong = [key for key, same in _exact(case, folder, source, picture, levels) if not same]
+    wrong = [key for key, same in _exact(case, folder, source, image, levels) if not same]
 
     differences = list(_differences(case, pixels))
     spread = float(np.min(case["std"] if "std" in case else pixels.std(axis=(1, 2), ddof=1)))
@@ -72,14 +72,14 @@ def _picture(name: str, case: Mapping[str, Any], folder: Path, recorded_with: st
 
 
 def _exact(
-    case: Mapping[str, Any], folder: Path, source: Path, picture: pillow.Image, levels: np.ndarray
+    case: Mapping[str, Any], folder: Path, source: Path, image: pillow.Image, levels: np.ndarray
 ) -> Iterator[tuple[str, bool]]:
     """What must be equal without tolerance: the picture's own facts and its pixels after the resize."""
     if "mode" in case:
         with pillow.open(source) as header:
             yield "mode", header.mode == case["mode"]
     if "size" in case:
-        yield "size", list(picture.size) == case["size"]
+        yield "size", list(image.size) == case["size"]
     if "u8_sum" in case:
         yield "u8_sum", levels.sum(axis=(0, 1), dtype=np.int64).tolist() == case["u8_sum"]
     if "u8_sha256" in case:

@@ -171,7 +171,7 @@ def from_list_format(case: Case) -> None:
     case.outcome("ids", lambda: official.encode(text, tokenizer), case["ids"])
     case.outcome("round trip", lambda: official.to_list_format(text), case["round_trip"])
     if "ok" in case["ids"] and (objects := _objects(elements)) is not None:
-        (turn,) = markup.number_pictures([Turn("user", objects)])
+        (turn,) = markup.number_images([Turn("user", objects)])
         rendered = markup.render(turn.content, tokenizer, official.SLOTS)
         tagged = official.encode(text, tokenizer, official.IMAGE_TAGS)  # control symbols in a text stay text
         case.equal("render", official.official_ids(rendered, tokenizer), tagged)
@@ -264,10 +264,10 @@ def draw_boxes(case: Case) -> None:
             case.equal("to_pixels, rounded down", min(below) > -1e-6 and max(below) < 1 + 1e-6, True)
 
 
-def latest_picture(case: Case) -> None:
+def latest_image(case: Case) -> None:
     """The picture that a reply is about."""
     case.outcome(
-        "picture", lambda: official.latest_picture(case["response"], case["history"]), _error_or_ok(case)
+        "picture", lambda: official.latest_image(case["response"], case["history"]), _error_or_ok(case)
     )
 
 

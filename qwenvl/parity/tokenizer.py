@@ -56,7 +56,7 @@ KINDS: Mapping[str, Kind] = {
     "to_list_format": _kind(text_cases.to_list_format, "text", "ok error message"),
     "boxes": _kind(text_cases.boxes, "text", "ok error message"),
     "draw_boxes": _kind(text_cases.draw_boxes, "response history width height calls returned"),
-    "latest_picture": _kind(text_cases.latest_picture, "response history", "ok error message"),
+    "latest_picture": _kind(text_cases.latest_image, "response history", "ok error message"),
     "make_context": _kind(
         dialogue_cases.make_context,
         "query history system max_window_size chat_format",

@@ -119,10 +119,10 @@ def finetune(
         )
 
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-        aim = next_token_of(model, tokenizer, stage, document)
+        objective = next_token_of(model, tokenizer, stage, document)
         require_gradients(model, tokenizer, stage, conversations, runtime)
         torch.manual_seed(_dropout_seed(stage, done))
-        return replace(aim, module=learning_part(model))
+        return replace(objective, module=trainable_part(model))
 
     def reseed(model: QwenVL, stage: StageConfig, step: int) -> None:
         torch.manual_seed(_dropout_seed(stage, step))
@@ -145,9 +145,9 @@ def require_gradients(
         raise ValueError(f"nothing is trainable: {', '.join(stage.trains)} hold no parameter that learns.")
     telling = max(conversations, key=lambda each: len(each.images))
     shown = example_of(telling, tokenizer, model.config.adapter.queries)
-    aim = next_token_of(model, tokenizer, stage, lambda _: shown)
+    objective = next_token_of(model, tokenizer, stage, lambda _: shown)
     with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
-        aim.loss(aim.batch([0])).total.backward()
+        objective.loss(objective.batch([0])).total.backward()
     silent = [name for name, parameter in learning.items() if parameter.grad is None]
     model.zero_grad(set_to_none=True)
     if silent:
@@ -158,7 +158,7 @@ def require_gradients(
         )
 
 
-def learning_part(model: nn.Module) -> nn.Module:
+def trainable_part(model: nn.Module) -> nn.Module:
     """The parameters that learn under their own names, shared, and nothing else: what a training state must hold."""
     root = nn.Module()
     for name, parameter in model.named_parameters():
@@ -174,7 +174,7 @@ def learning_part(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def learned_logits(
+def supervised_logits(
     model: QwenVL, tokenizer: Tokenizer, conversations: Sequence[Conversation]
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Logits that predict the learned tokens of each dialogue, float32 on the CPU; the model is left in evaluation."""
@@ -188,8 +188,8 @@ def learned_logits(
             torch.tensor([shown.ids], device=device),
             torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
         )
-        learned = [place for place, label in enumerate(shown.labels) if label != IGNORE]
-        logits.append(model.llm.head(hidden[0, learned]).float().cpu())
+        supervised = [place for place, label in enumerate(shown.labels) if label != IGNORE]
+        logits.append(model.llm.head(hidden[0, supervised]).float().cpu())
     return logits
 
 

@@ -28,37 +28,41 @@ def next_token_flops(
     touched: Collection[str],
     whole: Collection[str],
     length: int,
-    places: float,
-    pictures: float,
-    learned: float,
+    row_tokens: float,
+    images: float,
+    supervised: float,
 ) -> float:
-    """FLOPs of `places` tokens in packed rows of `length`, padding included, with `learned` logits.
+    """FLOPs of `row_tokens` tokens in packed rows of `length`, padding included, with `supervised` logits.
 
     `touched` are the parts in which something learns, `whole` those whose own weights do: LoRA touches a part and
     leaves its weights alone (its own matrices, a percent or two, are not counted). `config` has the stage's size of
     pictures.
     """
     llm, adapter = config.llm, config.adapter.queries
-    total = vision_flops(config, "vision" in touched, "vision" in whole, pictures)
+    total = vision_flops(config, "vision" in touched, "vision" in whole, images)
     below = "vision" in touched
-    patches, hidden = pictures * config.vision.patches, llm.hidden
+    patches, hidden = images * config.vision.patches, llm.hidden
     if config.vision.width != hidden:
         total += 2 * patches * config.vision.width * hidden * _passes("adapter" in whole, below)
     flows = below or "adapter" in touched
-    products = 2 * ((2 * patches + 2 * pictures * adapter) * hidden**2 + pictures * adapter * hidden**2)
+    products = 2 * ((2 * patches + 2 * images * adapter) * hidden**2 + images * adapter * hidden**2)
     total += products * _passes("adapter" in whole, flows)
-    total += 4 * pictures * adapter * config.vision.patches * hidden * (1 + _ATTENTION_BACKWARD * flows)
+    total += 4 * images * adapter * config.vision.patches * hidden * (1 + _ATTENTION_BACKWARD * flows)
     total += (
-        2 * places * llm.layers * (4 * hidden**2 + 3 * hidden * llm.mlp_width) * _passes("llm" in whole, True)
+        2
+        * row_tokens
+        * llm.layers
+        * (4 * hidden**2 + 3 * hidden * llm.mlp_width)
+        * _passes("llm" in whole, True)
     )
-    total += 4 * places * length * hidden * llm.layers * (1 + _ATTENTION_BACKWARD)
-    return total + 2 * learned * hidden * llm.vocab_size * _passes("llm" in whole, True)
+    total += 4 * row_tokens * length * hidden * llm.layers * (1 + _ATTENTION_BACKWARD)
+    return total + 2 * supervised * hidden * llm.vocab_size * _passes("llm" in whole, True)
 
 
-def vision_flops(config: ModelConfig, touched: bool, whole: bool, pictures: float) -> float:
+def vision_flops(config: ModelConfig, touched: bool, whole: bool, images: float) -> float:
     """FLOPs of the ViT alone."""
     vision = config.vision
-    patches = pictures * vision.patches
+    patches = images * vision.patches
     embedding = 2 * patches * 3 * vision.patch_size**2 * vision.width
     blocks = 2 * patches * vision.layers * (4 * vision.width**2 + 2 * vision.width * vision.mlp_width)
     attention = 4 * patches * vision.patches * vision.width * vision.layers

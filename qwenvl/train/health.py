@@ -36,7 +36,12 @@ class Spikes:
     """Watches the loss of every update; behind the opening of a stage, whose documents are others, it begins anew."""
 
     def __init__(self, stage: StageConfig, run_dir: Path, limit: float) -> None:
-        self.stage, self.opening, self.run_dir, self.limit = stage.name, stage.opening_steps, run_dir, limit
+        self.stage, self.curriculum, self.run_dir, self.limit = (
+            stage.name,
+            stage.curriculum_steps,
+            run_dir,
+            limit,
+        )
         self._calm: deque[float] = deque(maxlen=HISTORY)
         self._high = 0
 
@@ -52,7 +57,7 @@ class Spikes:
                 f"stage {self.stage}: the gradient of update {step} is {norm} (loss {loss:.3f}); lower peak_lr and "
                 f"resume from {self.run_dir}."
             )
-        if step == self.opening:
+        if step == self.curriculum:
             self._calm.clear()
         usual = statistics.median(self._calm) if len(self._calm) == HISTORY else math.inf
         self._high = self._high + 1 if loss > self.limit * usual else 0

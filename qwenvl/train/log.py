@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 from qwenvl.train.flops import peak
 from qwenvl.train.show import Shown, sheets, write_sheet
 from qwenvl.train.stages import StageConfig
@@ -35,15 +35,15 @@ class Log:
     """
 
     def __init__(self, run_dir: Path, stage: StageConfig, device: torch.device, *, start: int) -> None:
-        self._writes, self._run_dir = parallel.rank() == 0, run_dir
-        self._bar = _bar(shown=self._writes and not parallel.spoken_for())
+        self._writes, self._run_dir = distributed.rank() == 0, run_dir
+        self._bar = _bar(shown=self._writes and not distributed.spoken_for())
         self._task = self._bar.add_task(
             stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )
         self._loss = self._speed = self._seconds = 0.0
         if self._writes:
             self._open(run_dir, stage, start)
-            self._peak = (peak(device, bfloat16=stage.bfloat16) or 0.0) * parallel.world_size()
+            self._peak = (peak(device, bfloat16=stage.bfloat16) or 0.0) * distributed.world_size()
         self._last = time.perf_counter()
 
     def _open(self, run_dir: Path, stage: StageConfig, start: int) -> None:
@@ -95,11 +95,11 @@ class Log:
             "loss": loss,
             "seconds": round(self._seconds, 3),
             "tokens": int(seen["tokens"]),
-            "pictures": int(seen["pictures"]),
+            "images": int(seen["images"]),
             "grad_norm": norms["all"],
-            "fill": round(seen["tokens"] / seen["places"], 4),
+            "fill": round(seen["tokens"] / seen["row_tokens"], 4),
             "tokens_per_second": round(speed, 1),
-            "pictures_per_second": round(seen["pictures"] / elapsed, 2),
+            "pictures_per_second": round(seen["images"] / elapsed, 2),
             **({"mfu": round(flops / elapsed / self._peak, 4)} if self._peak else {}),
             "losses": {name: mean_loss(seen, f"/{name}") for name in sorted(sources)},
             "norms": {part: norm for part, norm in norms.items() if part != "all"},

@@ -10,14 +10,14 @@ import torch
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
+from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.health import Spikes, Stopped, Stragglers
 from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
-from qwenvl.train.parallel import Team
+from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
 from qwenvl.train.show import show
-from qwenvl.train.spread import SpreadConfig, require_shares, spread_, sync_gradients, whole
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
 
@@ -32,7 +32,7 @@ def train(
     run_dir: Path,
     runtime: Runtime,
     *,
-    spread: SpreadConfig | None = None,
+    parallel: ParallelConfig | None = None,
     watch: Watch | None = None,
     objective: Callable[[QwenVL, Tokenizer, StageConfig], Objective] | None = None,
 ) -> None:
@@ -44,53 +44,55 @@ def train(
     the same weights, bit for bit; on another number of processes, the same but for rounding. Raises ValueError when
     the loss is no longer a number or has run away; `Stopped` after SIGTERM, when the state is saved.
     """
-    spread = spread or SpreadConfig()
-    if watch and spread.cuts:
+    parallel = parallel or ParallelConfig()
+    if watch and parallel.cuts:
         raise ValueError(
             "no process holds the whole model, so none can be shown it; look at the saved model, or set shard = none, "
             "tensor = 1."
         )
-    require_shares(stage, spread, parallel.world_size())
+    require_shares(stage, parallel, distributed.world_size())
     freeze(model, stage.trains)
-    team = Team(spread.tensor, runtime.device)
-    spread_(model, stage, spread, team)
-    aim = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
-    optimizers = make_optimizers(aim.module, stage.optim)
-    learns = [parameter for parameter in aim.module.parameters() if parameter.requires_grad]
-    start = load_state(run_dir / "state", aim.module, optimizers)
-    spikes, stragglers = Spikes(stage, run_dir, spread.spike), Stragglers()
+    dims = ParallelDims(parallel.tensor, runtime.device)
+    parallelize_(model, stage, parallel, dims)
+    objective = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
+    optimizers = make_optimizers(objective.module, stage.optim)
+    trainable = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
+    start = load_state(run_dir / "state", objective.module, optimizers)
+    spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
     model.train()
     with (
         Saver(run_dir / "state") as saver,
         Log(run_dir, stage, runtime.device, start=start) as log,
-        parallel.asked_to_stop() as asked,
+        distributed.asked_to_stop() as asked,
     ):
         for step in range(start, stage.optim.steps):
             began = time.perf_counter()
-            counted, seconds = accumulate_gradients(model, aim, stage, step, runtime, spread, team)
-            seen = team.summed(counted)
-            team.sum_gradients(learns)
-            norms = clip_gradients(aim.module, stage.optim.max_grad_norm, team, count=seen["supervised"])
+            counted, seconds = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
+            seen = dims.summed(counted)
+            dims.sum_gradients(trainable)
+            norms = clip_gradients(
+                objective.module, stage.optim.max_grad_norm, dims, count=seen["supervised"]
+            )
             spikes.see(step, mean_loss(seen), norms["all"])
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            log.step(step, seen, norms=norms, rates=rates(optimizers), flops=aim.flops(seen))
-            stops, last = parallel.anywhere(asked()), step + 1 == stage.optim.steps
+            log.step(step, seen, norms=norms, rates=rates(optimizers), flops=objective.flops(seen))
+            stops, last = distributed.any_rank(asked()), step + 1 == stage.optim.steps
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
-                saver.save(step + 1, aim.module, optimizers)
-            if aim.document and due(step + 1, stage.show_every, stage):
+                saver.save(step + 1, objective.module, optimizers)
+            if objective.document and due(step + 1, stage.show_every, stage):
                 complete = whole(model)  # in the first process
-                if parallel.rank() == 0:
-                    log.show(step + 1, show(complete, tokenizer, stage, aim.document))
-            if watch and parallel.rank() == 0:
+                if distributed.rank() == 0:
+                    log.show(step + 1, show(complete, tokenizer, stage, objective.document))
+            if watch and distributed.rank() == 0:
                 watch(model, stage, step + 1)
             if stops and not last:
                 stop(saver, stage, step + 1, run_dir)
             if stragglers.add(seconds, time.perf_counter() - began):
-                stragglers.compare(team.everyones(stragglers.own), speaks=parallel.rank() == 0)
-            parallel.wait()
+                stragglers.compare(dims.everyones(stragglers.own), speaks=distributed.rank() == 0)
+            distributed.barrier()
     model.eval()
 
 
@@ -101,12 +103,12 @@ def due(done: int, every: int, stage: StageConfig) -> bool:
 
 def accumulate_gradients(
     model: QwenVL,
-    aim: Objective,
+    objective: Objective,
     stage: StageConfig,
     step: int,
     runtime: Runtime,
-    spread: SpreadConfig,
-    team: Team,
+    parallel: ParallelConfig,
+    dims: ParallelDims,
 ) -> tuple[list[dict[str, float]], float]:
     """Forward and backward over the micro-batches of this process; gradients are those of sums.
 
@@ -114,19 +116,19 @@ def accumulate_gradients(
     computing.
     """
     counted, seconds = [], 0.0
-    micro = micro_batches(stage, step, team.data_rank, team.data_size)
+    micro = micro_batches(stage, step, dims.data_rank, dims.data_size)
     for documents in micro:
         began = time.perf_counter()
-        batch = aim.batch(documents)
+        batch = objective.batch(documents)
         seconds += time.perf_counter() - began
-        sync_gradients(model, spread, last=documents is micro[-1])
+        sync_gradients(model, parallel, last=documents is micro[-1])
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
-            loss = aim.loss(batch)
+            loss = objective.loss(batch)
         began = time.perf_counter()
         if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
             loss.total.backward()
         counted.append(loss.counted())
-        seconds += 0.0 if spread.cuts else time.perf_counter() - began
+        seconds += 0.0 if parallel.cuts else time.perf_counter() - began
     return counted, seconds
 
 
@@ -140,11 +142,11 @@ def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) 
 def stop(saver: Saver, stage: StageConfig, step: int, run_dir: Path) -> None:
     """End the run in every process, when its state is saved. Raises `Stopped`."""
     saver.finish()
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         print(
             f"stopped as asked: stage {stage.name} has done {step} of {stage.optim.steps} updates, saved in {run_dir}; "
             "the same command goes on.",
             file=sys.stderr,
         )
-    parallel.wait()
+    distributed.barrier()
     raise Stopped

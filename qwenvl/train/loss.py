@@ -30,13 +30,13 @@ def next_token_nll(
     Logits exist at learned positions only. Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product
     of ever new shapes is slow on a CPU. The words of `head` may be cut over processes (tensor parallelism).
     """
-    learned = (labels.flatten() != IGNORE).nonzero()[:, 0]
-    filling = -len(learned) % LOGIT_BLOCK
-    rows = hidden.flatten(0, 1)[F.pad(learned, (0, filling))]  # (learned, hidden)
-    targets = F.pad(labels.flatten()[learned], (0, filling), value=IGNORE)
+    supervised = (labels.flatten() != IGNORE).nonzero()[:, 0]
+    filling = -len(supervised) % LOGIT_BLOCK
+    rows = hidden.flatten(0, 1)[F.pad(supervised, (0, filling))]  # (learned, hidden)
+    targets = F.pad(labels.flatten()[supervised], (0, filling), value=IGNORE)
     weights = [each for each in head.parameters() if each.requires_grad]
     total, each = _Nll.apply(head, targets, torch.is_grad_enabled(), rows, *weights)
-    return total, each[: len(learned)]
+    return total, each[: len(supervised)]
 
 
 class _Nll(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (K. Jordan, Muon, 2024)."""
@@ -46,14 +46,16 @@ class Muon(torch.optim.Optimizer):
 
 def shared(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Each matrix orthogonalised, by one process for all."""
-    processes = range(parallel.world_size())
+    processes = range(distributed.world_size())
     owners = balanced([min(each.shape) * each.numel() for each in matrices], len(processes))
     found = [
-        orthogonal(each) if owner == parallel.rank() else torch.empty_like(each, dtype=torch.bfloat16)
+        orthogonal(each) if owner == distributed.rank() else torch.empty_like(each, dtype=torch.bfloat16)
         for each, owner in zip(matrices, owners, strict=True)
     ]
     for process in processes:
-        parallel.tell([each for each, owner in zip(found, owners, strict=True) if owner == process], process)
+        distributed.broadcast(
+            [each for each, owner in zip(found, owners, strict=True) if owner == process], process
+        )
     return found
 
 

@@ -24,10 +24,10 @@ from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.data import batches, documents
+from qwenvl.train.distributed import any_rank
 from qwenvl.train.flops import learning, next_token_flops, vision_flops
 from qwenvl.train.loss import next_token_nll
-from qwenvl.train.parallel import anywhere
-from qwenvl.train.reading import batches, documents
 from qwenvl.train.stages import StageConfig
 
 
@@ -41,8 +41,8 @@ class Loss:
     """How many losses were summed."""
     tokens: int
     """Tokens (or patches) read, padding aside."""
-    pictures: int
-    places: int
+    images: int
+    row_tokens: int
     """The same with padding."""
     by_source: Mapping[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
     """Sum and count of the losses of each source of documents."""
@@ -53,8 +53,8 @@ class Loss:
             "loss": self.total.item(),
             "supervised": self.supervised,
             "tokens": self.tokens,
-            "pictures": self.pictures,
-            "places": self.places,
+            "images": self.images,
+            "row_tokens": self.row_tokens,
         }
         for source, (total, supervised) in self.by_source.items():
             found |= {f"loss/{source}": total.item(), f"supervised/{source}": supervised}
@@ -118,9 +118,9 @@ def _next_token_over(
             touched=touched,
             whole=whole,
             length=stage.sequence_length,
-            places=seen["places"],
-            pictures=seen["pictures"],
-            learned=seen["supervised"],
+            row_tokens=seen["row_tokens"],
+            images=seen["images"],
+            supervised=seen["supervised"],
         )
 
     def loss(rows: Rows) -> Loss:
@@ -131,7 +131,7 @@ def _next_token_over(
             for each in (rows.ids, rows.labels, rows.positions, rows.segments)
         )
         size = stage.image_size
-        idle = torch.zeros(1, 3, size, size, device=device) if anywhere(bool(pixels)) and not pixels else None
+        idle = torch.zeros(1, 3, size, size, device=device) if any_rank(bool(pixels)) and not pixels else None
         hidden = model.hidden(
             ids,
             torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
@@ -144,8 +144,8 @@ def _next_token_over(
             total=total,
             supervised=len(each),
             tokens=int((rows.segments > 0).sum()),
-            pictures=len(pixels),
-            places=rows.ids.size,
+            images=len(pixels),
+            row_tokens=rows.ids.size,
             by_source=sums_by_source(each, rows),
         )
 
@@ -215,12 +215,12 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
             total=total + _BOX_WEIGHT * off,
             supervised=patches,
             tokens=patches,
-            pictures=len(pixels),
-            places=patches,
+            images=len(pixels),
+            row_tokens=patches,
         )
 
     def flops(seen: Mapping[str, float]) -> float:
-        return vision_flops(model.config.at(stage.image_size), True, True, seen["pictures"])
+        return vision_flops(model.config.at(stage.image_size), True, True, seen["images"])
 
     module = nn.ModuleDict({"vision": model.vision, "head": head})
     return Objective(module=module, batch=batch, loss=loss, flops=flops)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwenvl.train.distributed import ParallelDims, local
 from qwenvl.train.muon import Muon
-from qwenvl.train.parallel import Team, local
 from qwenvl.train.stages import OptimConfig
 
 _VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
@@ -99,7 +99,7 @@ def rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
     return {part: max(each) for part, each in sorted(by_part.items())} | lowest
 
 
-def clip_gradients(module: nn.Module, limit: float, team: Team, *, count: float) -> dict[str, float]:
+def clip_gradients(module: nn.Module, limit: float, dims: ParallelDims, *, count: float) -> dict[str, float]:
     """The one division, and clipping: gradients of sums become those of the mean over the `count` that was supervised.
 
     Returns the norm of the mean before it is scaled down to `limit`, of `all` and of each part, whoever holds which
@@ -109,7 +109,7 @@ def clip_gradients(module: nn.Module, limit: float, team: Team, *, count: float)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             parts.setdefault(name.split(".")[0], []).append(parameter)
-    norms = {part: norm / max(count, 1) for part, norm in team.norms(parts).items()}
+    norms = {part: norm / max(count, 1) for part, norm in dims.norms(parts).items()}
     whole = math.hypot(*norms.values())
     factor = min(1.0, limit / (whole + 1e-6)) / max(count, 1)
     for parameter in module.parameters():

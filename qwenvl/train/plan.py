@@ -21,7 +21,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
-from qwenvl.train.spread import SpreadConfig, cut_, recompute_
+from qwenvl.train.parallelize import ParallelConfig, checkpoint_activations_, cut_
 from qwenvl.train.stages import StageConfig
 
 Adapt = Callable[[QwenVL], object]
@@ -30,7 +30,7 @@ Adapt = Callable[[QwenVL], object]
 FILL = 0.97
 """Share of a packed row that is not padding, the loader's promise."""
 
-_ALONE = SpreadConfig()
+_ALONE = ParallelConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Assumptions:
     """Share of that peak which is reached."""
     text_tokens: float = 67.0
     """Tokens of a document that are no picture: 67 in stage 1 (500B tokens over 1.5B samples)."""
-    pictures: float = 1.0
+    images: float = 1.0
     """Pictures of a document."""
-    learned_tokens: float | None = None
+    supervised_tokens: float | None = None
     """Of them learned; None: all of the text."""
-    spread: SpreadConfig = field(default_factory=lambda: SpreadConfig(shard="full"))
+    parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(shard="full"))
     """How the model is spread over the GPUs."""
     on_cpu: bool = False
     """A CPU in bfloat16 keeps attention matrices, a GPU does not."""
@@ -62,22 +62,22 @@ class Assumptions:
             or self.memory <= 0
             or self.tflops <= 0
             or self.text_tokens < 1
-            or self.pictures < 0
+            or self.images < 0
         ):
             raise ValueError(
                 f"cannot plan for {self.gpus} GPUs of {self.memory} GB and {self.tflops} TFLOPs at an MFU of "
-                f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.pictures} pictures; expected a GPU "
+                f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.images} pictures; expected a GPU "
                 "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 pictures or more."
             )
-        if self.gpus % self.spread.tensor:
+        if self.gpus % self.parallel.tensor:
             raise ValueError(
-                f"{self.gpus} GPUs with tensor parallelism of {self.spread.tensor}; give a multiple of it as --gpus."
+                f"{self.gpus} GPUs with tensor parallelism of {self.parallel.tensor}; give a multiple of it as --gpus."
             )
 
     @property
     def data(self) -> int:
         """GPUs that read different documents."""
-        return self.gpus // self.spread.tensor
+        return self.gpus // self.parallel.tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,13 @@ class Plan:
     """Of one update."""
     tokens: float
     """Tokens of one update, padding aside."""
-    pictures: float
+    images: float
     seconds: float
     """Of one update at the assumed MFU."""
     steps: int
     rows: int
     """Packed rows of one forward pass."""
-    places: float
+    row_tokens: float
     """Tokens of one update, padding included."""
     limit: float
     """Bytes that one GPU has."""
@@ -117,7 +117,7 @@ class Plan:
     @property
     def fill(self) -> float:
         """Share of the packed rows that is not padding."""
-        return self.tokens / self.places
+        return self.tokens / self.row_tokens
 
     @property
     def days(self) -> float:
@@ -131,79 +131,79 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
     Raises ValueError when a document does not fit a row.
     """
     config = config.at(stage.image_size)
-    document = given.text_tokens + given.pictures * (config.adapter.queries + 2)
+    document = given.text_tokens + given.images * (config.adapter.queries + 2)
     if document > stage.sequence_length:
         raise ValueError(
-            f"a document of {document:.0f} tokens ({given.pictures:g} pictures) does not fit a row of "
-            f"{stage.sequence_length}; lower --text-tokens or --pictures."
+            f"a document of {document:.0f} tokens ({given.images:g} pictures) does not fit a row of "
+            f"{stage.sequence_length}; lower --text-tokens or --images."
         )
     micro = stage.micro_documents
     rows = math.ceil(micro / max(1.0, FILL * stage.sequence_length / document))
-    images = round(micro * given.pictures)
+    images = round(micro * given.images)
     micro_batches = stage.documents // micro
-    spread = given.spread
-    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, spread=spread)
+    parallel = given.parallel
+    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, parallel=parallel)
     model = prepared(config, stage, adapt)
     trainable, frozen = count_parameters(model)
-    learned = micro * (given.text_tokens if given.learned_tokens is None else given.learned_tokens)
+    supervised = micro * (given.text_tokens if given.supervised_tokens is None else given.supervised_tokens)
     touched, whole = learning(model)
     flops = micro_batches * next_token_flops(
         config,
         touched=touched,
         whole=whole,
         length=stage.sequence_length,
-        places=rows * stage.sequence_length,
-        pictures=images,
-        learned=learned,
+        row_tokens=rows * stage.sequence_length,
+        images=images,
+        supervised=supervised,
     )
-    share = prepared(config, stage, adapt, spread)
-    memory = _memory(stage, given, share, kept, math.ceil(learned / LOGIT_BLOCK) * LOGIT_BLOCK)
+    share = prepared(config, stage, adapt, parallel)
+    memory = _memory(stage, given, share, kept, math.ceil(supervised / LOGIT_BLOCK) * LOGIT_BLOCK)
     return Plan(
         trainable=trainable,
         frozen=frozen,
         memory=memory,
         flops=flops,
         tokens=stage.documents * document,
-        pictures=stage.documents * given.pictures,
+        images=stage.documents * given.images,
         seconds=flops / (given.gpus * given.tflops * 1e12 * given.mfu),
         steps=stage.optim.steps,
         rows=rows,
-        places=float(micro_batches * rows * stage.sequence_length),
+        row_tokens=float(micro_batches * rows * stage.sequence_length),
         limit=given.memory * 1e9,
     )
 
 
 def _memory(
-    stage: StageConfig, given: Assumptions, share: QwenVL, kept: float, learned: int
+    stage: StageConfig, given: Assumptions, share: QwenVL, kept: float, supervised: int
 ) -> dict[str, float]:
     """Bytes by kind on one GPU at the end of a forward pass, when gradients of earlier micro-batches are there.
 
     `share` is what it holds of the model under tensor parallelism.
     """
-    spread, cut, head = given.spread, given.spread.shard != "none", share.llm.head.weight
+    parallel, cut, head = given.parallel, given.parallel.shard != "none", share.llm.head.weight
     over = given.data if cut else 1
-    learns = sum(each.numel() for each in share.parameters() if each.requires_grad)
+    trainable = sum(each.numel() for each in share.parameters() if each.requires_grad)
     number = 2.0 if stage.bfloat16 else 4.0  # bytes of what is multiplied
     # Once per chunk: logits, their float32 copy, its gradient; the head's own gradient while it is added up.
-    logits = min(learned, LOGIT_CHUNK) * len(head) * 8.0 + learned * head.shape[1] * 8.0
+    logits = min(supervised, LOGIT_CHUNK) * len(head) * 8.0 + supervised * head.shape[1] * 8.0
     logits += 2.0 * head.numel() * (number if cut else 4.0) * head.requires_grad
-    gradients = 4.0 * learns / (1 if spread.sum_last else over)
+    gradients = 4.0 * trainable / (1 if parallel.reduce_once_per_step else over)
     if stage.documents // (stage.micro_documents * given.data) <= 1:
         # They come as activations go: the larger of the two counts.
         gradients = max(0.0, gradients - kept - logits)
     return {
         "weights": float(sum(each.nbytes for each in share.parameters())) / over,
-        "gathered": number * _gathered(share, spread) if cut else 0.0,
+        "gathered": number * _gathered(share, parallel) if cut else 0.0,
         "gradients": gradients,
-        "optimizer": 8.0 * learns / over,
+        "optimizer": 8.0 * trainable / over,
         "activations": kept,
         "logits": logits,
     }
 
 
-def _gathered(share: QwenVL, spread: SpreadConfig) -> float:
+def _gathered(share: QwenVL, parallel: ParallelConfig) -> float:
     """Numbers that FSDP has put together at a time: all; or embedding and head, and of the blocks this and the next."""
-    if spread.shard == "optimizer":
+    if parallel.shard == "optimizer":
         return float(sum(each.numel() for each in share.parameters()))
     blocks = (share.vision.blocks[0], share.llm.blocks[0])
     block = max(sum(each.numel() for each in block.parameters()) for block in blocks)
@@ -211,12 +211,12 @@ def _gathered(share: QwenVL, spread: SpreadConfig) -> float:
 
 
 def prepared(
-    config: ModelConfig, stage: StageConfig, adapt: Adapt | None = None, spread: SpreadConfig = _ALONE
+    config: ModelConfig, stage: StageConfig, adapt: Adapt | None = None, parallel: ParallelConfig = _ALONE
 ) -> QwenVL:
-    """The model as the loop would hold it, without memory; of matrices that are cut by `spread.tensor` one share."""
+    """The model as the loop would hold it, without memory; of matrices that are cut by `parallel.tensor` one share."""
     with torch.device("meta"):
         model = QwenVL(config)
-        cut_(model, spread.tensor)
+        cut_(model, parallel.tensor)
         if adapt is not None:
             model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU
             adapt(model)
@@ -245,38 +245,56 @@ def activations(
     *,
     on_cpu: bool,
     adapt: Adapt | None = None,
-    spread: SpreadConfig = _ALONE,
+    parallel: ParallelConfig = _ALONE,
 ) -> float:
     """Bytes that autograd keeps of `rows` packed rows with `images` pictures, in the stage's precision; no weights."""
 
-    def with_layers(vision: int, llm: int, *, recompute: bool = spread.recompute) -> float:
+    def with_layers(
+        vision: int, llm: int, *, activation_checkpointing: bool = parallel.activation_checkpointing
+    ) -> float:
         small = replace(
             config,
             vision=replace(config.vision, layers=min(vision, config.vision.layers)),
             llm=replace(config.llm, layers=min(llm, config.llm.layers)),
         )
-        model = prepared(small, stage, adapt, spread)
-        return _kept(model, stage, rows, images, on_cpu=on_cpu, spread=replace(spread, recompute=recompute))
+        model = prepared(small, stage, adapt, parallel)
+        return _kept(
+            model,
+            stage,
+            rows,
+            images,
+            on_cpu=on_cpu,
+            parallel=replace(parallel, activation_checkpointing=activation_checkpointing),
+        )
 
     base = with_layers(2, 2)
     vision, llm = with_layers(3, 2) - base, with_layers(2, 3) - base
     total = base + vision * max(0, config.vision.layers - 2) + llm * max(0, config.llm.layers - 2)
-    if spread.recompute:  # what a block keeps while it is computed again
-        rest = with_layers(2, 2, recompute=False)
-        total += max(with_layers(3, 2, recompute=False) - rest, with_layers(2, 3, recompute=False) - rest)
+    if parallel.activation_checkpointing:  # what a block keeps while it is computed again
+        rest = with_layers(2, 2, activation_checkpointing=False)
+        total += max(
+            with_layers(3, 2, activation_checkpointing=False) - rest,
+            with_layers(2, 3, activation_checkpointing=False) - rest,
+        )
     return total
 
 
 def _kept(
-    model: QwenVL, stage: StageConfig, rows: int, images: int, *, on_cpu: bool, spread: SpreadConfig = _ALONE
+    model: QwenVL,
+    stage: StageConfig,
+    rows: int,
+    images: int,
+    *,
+    on_cpu: bool,
+    parallel: ParallelConfig = _ALONE,
 ) -> float:
     length = stage.sequence_length
-    if spread.shard != "none" and stage.bfloat16:
+    if parallel.shard != "none" and stage.bfloat16:
         model.to(torch.bfloat16)  # as FSDP gathers them: no copies are kept
     with FakeTensorMode():
         _without_values(model)
-        for block in (*model.vision.blocks, *model.llm.blocks) if spread.recompute else ():
-            recompute_(block)
+        for block in (*model.vision.blocks, *model.llm.blocks) if parallel.activation_checkpointing else ():
+            checkpoint_activations_(block)
         pixels = torch.empty(images, 3, stage.image_size, stage.image_size)
         ids = torch.zeros(rows, length, dtype=torch.long)
         masked = on_cpu and length < LONG_ROW  # elsewhere no mask over a whole row exists

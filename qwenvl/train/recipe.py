@@ -30,18 +30,23 @@ import torch
 
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_, look_back_
+from qwenvl.checkpoint.initialise import (
+    init_previous_token_heads_,
+    initialise_,
+    load_openclip_,
+    load_qwen_7b_,
+)
 from qwenvl.config import ModelConfig, from_dict
 from qwenvl.data.synth.toystream import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
+from qwenvl.train.data import require_sources
 from qwenvl.train.log import following
 from qwenvl.train.loop import Watch, train
 from qwenvl.train.objectives import OBJECTIVES, next_token
-from qwenvl.train.reading import require_sources
-from qwenvl.train.spread import SpreadConfig, require_shares, whole
+from qwenvl.train.parallelize import ParallelConfig, require_shares, whole
 from qwenvl.train.stages import StageConfig
 
 NO_STAGES = ("recipe.toml", "data.toml")
@@ -62,8 +67,8 @@ class Recipe:
     """Folder or hub id of the Qwen-7B that the language model and the vocabulary come from; empty: at random."""
     fan_in: bool = False
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
-    look_back: bool = False
-    """Let the first block of the language model begin by reading the tokens before (`look_back_`)."""
+    previous_token_heads: bool = False
+    """Let the first block of the language model begin by reading the tokens before (`init_previous_token_heads_`)."""
     seed: int = 0
     """Seed of the random weights."""
 
@@ -129,7 +134,7 @@ def run_recipe(
     *,
     processes: int = 1,
     scale: float = 1.0,
-    spread: SpreadConfig | None = None,
+    parallel: ParallelConfig | None = None,
     watch: Watch | None = None,
     start: Start | None = None,
 ) -> Path:
@@ -137,23 +142,23 @@ def run_recipe(
 
     `scale` shortens all stages; `watch` sees the model after every update (see `run_stage`).
     """
-    given, spread = start or Start(), spread or SpreadConfig()
+    given, parallel = start or Start(), parallel or ParallelConfig()
     recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
-    order = companions(stages)
+    order = sidecars(stages)
     for stage in stages:  # before days are spent on the stage before
-        require_shares(stage, spread, parallel.joining(processes))
+        require_shares(stage, parallel, distributed.joining(processes))
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
-    parallel.from_first(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
+    distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     models = [model_of(together, run) for together in order]
     left = [
         ([stage.scaled(scale) for stage in together], init)
         for together, init, model in zip(order, [run / "start", *models], models, strict=False)
-        if not parallel.from_first(model.exists)
+        if not distributed.on_rank0(model.exists)
     ]
     for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
-        crew = processes if alone else 1  # companions start processes of their own
-        parallel.run(crew, _run_in_turn, list(jobs), run, runtime, processes, spread, watch)
+        group = processes if alone else 1  # companions start processes of their own
+        distributed.run(group, _run_in_turn, list(jobs), run, runtime, processes, parallel, watch)
     return models[-1]
 
 
@@ -162,11 +167,11 @@ def _run_in_turn(
     run: Path,
     runtime: Runtime,
     processes: int,
-    spread: SpreadConfig,
+    parallel: ParallelConfig,
     watch: Watch | None,
 ) -> None:
     for together, init in jobs:
-        run_companions(together, init, run, runtime, processes=processes, spread=spread, watch=watch)
+        run_parallel_stages(together, init, run, runtime, processes=processes, parallel=parallel, watch=watch)
 
 
 def model_of(stages: Sequence[StageConfig], run: Path) -> Path:
@@ -174,7 +179,7 @@ def model_of(stages: Sequence[StageConfig], run: Path) -> Path:
     return run / (stages[0].name if len(stages) == 1 else number_of(stages[0].name)) / "model"
 
 
-def companions(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
+def sidecars(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
     """The stages in order, those that share a number together.
 
     Raises ValueError when two of them train the same part: one would undo the other.
@@ -206,13 +211,13 @@ def begin(recipe: Recipe, folder: Path, *, vocabulary: str = "") -> None:
     model = QwenVL(config)
     generator = torch.Generator().manual_seed(recipe.seed)
     initialise_(model, generator, std=None if recipe.fan_in else 0.02)
-    if recipe.look_back:
-        look_back_(model.llm)
+    if recipe.previous_token_heads:
+        init_previous_token_heads_(model.llm)
     if recipe.vision:
         load_openclip_(model, recipe.vision)
     if recipe.llm:
         load_qwen_7b_(model, recipe.llm)
-    checkpoint.save(model, folder, companions=words)
+    checkpoint.save(model, folder, sidecars=words)
 
 
 def _shape_and_words(recipe: Recipe, trained: Path, vocabulary: str) -> tuple[ModelConfig, Path]:
@@ -244,7 +249,7 @@ def run_stage(
     runtime: Runtime,
     *,
     processes: int = 1,
-    spread: SpreadConfig | None = None,
+    parallel: ParallelConfig | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Train one stage from the model in `init`, in this many processes, unless its model is there already.
@@ -252,32 +257,32 @@ def run_stage(
     `watch(model, stage, step)` is called after every update (see `train`); with several processes it must be a function
     that can be pickled.
     """
-    _train_stages({run_dir: stage}, init, runtime, processes, spread or SpreadConfig(), watch)
+    _train_stages({run_dir: stage}, init, runtime, processes, parallel or ParallelConfig(), watch)
 
 
-def run_companions(
+def run_parallel_stages(
     stages: Sequence[StageConfig],
     init: Path,
     run: Path,
     runtime: Runtime,
     *,
     processes: int,
-    spread: SpreadConfig,
+    parallel: ParallelConfig,
     watch: Watch | None = None,
 ) -> None:
-    """Train stages that all start from `init`, see `companions`; `model_of` them has what each has learned.
+    """Train stages that all start from `init`, see `sidecars`; `model_of` them has what each has learned.
 
     With two processes, two stages train in one each, at the same time.
     """
     places = {run / stage.name: stage for stage in stages}
     each = processes // len(stages)
-    if each and not spread.cuts:
-        _train_stages(places, init, runtime, each, spread, watch)
+    if each and not parallel.cuts:
+        _train_stages(places, init, runtime, each, parallel, watch)
     else:
         for run_dir, stage in places.items():
-            run_stage(stage, init, run_dir, runtime, processes=processes, spread=spread, watch=watch)
+            run_stage(stage, init, run_dir, runtime, processes=processes, parallel=parallel, watch=watch)
     if len(stages) > 1:
-        parallel.from_first(lambda: _put_together(places, init, model_of(stages, run)))
+        distributed.on_rank0(lambda: _put_together(places, init, model_of(stages, run)))
 
 
 def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) -> None:
@@ -290,7 +295,7 @@ def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) 
         trained = checkpoint.load(run_dir / "model", runtime)
         for part in stage.trains:
             model.get_submodule(part).load_state_dict(trained.get_submodule(part).state_dict())
-    checkpoint.save(model, folder, companions=init)
+    checkpoint.save(model, folder, sidecars=init)
 
 
 def _train_stages(
@@ -298,30 +303,30 @@ def _train_stages(
     init: Path,
     runtime: Runtime,
     processes: int,
-    spread: SpreadConfig,
+    parallel: ParallelConfig,
     watch: Watch | None,
 ) -> None:
     """Train the stages whose model is not there yet, each in its folder with this many processes, side by side."""
     left = {
         run_dir: stage
         for run_dir, stage in stages.items()
-        if not parallel.from_first((run_dir / "model").exists)
+        if not distributed.on_rank0((run_dir / "model").exists)
     }
     for run_dir, stage in left.items():
-        require_shares(stage, spread, parallel.joining(processes))
-        parallel.from_first(partial(_remember, run_dir, {"stage": stage, "spread": spread}))
-    jobs = [(stage, init, run_dir, runtime, spread, watch) for run_dir, stage in left.items()]
+        require_shares(stage, parallel, distributed.joining(processes))
+        distributed.on_rank0(partial(_remember, run_dir, {"stage": stage, "parallel": parallel}))
+    jobs = [(stage, init, run_dir, runtime, parallel, watch) for run_dir, stage in left.items()]
     if len(stages) == 1:
         for job in jobs:
-            parallel.run(processes, _train_stage, *job)
+            distributed.run(processes, _train_stage, *job)
     elif jobs:  # also the last of them, after a kill: in a process of its own, to the same bits
         with following(left) as look:
-            parallel.run_crews([parallel.Crew(processes, _train_stage, job) for job in jobs], look)
+            distributed.launch([distributed.WorkerGroup(processes, _train_stage, job) for job in jobs], look)
     for run_dir in left:
-        parallel.from_first(partial(shutil.rmtree, run_dir / "state"))
+        distributed.on_rank0(partial(shutil.rmtree, run_dir / "state"))
 
 
-def _remember(run_dir: Path, values: Mapping[str, StageConfig | SpreadConfig]) -> None:
+def _remember(run_dir: Path, values: Mapping[str, StageConfig | ParallelConfig]) -> None:
     """Write the resolved values beside the run, a file each."""
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, value in values.items():
@@ -333,10 +338,10 @@ def _train_stage(
     init: Path,
     run_dir: Path,
     runtime: Runtime,
-    spread: SpreadConfig,
+    parallel: ParallelConfig,
     watch: Watch | None,
 ) -> None:
-    runtime = dataclasses.replace(runtime, device=parallel.own_device(runtime.device))
+    runtime = dataclasses.replace(runtime, device=distributed.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
     # who asks the model, while it learns too, shows it pictures of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
@@ -347,15 +352,15 @@ def _train_stage(
         stage,
         run_dir,
         runtime,
-        spread=spread,
+        parallel=parallel,
         watch=watch,
         objective=objective,
     )
     trained = whole(model)
-    parallel.from_first(lambda: _write(trained, run_dir / "model", init, stage))
+    distributed.on_rank0(lambda: _write(trained, run_dir / "model", init, stage))
 
 
 def _write(model: QwenVL, folder: Path, init: Path, stage: StageConfig) -> None:
-    checkpoint.save(model, folder, companions=init)
+    checkpoint.save(model, folder, sidecars=init)
     if stage.chat:
         checkpoint.ask_in_chatml(folder)

@@ -52,11 +52,11 @@ class Shown:
         """The picture with the boxes that were answered and, labelled so, those that were expected."""
         if self.image is None:
             return None
-        picture = open_image(self.image.source)  # type: ignore[arg-type]
-        scale = _CARD / picture.width
-        picture = picture.resize((_CARD, max(1, min(round(picture.height * scale), 2 * _CARD))))
+        image = open_image(self.image.source)  # type: ignore[arg-type]
+        scale = _CARD / image.width
+        image = image.resize((_CARD, max(1, min(round(image.height * scale), 2 * _CARD))))
         wanted = [replace(each, label="expected") for each in _shapes(self.expected)]
-        return draw_boxes(picture, [*wanted, *_shapes(self.answered)])
+        return draw_boxes(image, [*wanted, *_shapes(self.answered)])
 
 
 def show(
@@ -103,10 +103,10 @@ def _question(example: Example, tokenizer: Tokenizer) -> tuple[tuple[int, ...], 
     """Ids before the longest learned answer, as its branch sees them, and the answer."""
     spans = [
         [place for place, _ in group]
-        for (learned, _), group in groupby(
+        for (supervised, _), group in groupby(
             enumerate(example.labels), key=lambda each: (each[1] != IGNORE, example.branches[each[0]])
         )
-        if learned
+        if supervised
     ]
     telling = max(
         spans, key=lambda span: sum(example.labels[place] not in tokenizer.special_ids for place in span)
@@ -155,11 +155,11 @@ def write_sheet(folder: Path, step: int, shown: Sequence[Shown]) -> Path:
 
 
 def _card(shown: Shown) -> pillow.Image:
-    picture = shown.drawn()
-    top = picture.height if picture else 0
+    image = shown.drawn()
+    top = image.height if image else 0
     card = pillow.new("RGB", (_CARD, top + _LINES * _LINE + 8), "white")
-    if picture:
-        card.paste(picture, (0, 0))
+    if image:
+        card.paste(image, (0, 0))
     font = ImageFont.load_default(13)
     said = {"asked": shown.asked, "answered": shown.answered, "expected": shown.expected}
     lines = [

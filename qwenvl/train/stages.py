@@ -75,9 +75,9 @@ class StageConfig:
     """`isolated`: documents of a row do not see each other; `interleaved`: a row is one document."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of each source of the toy world."""
-    opening: dict[str, float] = field(default_factory=dict)
-    """The same in the first `opening_steps` updates: what is easy comes before what stands on it."""
-    opening_steps: int = 0
+    curriculum: dict[str, float] = field(default_factory=dict)
+    """The same in the first `curriculum_steps` updates: what is easy comes before what stands on it."""
+    curriculum_steps: int = 0
     """Updates before `mixture` begins."""
     data: tuple[SourceConfig, ...] = ()
     """Sources of real documents, beside those of the toy world; their weights share one scale."""
@@ -91,8 +91,8 @@ class StageConfig:
     """Documents packed together: more leave less of the rows empty. 0 packs each micro-batch by itself."""
     workers: int = 0
     """Processes per rank that read and decode ahead; they change nothing but the speed. 0 reads in the rank itself."""
-    fast_pictures: bool = False
-    """Decode and resize twice as fast, off by a level in three values of a thousand (`data.stream.pictures`)."""
+    fast_images: bool = False
+    """Decode and resize twice as fast, off by a level in three values of a thousand (`data.stream.images`)."""
     bfloat16: bool = True
     """Compute matrix products in bfloat16; weights and sums stay float32."""
     seed: int = 0
@@ -111,9 +111,9 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
                 )
-        if bool(self.opening) != (self.opening_steps > 0):
+        if bool(self.curriculum) != (self.curriculum_steps > 0):
             raise ValueError(
-                f"stage {self.name} has opening_steps = {self.opening_steps} and opening = {self.opening}; give both, "
+                f"stage {self.name} has curriculum_steps = {self.curriculum_steps} and opening = {self.curriculum}; give both, "
                 "a number of updates and what they read, or neither."
             )
         unknown = [part for part in self.trains if part not in PARTS]
@@ -157,7 +157,7 @@ class StageConfig:
         warmup = min(steps, round(self.optim.warmup_steps * factor))
         return dataclasses.replace(
             self,
-            opening_steps=self.opening_steps and max(1, round(self.opening_steps * factor)),
+            curriculum_steps=self.curriculum_steps and max(1, round(self.curriculum_steps * factor)),
             optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup),
         )
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from qwenvl.config import read_json
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -58,7 +58,7 @@ class Saver:
         self.finish()
         target = self.folder / f"step-{step:06}"
         unfinished = self.folder / f".{target.name}-unfinished"
-        parallel.from_first(lambda: self._begin(unfinished, step))
+        distributed.on_rank0(lambda: self._begin(unfinished, step))
         self._published.clear()
         saving = dcp.async_save(
             dict(_tensors(module, optimizers)),
@@ -91,7 +91,7 @@ class Saver:
     def _publish(self, done: "Future[Any]", unfinished: Path, target: Path) -> None:
         """In process 0, which is told when all have written: give the folder its name and drop older ones."""
         try:
-            if parallel.rank() == 0 and done.exception() is None:
+            if distributed.rank() == 0 and done.exception() is None:
                 older = [state for state in saved_states(self.folder) if state != target]
                 if not target.exists():  # a resumed run may save the very state that it started from
                     unfinished.rename(target)
@@ -108,13 +108,13 @@ def load_state(folder: Path, module: nn.Module, optimizers: Optimizers) -> int:
     It may have been saved by any number of processes that shared the weights in any way. Raises ValueError when other
     parameters learn than those that were saved.
     """
-    newest = parallel.from_first(lambda: next(reversed(saved_states(folder)), None))
+    newest = distributed.on_rank0(lambda: next(reversed(saved_states(folder)), None))
     if newest is None:
         return 0
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     reader = HuggingFaceStorageReader(str(newest))
     stored = reader.read_metadata().state_dict_metadata
-    places = dict(_learned(module))
+    places = dict(_trainable(module))
     if missing := sorted(name for name in places if f"weights.{name}" not in stored):
         raise ValueError(
             f"{newest} holds no {missing[0]}: it is of a run that trained something else; give another folder."
@@ -135,14 +135,14 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def _tensors(module: nn.Module, optimizers: Optimizers) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in _learned(module):
+    for name, parameter in _trainable(module):
         yield f"weights.{name}", parameter.detach()
     for optimizer, name, parameter in _parameters(optimizers):
         for key, value in optimizer.state[parameter].items():
             yield f"moments.{key}.{name}", value.detach()
 
 
-def _learned(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return (each for each in module.named_parameters() if each[1].requires_grad)
 
 

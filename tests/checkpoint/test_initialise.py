@@ -14,7 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from qwenvl import presets
-from qwenvl.checkpoint.initialise import LOOK_BACK, initialise_, load_openclip_, load_qwen_7b_, look_back_
+from qwenvl.checkpoint.initialise import (
+    PREVIOUS_TOKEN_HEADS,
+    init_previous_token_heads_,
+    initialise_,
+    load_openclip_,
+    load_qwen_7b_,
+)
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.llm import rotary_tables, rotate
 from qwenvl.model.vlm import QwenVL
@@ -338,8 +344,8 @@ def test_a_narrow_adapter_begins_by_looking_near_its_own_place():
     own_row = (torch.arange(side**2) // side + 0.5) / side
     assert ((weights @ columns) - own_column).abs().max() < 0.05
     assert ((weights @ rows) - own_row).abs().max() < 0.05
-    spread = (weights * ((columns - own_column[:, None]) ** 2 + (rows - own_row[:, None]) ** 2)).sum(-1)
-    assert spread.max() ** 0.5 < 1 / side
+    parallel = (weights * ((columns - own_column[:, None]) ** 2 + (rows - own_row[:, None]) ** 2)).sum(-1)
+    assert parallel.max() ** 0.5 < 1 / side
 
 
 @pytest.mark.parametrize("heads", [4, 2, 8])
@@ -350,7 +356,7 @@ def test_the_first_block_begins_by_looking_back(heads):
     model = QwenVL(dataclasses.replace(narrow, llm=dataclasses.replace(narrow.llm, heads=heads)))
     initialise_(model, generator, std=None)
     others = model.llm.blocks[0].attention.qkv.weight.clone()
-    look_back_(model.llm)
+    init_previous_token_heads_(model.llm)
     config, attention = model.llm.config, model.llm.blocks[0].attention
     tokens = 60
     text = torch.randn(1, tokens, config.hidden, generator=generator)
@@ -361,7 +367,7 @@ def test_the_first_block_begins_by_looking_back(heads):
     causal = torch.full((tokens, tokens), -torch.inf).triu(1)
     weights = (scores + causal).softmax(dim=-1)[0, :, 8:]  # (heads, queries, keys), behind the start
     at = torch.arange(8, tokens)
-    for head, distance in enumerate(LOOK_BACK[:heads]):
+    for head, distance in enumerate(PREVIOUS_TOKEN_HEADS[:heads]):
         seen = weights[head, range(len(at)), at - distance]
         assert seen.mean() > 0.5 and (seen == weights[head].amax(dim=-1)).float().mean() > 0.9, distance
     unchanged = attention.qkv.weight.unflatten(0, (heads, 3, -1))

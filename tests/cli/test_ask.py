@@ -82,9 +82,9 @@ def test_json_has_everything(run: Run, prompts: list[str], tmp_path: Path):
         and answer["tokens"] > 20
     )
     (box,) = answer["boxes"]
-    with pillow.open(A) as picture, pillow.open(drawn) as copy:
-        width, height = picture.size
-        assert copy.size == picture.size and copy.format == "PNG"
+    with pillow.open(A) as image, pillow.open(drawn) as copy:
+        width, height = image.size
+        assert copy.size == image.size and copy.format == "PNG"
     assert box.pop("pixels") == pytest.approx(
         [width * 0.1, height * 0.2, width * 0.3, height * 0.4], abs=0.01
     )
@@ -93,7 +93,7 @@ def test_json_has_everything(run: Run, prompts: list[str], tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.png"]
 
 
-def test_several_pictures_and_none(run: Run, prompts: list[str]):
+def test_several_images_and_none(run: Run, prompts: list[str]):
     assert run("ask", FOLDER, A, B, "Compare.")[0] == 0
     assert run("ask", FOLDER, "Hello")[0] == 0
     assert "Picture 1: <img>...</img>\nPicture 2: <img>...</img>\nCompare.<|im_end|>" in prompts[0]
@@ -128,13 +128,13 @@ def test_bad_input_is_one_sentence_and_status_2(run: Run, words: tuple[object, .
 
 
 @pytest.mark.parametrize("name", ["answer", "answer.txt", "no/such/folder/answer.png"])
-def test_a_picture_that_cannot_be_written(run: Run, prompts: list[str], tmp_path: Path, name: str):
+def test_an_image_that_cannot_be_written(run: Run, prompts: list[str], tmp_path: Path, name: str):
     status, out, err = run("ask", FOLDER, A, "Where?", "--out", tmp_path / name)
     assert status == 2 and out == "" and name in sentence(err)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_half_picture(
+def test_a_full_disk_leaves_no_half_image(
     run: Run, prompts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def full(self: pillow.Image, file: io.BufferedWriter, **_: object) -> None:
@@ -188,7 +188,7 @@ def test_a_line_is_text_whatever_it_spells(run: Run, prompts: list[str]):
     [("/imgae x.png", "there is no command /imgae"), ("/etc/passwd?", ""), ("What? /quit", "")],
 )
 def test_a_command_that_is_none(
-    run: Run, prompts: list[str], monkeypatch: pytest.MonkeyPatch, line: str, told: str
+    run: Run, prompts: list[str], monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ):
     """Typed, a word behind a slash is meant as a command; a path, or a line that is piped in, is a question."""
     assert run("chat", FOLDER, lines=line)[0] == 0 and line in prompts[0]
@@ -197,7 +197,7 @@ def test_a_command_that_is_none(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     session = Assistant.load(FOLDER).session()
     assert chat_command._talk(session, [], typed=True) == 0
-    assert len(prompts) == (1 if told else 2)
+    assert len(prompts) == (1 if message else 2)
 
 
 def test_as_a_person_would_type_it(qwenvl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path):

@@ -117,7 +117,7 @@ def test_two_word_commands_run_and_their_group_lists_them(
 
 
 def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
-    def weigh(pictures: tuple[Path, ...], /, *, out: Path | None = None, json: bool = False) -> None:
+    def weigh(images: tuple[Path, ...], /, *, out: Path | None = None, json: bool = False) -> None:
         """Weigh pictures."""
 
     install(weigh)
@@ -141,8 +141,8 @@ def test_a_list_in_the_middle(install: Install, capsys: pytest.CaptureFixture[st
         Args:
             words: What to weigh.
         """
-        checkpoint, *pictures, question = words
-        print(checkpoint, pictures, question, json)
+        checkpoint, *images, question = words
+        print(checkpoint, images, question, json)
 
     install(weigh)
     assert cli.main(["weigh", "tiny", "a.png", "b.png", "how heavy?", "--json"]) == 0

@@ -40,8 +40,8 @@ def test_clean_then_read_then_mix_then_inspect(raw: Path, run: Run, tmp_path: Pa
         tmp_path / name for name in ("clean", "captions.jsonl", "mix.jsonl", "page.html")
     )
     options = ("--preset", "coyo", "--change", 'languages=["en","zh"]', "--aside", "all", "--source", "CC3M")
-    told = run("data", "clean", raw, clean, *options)
-    assert "CC3M" in told and "clip score" in told and "the paper keeps 28% of Coyo" in told
+    message = run("data", "clean", raw, clean, *options)
+    assert "CC3M" in message and "clip score" in message and "the paper keeps 28% of Coyo" in message
     again = json.loads(run("data", "clean", raw, clean, *options, "--json"))
     assert again["total"]["read"] == 120 and again == json.loads((clean / "statistics.json").read_text())
 
@@ -63,11 +63,11 @@ def test_clean_then_read_then_mix_then_inspect(raw: Path, run: Run, tmp_path: Pa
 
 def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -> None:
     pillow.new("RGB", (200, 100), "white").save(tmp_path / "1.png")
-    picture = Image(str(tmp_path / "1.png"))
+    image = Image(str(tmp_path / "1.png"))
     records = [
-        GroundedCaption(image=picture, caption=(Ref("a dog"), Box(100, 100, 500, 900), Text(" <b>runs</b>"))),
+        GroundedCaption(image=image, caption=(Ref("a dog"), Box(100, 100, 500, 900), Text(" <b>runs</b>"))),
         Question(image=Image("nowhere.jpg"), question="Is it?", answer="yes"),
-        OcrPage(image=picture, lines=(Quad(((1, 1), (900, 1), (900, 99), (1, 99)), label="TEXT"),)),
+        OcrPage(image=image, lines=(Quad(((1, 1), (900, 1), (900, 99), (1, 99)), label="TEXT"),)),
         PlainText(text="words only"),
     ]
     (tmp_path / "r.jsonl").write_text("\n".join(map(to_json, records)))
@@ -86,7 +86,7 @@ def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -
 
 def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    told = json.loads(
+    message = json.loads(
         run(
             "data",
             "calibrate",
@@ -100,8 +100,8 @@ def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None
             "--json",
         )
     )
-    assert told["pairs"] == 120 and told["ceiling"] > 0.5
-    assert told["choices"] and all(0.3 <= choice["survival"] <= 0.35 for choice in told["choices"])
+    assert message["pairs"] == 120 and message["ceiling"] > 0.5
+    assert message["choices"] and all(0.3 <= choice["survival"] <= 0.35 for choice in message["choices"])
     cleaned = json.loads(run("data", "clean", raw, tmp_path / "clean", "--thresholds", out, "--json"))
     assert cleaned["total"]["kept"] / cleaned["total"]["read"] == pytest.approx(0.3, abs=0.05)
     assert "no choice leaves that much" in run("data", "calibrate", raw, "--target", "0.99", status=1)
@@ -113,17 +113,17 @@ def known(tmp_path: Path) -> Path:
     box = Box(100, 100, 500, 900)
     lines = []
     for k in range(4):
-        picture = Image(f"{k}.jpg")
-        lines += [to_json(Caption(image=picture, text=f"a dog number {k}")),
-                  to_json(Referring(image=picture, phrase="the tail", boxes=(box,)))]  # fmt: skip
+        image = Image(f"{k}.jpg")
+        lines += [to_json(Caption(image=image, text=f"a dog number {k}")),
+                  to_json(Referring(image=image, phrase="the tail", boxes=(box,)))]  # fmt: skip
     (tmp_path / "known.jsonl").write_text("\n".join(lines))
     return tmp_path / "known.jsonl"
 
 
 def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "where.jsonl"
-    told = json.loads(run("data", "dialogues", "localisation", known, "--out", out, "--json"))
-    assert told == {"pictures": 4, "dialogues": 4, "questions": 4}
+    message = json.loads(run("data", "dialogues", "localisation", known, "--out", out, "--json"))
+    assert message == {"images": 4, "dialogues": 4, "questions": 4}
     first, *_ = read_conversations(out)
     assert first.turns[0].role == "user" and Image("0.jpg") in first.turns[0].content
     assert "2  dialogues" in run("data", "dialogues", "several-pictures", known, "--out", out)
@@ -169,11 +169,11 @@ def test_self_instruction_dry_then_real_then_remembered(known: Path, run: Run, t
             "--json",
         )
         counted, fault = run(*args, *there).splitlines()
-        told = json.loads(counted)
-        assert told == {"pictures": 4, "dialogues": 3, "questions": 3, "skipped: reply not in form": 1}
+        message = json.loads(counted)
+        assert message == {"images": 4, "dialogues": 3, "questions": 3, "skipped: reply not in form": 1}
         assert "picture 1, reply not in form" in fault
         again = json.loads(run(*args, *there).splitlines()[0])
-        assert again == told and len(asked) == 4, "replies are remembered"
+        assert again == message and len(asked) == 4, "replies are remembered"
         web.shutdown()
     gone = run(*args, "--server", "http://127.0.0.1:9/v1", "--out", tmp_path / "none.jsonl", status=1)
     assert "picture 0, no reply: the server at http://127.0.0.1:9/v1 did not answer" in gone
@@ -189,8 +189,8 @@ def test_read_counts_and_lists_what_it_skips(run: Run, tmp_path: Path) -> None:
     pillow.new("RGB", (100, 100)).save(tmp_path / "001.jpg")
     (tmp_path / "001.csv").write_text("1,2,90,2,90,90,1,90,FINE\n")
     out = tmp_path / "pages.jsonl"
-    told = run("data", "read", "icdar", tmp_path, "--pictures", tmp_path, "--out", out)
-    assert "2  ocr" in told and "1  skipped: line without eight numbers and a text" in told
+    message = run("data", "read", "icdar", tmp_path, "--images", tmp_path, "--out", out)
+    assert "2  ocr" in message and "1  skipped: line without eight numbers and a text" in message
     (line,) = (tmp_path / "pages.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "000:1"
     assert (
@@ -200,10 +200,10 @@ def test_read_counts_and_lists_what_it_skips(run: Run, tmp_path: Path) -> None:
 
 
 def test_plan(run: Run) -> None:
-    told = json.loads(run("data", "plan", "2e9", "--cores", "500", "--rate", "5000", "--json"))
-    assert told["shards"] == 200_000 and told["kept"] == 280_000_000
-    assert told["core_hours"] == pytest.approx(111.1, abs=0.1)
-    assert told["hours"] == pytest.approx(400 * 2 / 3600, abs=0.01)
+    message = json.loads(run("data", "plan", "2e9", "--cores", "500", "--rate", "5000", "--json"))
+    assert message["shards"] == 200_000 and message["kept"] == 280_000_000
+    assert message["core_hours"] == pytest.approx(111.1, abs=0.1)
+    assert message["hours"] == pytest.approx(400 * 2 / 3600, abs=0.01)
     assert "wall time" in run("data", "plan", "1000000")
     slow = json.loads(run("data", "plan", "2e9", "--cores", "500", "--storage-mb-s", "10000", "--json"))
     assert slow["hours"] == pytest.approx(2e9 * 30.35e3 * 1.14 / 10e9 / 3600, abs=0.01)
@@ -236,5 +236,5 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").touch()
-    told = run(*args, status=2)
-    assert complaint in told and told.count("\n") == 1
+    message = run(*args, status=2)
+    assert complaint in message and message.count("\n") == 1

@@ -12,7 +12,7 @@ from qwenvl.markup import Box
 
 
 @st.composite
-def pictures_with_boxes(draw: Any) -> tuple[int, int, tuple[float, float, float, float]]:
+def images_with_boxes(draw: Any) -> tuple[int, int, tuple[float, float, float, float]]:
     width, height = draw(st.integers(20, 4000)), draw(st.integers(20, 4000))
     x1, y1 = draw(st.floats(0, width - 2)), draw(st.floats(0, height - 2))
     x2, y2 = draw(st.floats(x1 + 1, width)), draw(st.floats(y1 + 1, height))
@@ -25,7 +25,7 @@ def assert_near(box: Box, corners: tuple[float, ...], width: int, height: int) -
         assert abs(got - true) <= (0.5005 if true < 0.999 * side else 1) * side / 1000
 
 
-@given(pictures_with_boxes())
+@given(images_with_boxes())
 def test_every_converter_keeps_a_box_within_half_a_cell(example: Any) -> None:
     width, height, (x1, y1, x2, y2) = example
     corners = (x1, y1, x2, y2)

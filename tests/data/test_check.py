@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.data.check import FIXES, check, told
+from qwenvl.data.check import FIXES, check, message
 from qwenvl.data.conversations import samples
 from qwenvl.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
 TOKENIZER = Tokenizer.load(FOLDER)
-PICTURE = "Picture 1: <img>a.png</img>\n"
+IMAGE = "Picture 1: <img>a.png</img>\n"
 
 
 def report(folder: Path, *said: tuple[str, str] | dict, limit: int = 2048, queries: int = 16):
@@ -30,19 +30,19 @@ def report(folder: Path, *said: tuple[str, str] | dict, limit: int = 2048, queri
 
 FAULTS = [
     ("form", {"conversations": "none"}),
-    ("broken markup", (f"{PICTURE}Where?", "<ref>it</ref><box>(1,2),(3,4)")),
-    ("boxes in pixels", (f"{PICTURE}Where?", "<ref>it</ref><box>(10,20),(1300,400)</box>")),
-    ("boxes in pixels", (f"{PICTURE}Read.", "<ref>x</ref><quad>(1,2),(1000,2),(9,9),(1,9)</quad>")),
-    ("boxes as fractions", (f"{PICTURE}Where?", "<box>(0.1,0.2),(0.3,0.9)</box>")),
-    ("swapped corners", (f"{PICTURE}Where?", "<box>(300,20),(10,400)</box>")),
-    ("picture numbers", (f"{PICTURE}Picture 1: <img>a.png</img>\nBoth?", "yes")),
-    ("picture numbers", (f"{PICTURE}Picture 3: <img>a.png</img>\nBoth?", "yes")),
-    ("picture numbers", (f"{PICTURE}<img>a.png</img>\nBoth?", "yes")),
+    ("broken markup", (f"{IMAGE}Where?", "<ref>it</ref><box>(1,2),(3,4)")),
+    ("boxes in pixels", (f"{IMAGE}Where?", "<ref>it</ref><box>(10,20),(1300,400)</box>")),
+    ("boxes in pixels", (f"{IMAGE}Read.", "<ref>x</ref><quad>(1,2),(1000,2),(9,9),(1,9)</quad>")),
+    ("boxes as fractions", (f"{IMAGE}Where?", "<box>(0.1,0.2),(0.3,0.9)</box>")),
+    ("swapped corners", (f"{IMAGE}Where?", "<box>(300,20),(10,400)</box>")),
+    ("picture numbers", (f"{IMAGE}Picture 1: <img>a.png</img>\nBoth?", "yes")),
+    ("picture numbers", (f"{IMAGE}Picture 3: <img>a.png</img>\nBoth?", "yes")),
+    ("picture numbers", (f"{IMAGE}<img>a.png</img>\nBoth?", "yes")),
     ("picture at a URL", ("Picture 1: <img>https://a.b/c.png</img>\nWhat?", "x")),
     ("missing picture", ("Picture 1: <img>none.png</img>\nWhat?", "x")),
     ("cut picture file", ("Picture 1: <img>cut.png</img>\nWhat?", "x")),
     ("over-long", ("word " * 600, "x")),
-    ("cut picture", ("a" * 70 + PICTURE + "b" * 400, "x")),
+    ("cut picture", ("a" * 70 + IMAGE + "b" * 400, "x")),
     ("nothing learned", ("What?", "")),
     ("nothing learned", {"conversations": [{"from": "user", "value": "What?"}]}),
 ]
@@ -56,7 +56,7 @@ def test_fault(tmp_path: Path, kind: str, said) -> None:
     (finding,) = [each for each in found.findings if each.kind == kind]
     assert finding.count == 2 and finding.example.startswith("my.json:1") and finding.fix == FIXES[kind]
     assert found.total == 3 and len(found.usable) == len(found.lengths) == 1
-    assert told([finding]).splitlines()[0] == f"{kind}: 2"
+    assert message([finding]).splitlines()[0] == f"{kind}: 2"
 
 
 def test_every_kind_is_tested() -> None:
@@ -66,7 +66,7 @@ def test_every_kind_is_tested() -> None:
 def test_a_good_file_has_no_findings(tmp_path: Path) -> None:
     found = report(
         tmp_path,
-        (f"{PICTURE}Picture 2: <img>a.png</img>\nWhere?", "<ref>it</ref><box>(0,0),(999,999)</box>"),
+        (f"{IMAGE}Picture 2: <img>a.png</img>\nWhere?", "<ref>it</ref><box>(0,0),(999,999)</box>"),
         ("Hello", "Good day"),
         ("<img>a.png</img>", "unnumbered, as base models have it"),
     )
@@ -74,7 +74,7 @@ def test_a_good_file_has_no_findings(tmp_path: Path) -> None:
 
 
 def test_boxes_that_only_look_like_thousandths(tmp_path: Path) -> None:
-    pixels = [(f"{PICTURE}{k}?", f"<box>({k},{k}),({280 + k},{180 + k})</box>") for k in range(12)]
+    pixels = [(f"{IMAGE}{k}?", f"<box>({k},{k}),({280 + k},{180 + k})</box>") for k in range(12)]
     (finding,) = report(tmp_path, *pixels).findings
     assert finding.kind == "boxes look like pixels" and "300 x 200" in finding.example
-    assert not report(tmp_path, *pixels, (f"{PICTURE}?", "<box>(1,1),(900,900)</box>")).findings
+    assert not report(tmp_path, *pixels, (f"{IMAGE}?", "<box>(1,1),(900,900)</box>")).findings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as pillow
 
-from qwenvl.data.conversations import conversation_of, example_of, picture_path, read_conversations, samples
+from qwenvl.data.conversations import conversation_of, example_of, image_path, read_conversations, samples
 from qwenvl.data.formats import IGNORE
 from qwenvl.markup import Box, Image, Ref, Text
 from qwenvl.tokenizer import SPECIALS, Tokenizer
@@ -63,7 +63,7 @@ def test_tags_become_objects_and_paths_start_at_the_file(tmp_path: Path, lines: 
     assert asked.content == (Text("Picture 1: "), Image("a.png"), Text("\nWhere is the cat?"))
     assert answered.content == (Ref("the cat"), Box(1, 2, 3, 4, label="the cat"))
     assert found.where == "my.json:0 (id 0)"
-    assert picture_path(found.images[0], found.folder) == tmp_path / "a.png"
+    assert image_path(found.images[0], found.folder) == tmp_path / "a.png"
 
 
 def test_control_symbols_in_a_value_are_text(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_control_symbols_in_a_value_are_text(tmp_path: Path) -> None:
 def test_a_sample_of_another_form_is_named(tmp_path: Path, sample: dict, message: str) -> None:
     file = tmp_path / "my.json"
     file.write_text(json.dumps([sample]))
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as message:
         read_conversations(file)
-    assert "my.json:0" in str(told.value) and "qwenvl data check" in str(told.value)
+    assert "my.json:0" in str(message.value) and "qwenvl data check" in str(message.value)
 
 
 def test_a_file_of_another_form_is_told(tmp_path: Path) -> None:

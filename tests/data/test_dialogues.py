@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwenvl.data.dialogues import (
-    by_picture,
+    by_image,
     comparisons,
     dialogue_of,
     localisation,
@@ -17,9 +17,9 @@ from qwenvl.data.dialogues import (
     remembered,
     self_instruct,
     server,
-    several_pictures,
+    several_images,
 )
-from qwenvl.data.records import Caption, Dialogue, PlainText, Question, Referring, Skipped, pictures
+from qwenvl.data.records import Caption, Dialogue, PlainText, Question, Referring, Skipped, images
 from qwenvl.markup import Box, Image, Ref, Text, spell
 
 ONE, TWO = Image("1.jpg"), Image("2.jpg")
@@ -29,7 +29,7 @@ BOX, OTHER = Box(1, 2, 30, 40), Box(5, 6, 70, 80)
 def test_localisation_asks_both_ways_and_answers_with_the_annotation() -> None:
     phrases = [Referring(image=ONE, phrase=f"the dog {k}", boxes=(BOX,)) for k in range(12)]
     made = localisation(phrases, seed=0)
-    assert made == localisation(phrases, seed=0) and pictures(made) == (ONE,)
+    assert made == localisation(phrases, seed=0) and images(made) == (ONE,)
     answers = [turn.content for turn in made.turns if turn.role == "assistant"]
     kinds = {type(content[0]) for content in answers}
     assert kinds == {Ref, Text}, "where is it, and what is there"
@@ -41,11 +41,11 @@ def test_localisation_asks_both_ways_and_answers_with_the_annotation() -> None:
         localisation([phrases[0], Referring(image=TWO, phrase="x", boxes=(BOX,))], 0)
 
 
-def test_several_pictures_say_which_one_is_meant() -> None:
+def test_several_images_say_which_one_is_meant() -> None:
     records = [Caption(image=ONE, text="a red dog"), Question(image=TWO, question="What is it?", answer="a cat"),
                Caption(image=TWO, text="一只猫", language="zh")]  # fmt: skip
-    made = several_pictures(records, seed=3)
-    assert pictures(made) == (ONE, TWO)
+    made = several_images(records, seed=3)
+    assert images(made) == (ONE, TWO)
     said = {
         spell([p for p in q.content if not isinstance(p, Image)]): spell(a.content)
         for q, a in zip(made.turns[::2], made.turns[1::2], strict=True)
@@ -56,7 +56,7 @@ def test_several_pictures_say_which_one_is_meant() -> None:
         "第2张图片里有什么？": "一只猫。",
     }
     with pytest.raises(ValueError, match="two pictures at least"):
-        several_pictures(records[:1], 0)
+        several_images(records[:1], 0)
 
 
 def test_chinese_phrases_are_asked_about_in_chinese() -> None:
@@ -71,28 +71,28 @@ def shown() -> list[Any]:
     """Two captions and two phrases of each of five pictures, and a text."""
     made: list[Any] = [PlainText(text="no picture")]
     for k in range(5):
-        picture = Image(f"{k}.jpg")
-        made += [Caption(image=picture, text=f"a dog {k}"), Question(image=picture, question="Where?", answer="there"),
-                 Referring(image=picture, phrase="the tail", boxes=(BOX,)),
-                 Referring(image=picture, phrase="the ear", boxes=(OTHER,))]  # fmt: skip
+        image = Image(f"{k}.jpg")
+        made += [Caption(image=image, text=f"a dog {k}"), Question(image=image, question="Where?", answer="there"),
+                 Referring(image=image, phrase="the tail", boxes=(BOX,)),
+                 Referring(image=image, phrase="the ear", boxes=(OTHER,))]  # fmt: skip
     return made
 
 
-def test_every_picture_with_phrases_gets_its_localisation() -> None:
-    groups = by_picture(shown())
+def test_every_image_with_phrases_gets_its_localisation() -> None:
+    groups = by_image(shown())
     assert len(groups) == 5
     made = list(localisations(groups, questions=1, seed=0))
     assert made == list(localisations(groups, questions=1, seed=0)) != list(localisations(groups, 1, seed=1))
-    assert [pictures(each) for each in made] == [(picture,) for picture in groups]
+    assert [images(each) for each in made] == [(image,) for image in groups]
     assert all(len(each.turns) == 2 for each in made)
     assert all(len(each.turns) == 4 for each in localisations(groups, questions=9))
 
 
-def test_every_picture_is_compared_once() -> None:
-    groups = by_picture(shown())
+def test_every_image_is_compared_once() -> None:
+    groups = by_image(shown())
     made = list(comparisons(groups, together=2, questions=1, seed=0))
-    assert len(made) == 2 and all(len(pictures(each)) == 2 for each in made)
-    assert len({picture for each in made for picture in pictures(each)}) == 4, "the fifth has no partner"
+    assert len(made) == 2 and all(len(images(each)) == 2 for each in made)
+    assert len({image for each in made for image in images(each)}) == 4, "the fifth has no partner"
     with pytest.raises(ValueError, match="1 pictures in a dialogue; expected 2 at least"):
         list(comparisons(groups, together=1, questions=1))
 

@@ -12,21 +12,21 @@ from qwenvl.data import mixtures
 from qwenvl.data.records import Caption, OcrPage, PlainText, Question, Record, Referring, to_json
 from qwenvl.markup import Box, Image, Quad
 
-PICTURE = Image("1.jpg")
+IMAGE = Image("1.jpg")
 QUAD = Quad(((1, 1), (2, 1), (2, 2), (1, 2)), label="x")
 
 
 def sources(folder: Path) -> list[Path]:
     """Captions 200, questions 60 + 20, referring 100, pages 300, texts 100."""
     made: dict[str, list[Record]] = {
-        "captions": [Caption(image=PICTURE, text=f"c{k}", source="CC3M") for k in range(200)],
-        "questions": [Question(image=PICTURE, question=f"q{k}", answer="a", source="GQA") for k in range(60)]
-        + [Question(image=PICTURE, question=f"mine{k}", answer="a", source="mine") for k in range(20)],
+        "captions": [Caption(image=IMAGE, text=f"c{k}", source="CC3M") for k in range(200)],
+        "questions": [Question(image=IMAGE, question=f"q{k}", answer="a", source="GQA") for k in range(60)]
+        + [Question(image=IMAGE, question=f"mine{k}", answer="a", source="mine") for k in range(20)],
         "refer": [
-            Referring(image=PICTURE, phrase=f"p{k}", boxes=(Box(1, 2, 3, 4),), source="GRIT")
+            Referring(image=IMAGE, phrase=f"p{k}", boxes=(Box(1, 2, 3, 4),), source="GRIT")
             for k in range(100)
         ],
-        "pages": [OcrPage(image=PICTURE, lines=(QUAD,), source="SynthDoG-en") for k in range(300)],
+        "pages": [OcrPage(image=IMAGE, lines=(QUAD,), source="SynthDoG-en") for k in range(300)],
         "texts": [PlainText(text=f"t{k}", source="mine") for k in range(100)],
     }
     paths = []

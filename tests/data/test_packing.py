@@ -13,9 +13,9 @@ TOKENIZER = Tokenizer({bytes([value]): value for value in range(256)})
 QUERIES = 4
 
 
-def document(length: int, *, picture: bool = False) -> Example:
-    image = render(Image("a.png"), TOKENIZER, QUERIES) if picture else render("", TOKENIZER, QUERIES)
-    return example(image + render("x" * length, TOKENIZER, QUERIES, learned=True))
+def document(length: int, *, image: bool = False) -> Example:
+    image = render(Image("a.png"), TOKENIZER, QUERIES) if image else render("", TOKENIZER, QUERIES)
+    return example(image + render("x" * length, TOKENIZER, QUERIES, supervised=True))
 
 
 def test_the_shift_happens_once_and_only_inside_a_branch():
@@ -26,14 +26,14 @@ def test_the_shift_happens_once_and_only_inside_a_branch():
     ]
     made = example(trunk, branches)
     space, a, b, c, eos = ord(" "), ord("a"), ord("b"), ord("c"), TOKENIZER.endoftext
-    picture = [IGNORE] * (QUERIES + 2)
-    assert list(made.labels) == [*picture, space, a, b, eos, IGNORE, IGNORE, space, c, eos, IGNORE]
+    image = [IGNORE] * (QUERIES + 2)
+    assert list(made.labels) == [*image, space, a, b, eos, IGNORE, IGNORE, space, c, eos, IGNORE]
     assert list(made.branches) == [0] * (QUERIES + 2) + [1] * 5 + [2] * 5
     assert list(made.positions) == [*range(QUERIES + 2), *range(6, 11), *range(6, 11)]
 
 
 def test_a_document_without_branches_learns_across_its_whole_length():
-    made = example(render("abc", TOKENIZER, QUERIES, learned=True))
+    made = example(render("abc", TOKENIZER, QUERIES, supervised=True))
     assert list(made.labels) == [ord("b"), ord("c"), IGNORE]
 
 
@@ -63,8 +63,8 @@ def test_every_document_is_packed_once_and_whole(lengths: list[int]):
     assert half_empty <= 1, "two half-empty rows would have been one"
 
 
-def test_pictures_keep_the_order_of_their_slots():
-    documents = [document(9, picture=True), document(2), document(5, picture=True)]
+def test_images_keep_the_order_of_their_slots():
+    documents = [document(9, image=True), document(2), document(5, image=True)]
     rows = pack(documents, 16, packing="isolated", pad_id=0)
     slots = (rows.ids == TOKENIZER.imgpad).sum()
     assert len(rows.images) == 2 and slots == 2 * QUERIES

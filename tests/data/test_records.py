@@ -18,7 +18,7 @@ from qwenvl.data.records import (
     Record,
     Referring,
     from_json,
-    pictures,
+    images,
     to_json,
 )
 from qwenvl.data.tasks import PROMPTS_IN_CHINESE, dialogue_of, example_of, formats_of, record_of, task_of
@@ -82,11 +82,11 @@ def test_ids_decoded_and_parsed_are_the_record(record: Record, in_chinese: bool)
     prompts = {"prompts": PROMPTS_IN_CHINESE} if in_chinese else {}
     for format in formats_of(record):
         made = example_of(record, BYTES, 2, format, **prompts)
-        learned = [False, *(label != IGNORE for label in made.labels[:-1])]
+        loss_mask = [False, *(label != IGNORE for label in made.labels[:-1])]
         if format == "text":
-            learned[0] = True
-        start = learned.index(True)
-        assert all(learned[start:]) and made.ids[-1] == BYTES.endoftext, (
+            loss_mask[0] = True
+        start = loss_mask.index(True)
+        assert all(loss_mask[start:]) and made.ids[-1] == BYTES.endoftext, (
             "the answer and <eos> are learned, nothing else"
         )
         prompt, answer = BYTES.decode(list(made.ids[:start])), BYTES.decode(list(made.ids[start:-1]))
@@ -101,13 +101,13 @@ def test_ids_decoded_and_parsed_are_the_record(record: Record, in_chinese: bool)
 def dialogues(draw: Any) -> Dialogue:
     """Turns about several pictures, one, or none; a user shows them anywhere, phrases with boxes are on both sides."""
     turns: list[Turn] = []
-    pictures_left = [Image(f"{k}.jpg") for k in range(draw(st.integers(0, 3)))]
+    images_left = [Image(f"{k}.jpg") for k in range(draw(st.integers(0, 3)))]
     for _ in range(draw(st.integers(1, 3))):
         for role in ("user", "assistant"):
             content: list[Any] = []
             for _ in range(draw(st.integers(1, 3))):
-                if role == "user" and pictures_left and draw(st.booleans()):
-                    content.append(pictures_left.pop(0))
+                if role == "user" and images_left and draw(st.booleans()):
+                    content.append(images_left.pop(0))
                 if draw(st.booleans()):
                     phrase, box = draw(plain_words), draw(boxes)
                     content += [Ref(phrase), Box(box.x1, box.y1, box.x2, box.y2, label=phrase)]
@@ -152,12 +152,12 @@ BOX = Box(176, 106, 232, 160)
     ],
 )  # fmt: skip
 def test_the_seven_formats_of_box_b1(record: Record, format: Any, prompt: str, answer: str) -> None:
-    told = task_of(record, format)
-    assert told.prompt[0] == DOG
-    assert (spell(told.prompt[1:]), spell(told.answer)) == (prompt, answer)
+    message = task_of(record, format)
+    assert message.prompt[0] == DOG
+    assert (spell(message.prompt[1:]), spell(message.answer)) == (prompt, answer)
 
 
-def test_a_dialogue_is_chatml_with_numbered_pictures_and_text_never_becomes_markup() -> None:
+def test_a_dialogue_is_chatml_with_numbered_images_and_text_never_becomes_markup() -> None:
     other = Image("vg/2.jpg")
     turns = (
         Turn("user", (DOG, other, Text("Which is <img>red</img>?"))),
@@ -173,7 +173,7 @@ def test_a_dialogue_is_chatml_with_numbered_pictures_and_text_never_becomes_mark
     fine = Dialogue(turns=(Turn("user", (DOG, Text("Where?"))), Turn("assistant", (Ref("it"), BOX))))
     again = from_json(to_json(fine))
     assert isinstance(again, Dialogue) and spell(again.turns[1].content) == spell(fine.turns[1].content)
-    assert pictures(again) == (DOG,)
+    assert images(again) == (DOG,)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_line_that_is_no_record_is_told(line: str, complaint: str) -> None:
     assert complaint in str(caught.value)
 
 
-def test_pictures_in_memory_cannot_be_written() -> None:
+def test_images_in_memory_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="save it and use its path"):
         to_json(Caption(image=Image(b"bytes"), text="x"))
 

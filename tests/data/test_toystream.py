@@ -16,7 +16,7 @@ from qwenvl.data.synth.toystream import (
     vocabulary_texts,
 )
 from qwenvl.data.synth.toyworld import scene
-from qwenvl.markup import Image, Turn, number_pictures, render_chat
+from qwenvl.markup import Image, Turn, number_images, render_chat
 from qwenvl.tokenizer import Tokenizer
 
 
@@ -43,7 +43,7 @@ def test_an_exchange_and_its_trunk_are_a_dialogue(world: Vocabulary) -> None:
         for asked, answer in exchanges(shown, 7, kinds=EXCHANGE_KINDS, limit=EXCHANGES):
             turns = [Turn("user", (Image(paint(shown)), *asked)), Turn("assistant", answer)]
             rendered = render_chat(
-                number_pictures(turns), world.tokenizer, world.queries, open_for_answer=False
+                number_images(turns), world.tokenizer, world.queries, open_for_answer=False
             )
             dialogues.append(list(rendered.ids))
         assert [*trunk, *begun[0]] == dialogues[0] and len(begun) >= 5
@@ -58,11 +58,11 @@ def test_what_is_learned_of_things_in_words_is_the_answers(world: Vocabulary) ->
         assert len(document) <= DOCUMENT_TOKENS and not document.images and 2 <= len(asked) <= 9
         text = world.tokenizer.decode(trunk)
         assert text.endswith(".") and "(" not in text, "no place"
-        learned = [
+        loss_mask = [
             (token, branch)
             for token, branch in zip(document.labels, document.branches, strict=True)
             if token != IGNORE
         ]
         for number, branch in enumerate(asked, 1):
-            answer = world.tokenizer.decode([token for token, own in learned if own == number])
+            answer = world.tokenizer.decode([token for token, own in loss_mask if own == number])
             assert world.tokenizer.decode(branch).endswith(f" Answer:{answer}")

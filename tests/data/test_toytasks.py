@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwenvl.data.synth import toychats
-from qwenvl.data.synth.toychats import chat, told_chat
+from qwenvl.data.synth.toychats import chat, described_chat
 from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks, things_text
 from qwenvl.data.synth.toyworld import SHAPES, Scene, Sign, Thing, is_held_out, scene
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, parse
@@ -276,7 +276,7 @@ def exchanges(turns: tuple[Turn, ...]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("num_scenes", [1, 2])
-def test_chats_about_pictures_tell_the_truth(num_scenes):
+def test_chats_about_images_tell_the_truth(num_scenes):
     forms = set()
     for k in range(250):
         scenes = SCENES[k : k + num_scenes]
@@ -300,7 +300,7 @@ def test_beginnings_of_dialogues_tell_the_truth():
     assert forms == {"question", "find", "absent", "caption", "ocr"}
 
 
-def test_chats_without_pictures_know_no_held_out_word():
+def test_chats_without_images_know_no_held_out_word():
     said = [pair for k in range(300) for pair in exchanges(chat([], k))]
     for question, answer in said:
         assert not any(
@@ -315,15 +315,16 @@ def test_chats_without_pictures_know_no_held_out_word():
     assert "The opposite of left is right." in {answer for _, answer in said}
 
 
-def test_a_scene_in_words_gets_the_dialogue_of_its_picture():
+def test_a_scene_in_words_gets_the_dialogue_of_its_image():
     for drawn in SCENES[:100]:
-        told, seen = told_chat(drawn, 3), chat([drawn], 3, size=16)
+        message, seen = described_chat(drawn, 3), chat([drawn], 3, size=16)
         question = flat(seen[0].content).removeprefix("[picture]")
         assert (
-            flat(told[0].content) == f"Picture 1: {scene_text(drawn, 3)}\n{question}" and told[1:] == seen[1:]
+            flat(message[0].content) == f"Picture 1: {scene_text(drawn, 3)}\n{question}"
+            and message[1:] == seen[1:]
         )
 
 
-def test_three_pictures_are_refused():
+def test_three_images_are_refused():
     with pytest.raises(ValueError, match="3 scenes for one toy chat"):
         chat(SCENES[:3], 0)

@@ -125,14 +125,14 @@ def test_boxes_are_the_extent_of_the_paint(size):
 
 def test_things_have_their_color_and_signs_are_dark():
     for drawn in SCENES:
-        picture = render(drawn)
-        assert picture.shape == (112, 112, 3) and picture.dtype == np.uint8
+        image = render(drawn)
+        assert image.shape == (112, 112, 3) and image.dtype == np.uint8
         for thing in drawn.things:
             x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
-            assert tuple(picture[int(y * 0.112), int(x * 0.112)]) == PALETTE[thing.color]
+            assert tuple(image[int(y * 0.112), int(x * 0.112)]) == PALETTE[thing.color]
         for sign in drawn.signs:
             left, top, right, bottom = (round(edge * 0.112) for edge in sign.box)
-            ink = picture[top:bottom, left:right].mean(axis=2) < 128
+            ink = image[top:bottom, left:right].mean(axis=2) < 128
             assert 0.1 < ink.mean() < 0.7
 
 

@@ -292,7 +292,7 @@ MMBENCH_SAID = ("AB", "AA", "ABB", "A")
 def mmbench(folder: Path) -> Small:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20), "blue").save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    image = base64.b64encode(buffer.getvalue()).decode()
     rows = ["index\timage\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory"]
     said = {}
     for question, answers in enumerate(MMBENCH_SAID):
@@ -302,7 +302,7 @@ def mmbench(folder: Path) -> Small:
         ):  # each rotation moves the first option, which is right, one place back
             turned = [*options[-k:], *options[:-k]] if k else [*options]
             cells = "\t".join([*turned, "", ""][:4])
-            rows.append(f"{k * 1_000_000 + question}\t{picture}\tWhich one?\t\t{cells}\t{'ABC'[k]}\tlogic")
+            rows.append(f"{k * 1_000_000 + question}\t{image}\tWhich one?\t\t{cells}\t{'ABC'[k]}\tlogic")
             said[str(k * 1_000_000 + question)] = answer
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mmbench_dev.tsv").write_text("\n".join(rows) + "\n")

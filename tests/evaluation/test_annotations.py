@@ -24,7 +24,7 @@ def scored(name: str, source: Source, said: dict[str, str]) -> float:
 def test_converted_questions_score_as_the_originals(small: Callable, tmp_path: Path) -> None:
     made = small("okvqa")
     records = [
-        {"image": sample.pictures[0], "question": sample.text, "question_id": int(sample.id), "answer": "red"}
+        {"image": sample.images[0], "question": sample.text, "question_id": int(sample.id), "answer": "red"}
         for sample in benchmark("okvqa").read(made.source)
     ]
     source = Source(lines(tmp_path / "okvqa_val.jsonl", records), made.source.answers)
@@ -34,18 +34,18 @@ def test_converted_questions_score_as_the_originals(small: Callable, tmp_path: P
 
 
 def test_converted_phrases(tmp_path: Path) -> None:
-    picture = str(paint(tmp_path / "a.jpg", size=(999, 999)))
-    record = {"image": picture, "sent": "the dog", "bbox": [0, 0, 499, 499], "width": 999, "height": 999}
+    image = str(paint(tmp_path / "a.jpg", size=(999, 999)))
+    record = {"image": image, "sent": "the dog", "bbox": [0, 0, 499, 499], "width": 999, "height": 999}
     data = lines(tmp_path / "refcoco_val.jsonl", [record] * 5)
     assert scored("refcoco-val", Source(data), {str(k + 1): s for k, s in enumerate(PHRASE_SAID)}) == 60
 
 
 def test_converted_choices(tmp_path: Path) -> None:
-    picture = str(paint(tmp_path / "a.jpg"))
-    science = {"image": picture, "question": "Which?", "choices": ["x", "y"], "answer": 1, "hint": "Look."}
+    image = str(paint(tmp_path / "a.jpg"))
+    science = {"image": image, "question": "Which?", "choices": ["x", "y"], "answer": 1, "hint": "Look."}
     source = Source(lines(tmp_path / "scienceqa_test_img.jsonl", [science]))
     assert scored("scienceqa", source, {"1": "B"}) == 100
-    prompt = f"<img>{picture}</img>\nQuestion: Which?\nOptions: A. one\nB. two\nC. three\nD. four\nAnswer:"
+    prompt = f"<img>{image}</img>\nQuestion: Which?\nOptions: A. one\nB. two\nC. three\nD. four\nAnswer:"
     source = Source(lines(tmp_path / "seed.jsonl", [{"question_id": "7", "prompt": prompt, "answer": "C"}]))
     (sample,) = benchmark("seed-image").read(source)
     assert (sample.text, sample.options, sample.answers) == (
@@ -58,11 +58,11 @@ def test_converted_choices(tmp_path: Path) -> None:
 
 
 def test_converted_charts_are_two_files(tmp_path: Path) -> None:
-    picture = str(paint(tmp_path / "a.png"))
+    image = str(paint(tmp_path / "a.png"))
     for part in ("human", "augmented"):
         lines(
             tmp_path / f"test_{part}.jsonl",
-            [{"image": picture, "question": "?", "question_id": 0, "answer": "5"}],
+            [{"image": image, "question": "?", "question_id": 0, "answer": "5"}],
         )
     assert scored("chartqa", Source(tmp_path), {"human-0": "5", "augmented-0": "6"}) == 50
 
@@ -75,7 +75,7 @@ def test_mme_in_folders(tmp_path: Path) -> None:
 
     samples = mme(["existence"])(Source(tmp_path))
     assert [sample.id for sample in samples] == [f"existence/{k}.jpg/{q}" for k in range(2) for q in range(2)]
-    assert Path(str(samples[0].pictures[0])).exists()
+    assert Path(str(samples[0].images[0])).exists()
     with pytest.raises(ValueError, match=r"neither count\.txt nor a folder count"):
         mme(["count"])(Source(tmp_path))
 

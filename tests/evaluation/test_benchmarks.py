@@ -115,12 +115,12 @@ def test_the_tiny_model_goes_from_files_to_a_score(name: str, small: Callable, t
         by_id = {sample.id: own for sample, own in zip(asked, letters, strict=True)}
         assert all(len(r["nll"]) == len(by_id[r["id"]]) and r["plain"] in by_id[r["id"]] for r in records)
     if row.metric is None:  # the judge's part, replayed: 7 in the first place, 5 in the second
-        judged = ["eval", "score", name, *options, "--predictions", str(tmp_path / "run" / "scored.jsonl")]
+        scored = ["eval", "score", name, *options, "--predictions", str(tmp_path / "run" / "scored.jsonl")]
         dry = tmp_path / "judge.jsonl"
-        assert cli.main([*judged, "--dry-run", str(dry)]) == 0
+        assert cli.main([*scored, "--dry-run", str(dry)]) == 0
         said = [{**inquiry, "reply": "7 5"} for inquiry in map(json.loads, dry.read_text().splitlines())]
         dry.write_text("".join(json.dumps(reply) + "\n" for reply in said))
-        assert cli.main([*judged, "--replay", str(dry), "--out", str(tmp_path / "judged")]) == 0
+        assert cli.main([*scored, "--replay", str(dry), "--out", str(tmp_path / "judged")]) == 0
         ((rated,), _) = card.read(tmp_path / "judged")
         assert (rated.score.value, rated.score.n) == (600, len(asked))
 

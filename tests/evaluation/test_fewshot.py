@@ -23,8 +23,8 @@ def test_random_examples_are_drawn_anew_for_every_question_from_seed_0() -> None
 
 
 def test_examples_follow_without_separator() -> None:
-    solved = Sample(id="1", pictures=("a.jpg",), text="Q1?", answers=("no", "yes", "yes"))
-    asked = Sample(id="2", pictures=("b.jpg",), text="Q2?")
+    solved = Sample(id="1", images=("a.jpg",), text="Q1?", answers=("no", "yes", "yes"))
+    asked = Sample(id="2", images=("b.jpg",), text="Q2?")
     content = fewshot.with_examples(asked, [solved], answer)
     assert content == [Image("a.jpg"), Text("Q1? Answer:"), Text(" yes"), Image("b.jpg"), Text("Q2? Answer:")]
 
@@ -36,9 +36,9 @@ def test_an_example_needs_an_answer_and_a_pool_its_size() -> None:
         fewshot.at_random(1, 5, 8)
 
 
-def test_rices_puts_the_likest_picture_last(tmp_path: Path, model: Path) -> None:
+def test_rices_puts_the_likest_image_last(tmp_path: Path, model: Path) -> None:
     colours = ("red", "white", "blue", "#fe0101")
-    pool = [Sample(id=c, pictures=(str(paint(tmp_path / f"{k}.png", c)),)) for k, c in enumerate(colours)]
+    pool = [Sample(id=c, images=(str(paint(tmp_path / f"{k}.png", c)),)) for k, c in enumerate(colours)]
     asker = Asker(Assistant.load(model), "raw")
     for k, sample in enumerate(pool):
         (order,) = fewshot.by_likeness(asker, [sample], pool, 3)

@@ -16,7 +16,7 @@ from qwenvl.evaluation.predictions import Prediction
 REPLIES = {1: "8 5", 2: "4 7\nboth are fine", 3: "I cannot rate this."}
 
 
-class Judge(BaseHTTPRequestHandler):
+class ScoreItems(BaseHTTPRequestHandler):
     """Rates by the place of `a wall`; question 3 gets no rating, question 4 no sense at all."""
 
     def do_POST(self) -> None:
@@ -47,7 +47,7 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScoreItems)
     server.slow = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server

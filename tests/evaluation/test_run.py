@@ -132,7 +132,7 @@ def test_likelihoods_that_are_no_numbers_are_failures(
     assert all(record["failed"] and not record["nll"] for record in records)
 
 
-def test_a_run_without_some_pictures_says_so_in_red_and_ends_with_1(
+def test_a_run_without_some_images_says_so_in_red_and_ends_with_1(
     job: Callable[..., Job], source: Source, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source.data.parent / "3.png").unlink()
@@ -184,7 +184,7 @@ def test_shuffle_and_limit_are_a_function_of_the_seed(job: Callable[..., Job]) -
     assert sorted(order(shuffle=2)) == sorted(order())
 
 
-def test_pictures_that_are_gone_or_damaged_are_named_and_not_scored(
+def test_images_that_are_gone_or_damaged_are_named_and_not_scored(
     job: Callable[..., Job], source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source.data.parent / "3.png").unlink()

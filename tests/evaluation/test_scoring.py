@@ -8,15 +8,15 @@ import pytest
 
 from qwenvl.evaluation.annotations.sample import Sample
 from qwenvl.evaluation.benchmarks import benchmark
-from qwenvl.evaluation.scoring import EXACT, MME, RELAXED, VQA, Judged, total
+from qwenvl.evaluation.scoring import EXACT, MME, RELAXED, VQA, ScoredItem, total
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "mme.json"
 
 
-def of(values: list[float], groups: list[str] | None = None) -> tuple[list[Sample], list[Judged]]:
+def of(values: list[float], groups: list[str] | None = None) -> tuple[list[Sample], list[ScoredItem]]:
     groups = groups or [""] * len(values)
     samples = [Sample(id=str(k), group=group) for k, group in enumerate(groups)]
-    return samples, [Judged(value, "") for value in values]
+    return samples, [ScoredItem(value, "") for value in values]
 
 
 def test_the_bootstrap_is_the_binomial_interval() -> None:
@@ -39,7 +39,7 @@ def test_beside_the_official_score_stands_the_one_without_its_slips() -> None:
              (("1", "1.05", "human"), ("2", "0.0", "human"), ("3", "0", "augmented"))]  # fmt: skip
     # a model's 1 is more than 5 % of itself off; its 0 is compared as text; so is a true 0 in the documented order
     assert RELAXED.notes and RELAXED.notes(chart, ["1", "0", "0"]) == {"with the tolerance as documented": 75}
-    assert total(RELAXED, chart, RELAXED.judge(chart, ["1", "0", "0"])).value == 50
+    assert total(RELAXED, chart, RELAXED.score_items(chart, ["1", "0", "0"])).value == 50
     people = tuple(["3.5"] * 9 + ["4"])
     vqa = [Sample(id="1", answers=people)]
     assert VQA.notes and VQA.notes(vqa, [""]) == {"with the regular expressions as meant": 0}
@@ -66,11 +66,11 @@ def test_the_published_scores_of_mme_add_up(name: str, printed: float) -> None:
 
     samples, answers = [], []
     for subtask in PERCEPTION if name == "mme-perception" else COGNITION:
-        score, pictures = PUBLISHED[subtask]
-        points = round(score * 2 * pictures / 100)  # right questions and twice the pictures with both right
-        both = next(b for b in range(points // 4, -1, -1) if points - 2 * b <= pictures + b)
+        score, images = PUBLISHED[subtask]
+        points = round(score * 2 * images / 100)  # right questions and twice the pictures with both right
+        both = next(b for b in range(points // 4, -1, -1) if points - 2 * b <= images + b)
         said = ["yes", "yes"] * both + ["yes", "no"] * (points - 4 * both)
-        said += ["no", "no"] * (pictures - len(said) // 2)
+        said += ["no", "no"] * (images - len(said) // 2)
         answers += said
         samples += [
             Sample(id=f"{subtask}/{k // 2}/{k % 2}", answers=("Yes",), group=subtask)
@@ -78,7 +78,7 @@ def test_the_published_scores_of_mme_add_up(name: str, printed: float) -> None:
         ]
     metric = benchmark(name).metric
     assert metric is MME
-    result = total(metric, samples, metric.judge(samples, answers))
+    result = total(metric, samples, metric.score_items(samples, answers))
     assert round(result.value, 2) == printed
     assert {k: round(v, 2) for k, (v, _) in result.groups.items()} == {
         k: PUBLISHED[k][0] for k in result.groups
@@ -93,6 +93,6 @@ def test_mme_is_scored_as_the_recorded_rule() -> None:
             Sample(id=f"{name}/{k // 2}/{k % 2}", answers=(item["gt"],), group=name)
             for k, item in enumerate(items)
         ]
-        judged = MME.judge(samples, [item["pred"] for item in items])
-        assert total(MME, samples, judged).value == pytest.approx(task["score"])
-        assert [verdict.parsed for verdict in judged] == [item["label"] for item in items]
+        scored = MME.score_items(samples, [item["pred"] for item in items])
+        assert total(MME, samples, scored).value == pytest.approx(task["score"])
+        assert [verdict.parsed for verdict in scored] == [item["label"] for item in items]

@@ -34,7 +34,7 @@ def model() -> QwenVL:
     return model
 
 
-def picture(seed: int) -> np.ndarray:
+def image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((3, SIDE, SIDE), dtype=np.float32)
 
 
@@ -42,22 +42,22 @@ def words(count: int, seed: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.random.default_rng(seed).integers(0, VOCAB - 1, count))
 
 
-def with_pictures(before: int, pictures: list[np.ndarray], after: int, seed: int) -> Prompt:
-    slots = (1, *[IMGPAD] * QUERIES, 2) * len(pictures)
-    return Prompt(ids=words(before, seed) + slots + words(after, seed + 1), pixels=tuple(pictures))
+def with_images(before: int, images: list[np.ndarray], after: int, seed: int) -> Prompt:
+    slots = (1, *[IMGPAD] * QUERIES, 2) * len(images)
+    return Prompt(ids=words(before, seed) + slots + words(after, seed + 1), pixels=tuple(images))
 
 
 def mixed() -> list[Prompt]:
     """Short and long, with none, one and two pictures, on both sides of 24 and 48 tokens and across them."""
-    shared = picture(0)
+    shared = image(0)
     return [
         Prompt(ids=words(3, 1)),
-        with_pictures(2, [shared], 5, 2),
+        with_images(2, [shared], 5, 2),
         Prompt(ids=words(20, 3)),
         Prompt(ids=words(24, 4)),
-        with_pictures(10, [picture(5), shared], 9, 5),
+        with_images(10, [image(5), shared], 9, 5),
         Prompt(ids=words(45, 6)),
-        with_pictures(1, [picture(7)], 60, 7),
+        with_images(1, [image(7)], 60, 7),
     ]
 
 
@@ -115,17 +115,17 @@ def test_cached_equals_uncached(model: QwenVL, number: int):
         ids.append(token)
 
 
-def test_a_shared_picture_is_encoded_once(model: QwenVL, monkeypatch: pytest.MonkeyPatch):
+def test_a_shared_image_is_encoded_once(model: QwenVL, monkeypatch: pytest.MonkeyPatch):
     encoded: list[int] = []
     encode = QwenVL.encode
     monkeypatch.setattr(
         QwenVL, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
     )
-    shared = picture(0)
+    shared = image(0)
     prompts = [
-        with_pictures(1, [shared, picture(1)], 2, 0),
-        with_pictures(3, [shared.copy()], 2, 4),  # the same content elsewhere in memory
-        with_pictures(2, [picture(1), shared], 2, 8),
+        with_images(1, [shared, image(1)], 2, 0),
+        with_images(3, [shared.copy()], 2, 4),  # the same content elsewhere in memory
+        with_images(2, [image(1), shared], 2, 8),
     ]
     together = generate(model, prompts, Settings(max_new_tokens=3))
     assert encoded == [2]
@@ -194,7 +194,7 @@ def test_the_score_of_an_answer_is_what_generation_said(model: QwenVL):
     [
         (Prompt(ids=()), "prompt 1 is empty"),
         (Prompt(ids=(1, IMGPAD, IMGPAD)), "2 picture placeholders but 0 pictures; every picture needs 4"),
-        (Prompt(ids=(1,), pixels=(picture(0),)), "0 picture placeholders but 1 pictures"),
+        (Prompt(ids=(1,), pixels=(image(0),)), "0 picture placeholders but 1 pictures"),
         (Prompt(ids=(1, VOCAB)), "the id 96; the model knows 0 to 95"),
         (Prompt(ids=(1,) * 32_768), "32768 tokens; this model reads at most 32767"),
         (

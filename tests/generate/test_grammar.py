@@ -52,15 +52,17 @@ def grammar(request: pytest.FixtureRequest) -> Grammar:
     return Grammar(tokenizer, tokenizer.n_vocab + PADDED)
 
 
-def allowed(grammar: Grammar, state: State, room: int) -> set[int]:
-    choice = grammar.choice(state, room)
+def allowed(grammar: Grammar, state: State, max_remaining: int) -> set[int]:
+    choice = grammar.choice(state, max_remaining)
     if choice.only is not None:
         return set(choice.only)
     return set(range(grammar.tokenizer.n_vocab + PADDED)) - set(choice.never)
 
 
-def wander(grammar: Grammar, room: int, chance: random.Random, state: State) -> tuple[list[int], State]:
-    """A random answer of `room` tokens, as broken as the grammar allows."""
+def wander(
+    grammar: Grammar, max_remaining: int, chance: random.Random, state: State
+) -> tuple[list[int], State]:
+    """A random answer of `max_remaining` tokens, as broken as the grammar allows."""
     tokenizer = grammar.tokenizer
     tempting = [
         *(
@@ -75,8 +77,8 @@ def wander(grammar: Grammar, room: int, chance: random.Random, state: State) -> 
         *(token for piece in MALICIOUS for token in tokenizer.encode(piece.decode(errors="ignore"))),
     ]
     ids: list[int] = []
-    while len(ids) < room:
-        choice = grammar.choice(state, room - len(ids))
+    while len(ids) < max_remaining:
+        choice = grammar.choice(state, max_remaining - len(ids))
         if choice.only is not None:
             assert choice.only, f"nothing may follow {state}"
             token = chance.choice(choice.only)
@@ -99,8 +101,8 @@ def test_no_random_answer_is_malformed(grammar: Grammar):
     chance = random.Random(0)
     seen = {Ref: 0, Box: 0, Quad: 0}
     for round_number in range(300):
-        room = chance.randint(1, 60)
-        ids, state = wander(grammar, room, chance, State())
+        max_remaining = chance.randint(1, 60)
+        ids, state = wander(grammar, max_remaining, chance, State())
         text = grammar.tokenizer.decode(ids)
         assert not state.is_open, text
         assert CLOSED.fullmatch(text), text

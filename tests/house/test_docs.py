@@ -269,10 +269,12 @@ def test_every_row_of_the_map_leads_to_code_and_to_a_test(row: str) -> None:
 
 def test_every_room_is_on_the_map() -> None:
     text = MAP.read_text()
-    rooms = {
+    packages = {
         path.name
         for path in (ROOT / "qwenvl").iterdir()
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    missing = {room for room in rooms - {"__init__.py", "__main__.py"} if f"qwenvl/{room}" not in text}
+    missing = {
+        package for package in packages - {"__init__.py", "__main__.py"} if f"qwenvl/{package}" not in text
+    }
     assert not missing, f"docs/PAPER_MAP.md does not say where {sorted(missing)} belong"

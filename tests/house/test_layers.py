@@ -67,11 +67,11 @@ def test_a_library_stays_in_its_room(library: str, graph: grimp.ImportGraph) -> 
     assert not strangers, f"{library} may be imported only in {sorted(ONLY_IN[library]) or 'no room'}"
 
 
-@pytest.mark.parametrize("room", [room for room in TORCH_FREE if room != "qwenvl.cli"])
-def test_no_chain_of_imports_leads_to_torch(room: str, graph: grimp.ImportGraph) -> None:
-    if room not in graph.modules or "torch" not in graph.modules:
+@pytest.mark.parametrize("room", [package for package in TORCH_FREE if package != "qwenvl.cli"])
+def test_no_chain_of_imports_leads_to_torch(package: str, graph: grimp.ImportGraph) -> None:
+    if package not in graph.modules or "torch" not in graph.modules:
         return
-    chain = graph.find_shortest_chain(room, "torch", as_packages=True)
+    chain = graph.find_shortest_chain(package, "torch", as_packages=True)
     assert chain is None, " imports ".join(chain or ())
 
 
@@ -81,7 +81,10 @@ def test_importing_the_torch_free_rooms_loads_no_torch(graph: grimp.ImportGraph)
     program = "\n".join(
         [
             "import sys",
-            *(f"import {room}; assert 'torch' not in sys.modules, '{room} loads torch'" for room in rooms),
+            *(
+                f"import {package}; assert 'torch' not in sys.modules, '{package} loads torch'"
+                for package in rooms
+            ),
         ]
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

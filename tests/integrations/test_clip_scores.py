@@ -31,7 +31,7 @@ def jpeg(seed: int, size: tuple[int, int]) -> bytes:
 
 def pairs() -> list[Pair]:
     texts = ("a red dog", "a cat", "a red cat a dog a red dog a cat a red dog")
-    return [Pair(key=str(k), text=text, picture=jpeg(k, (60 + 20 * k, 48))) for k, text in enumerate(texts)]
+    return [Pair(key=str(k), text=text, image=jpeg(k, (60 + 20 * k, 48))) for k, text in enumerate(texts)]
 
 
 def test_scores_are_the_models_own_and_do_not_depend_on_the_batch(checkpoint: Path) -> None:
@@ -39,7 +39,7 @@ def test_scores_are_the_models_own_and_do_not_depend_on_the_batch(checkpoint: Pa
     together = score(pairs())
     assert together == pytest.approx([score([pair])[0] for pair in pairs()], abs=1e-5)
     model = CLIPModel.from_pretrained(checkpoint).eval()
-    pixels = torch.from_numpy(np.stack([crop(pair.picture or b"", 32) for pair in pairs()[:1]]))
+    pixels = torch.from_numpy(np.stack([crop(pair.image or b"", 32) for pair in pairs()[:1]]))
     with torch.inference_mode():
         found = model(input_ids=torch.tensor([[2, 3, 4]]), pixel_values=pixels)
     assert together[0] == pytest.approx(float((found.image_embeds * found.text_embeds).sum()), abs=1e-5)
@@ -63,15 +63,15 @@ def test_clean_and_calibrate_score_what_has_no_score(
     )
     limit = f"clip_score={choices[0]['clip_score']}"
     assert cli.main(["data", "clean", args[0], str(tmp_path / "out"), *args[1:], "--change", limit]) == 0
-    told = json.loads(capsys.readouterr().out)["total"]
-    assert told["kept"] == 4 and told["dropped"] == {"clip score": 3, "length": 1}
+    message = json.loads(capsys.readouterr().out)["total"]
+    assert message["kept"] == 4 and message["dropped"] == {"clip score": 3, "length": 1}
 
 
 def test_the_crop_is_clips(checkpoint: Path) -> None:
-    picture = pillow.new("RGB", (90, 45), "red")
-    picture.paste("blue", (30, 0, 60, 45))
+    image = pillow.new("RGB", (90, 45), "red")
+    image.paste("blue", (30, 0, 60, 45))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     seen = crop(buffer.getvalue(), 32)
     blue = (np.array([0, 0, 255]) / 255 - np.array(MEAN)) / np.array(STD)
     assert seen.shape == (3, 32, 32) and np.allclose(seen[:, 16, 16], blue, atol=1e-5)

@@ -78,20 +78,20 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def model(kit: ModuleType, samples: list[Sample]) -> Lmms:
-    made = kit.QwenVL(pretrained="tiny", batch_size="4", device="cpu", manner="raw")
+    made = kit.QwenVL(pretrained="tiny", batch_size="4", device="cpu", prompt_format="raw")
     made.task_dict["toy"] = {"test": samples}
     return made
 
 
-def pictures(sample: Sample) -> list[pillow.Image]:
-    return [pillow.open(io.BytesIO(picture)) for picture in sample.pictures]
+def images(sample: Sample) -> list[pillow.Image]:
+    return [pillow.open(io.BytesIO(image)) for image in sample.images]
 
 
 def asked(samples: list[Sample], **options: object) -> list[Request]:
     """Requests to write an answer, as the kit makes them; some tasks leave a mark where pictures go."""
     settings = {"max_new_tokens": 64, "temperature": 0, **options}
     return [
-        Request((f"<image>{sample.text}", settings, pictures, k, "toy", "test"))
+        Request((f"<image>{sample.text}", settings, images, k, "toy", "test"))
         for k, sample in enumerate(samples)
     ]
 
@@ -140,11 +140,11 @@ def test_likelihoods_are_losses_and_know_what_greedy_decoding_writes(
 ) -> None:
     (said,) = model.generate_until(asked(samples[:1]))
     options = [f" {said}", " purple elephants", lambda sample: f" {said}"]
-    requests = [Request((samples[0].text, option, pictures, 0, "toy", "test")) for option in options]
+    requests = [Request((samples[0].text, option, images, 0, "toy", "test")) for option in options]
     best, worst, called = model.loglikelihood(requests)
     assert best == called and best[1] and not worst[1]
     assert 0 <= best[0] < worst[0]
-    prompt = model.asker.prompt(model._content(samples[0].text, pictures, 0, "toy", "test"))
+    prompt = model.asker.prompt(model._content(samples[0].text, images, 0, "toy", "test"))
     ((row,),) = model.asker.likelihoods([prompt], [[" purple elephants"]])
     assert len(row) > 1 and worst[0] == pytest.approx(-sum(row) / len(row), rel=1e-5)
 

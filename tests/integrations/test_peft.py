@@ -57,7 +57,7 @@ def test_adapters_and_merged_weights_load_in_transformers_and_peft(
     assert torch.allclose(theirs(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-4)
     again = qwenvl.load(ours, CPU)
     merge(load_lora(again, tmp_path / "adapter"))
-    folder.save(again, tmp_path / "merged", companions=ours)
+    folder.save(again, tmp_path / "merged", sidecars=ours)
     whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     logits = theirs.merge_and_unload()(input_ids=ids, pixel_values=pixels).logits
     for merged in (whole(input_ids=ids, pixel_values=pixels).logits, again(ids, pixels), logits):

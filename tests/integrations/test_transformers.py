@@ -21,7 +21,7 @@ from qwenvl.runtime import Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 CPU = Runtime.detect(device="cpu", dtype="float32")
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def processor(ours: Path) -> object:
     return AutoProcessor.from_pretrained(ours)
 
 
-def question(text: str = "What is <img>it</img>?", pictures: int = 1) -> list[dict]:
-    parts = [{"type": "image", "image": PICTURE}] * pictures
+def question(text: str = "What is <img>it</img>?", images: int = 1) -> list[dict]:
+    parts = [{"type": "image", "image": IMAGE}] * images
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
@@ -66,7 +66,7 @@ def test_a_padded_batch_generates_what_the_assistant_answers(model, processor, o
     texts = ["Hi", "What is there, please tell me?"]
     inputs = asked(processor, [question(texts[0], 2), question(texts[1], 1)])
     written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    replies = [assistant.ask([PICTURE] * n, t, max_new_tokens=8) for n, t in zip((2, 1), texts, strict=True)]
+    replies = [assistant.ask([IMAGE] * n, t, max_new_tokens=8) for n, t in zip((2, 1), texts, strict=True)]
     for row, reply in zip(written, replies, strict=True):
         assert processor.tokenizer.decode(row).strip().startswith(reply.text)
 
@@ -101,7 +101,7 @@ def test_saved_and_loaded_again_by_both_sides(model, processor, tmp_path):
     plain = qwenvl.load(tmp_path / "saved", CPU)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor) and torch.equal(plain.state_dict()[name], tensor)
-    asked_ours = qwenvl.Assistant.load(tmp_path / "saved", CPU).ask(PICTURE, "Hi", max_new_tokens=4)
+    asked_ours = qwenvl.Assistant.load(tmp_path / "saved", CPU).ask(IMAGE, "Hi", max_new_tokens=4)
     assert asked_ours.tokens
 
 
@@ -159,10 +159,10 @@ def test_loss_is_the_mean_over_learned_tokens(model, processor):
 
 def test_pipeline(ours, model, processor):
     ask = pipeline("image-text-to-text", model=model, processor=processor)
-    told = ask(
+    message = ask(
         text=question(), max_new_tokens=5, return_full_text=False, generate_kwargs={"do_sample": False}
     )
-    assert isinstance(told[0]["generated_text"], str)
+    assert isinstance(message[0]["generated_text"], str)
 
 
 # === The processor: text stays text ===
@@ -184,7 +184,7 @@ def test_text_never_becomes_markup(processor, model, tmp_path):
 def test_two_steps_are_one(processor):
     spelled = processor.apply_chat_template(question(), add_generation_prompt=True)
     assert "<|im_start|>user" in spelled and "Picture 1: <img></img>" in spelled
-    two = processor(text=spelled, images=[PICTURE], return_tensors="pt")
+    two = processor(text=spelled, images=[IMAGE], return_tensors="pt")
     one = asked(processor, question())
     assert torch.equal(two["input_ids"], one["input_ids"])
     assert torch.equal(two["pixel_values"], one["pixel_values"])
@@ -192,16 +192,16 @@ def test_two_steps_are_one(processor):
 
 def test_prompts_are_those_of_the_assistant(processor, ours):
     assistant = qwenvl.Assistant.load(ours, CPU)
-    from qwenvl.markup import Image as Picture
+    from qwenvl.markup import Image as Image
     from qwenvl.markup import Turn
 
-    rendered = assistant.render([Turn("user", (Picture(PICTURE), "Where?"))])
+    rendered = assistant.render([Turn("user", (Image(IMAGE), "Where?"))])
     assert asked(processor, question("Where?"))["input_ids"][0].tolist() == list(rendered.ids)
 
 
 def test_what_does_not_fit_is_told(processor, model):
     with pytest.raises(ValueError, match="2 lists of pictures for 1 texts"):
-        processor(text="one", images=[[PICTURE], [PICTURE]])
+        processor(text="one", images=[[IMAGE], [IMAGE]])
     with pytest.raises(ValueError, match="expected type 'text'"):
         asked(processor, [{"role": "user", "content": [{"type": "video", "video": "x"}]}])
     with pytest.raises(ValueError, match="one column each"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwenvl.chat import Assistant, Manner
+from qwenvl.chat import Assistant, PromptFormat
 from qwenvl.checkpoint.folder import load, resolve
 from qwenvl.evaluation.toyworld import evaluate_toyworld
 from qwenvl.model.llm import attention_mask
@@ -81,16 +81,18 @@ def test_three_updates_have_the_same_losses(tmp_path):
 
 
 def test_answers_in_float32_are_the_same():
-    told = [evaluate_toyworld(Assistant(*tiny(place), Manner(chat_format="raw")), 12) for place in PLACES]
-    ours, wanted = ([each.raw for each in scores.predictions] for scores in reversed(told))
+    message = [
+        evaluate_toyworld(Assistant(*tiny(place), PromptFormat(chat_format="raw")), 12) for place in PLACES
+    ]
+    ours, wanted = ([each.raw for each in scores.predictions] for scores in reversed(message))
     assert len(wanted) > 50 and ours == wanted
 
 
 def test_answers_in_bfloat16_are_mostly_the_same():
     half = Runtime.detect(device="cuda", dtype="bfloat16")
     assistants = [
-        Assistant(*tiny("cpu"), Manner()),
-        Assistant(load(resolve("tiny"), half), tiny("cpu")[1], Manner()),
+        Assistant(*tiny("cpu"), PromptFormat()),
+        Assistant(load(resolve("tiny"), half), tiny("cpu")[1], PromptFormat()),
     ]
     wanted, ours = ([p.raw for p in evaluate_toyworld(each, 12).predictions] for each in assistants)
     same = sum(a == b for a, b in zip(ours, wanted, strict=True))

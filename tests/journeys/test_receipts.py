@@ -24,12 +24,12 @@ def receipts(tmp_path: Path) -> Path:
     for number, (company, total) in enumerate(
         [("TEA, CAKES & CO", "9.00"), ("BOOKS", "12.50"), ("SHOES", "80.10")]
     ):
-        picture = Image.new("L", (200, 320), 245)
-        pen = ImageDraw.Draw(picture)
+        image = Image.new("L", (200, 320), 245)
+        pen = ImageDraw.Draw(image)
         lines = [company, "25/12/2018", f"TOTAL {total}"]
         for row, text in enumerate(lines):
             pen.text((20, 20 + 90 * row), text, fill=20)
-        picture.save(folder / f"{number:03}.jpg")
+        image.save(folder / f"{number:03}.jpg")
         facts = {"company": company, "date": "25/12/2018", "total": total}
         (folder / f"{number:03}.json").write_text(json.dumps(facts))
         corners = [
@@ -57,11 +57,11 @@ def test_receipts_are_learned_merged_verified_and_asked(
     ]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    told = capsys.readouterr()
-    assert "2 of 2 samples are fine" in told.out
-    assert "merged: logits differ by at most" in told.err and "verified:" in told.err
-    assert "learned   000.jpg  total '9.00', answered" in told.out and "held out  002.jpg" in told.out
-    facts = json.loads(told.out.splitlines()[-1])
+    message = capsys.readouterr()
+    assert "2 of 2 samples are fine" in message.out
+    assert "merged: logits differ by at most" in message.err and "verified:" in message.err
+    assert "learned   000.jpg  total '9.00', answered" in message.out and "held out  002.jpg" in message.out
+    facts = json.loads(message.out.splitlines()[-1])
     assert facts["updates"] == 2 and facts["loss"][1] < facts["loss"][0]
 
     first, _ = read_conversations(tmp_path / "out" / "receipts.json")

@@ -69,8 +69,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = [Question(image=image, question="What is it?", answer="a scene") for image in shown]
     phrases = [Referring(image=image, phrase="the thing", boxes=(Box(1, 2, 500, 600),)) for image in shown]
     texts = [PlainText(text=f"words {number} without a picture") for number in range(8)]
-    for name, told in (("vqa", records), ("phrases", phrases), ("text", texts)):
-        (root / f"{name}.jsonl").write_text("\n".join(map(to_json, told)))
+    for name, message in (("vqa", records), ("phrases", phrases), ("text", texts)):
+        (root / f"{name}.jsonl").write_text("\n".join(map(to_json, message)))
     turns = [
         [("user", f"Picture 1: <img>{each.source}</img>\nWhat is it?"), ("assistant", "A scene.")]
         for each in shown
@@ -148,10 +148,10 @@ def test_three_stages_from_shards(
         *SHORT,
     )
     assert cli.main([str(word) for word in typed]) == 0
-    told = capsys.readouterr()
-    assert told.out.strip() == str(run / "3-finetuning/model")
-    assert "left out: 1 damaged picture, such as 0.tar, 00004.jpg: A damaged picture" in told.err
-    assert "left out: 1 over-long, such as 0.tar, 3: " in told.err
+    message = capsys.readouterr()
+    assert message.out.strip() == str(run / "3-finetuning/model")
+    assert "left out: 1 damaged picture, such as 0.tar, 00004.jpg: A damaged picture" in message.err
+    assert "left out: 1 over-long, such as 0.tar, 3: " in message.err
 
     start = load_file(run / "start/model.safetensors")
     for name, tensor in parts.state_dict().items():
@@ -170,12 +170,12 @@ def test_three_stages_from_shards(
     for name in ("1-pretraining", "2-multitask", "3-finetuning"):
         lines = read_log(run / name / "log.jsonl")
         assert len(lines) == 3 and all(0 < line["loss"] < 20 and line["tokens"] > 0 for line in lines)
-    manners = [
-        Assistant.load(run / name / "model", Runtime.detect(device="cpu")).manner.chat_format
+    prompt_formats = [
+        Assistant.load(run / name / "model", Runtime.detect(device="cpu")).prompt_format.chat_format
         for name in ("2-multitask", "3-finetuning")
     ]
-    assert manners == ["raw", "chatml"], "a base model until it has learned dialogues"
-    shown = sum(line["pictures"] for line in read_log(run / "1-pretraining/log.jsonl"))
+    assert prompt_formats == ["raw", "chatml"], "a base model until it has learned dialogues"
+    shown = sum(line["images"] for line in read_log(run / "1-pretraining/log.jsonl"))
     assert shown == PAIRS - 1, "every pair once, but for the damaged one"
 
 
@@ -183,7 +183,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
     """Stage 2 at twice the resolution of its start, one source, rows with and without pictures on either rank."""
     model = QwenVL(parts.config.at(112))
     model.load_state_dict(parts.state_dict())
-    checkpoint.save(model, tmp_path / "init", companions=tmp_path / "qwen")
+    checkpoint.save(model, tmp_path / "init", sidecars=tmp_path / "qwen")
     for processes in (1, 2):
         where = (
             "--init",
@@ -198,7 +198,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
         assert cli.main([str(word) for word in typed]) == 0
     logs = [read_log(tmp_path / name / "2-multitask/log.jsonl") for name in ("1", "2")]
     assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], rel=1e-5)
-    for count in ("tokens", "pictures"):
+    for count in ("tokens", "images"):
         assert [line[count] for line in logs[0]] == [line[count] for line in logs[1]]
 
 
@@ -215,7 +215,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
 )  # fmt: skip
 def test_what_cannot_start_says_why(
     typed: tuple[str, ...],
-    told: str,
+    message: str,
     data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -225,5 +225,5 @@ def test_what_cannot_start_says_why(
     (tmp_path / "other.toml").write_text('[["4-more".data]]\npaths = ["a"]\n')
     words = [word.format(data=data, other=tmp_path / "other.toml") for word in typed]
     assert cli.main(["train", *words, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run/start").exists()

@@ -61,11 +61,11 @@ def words(*shape: int) -> torch.Tensor:
     return torch.randint(0, 45, shape)
 
 
-def pictures(count: int) -> torch.Tensor:
+def images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16)
 
 
-def with_picture(before: int, behind: int) -> torch.Tensor:
+def with_image(before: int, behind: int) -> torch.Tensor:
     """One row: words, the slots of a picture, words."""
     return torch.cat([words(1, before), torch.full((1, 4), PAD), words(1, behind)], dim=1)
 
@@ -81,8 +81,8 @@ def cache_for(batch: int, capacity: int) -> KVCache:
 def test_a_row_read_in_chunks_through_the_cache(model, chunks, stretched, batch):
     """Also chunks of several tokens behind a cache, on which the official code crashes (official.md 8.1)."""
     tokens = 6 + sum(chunks)
-    ids = torch.cat([with_picture(2, tokens - 6)] * batch)
-    pixels = pictures(batch)
+    ids = torch.cat([with_image(2, tokens - 6)] * batch)
+    pixels = images(batch)
     alpha = torch.full((batch,), ntk_alpha(tokens, CONFIG.llm)) if stretched else None
     whole = model(ids, pixels, long_context=alpha)
     cache, parts, start = cache_for(batch, tokens), [], 0
@@ -151,8 +151,8 @@ def test_isolated_documents_do_not_know_each_other(model, lengths, padding):
         assert close(part, model(row))
 
 
-def test_isolated_documents_with_pictures(model):
-    rows, pixels = [with_picture(3, 2), words(1, 4), with_picture(0, 5)], pictures(2)
+def test_isolated_documents_with_images(model):
+    rows, pixels = [with_image(3, 2), words(1, 4), with_image(0, 5)], images(2)
     positions, segments = packed([9, 4, 9])
     together = model(torch.cat(rows, dim=1), pixels, positions=positions, segments=segments).split(
         [9, 4, 9], 1
@@ -206,7 +206,7 @@ def test_interleaved_documents_see_the_earlier_ones_only(model):
 
 def test_branches_see_the_trunk_and_not_each_other(model):
     """One picture and two questions: the row of each question alone behind the trunk."""
-    trunk, first, second, pixels = with_picture(2, 1), words(1, 4), words(1, 3), pictures(1)
+    trunk, first, second, pixels = with_image(2, 1), words(1, 4), words(1, 3), images(1)
     ids = torch.cat([trunk, first, second], dim=1)
     segments = torch.tensor([[BRANCHES] * 7 + [BRANCHES + 1] * 4 + [BRANCHES + 2] * 3])
     positions = torch.tensor([[*range(7), *range(7, 11), *range(7, 10)]])
@@ -224,8 +224,8 @@ def test_a_branch_does_not_see_another_documents_trunk(model):
 
 
 def test_padding_on_either_side_changes_nothing(model):
-    row = with_picture(1, 4)
-    pixels = pictures(1)
+    row = with_image(1, 4)
+    pixels = images(1)
     alone = model(row, pixels)
     blank = torch.zeros(1, 3, dtype=torch.long)
     ones = torch.full((1, 9), BRANCHES)
@@ -238,14 +238,14 @@ def test_padding_on_either_side_changes_nothing(model):
 # === Pictures ===
 
 
-def test_pictures_fill_their_slots_in_row_major_order(model):
+def test_images_fill_their_slots_in_row_major_order(model):
     ids = torch.cat(
         [
-            torch.cat([with_picture(1, 1), with_picture(0, 2)], 1),
-            torch.cat([words(1, 8), with_picture(0, 0)], 1),
+            torch.cat([with_image(1, 1), with_image(0, 2)], 1),
+            torch.cat([words(1, 8), with_image(0, 0)], 1),
         ]
     )
-    pixels = pictures(3)
+    pixels = images(3)
     visual, seen = model.encode(pixels), []
     handle = model.llm.blocks[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     model(ids, pixels)
@@ -257,10 +257,10 @@ def test_pictures_fill_their_slots_in_row_major_order(model):
 
 
 @pytest.mark.parametrize(("slots", "given"), [(4, 0), (0, 1), (4, 2), (8, 1), (3, 1)])
-def test_slots_and_pictures_must_match(model, slots, given):
+def test_slots_and_images_must_match(model, slots, given):
     ids = torch.cat([words(1, 3), torch.full((1, slots), PAD)], dim=1)
     with pytest.raises(ValueError) as raised:
-        model(ids, pictures(given) if given else None)
+        model(ids, images(given) if given else None)
     assert str(raised.value) == (
         f"{slots} picture placeholders in the ids but {given} pictures given; every picture needs 4 placeholders "
         "and one row of pixels. Build ids with markup.render()."
@@ -268,18 +268,18 @@ def test_slots_and_pictures_must_match(model, slots, given):
 
 
 @pytest.mark.parametrize("side", [8, 16, 28, 64])
-def test_any_square_picture_gives_the_same_number_of_tokens(model, side):
+def test_any_square_image_gives_the_same_number_of_tokens(model, side):
     assert model.encode(torch.randn(2, 3, side, side)).shape == (2, 4, 32)
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(model):
-    pixels = pictures(5)
+def test_an_image_does_not_depend_on_its_neighbours(model):
+    pixels = images(5)
     assert close(model.encode(pixels)[3], model.encode(pixels[3:4])[0])
 
 
 def test_the_encoder_tells_places_apart(model):
     """Position-aware: the same patches in another order give other tokens (paper 2.1)."""
-    pixels = pictures(1)
+    pixels = images(1)
     assert (model.encode(pixels) - model.encode(pixels.flip(-1))).abs().max() > 1e-3
 
 
@@ -391,7 +391,7 @@ def test_the_blocks_of_a_gpu_see_what_the_mask_of_a_cpu_sees():
 def test_the_whole_model_in_bfloat16(model):
     half = QwenVL(CONFIG).bfloat16()
     half.load_state_dict(model.state_dict())
-    ids, pixels = with_picture(4, 8), pictures(1)
+    ids, pixels = with_image(4, 8), images(1)
     exact, rough = model(ids, pixels), half(ids, pixels)
     assert rough.dtype == torch.bfloat16 and (rough.float() - exact).abs().max() < 0.1 * exact.std()
 

@@ -264,7 +264,7 @@ def test_padding_that_changes_an_answer(tmp_path):
     assert write(folder, [{**case, "generated": ours}])["copy pads"].status == "FAIL"
 
 
-def official_turn(fixture: Fixture, query: str, history: list, room: int = 4) -> dict:
+def official_turn(fixture: Fixture, query: str, history: list, max_remaining: int = 4) -> dict:
     """What the official chat would record for one turn, made with the official text scheme and our greedy ids."""
     from qwenvl.generate import engine
     from qwenvl.parity import chats, official
@@ -272,7 +272,9 @@ def official_turn(fixture: Fixture, query: str, history: list, room: int = 4) ->
     tokenizer = fixture.tokenizer
     raw_text, context = chats.official_context(fixture, query, history, "Be brief.", 6144)
     ids, _ = fixture.split_paths(context, official.SLOTS)
-    settings = engine.Settings(max_new_tokens=room, stop=((tokenizer.im_end,), (tokenizer.im_start,)))
+    settings = engine.Settings(
+        max_new_tokens=max_remaining, stop=((tokenizer.im_end,), (tokenizer.im_start,))
+    )
     generated = list(engine.generate(fixture.model, [engine.Prompt(ids=tuple(ids))], settings)[0].ids)
     response, _ = official.decode_tokens(tokenizer, raw_text, context, generated)
     turn = {"query": query, "raw_text": raw_text, "context_ids": context, "generated": generated}

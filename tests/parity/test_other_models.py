@@ -115,14 +115,14 @@ class Recorder:
         return rows[:, prefill:], torch.stack(logits, dim=1)
 
 
-def pictures(keys: str) -> dict[str, list[str]]:
+def images(keys: str) -> dict[str, list[str]]:
     return {"image_keys": list(keys), "images": [f"{key}.png" for key in keys]}
 
 
 def record_stages(recorder: Recorder) -> None:
     model, layers = recorder.model, recorder.model.config["num_hidden_layers"]
     with torch.no_grad():
-        recorder.add("vision", model.see(recorder.pixels("ba")), **pictures("ba"))  # type: ignore[arg-type]
+        recorder.add("vision", model.see(recorder.pixels("ba")), **images("ba"))  # type: ignore[arg-type]
         for count, keys in ((7, ""), (60, "ab"), (150, "b")):
             ids = [*recorder.words(count, 1), *(i for key in keys for i in recorder.slots(key)), 5, 6]
             labels = [-100, *ids[1:]]
@@ -133,7 +133,7 @@ def record_stages(recorder: Recorder) -> None:
             loss = F.cross_entropy(found["logits"][:-1], torch.tensor(labels)[1:]).item()
             argmax, alpha = found["logits"].argmax(-1).tolist(), model.alpha(len(ids))
             facts = {"input_ids": ids, "argmax": argmax, "ntk_alpha": alpha, "labels": labels, "loss": loss}
-            recorder.add("forward", kept, **facts, **pictures(keys))
+            recorder.add("forward", kept, **facts, **images(keys))
 
 
 def record_answers(recorder: Recorder) -> None:
@@ -145,7 +145,7 @@ def record_answers(recorder: Recorder) -> None:
         recorder.add(
             "generate",
             {"step_logits": logits[0, : len(written)]},
-            **{"input_ids": ids, "generated": written, "max_new_tokens": 6, **pictures(keys)},
+            **{"input_ids": ids, "generated": written, "max_new_tokens": 6, **images(keys)},
         )
 
 
@@ -201,7 +201,7 @@ def record_training(recorder: Recorder) -> None:
     recorder.add(
         "train",
         {f"grad:{shown}": weights[shown].grad},  # type: ignore[dict-item]
-        **{"input_ids": ids, "labels": labels, "loss": loss.item(), "grad_norms": norms, **pictures("a")},
+        **{"input_ids": ids, "labels": labels, "loss": loss.item(), "grad_norms": norms, **images("a")},
     )
 
 
@@ -220,7 +220,7 @@ def record_chat(recorder: Recorder) -> None:
         history = [*history, [query, response]]
         turn = {"query": query, "raw_text": raw_text, "context_ids": context, "generated": generated}
         turn |= {"stop_words_ids": [[tokenizer.im_end], [tokenizer.im_start]], "response": response}
-        turns.append({**turn, "history_after": history, **pictures(keys)})
+        turns.append({**turn, "history_after": history, **images(keys)})
     recorder.add("chat", None, turns=turns, system="Be brief.", max_new_tokens=5, max_window_size=6144)
 
 

@@ -16,7 +16,7 @@ def statuses(results) -> dict[str, str]:
     return {result.case: result.status for result in results}
 
 
-def test_every_recorded_picture_is_equal():
+def test_every_recorded_image_is_equal():
     found = statuses(preprocess.certify(GOLDEN / "preprocess"))
     assert set(found.values()) == {"PASS"} and len(found) == 1 + 22
     assert found == statuses(preprocess.certify(GOLDEN / "preprocess" / "cases.json"))
@@ -57,7 +57,7 @@ RECORDED = ["u8_sha256", "u8_sum", "mean", "std", "resized_png", "mode", "size",
 
 
 @pytest.mark.parametrize("key", [*RECORDED, "image_size", "file", "unknown"])
-def test_a_changed_picture_record_fails(key, tmp_path):
+def test_a_changed_image_record_fails(key, tmp_path):
     fixture = json.loads((GOLDEN / "preprocess" / "cases.json").read_text())
     case = copy.deepcopy(
         next(c for c in fixture["cases"] if c["file"] == "rgba.png" and c["image_size"] == 56)

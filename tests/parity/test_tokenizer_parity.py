@@ -207,7 +207,7 @@ def test_a_dialogue_by_somebody_else_is_refused(first: str, tmp_path: Path) -> N
     assert verdict("sft_preprocess", case, tmp_path).status == "PASS"
 
 
-def test_nothing_is_read_of_a_reply_without_a_picture(tmp_path: Path) -> None:
+def test_nothing_is_read_of_a_reply_without_an_image(tmp_path: Path) -> None:
     case = {"response": "<box>oops</box>", "history": None, "width": 9, "height": 9, "calls": []}
     assert verdict("draw_boxes", {**case, "returned": "none"}, tmp_path).status == "PASS"
 

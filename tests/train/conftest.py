@@ -28,7 +28,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = QwenVL(config)
     initialise_(model, torch.Generator().manual_seed(0), std=None)
     tokenizer.save(root / "vocabulary")
-    folder.save(model, root / "model", companions=root / "vocabulary")
+    folder.save(model, root / "model", sidecars=root / "vocabulary")
     return root / "model"
 
 

@@ -12,29 +12,29 @@ ROOT = Path(__file__).parents[2]
 
 
 def lines(script: str, *options: str) -> list[dict]:
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / script), *options],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    return [json.loads(line) for line in told.stdout.splitlines()]
+    return [json.loads(line) for line in message.stdout.splitlines()]
 
 
 def test_the_step_is_compared_with_a_rival_of_its_size() -> None:
     pytest.importorskip("transformers")
-    (told,) = lines("step.py", "--small", "--pixels", "56", "--length", "128", "--rounds", "1")
-    assert told["parameters"]["ours"] == pytest.approx(told["parameters"]["transformers"], rel=0.05)
-    assert told["fill"]["ours"] > 0.9 > told["fill"]["transformers"] > 0.3
-    speeds = told["tokens_per_second"]
-    assert told["ratio"] == pytest.approx(speeds["ours"] / speeds["transformers"], abs=0.01)
+    (message,) = lines("step.py", "--small", "--pixels", "56", "--length", "128", "--rounds", "1")
+    assert message["parameters"]["ours"] == pytest.approx(message["parameters"]["transformers"], rel=0.05)
+    assert message["fill"]["ours"] > 0.9 > message["fill"]["transformers"] > 0.3
+    speeds = message["tokens_per_second"]
+    assert message["ratio"] == pytest.approx(speeds["ours"] / speeds["transformers"], abs=0.01)
 
 
 def test_the_cases_of_a_large_gpu_run_at_toy_size() -> None:
     pytest.importorskip("peft")
-    told = lines("gpu.py", "--small")
-    *training, alone, together = told
+    message = lines("gpu.py", "--small")
+    *training, alone, together = message
     assert [each["case"] for each in training] == ["stage 1", "stage 2", "lora", "lora, recomputed"]
     assert [each["case"] for each in (alone, together)] == ["answers, 1 at once", "answers, 8 at once"]
     assert all(each["tokens_per_second"] > 0 and each["weights_alone"] > 0 for each in (alone, together))

@@ -15,10 +15,10 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.finetune import (
     FinetuneConfig,
     finetune,
-    learned_logits,
-    learning_part,
     require_equal,
     stage_of,
+    supervised_logits,
+    trainable_part,
 )
 from qwenvl.train.log import read_log
 from qwenvl.train.optim import freeze
@@ -87,9 +87,9 @@ def test_lora_is_merged_verified_and_loads_in_peft(
 
     options = ("--lora", "--rank", 4, "--train", "vision,adapter,llm", "--epochs", 1, "--dtype", "float32")
     assert run(data, tmp_path / "out", *options, "--json", "--show-every", 2) == 0
-    told = capsys.readouterr()
-    assert "merged: logits differ by at most" in told.err and "verified:" in told.err
-    facts = json.loads(told.out)
+    message = capsys.readouterr()
+    assert "merged: logits differ by at most" in message.err and "verified:" in message.err
+    facts = json.loads(message.out)
     assert facts["model"] == str(tmp_path / "out" / "model") and facts["updates"] == 2 and facts["lora"]
     assert 0 <= facts["merged"] < 1e-4 and 0 <= facts["verified"] < 1e-4
     words = (tmp_path / "out" / "predictions" / "step-000002.jsonl").read_text().splitlines()
@@ -136,11 +136,11 @@ def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
         if step == 3:
             raise Killed
 
-    import qwenvl.train.finetune as room
+    import qwenvl.train.finetune as module
 
-    train = room.train
+    train = module.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(room, "train", lambda *args, watch, **rest: train(*args, watch=kill, **rest))
+        patch.setattr(module, "train", lambda *args, watch, **rest: train(*args, watch=kill, **rest))
         finetune(qwenvl.load(BASE, CPU), tokenizer, stage, found, tmp_path / "killed", CPU)
     again = qwenvl.load(BASE, CPU)
     finetune(again, tokenizer, stage, found, tmp_path / "killed", CPU)
@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
 def test_only_what_learns_is_in_the_state() -> None:
     model = qwenvl.load(BASE, CPU)
     freeze(model, ("adapter",))
-    part = learning_part(model)
+    part = trainable_part(model)
     names = {name for name, _ in part.named_parameters()}
     assert names == {name for name, _ in model.named_parameters() if name.startswith("adapter.")}
     assert part.get_parameter("adapter.query") is model.adapter.query
@@ -176,8 +176,8 @@ def test_over_long_samples_are_counted_not_cut(
     samples[0]["conversations"][1]["value"] = "word " * 200
     data.write_text(json.dumps(samples))
     assert run(data, tmp_path / "out", "--sequence-length", 128, "--epochs", 0.5) == 0
-    told = capsys.readouterr().err
-    assert "over-long: 1" in told and "3 of 4 samples" in told
+    message = capsys.readouterr().err
+    assert "over-long: 1" in message and "3 of 4 samples" in message
 
 
 def test_faults_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -197,7 +197,7 @@ def test_another_run_in_the_same_folder_is_refused(
 
 def test_logits_that_differ_are_refused(data: Path) -> None:
     model, found = qwenvl.load(BASE, CPU), read_conversations(data)[:2]
-    logits = learned_logits(model, Tokenizer.load(BASE), found)
+    logits = supervised_logits(model, Tokenizer.load(BASE), found)
     assert require_equal(logits, logits, torch.float32, "nothing") == 0
     with pytest.raises(ValueError, match="merging: logits differ by"):
         require_equal(logits, [each + each.std() for each in logits], torch.float32, "merging")
@@ -213,12 +213,12 @@ def test_check_tells_what_would_not_learn(data: Path, capsys: pytest.CaptureFixt
     assert finding["kind"] == "nothing trainable" and finding["fix"]
     pytest.importorskip("peft")
     assert main(["data", "check", str(data), "--model", str(BASE), "--lora", "--modules", "c_attn"]) == 1
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     mixed = ("--train", "vision,llm", "--modules", "mlp.up")
     assert main(["data", "check", str(data), "--model", str(BASE), "--lora", *mixed]) == 1
     assert "LoRA matches nothing in vision: none of mlp.up is a layer of it" in capsys.readouterr().out
     assert (
-        "LoRA matches nothing: 1" in told
-        and "'c_attn' matches nothing in llm" in told
-        and "attention.qkv" in told
+        "LoRA matches nothing: 1" in message
+        and "'c_attn' matches nothing in llm" in message
+        and "attention.qkv" in message
     )

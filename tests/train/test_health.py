@@ -37,7 +37,7 @@ def test_one_odd_batch_does_not() -> None:
 
 
 def test_the_opening_of_a_stage_is_judged_by_itself() -> None:
-    spikes = Spikes(stage(opening={"lookups": 1.0}, opening_steps=HISTORY), Path("runs/x"), 4.0)
+    spikes = Spikes(stage(curriculum={"lookups": 1.0}, curriculum_steps=HISTORY), Path("runs/x"), 4.0)
     for step in range(2 * HISTORY + IN_A_ROW - 1):
         spikes.see(step, 1.0 if step < HISTORY else 5.0 if step < 2 * HISTORY else 25.0, 1.0)
         assert spikes.spiking == (step >= 2 * HISTORY)

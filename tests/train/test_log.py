@@ -32,7 +32,7 @@ class Killed(Exception):
     pass
 
 
-def run(start: Path, run_dir: Path, told: StageConfig, *, killed_at: int | None = None) -> None:
+def run(start: Path, run_dir: Path, message: StageConfig, *, killed_at: int | None = None) -> None:
     """The stage in this process, stopped behind an update as a kill would."""
 
     def watch(model: object, stage: object, step: int) -> None:
@@ -41,10 +41,10 @@ def run(start: Path, run_dir: Path, told: StageConfig, *, killed_at: int | None 
 
     model = folder.load(start, CPU)
     if killed_at is None:
-        train(model, Tokenizer.load(start), told, run_dir, CPU)
+        train(model, Tokenizer.load(start), message, run_dir, CPU)
     else:
         with pytest.raises(Killed):
-            train(model, Tokenizer.load(start), told, run_dir, CPU, watch=watch)
+            train(model, Tokenizer.load(start), message, run_dir, CPU, watch=watch)
 
 
 def board(run_dir: Path) -> EventAccumulator:
@@ -85,11 +85,11 @@ def test_losses_of_the_sources_add_up_over_processes(start: Path, tmp_path: Path
 
 def test_tensorboard_survives_a_kill_without_doubled_points(start: Path, tmp_path: Path) -> None:
     """Killed behind update 3 of 4, saved behind 2: update 3 is done again and stands there once, for everyone."""
-    told = stage(show_every=1)
-    run(start, tmp_path, told, killed_at=3)
+    message = stage(show_every=1)
+    run(start, tmp_path, message, killed_at=3)
     watching = board(tmp_path)
     assert [point.step for point in watching.Scalars("loss")] == [1, 2, 3]
-    run(start, tmp_path, told)
+    run(start, tmp_path, message)
     lines = read_log(tmp_path / "log.jsonl")
     for seen in (board(tmp_path), watching.Reload()):
         for tag, value in {"loss": "loss", "gradient norm": "grad_norm", "speed/mfu": "mfu"}.items():
@@ -105,7 +105,7 @@ def test_tensorboard_survives_a_kill_without_doubled_points(start: Path, tmp_pat
 def test_a_log_of_an_earlier_version_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     from qwenvl.train.track import TensorBoard
 
-    old = {"step": 0, "loss": 2.5, "seconds": 1.0, "tokens": 10, "pictures": 1, "grad_norm": 3.0}
+    old = {"step": 0, "loss": 2.5, "seconds": 1.0, "tokens": 10, "images": 1, "grad_norm": 3.0}
     TensorBoard(tmp_path / "tensorboard", [old], []).close()
     assert board(tmp_path).Scalars("gradient norm")[0].value == 3.0
 
@@ -124,9 +124,9 @@ def test_a_tracker_is_sent_every_update_once(
     fake.finish = lambda: calls.append(("finish", None))
     fake.Image = lambda path: ("image", path)
     monkeypatch.setitem(sys.modules, library, fake)
-    told = stage(track=library, show_every=4)
-    run(start, tmp_path / "trial", told, killed_at=3)
-    run(start, tmp_path / "trial", told)
+    message = stage(track=library, show_every=4)
+    run(start, tmp_path / "trial", message, killed_at=3)
+    run(start, tmp_path / "trial", message)
     first, second = (given for name, given in calls if name == "init")
     assert first == second and first["resume"] == "allow" and first["config"]["image_size"] == 56
     assert first["name"].startswith("trial-") and ("id" in first) is (library == "wandb")
@@ -179,12 +179,12 @@ def test_the_question_ends_where_the_answer_begins(start: Path) -> None:
 
 
 def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
-    picture = showing.Image(np.zeros((60, 80, 3), dtype=np.uint8))
+    image = showing.Image(np.zeros((60, 80, 3), dtype=np.uint8))
     shown = showing.Shown(
         asked="Where is the cat?",
         answered="<ref>the cat</ref><box>(500,100),(900,900)</box>",
         expected="<ref>the cat</ref><box>(100,100),(400,900)</box>",
-        image=picture,
+        image=image,
     )
     drawn = np.asarray(shown.drawn())
     assert drawn.shape[:2] == (300, 400)

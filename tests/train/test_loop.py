@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from qwenvl.checkpoint import folder
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import OBJECTIVES
@@ -170,7 +170,7 @@ def test_a_stage_file_is_read_strictly(tmp_path: Path) -> None:
             stage(**{name: 0})
 
 
-def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
+def test_images_that_patches_do_not_fill_are_told_before_the_first_update(
     start: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"does not divide vision.image_size = 13; choose a divisor"):
@@ -178,7 +178,7 @@ def test_pictures_that_patches_do_not_fill_are_told_before_the_first_update(
     assert not (tmp_path / "model").exists()
 
 
-def test_who_watches_a_stage_sees_pictures_of_its_size(start: Path, tmp_path: Path) -> None:
+def test_who_watches_a_stage_sees_images_of_its_size(start: Path, tmp_path: Path) -> None:
     sizes: list[int] = []
     small = stage(image_size=28, optim=dataclasses.replace(stage().optim, steps=2))
     assert folder.load(start, CPU).config.vision.image_size != 28
@@ -189,8 +189,8 @@ def test_who_watches_a_stage_sees_pictures_of_its_size(start: Path, tmp_path: Pa
 
 
 def test_one_process_is_no_special_case() -> None:
-    team = parallel.Team(1, CPU.device)
-    assert parallel.rank() == 0 and parallel.world_size() == 1
-    assert team.summed([{"a": 1.5}, {"a": 2, "b": 1}]) == {"a": 3.5, "b": 1} and team.everyones(3.0) == [3.0]
-    assert parallel.anywhere(True) and not parallel.anywhere(False)
-    assert parallel.from_first(lambda: 7) == 7
+    dims = distributed.ParallelDims(1, CPU.device)
+    assert distributed.rank() == 0 and distributed.world_size() == 1
+    assert dims.summed([{"a": 1.5}, {"a": 2, "b": 1}]) == {"a": 3.5, "b": 1} and dims.everyones(3.0) == [3.0]
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
+    assert distributed.on_rank0(lambda: 7) == 7

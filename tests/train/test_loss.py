@@ -15,13 +15,13 @@ from qwenvl.train.loss import LOGIT_CHUNK, next_token_nll
 Case = tuple[nn.Linear, Tensor, Tensor]
 
 
-def case(rows: int, words: int, width: int = 16, *, learned: float = 0.7) -> Case:
+def case(rows: int, words: int, width: int = 16, *, supervised: float = 0.7) -> Case:
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(width, words, bias=False)
     nn.init.normal_(head.weight, std=0.5, generator=generator)
     hidden = torch.randn(2, rows // 2, width, generator=generator).requires_grad_()
     labels = torch.randint(words, (2, rows // 2), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) >= learned] = IGNORE
+    labels[torch.rand(labels.shape, generator=generator) >= supervised] = IGNORE
     return head, hidden, labels
 
 
@@ -29,13 +29,13 @@ def plain(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-@pytest.mark.parametrize("learned", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("supervised", [0.0, 0.02, 1.0])
 def test_loss_and_gradients_are_those_of_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, learned: float
+    monkeypatch: pytest.MonkeyPatch, supervised: float
 ) -> None:
     monkeypatch.setattr(loss, "LOGIT_BLOCK", 8)
     monkeypatch.setattr(loss, "LOGIT_CHUNK", 32)
-    head, hidden, labels = case(200, 50, learned=learned)
+    head, hidden, labels = case(200, 50, supervised=supervised)
     expected = plain(head, hidden, labels)
     gradients = torch.autograd.grad(expected, (hidden, head.weight))
     ours, each = next_token_nll(head, hidden, labels)
@@ -88,7 +88,7 @@ def peak(work: Callable[[], object]) -> int:
 
 def test_logits_are_never_held_whole() -> None:
     """8,192 positions x 8,192 words: 268 MB of logits, which plain cross-entropy holds several times."""
-    head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, learned=1.0)
+    head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, supervised=1.0)
     logits = labels.numel() * 8192 * 4
     assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
     assert peak(lambda: next_token_nll(head, hidden, labels)[0].backward()) < 0.6 * logits

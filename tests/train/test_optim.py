@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qwenvl.model.vlm import QwenVL
+from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.muon import Muon, balanced, orthogonal
 from qwenvl.train.optim import (
     clip_gradients,
@@ -15,7 +16,6 @@ from qwenvl.train.optim import (
     rates,
     set_learning_rates,
 )
-from qwenvl.train.parallel import Team
 from qwenvl.train.stages import OptimConfig
 
 
@@ -72,13 +72,13 @@ def test_rates_are_told_by_part_with_the_lowest_where_they_differ():
     config = OptimConfig(peak_lr=1e-3, final_lr=0.0, warmup_steps=0, steps=10, vision_lr_decay=0.5)
     optimizers = make_optimizers(small_model(), config)
     set_learning_rates(optimizers, config, 0)
-    told = {"adapter": 1e-3, "llm": 1e-3, "vision": 5e-4, "vision.lowest": 1e-3 * 0.5**3}
-    assert rates(optimizers) == pytest.approx(told)
+    message = {"adapter": 1e-3, "llm": 1e-3, "vision": 5e-4, "vision.lowest": 1e-3 * 0.5**3}
+    assert rates(optimizers) == pytest.approx(message)
 
 
 def test_clipping_tells_the_norm_of_each_part_and_scales_them_together():
     parts = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("vision", "llm")})
-    alone = Team(1, torch.device("cpu"))
+    alone = ParallelDims(1, torch.device("cpu"))
     parts["vision"].weight.grad = torch.full((2, 2), 1.5)
     parts["llm"].weight.grad = torch.full((2, 2), 2.0)
     assert clip_gradients(parts, 1.0, alone, count=2) == pytest.approx(

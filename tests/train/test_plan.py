@@ -16,8 +16,8 @@ from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.flops import next_token_flops
 from qwenvl.train.optim import freeze
+from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.plan import Assumptions, Plan, activations, count_parameters, plan, prepared
-from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 ROOT = Path(__file__).parents[2]
@@ -132,30 +132,30 @@ def counted(config: ModelConfig, trains: tuple[str, ...], images: int, rows: int
     "trains", [("vision", "adapter", "llm"), ("vision", "adapter"), ("adapter", "llm"), ("llm",)]
 )
 def test_flops_count_the_vit_and_leave_out_what_frozen_weights_do_not_get(trains: tuple[str, ...]) -> None:
-    told = next_token_flops(
-        SMALL, touched=trains, whole=trains, length=64, places=128, pictures=3, learned=128
+    message = next_token_flops(
+        SMALL, touched=trains, whole=trains, length=64, row_tokens=128, images=3, supervised=128
     )
-    assert told == pytest.approx(counted(SMALL, trains, 3, 2, 64), rel=0.03)
+    assert message == pytest.approx(counted(SMALL, trains, 3, 2, 64), rel=0.03)
 
 
 def test_low_rank_adapters_leave_out_the_gradients_of_weights() -> None:
     peft = pytest.importorskip("qwenvl.integrations.peft")
-    count = {"length": 64, "places": 128, "pictures": 0, "learned": 128}
+    count = {"length": 64, "row_tokens": 128, "images": 0, "supervised": 128}
     whole = next_token_flops(SMALL, touched={"llm"}, whole={"llm"}, **count)
     touched = next_token_flops(SMALL, touched={"llm"}, whole=(), **count)
     assert 0.65 < touched / whole < 0.75
     given = Assumptions(text_tokens=40.0, memory=1.0)
-    told = plan(
+    message = plan(
         stage(trains=("llm",), bfloat16=True),
         SMALL,
         given,
         adapt=lambda model: peft.add_lora(model, peft.Lora(rank=4)),
     )
     full = plan(stage(trains=("llm",), bfloat16=True), SMALL, given)
-    assert set(told.trainable) == {"llm"} and sum(told.trainable.values()) < 0.2 * full.trainable["llm"]
-    assert told.memory["weights"] < 0.6 * full.memory["weights"]
-    assert told.memory["optimizer"] == 8 * told.trainable["llm"]
-    assert 0.6 < told.flops / full.flops < 0.8
+    assert set(message.trainable) == {"llm"} and sum(message.trainable.values()) < 0.2 * full.trainable["llm"]
+    assert message.memory["weights"] < 0.6 * full.memory["weights"]
+    assert message.memory["optimizer"] == 8 * message.trainable["llm"]
+    assert 0.6 < message.flops / full.flops < 0.8
 
 
 def test_three_blocks_tell_the_cost_of_all() -> None:
@@ -166,9 +166,9 @@ def test_three_blocks_tell_the_cost_of_all() -> None:
 
 
 def test_sharding_saves_memory() -> None:
-    def planned(gpus: int, **spread: object) -> Plan:
-        chosen = SpreadConfig(**spread)  # type: ignore[arg-type]
-        return plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=gpus, spread=chosen))
+    def planned(gpus: int, **parallel: object) -> Plan:
+        chosen = ParallelConfig(**parallel)  # type: ignore[arg-type]
+        return plan(stage(), SMALL, Assumptions(text_tokens=20.0, memory=1.0, gpus=gpus, parallel=chosen))
 
     whole, copies = planned(1), planned(4)
     assert copies.memory["weights"] == whole.memory["weights"] and not copies.memory["gathered"]
@@ -180,10 +180,10 @@ def test_sharding_saves_memory() -> None:
 
 
 def test_tensor_parallelism_cuts_blocks_and_head() -> None:
-    halved = SpreadConfig(tensor=2)
+    halved = ParallelConfig(tensor=2)
     whole, half = (
         sum(count_parameters(prepared(SMALL, stage(), None, each))[0].values())
-        for each in (SpreadConfig(), halved)
+        for each in (ParallelConfig(), halved)
     )
     llm, vision = SMALL.llm, SMALL.vision
     in_llm = llm.layers * (4 * llm.hidden**2 + 3 * llm.hidden * llm.mlp_width + 3 * llm.hidden)
@@ -191,26 +191,28 @@ def test_tensor_parallelism_cuts_blocks_and_head() -> None:
         4 * vision.width**2 + 2 * vision.width * vision.mlp_width + 3 * vision.width + vision.mlp_width
     )
     assert whole - half == (in_llm + in_vision + llm.hidden * llm.vocab_size) / 2
-    cut = activations(SMALL, stage(), 2, 3, on_cpu=False, spread=halved)
+    cut = activations(SMALL, stage(), 2, 3, on_cpu=False, parallel=halved)
     uncut = activations(SMALL, stage(), 2, 3, on_cpu=False)
     assert 0.5 * uncut < cut < 0.8 * uncut
 
 
 def test_recomputing_keeps_less() -> None:
     kept = activations(SMALL, stage(), 2, 3, on_cpu=False)
-    again = activations(SMALL, stage(), 2, 3, on_cpu=False, spread=SpreadConfig(recompute=True))
+    again = activations(
+        SMALL, stage(), 2, 3, on_cpu=False, parallel=ParallelConfig(activation_checkpointing=True)
+    )
     assert again < 0.6 * kept
 
 
 def test_impossible_questions_are_told() -> None:
     with pytest.raises(ValueError, match="3 GPUs with tensor parallelism of 2; give a multiple of it"):
-        Assumptions(gpus=3, spread=SpreadConfig(tensor=2))
+        Assumptions(gpus=3, parallel=ParallelConfig(tensor=2))
     with pytest.raises(ValueError, match="does not fit a row of 64"):
         plan(stage(), SMALL, Assumptions(text_tokens=100.0))
     with pytest.raises(ValueError, match="an MFU in"):
         Assumptions(mfu=1.5)
     with pytest.raises(ValueError, match=r"-3.* pictures; expected a GPU or more"):
-        Assumptions(pictures=-3)
+        Assumptions(images=-3)
 
 
 # === The command, and the truth ===
@@ -219,8 +221,8 @@ def test_impossible_questions_are_told() -> None:
 def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture) -> None:
     file = str(RECIPES / "small" / "3-finetuning.toml")
     assert main(["plan", file, "--model", "small", "--memory", "80"]) == 0
-    told = capsys.readouterr().out
-    assert "fits" in told and "GB activations" in told and "days on 1 GPU" in told
+    message = capsys.readouterr().out
+    assert "fits" in message and "GB activations" in message and "days on 1 GPU" in message
     assert main(["plan", file, "--model", "small", "--memory", "2", "--json"]) == 1
     said = capsys.readouterr()
     facts = json.loads(said.out)
@@ -231,11 +233,11 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture) -> None
 @pytest.mark.parametrize("options", [(), ("--bfloat16",)], ids=["float32", "bfloat16"])
 def test_memory_is_that_of_a_real_run(options: tuple[str, ...]) -> None:
     """Peak RSS of two updates of the real loop, over the process before them: within 10 %."""
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "plan.py", "--scale", "5", *options],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
-    assert json.loads(told.stdout.splitlines()[-1])["ratio"] == pytest.approx(1, abs=0.1)
+    assert json.loads(message.stdout.splitlines()[-1])["ratio"] == pytest.approx(1, abs=0.1)

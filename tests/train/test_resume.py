@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log
+from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.recipe import run_stage
-from qwenvl.train.spread import SpreadConfig
 from qwenvl.train.stages import StageConfig
 
 CPU = Runtime.detect(device="cpu", dtype="float32")
@@ -68,8 +68,8 @@ def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never disturbed, by two processes of torchrun."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run = begin(folder, start, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "qwenvl")
-    told = run.communicate(timeout=280)[1]
-    assert run.returncode == 0, told
+    message = run.communicate(timeout=280)[1]
+    assert run.returncode == 0, message
     return folder / "trial"
 
 
@@ -81,10 +81,10 @@ def killed(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = begin(folder, start, "qwenvl", spawned=2)
     until(run, log, 3)
     run.send_signal(signal.SIGTERM)
-    told = run.communicate(timeout=120)[1]
-    assert run.returncode == 75, told
+    message = run.communicate(timeout=120)[1]
+    assert run.returncode == 75, message
     done = len(read_log(log))
-    assert f"stopped as asked: stage trial has done {done} of {UPDATES} updates" in told
+    assert f"stopped as asked: stage trial has done {done} of {UPDATES} updates" in message
     assert (folder / "trial" / "state" / f"step-{done:06}").is_dir()
     run = begin(folder, start, "qwenvl", spawned=2)
     until(run, log, min(done + 4, UPDATES - 1))
@@ -108,22 +108,22 @@ def test_a_state_is_shared_among_its_writers(killed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "spread"),
+    ("processes", "parallel"),
     [
-        (2, SpreadConfig(shard="full")),
-        (4, SpreadConfig(shard="full", tensor=2)),
-        (1, SpreadConfig()),
+        (2, ParallelConfig(shard="full")),
+        (4, ParallelConfig(shard="full", tensor=2)),
+        (1, ParallelConfig()),
     ],
     ids=["two", "four", "one"],
 )
 def test_it_goes_on_with_any_number_of_processes(
-    start: Path, whole: Path, killed: Path, tmp_path: Path, processes: int, spread: SpreadConfig
+    start: Path, whole: Path, killed: Path, tmp_path: Path, processes: int, parallel: ParallelConfig
 ) -> None:
     shutil.copytree(killed, tmp_path / "run")
-    run_stage(stage_of(whole), start, tmp_path / "run", CPU, processes=processes, spread=spread)
+    run_stage(stage_of(whole), start, tmp_path / "run", CPU, processes=processes, parallel=parallel)
     lines, expected = (read_log(run / "log.jsonl") for run in (tmp_path / "run", whole))
     assert len(lines) == len(expected) == UPDATES
-    for key in ("step", "tokens", "pictures"):  # the same samples, update by update
+    for key in ("step", "tokens", "images"):  # the same samples, update by update
         assert [line[key] for line in lines] == [line[key] for line in expected]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
     weights, those = (load_file(run / "model" / "model.safetensors") for run in (tmp_path / "run", whole))

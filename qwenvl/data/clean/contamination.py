@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data.clean.characters import UNIT
-from qwenvl.data.clean.pictures import BadPicture, difference_hash
-from qwenvl.data.clean.reading import PICTURES
+from qwenvl.data.clean.images import BadImage, difference_hash
+from qwenvl.data.clean.pairs import IMAGES
 from qwenvl.data.clean.rules import Rule
 from qwenvl.data.records import Pair
 from qwenvl.data.shards import read_lines
@@ -33,7 +33,7 @@ class Benchmarks:
     looks: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, texts: Iterable[str], pictures: Iterable[bytes] = ()) -> "Benchmarks":
+    def of(cls, texts: Iterable[str], images: Iterable[bytes] = ()) -> "Benchmarks":
         """From the texts and the pictures of benchmarks; unreadable pictures raise BadPicture."""
         ngrams: set[tuple[str, ...]] = set()
         wholes: set[tuple[str, ...]] = set()
@@ -43,7 +43,7 @@ class Benchmarks:
                 ngrams.update(_ngrams(words))
             elif len(words) >= LEAST:
                 wholes.add(tuple(words))
-        looks = np.array(sorted({difference_hash(picture) for picture in pictures}), dtype=np.uint64)
+        looks = np.array(sorted({difference_hash(image) for image in images}), dtype=np.uint64)
         return cls(frozenset(ngrams), frozenset(wholes), looks)
 
     @classmethod
@@ -52,8 +52,8 @@ class Benchmarks:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if not files:
             raise ValueError(f"no file under {folder}; expected the texts and pictures of benchmarks.")
-        pictures = (path.read_bytes() for path in files if path.suffix.lower().lstrip(".") in PICTURES)
-        return cls.of((text for path in files for text in _texts(path)), pictures)
+        images = (path.read_bytes() for path in files if path.suffix.lower().lstrip(".") in IMAGES)
+        return cls.of((text for path in files for text in _texts(path)), images)
 
 
 _SPACE = re.compile(r"\s+")
@@ -96,11 +96,11 @@ def not_in(benchmarks: Benchmarks, bits: int = 2) -> Rule:
         shared = next((ngram for ngram in _ngrams(words) if ngram in benchmarks.ngrams), None)
         if shared is not None:
             return f"in a benchmark: {' '.join(shared)!r}"
-        if pair.picture is None or not len(benchmarks.looks):
+        if pair.image is None or not len(benchmarks.looks):
             return None
         try:
-            look = np.uint64(difference_hash(pair.picture))
-        except BadPicture:
+            look = np.uint64(difference_hash(pair.image))
+        except BadImage:
             return "damaged picture"
         distance = int(np.bitwise_count(benchmarks.looks ^ look).min())
         return f"looks like a benchmark's picture ({distance} bits)" if distance <= bits else None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwenvl.data.clean.pictures import difference_hash
+from qwenvl.data.clean.images import difference_hash
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair
 
@@ -29,7 +29,7 @@ def signature_type(thresholds: Thresholds) -> np.dtype:
     fields: list[tuple[str, object]] = [
         ("ordinal", "<u4"), ("picture", "<u8"), ("text", "<u8"), ("words", "<u8"), ("length", "<u4")
     ]  # fmt: skip
-    if thresholds.near_pictures is not None:
+    if thresholds.near_images is not None:
         fields.append(("look", "<u8"))
     if thresholds.near_texts is not None:
         fields.append(("minhash", "<u4", (PERMUTATIONS,)))  # type: ignore[arg-type]
@@ -40,18 +40,18 @@ def wanted(thresholds: Thresholds) -> bool:
     """Whether any rule needs the survey."""
     t = thresholds
     return any((t.longest_text, t.exact_duplicates, t.duplicate_text)) or not (
-        t.near_pictures is None and t.near_texts is None
+        t.near_images is None and t.near_texts is None
     )
 
 
 def signature(pair: Pair, ordinal: int, thresholds: Thresholds) -> tuple[object, ...]:
     """The signature of a pair, the `ordinal`-th sample of its shard."""
-    identity = pair.picture if pair.picture is not None else (pair.url or pair.key).encode()
+    identity = pair.image if pair.image is not None else (pair.url or pair.key).encode()
     values: list[object] = [
         ordinal, _hash(identity), _hash(pair.text.encode()), _hash(normalised(pair.text).encode()), len(pair.text)
     ]  # fmt: skip
-    if thresholds.near_pictures is not None:
-        values.append(difference_hash(pair.picture) if pair.picture is not None else _hash(identity))
+    if thresholds.near_images is not None:
+        values.append(difference_hash(pair.image) if pair.image is not None else _hash(identity))
     if thresholds.near_texts is not None:
         values.append(minhash(normalised(pair.text)))
     return tuple(values)
@@ -114,10 +114,10 @@ def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator
         (thresholds.duplicate_text, "duplicate text", "the same text came before", _not_first_text),
         (thresholds.near_texts is not None, "near texts", "almost the same text came before", _near_texts),
         (
-            thresholds.near_pictures is not None,
+            thresholds.near_images is not None,
             "near pictures",
             "almost the same picture came before",
-            _near_pictures,
+            _near_images,
         ),
     )
     for on, rule, reason, find in rounds:
@@ -152,9 +152,9 @@ def _not_first_of(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray
     return lost
 
 
-def _near_pictures(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _near_images(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     """Two hashes that differ in at most `most` bits agree in one of `most + 1` bands: only those are compared."""
-    most = thresholds.near_pictures
+    most = thresholds.near_images
     assert most is not None
     bands = [(64 * k // (most + 1), 64 * (k + 1) // (most + 1)) for k in range(most + 1)]
     looks = [int(look) for look in found["look"]]

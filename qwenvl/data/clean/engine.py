@@ -22,10 +22,10 @@ import numpy as np
 
 from qwenvl.data.clean import contamination, duplicates
 from qwenvl.data.clean.contamination import Benchmarks
-from qwenvl.data.clean.pictures import BadPicture, measure
+from qwenvl.data.clean.images import BadImage, measure
+from qwenvl.data.clean.pairs import Fetch, Sample, Source, read_samples
 from qwenvl.data.clean.pipeline import CLIP_RULE, Funnel, Step, Verdict, judge, steps_of
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.clean.reading import Fetch, Sample, Source, read_samples
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import TarWriter, atomic, dump, write_tar
 
@@ -107,12 +107,12 @@ def judged_samples(path: Path, settings: Settings, scorer: Scorer | None) -> Ite
 
 def _measured(sample: Sample, decode: bool) -> Sample:
     """A pair with the size its file has, or why it has none."""
-    if isinstance(sample, Skipped) or sample.picture is None:
+    if isinstance(sample, Skipped) or sample.image is None:
         return sample
     try:
-        facts = measure(sample.picture, decode=decode)
-    except BadPicture as bad:
-        return Skipped(key=sample.key, kind=str(bad), source=sample.source, raw=sample.picture)
+        facts = measure(sample.image, decode=decode)
+    except BadImage as bad:
+        return Skipped(key=sample.key, kind=str(bad), source=sample.source, raw=sample.image)
     return replace(sample, width=facts.width, height=facts.height)
 
 
@@ -126,7 +126,7 @@ def score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
     places = [
         place
         for place, v in enumerate(verdicts)
-        if v is not None and not v.dropped_by and v.pair.clip_score is None and v.pair.picture is not None
+        if v is not None and not v.dropped_by and v.pair.clip_score is None and v.pair.image is not None
     ]
     pairs = [v.pair for place in places if (v := verdicts[place]) is not None]
     for place, found in zip(places, scorer(pairs) if pairs else (), strict=True):
@@ -213,8 +213,8 @@ def write_pair(tar: TarWriter, pair: Pair) -> None:
     for name, value in pair.extra.items():
         if name not in line and _is_plain(value):
             line[name] = value
-    if pair.picture is not None:
-        tar.add(f"{key}.{_extension(pair.picture)}", pair.picture)
+    if pair.image is not None:
+        tar.add(f"{key}.{_extension(pair.image)}", pair.image)
     tar.add(f"{key}.json", dump(line))
 
 
@@ -222,12 +222,12 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str | bool | int | list | dict) or (isinstance(value, float) and value == value)
 
 
-def _extension(picture: bytes) -> str:
-    if picture[:2] == b"\xff\xd8":
+def _extension(image: bytes) -> str:
+    if image[:2] == b"\xff\xd8":
         return "jpg"
-    if picture[:4] == b"\x89PNG":
+    if image[:4] == b"\x89PNG":
         return "png"
-    return "webp" if picture[8:12] == b"WEBP" else "gif" if picture[:3] == b"GIF" else "img"
+    return "webp" if image[8:12] == b"WEBP" else "gif" if image[:3] == b"GIF" else "img"
 
 
 def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped) -> None:
@@ -246,5 +246,5 @@ def _explain(tar: TarWriter | None, reasons: IO[bytes], ordinal: int, sample: Pa
         "reason": verdict.reason, "text": sample.text[:2000], "url": sample.url,
     }  # fmt: skip
     reasons.write(dump({name: value for name, value in line.items() if value is not None}) + b"\n")
-    if tar is not None and sample.picture is not None:
-        tar.add(f"{ordinal:08d}.{_extension(sample.picture)}", sample.picture)
+    if tar is not None and sample.image is not None:
+        tar.add(f"{ordinal:08d}.{_extension(sample.image)}", sample.image)

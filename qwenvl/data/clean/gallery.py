@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image as pillow
 
-from qwenvl.data.clean.reading import Source, read_samples
+from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.records import Pair
 from qwenvl.data.shards import read_lines, read_tar
 
@@ -36,7 +36,7 @@ class Exhibit(NamedTuple):
     key: str
     text: str
     reason: str
-    picture: bytes | None
+    image: bytes | None
 
 
 def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exhibit]]]:
@@ -49,19 +49,19 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
     for path in sorted((out / "aside").glob("*.jsonl")):
         wanted: dict[int, dict[str, Any]] = {}
         for _, line in read_lines(path):
-            told = json.loads(line)
-            rule = told["reason"] if told["rule"] == "failed" else told["rule"]
+            entry = json.loads(line)
+            rule = entry["reason"] if entry["rule"] == "failed" else entry["rule"]
             chosen = dropped.setdefault(rule, [])
             already = sum(1 for other in wanted.values() if other["shown under"] == rule)
             if already < share + 1 and len(chosen) + already < each:
-                wanted[told["ordinal"]] = {**told, "shown under": rule}
-        pictures = _aside(path.with_suffix(".tar"), wanted)
-        for ordinal, told in wanted.items():
-            text = str(told.get("text", told.get("detail", "")))
-            is_picture = told["rule"] != "failed" or "picture" in told["reason"] or "bomb" in told["reason"]
-            picture = pictures.get(ordinal) if is_picture else None
-            shown = Exhibit(told["key"], text, told["reason"], picture)
-            dropped[told["shown under"]].append(shown)
+                wanted[entry["ordinal"]] = {**entry, "shown under": rule}
+        images = _aside(path.with_suffix(".tar"), wanted)
+        for ordinal, entry in wanted.items():
+            text = str(entry.get("text", entry.get("detail", "")))
+            is_image = entry["rule"] != "failed" or "picture" in entry["reason"] or "bomb" in entry["reason"]
+            image = images.get(ordinal) if is_image else None
+            shown = Exhibit(entry["key"], text, entry["reason"], image)
+            dropped[entry["shown under"]].append(shown)
     return kept, dropped
 
 
@@ -71,7 +71,7 @@ def _kept(path: Path, count: int) -> Iterator[Exhibit]:
             return
         if isinstance(sample, Pair):
             count -= 1
-            yield Exhibit(sample.key, sample.text, "", sample.picture)
+            yield Exhibit(sample.key, sample.text, "", sample.image)
 
 
 def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
@@ -81,10 +81,10 @@ def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
     return {int(name): data for name, data in found if name.isdigit() and int(name) in wanted}
 
 
-def thumbnail(picture: bytes | pillow.Image, side: int = THUMBNAIL) -> str:
+def thumbnail(image: bytes | pillow.Image, side: int = THUMBNAIL) -> str:
     """An `<img>` with the picture in it, or a note that it cannot be shown; decoding is bounded and never raises."""
     try:
-        shown = pillow.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+        shown = pillow.open(io.BytesIO(image)) if isinstance(image, bytes) else image
         if shown.width * shown.height > 50_000_000:
             return "<div class=why>too large to show</div>"
         small = shown.convert("RGB")
@@ -105,15 +105,15 @@ def page(out: Path, each: int = 12) -> str:
     statistics = out / "statistics.json"
     if not statistics.exists():
         raise ValueError(f"{out} holds no statistics.json; give the folder that `qwenvl data clean` wrote.")
-    told = json.loads(statistics.read_bytes())
+    entry = json.loads(statistics.read_bytes())
     kept, dropped = exhibits(out, each)
-    order = [*told["total"]["failed"], *told["rules"]]
-    counts = {**told["total"]["failed"], **told["total"]["dropped"]}
-    sections = [_section(f"kept ({told['total']['kept']:,})", kept)]
+    order = [*entry["total"]["failed"], *entry["rules"]]
+    counts = {**entry["total"]["failed"], **entry["total"]["dropped"]}
+    sections = [_section(f"kept ({entry['total']['kept']:,})", kept)]
     sections += [
         _section(f"{rule} ({counts.get(rule, 0):,})", dropped[rule]) for rule in order if dropped.get(rule)
     ]
-    return html(f"Cleaning: {out.name}", _funnel(told) + "".join(sections))
+    return html(f"Cleaning: {out.name}", _funnel(entry) + "".join(sections))
 
 
 def html(title: str, body: str) -> str:
@@ -122,11 +122,11 @@ def html(title: str, body: str) -> str:
     return f"<!doctype html><html lang=en><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>\n"
 
 
-def _funnel(told: Mapping[str, Any]) -> str:
-    total = told["total"]
+def _funnel(entry: Mapping[str, Any]) -> str:
+    total = entry["total"]
     left = read = max(1, total["read"])
     rows = [("read", 0, left)]
-    for name in [*total["failed"], *told["rules"]]:
+    for name in [*total["failed"], *entry["rules"]]:
         gone = {**total["failed"], **total["dropped"]}.get(name, 0)
         left -= gone
         rows.append((name, gone, left))
@@ -141,7 +141,7 @@ def _funnel(told: Mapping[str, Any]) -> str:
 
 def _section(title: str, shown: Iterable[Exhibit]) -> str:
     figures = "".join(
-        f"<figure>{thumbnail(each.picture) if each.picture else ''}<figcaption>{escape(each.text[:300])}"
+        f"<figure>{thumbnail(each.image) if each.image else ''}<figcaption>{escape(each.text[:300])}"
         f"<div class=why>{escape(each.reason)}</div><div class=key>{escape(each.key)}</div></figcaption></figure>"
         for each in shown
     )

@@ -142,22 +142,22 @@ class Funnel:
     def lines(self, steps: Sequence[str]) -> list[tuple[str, int, int]]:
         """(name, gone here, still there after it) from the reading to what is kept, rules in the order of `steps`."""
         left = self.read
-        told = [("read", 0, left)]
+        stages = [("read", 0, left)]
         for name, gone in sorted(self.failed.items()):
             left -= gone
-            told.append((name, gone, left))
+            stages.append((name, gone, left))
         order = [*steps, *(name for name in sorted(self.dropped) if name not in steps)]
         for name in order:
             if name in self.dropped or name in steps:
                 left -= self.dropped[name]
-                told.append((name, self.dropped[name], left))
-        return told
+                stages.append((name, self.dropped[name], left))
+        return stages
 
 
 def rule_names(thresholds: Thresholds, extra: Sequence[str] = ()) -> list[str]:
     """Names of the dropping rules in the order of the funnel."""
     t = thresholds
-    switched = (t.exact_duplicates, t.longest_text, t.duplicate_text, t.near_texts, t.near_pictures)
+    switched = (t.exact_duplicates, t.longest_text, t.duplicate_text, t.near_texts, t.near_images)
     local = [step.name for step in steps_of(t) if step.rule is not None]
     position = local.index(CLIP_RULE) if CLIP_RULE in local else len(local)
     local[position:position] = extra

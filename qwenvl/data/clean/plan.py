@@ -54,7 +54,7 @@ def plan(
     *,
     cores: int,
     gpus: int = 0,
-    picture_kb: int | float = 30.0,
+    image_kb: int | float = 30.0,
     shard: int = 10_000,
     rate: int | float | None = None,
     score_rate: int | float | None = None,
@@ -73,7 +73,7 @@ def plan(
     rounds = math.ceil(shards / cores)
     hours = rounds * (min(shard, pairs) / per_core) / 3600
     score_hours = pairs / (score_rate or SCORES_PER_GPU) / 3600 if gpus else 0.0
-    kilobytes = JSON_KB if columns_only else picture_kb + JSON_KB
+    kilobytes = JSON_KB if columns_only else image_kb + JSON_KB
     read, written = pairs * kilobytes / 1e9, pairs * remaining * kilobytes / 1e9
     wall = max(
         hours, score_hours / gpus if gpus else 0.0, (read + written) * 1e6 / max(storage_mb_s, 1e-9) / 3600

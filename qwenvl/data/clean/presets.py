@@ -55,7 +55,7 @@ class Thresholds:
     """Not in the paper: keep the first of equal pairs (same text and same picture)."""
     duplicate_text: bool = False
     """Not in the paper: keep the first pair of equal texts, case and signs aside."""
-    near_pictures: int | None = None
+    near_images: int | None = None
     """Not in the paper: bits of 64 by which perceptual hashes of near duplicates may differ, 0 to 7."""
     near_texts: int | float | None = None
     """Not in the paper: estimated Jaccard similarity from which on texts are near duplicates."""
@@ -71,8 +71,8 @@ class Thresholds:
             )
         if self.words is not None and not 0 <= self.words[0] <= self.words[1]:
             raise ValueError(f"words is {self.words}; expected (least, most) with least <= most.")
-        if self.near_pictures is not None and not 0 <= self.near_pictures <= 7:
-            raise ValueError(f"near_pictures is {self.near_pictures}; expected 0 to 7 of the 64 bits.")
+        if self.near_images is not None and not 0 <= self.near_images <= 7:
+            raise ValueError(f"near_pictures is {self.near_images}; expected 0 to 7 of the 64 bits.")
         if self.near_texts is not None and not 0.5 <= self.near_texts <= 1:
             raise ValueError(f"near_texts is {self.near_texts}; expected a similarity of 0.5 to 1.")
 

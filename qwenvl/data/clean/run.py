@@ -12,9 +12,9 @@ import numpy as np
 from qwenvl.data.clean import duplicates, executors
 from qwenvl.data.clean.engine import Job, Settings, clean_shard, survey_shard
 from qwenvl.data.clean.executors import Executor, Map
+from qwenvl.data.clean.pairs import find_shards
 from qwenvl.data.clean.pipeline import Funnel, rule_names
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.clean.reading import find_shards
 from qwenvl.data.shards import atomic, dump
 
 RULES_VERSION = 1
@@ -73,7 +73,7 @@ def clean(
 def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
     """The record of what is done here, or a complaint when the folder holds something else."""
     benchmarks = settings.benchmarks
-    told = {
+    entry = {
         "rules_version": RULES_VERSION,
         "thresholds": dataclasses.asdict(settings.thresholds),
         "source": settings.source,
@@ -84,7 +84,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
         "scorer": None if settings.scorer is None else repr(settings.scorer),
         "inputs": [[path.name, path.stat().st_size] for path in paths],
     }
-    now = dump(told) + b"\n"
+    now = dump(entry) + b"\n"
     path = out / "cleaning.json"
     if path.exists():
         if path.read_bytes() != now:
@@ -124,8 +124,8 @@ def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> Non
 def _outcome(out: Path, jobs: Sequence[Job], settings: Settings, resumed: int) -> Outcome:
     sources: dict[str, Funnel] = {}
     for job in jobs:
-        told = json.loads(job.at("done", "json").read_bytes())
-        for name, counts in told["sources"].items():
+        entry = json.loads(job.at("done", "json").read_bytes())
+        for name, counts in entry["sources"].items():
             sources.setdefault(name, Funnel()).add(Funnel.from_json(counts))
     extra = [step.name for step in settings.hooks] + ["benchmark"] * (settings.benchmarks is not None)
     outcome = Outcome(

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qwenvl.data.clean.reading import Source, read_samples
+from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.readers.annotations import Found, FoundPairs, expect, listed, load_json
 from qwenvl.data.records import Caption, Language, Pair, Skipped
 from qwenvl.markup import Image
@@ -33,21 +33,21 @@ def _rows(path: Path, source: str) -> Iterator[tuple[str, list[str] | Skipped]]:
             yield key, cells if len(cells) == 2 else wrong
 
 
-def cc3m(files: Sequence[Path], pictures: Path) -> FoundPairs:
+def cc3m(files: Sequence[Path], images: Path) -> FoundPairs:
     """`Train_GCC-training.tsv`: caption, tab, URL."""
     for path in files:
         for key, cells in _rows(path, "CC3M"):
             yield cells if isinstance(cells, Skipped) else _pair(key, cells[0], cells[1], "CC3M")
 
 
-def cc12m(files: Sequence[Path], pictures: Path) -> FoundPairs:
+def cc12m(files: Sequence[Path], images: Path) -> FoundPairs:
     """`cc12m.tsv`: URL, tab, caption; names of people are `<PERSON>`."""
     for path in files:
         for key, cells in _rows(path, "CC12M"):
             yield cells if isinstance(cells, Skipped) else _pair(key, cells[1], cells[0], "CC12M")
 
 
-def sbu(files: Sequence[Path], pictures: Path) -> FoundPairs:
+def sbu(files: Sequence[Path], images: Path) -> FoundPairs:
     """`sbu-captions-all.json` (image_urls, captions), or the two text files of URLs and of captions."""
     if len(files) == 1:
         sheet = load_json(files[0])
@@ -66,7 +66,7 @@ def sbu(files: Sequence[Path], pictures: Path) -> FoundPairs:
         yield _pair(f"sbu-{number:08d}", caption, url, "SBU")
 
 
-def coco_captions(files: Sequence[Path], pictures: Path) -> Found:
+def coco_captions(files: Sequence[Path], images: Path) -> Found:
     """`captions_train2017.json`: images and annotations; every caption is a record."""
     for path in files:
         sheet = load_json(path)
@@ -78,17 +78,17 @@ def coco_captions(files: Sequence[Path], pictures: Path) -> Found:
                 yield Skipped(key=str(each.get("id")), kind=kind, source="COCO Caption")
                 continue
             yield Caption(
-                image=Image(str(pictures / names[each["image_id"]])), text=text, source="COCO Caption"
+                image=Image(str(images / names[each["image_id"]])), text=text, source="COCO Caption"
             )
 
 
-def web_pairs(files: Sequence[Path], pictures: Path) -> FoundPairs:
+def web_pairs(files: Sequence[Path], images: Path) -> FoundPairs:
     """LAION-style parquet, img2dataset tars, JSON lines: the shards that cleaning reads."""
     for path in files:
         yield from read_samples(Source(path, path.stem))
 
 
-def clean_captions(files: Sequence[Path], pictures: Path) -> Found:
+def clean_captions(files: Sequence[Path], images: Path) -> Found:
     """Tars that `qwenvl data clean` wrote, to captions whose picture is in memory; Chinese where a character is."""
     from qwenvl.data.clean.characters import HAN
 
@@ -97,12 +97,12 @@ def clean_captions(files: Sequence[Path], pictures: Path) -> Found:
         for sample in read_samples(Source(path, path.stem)):
             if isinstance(sample, Skipped):
                 yield sample
-            elif sample.picture is None:
+            elif sample.image is None:
                 yield Skipped(key=sample.key, kind="no picture", source=sample.source)
             else:
                 language: Language = "zh" if HAN.search(sample.text) else "en"
                 yield Caption(
-                    image=Image(sample.picture),
+                    image=Image(sample.image),
                     text=sample.text,
                     language=language,
                     source=sample.source,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data.boxes import BadBox, entities_of, from_coco, from_entities, from_shares
-from qwenvl.data.clean.reading import kind_of_shard
+from qwenvl.data.clean.pairs import kind_of_shard
 from qwenvl.data.readers.annotations import Found, expect, listed, load_json, load_pickle
 from qwenvl.data.readers.questions import genome_names
 from qwenvl.data.records import GroundedCaption, Referring, Skipped
@@ -89,11 +89,11 @@ def _grit_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any] | Skipped]:
                 yield row
 
 
-def _grit_image(row: Mapping[str, Any], pictures: Path) -> Image:
-    return Image(str(pictures / f"{row['key']}.jpg"))
+def _grit_image(row: Mapping[str, Any], images: Path) -> Image:
+    return Image(str(images / f"{row['key']}.jpg"))
 
 
-def grit_captions(files: Sequence[Path], pictures: Path) -> Found:
+def grit_captions(files: Sequence[Path], images: Path) -> Found:
     """GRIT parquet or JSON lines to captions with boxes (format 4); a row without a usable box is skipped."""
     for row in _grit_rows(files):
         if isinstance(row, Skipped):
@@ -106,11 +106,11 @@ def grit_captions(files: Sequence[Path], pictures: Path) -> Found:
             yield Skipped(key=str(row.get("key")), kind="no usable box", source="GRIT")
             continue
         yield GroundedCaption(
-            image=_grit_image(row, pictures), caption=grounded(str(row["caption"]), chosen), source="GRIT"
+            image=_grit_image(row, images), caption=grounded(str(row["caption"]), chosen), source="GRIT"
         )
 
 
-def grit_phrases(files: Sequence[Path], pictures: Path) -> Found:
+def grit_phrases(files: Sequence[Path], images: Path) -> Found:
     """The same rows to phrases and their boxes (formats 5 and 6)."""
     for row in _grit_rows(files):
         if isinstance(row, Skipped):
@@ -121,7 +121,7 @@ def grit_phrases(files: Sequence[Path], pictures: Path) -> Found:
         for start, end, boxes in most_boxes(spans):
             phrase = str(row["caption"])[start:end].strip()
             if phrase:
-                yield Referring(image=_grit_image(row, pictures), phrase=phrase, boxes=boxes, source="GRIT")
+                yield Referring(image=_grit_image(row, images), phrase=phrase, boxes=boxes, source="GRIT")
 
 
 def grounded(caption: str, spans: Iterable[Span]) -> tuple[Segment, ...]:
@@ -147,7 +147,7 @@ def _labelled(phrase: str, boxes: Iterable[Box]) -> list[Box]:
 # === Visual Genome ===
 
 
-def genome_regions(files: Sequence[Path], pictures: Path) -> Found:
+def genome_regions(files: Sequence[Path], images: Path) -> Found:
     """`region_descriptions.json` and `image_data.json`: a phrase and its box in pixels."""
     path, image_data = expect(files, 2, "region_descriptions.json and image_data.json")
     names = genome_names(image_data)
@@ -170,7 +170,7 @@ def genome_regions(files: Sequence[Path], pictures: Path) -> Found:
                 yield Skipped(key=key, kind=str(error), source="Visual Genome")
                 continue
             yield Referring(
-                image=Image(str(pictures / names[number])),
+                image=Image(str(images / names[number])),
                 phrase=phrase,
                 boxes=(box,),
                 source="Visual Genome",
@@ -180,7 +180,7 @@ def genome_regions(files: Sequence[Path], pictures: Path) -> Found:
 # === RefCOCO, RefCOCO+, RefCOCOg ===
 
 
-def refcoco(files: Sequence[Path], pictures: Path, name: str = "RefCOCO", split: str = "train") -> Found:
+def refcoco(files: Sequence[Path], images: Path, name: str = "RefCOCO", split: str = "train") -> Found:
     """`refs(unc).p` (or google, umd) and `instances.json`: every sentence of the split with the box of its object."""
     refs, instances = expect(files, 2, "refs(...).p and instances.json")
     coco = load_json(instances)
@@ -200,27 +200,27 @@ def refcoco(files: Sequence[Path], pictures: Path, name: str = "RefCOCO", split:
             continue
         for sentence in ref["sentences"]:
             yield Referring(
-                image=Image(str(pictures / image["file_name"])),
+                image=Image(str(images / image["file_name"])),
                 phrase=sentence["sent"].strip(),
                 boxes=(box,),
                 source=name,
             )
 
 
-def refcoco_plus(files: Sequence[Path], pictures: Path) -> Found:
+def refcoco_plus(files: Sequence[Path], images: Path) -> Found:
     """RefCOCO+: the same two files."""
-    return refcoco(files, pictures, "RefCOCO+")
+    return refcoco(files, images, "RefCOCO+")
 
 
-def refcocog(files: Sequence[Path], pictures: Path) -> Found:
+def refcocog(files: Sequence[Path], images: Path) -> Found:
     """RefCOCOg: `refs(umd).p` or `refs(google).p`, and `instances.json`."""
-    return refcoco(files, pictures, "RefCOCOg")
+    return refcoco(files, images, "RefCOCOg")
 
 
 # === Flickr30K Entities ===
 
 
-def flickr30k_entities(files: Sequence[Path], pictures: Path) -> Found:
+def flickr30k_entities(files: Sequence[Path], images: Path) -> Found:
     """The folders `Annotations` (XML) and `Sentences` (text): five captions a picture, with boxes (format 4)."""
     annotations, sentences = expect(files, 2, "the folders Annotations and Sentences")
     for path in sorted(annotations.glob("*.xml")):
@@ -239,7 +239,7 @@ def flickr30k_entities(files: Sequence[Path], pictures: Path) -> Found:
                 caption += piece
             if spans:
                 yield GroundedCaption(
-                    image=Image(str(pictures / f"{path.stem}.jpg")),
+                    image=Image(str(images / f"{path.stem}.jpg")),
                     caption=grounded(caption, spans),
                     source="Flickr30K Entities",
                 )

@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwenvl.data.boxes import BadBox, quad_from_corners
-from qwenvl.data.clean.pictures import BadPicture, measure
+from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.readers.annotations import Found
 from qwenvl.data.records import OcrPage, Skipped
 from qwenvl.markup import Image, Quad
 
 
-def icdar(files: Sequence[Path], pictures: Path) -> Found:
+def icdar(files: Sequence[Path], images: Path) -> Found:
     """`NNN.csv` (or .txt): x1,y1,...,x4,y4 in pixels clockwise from the top left, then the text, commas and all.
 
-    One page per file, its picture is `NNN.jpg` in `pictures`; a bad line is skipped and the page keeps the others.
+    One page per file, its picture is `NNN.jpg` in `images`; a bad line is skipped and the page keeps the others.
     """
     paths = [p for file in files for p in (sorted(file.glob("*.csv")) if file.is_dir() else [file])]
     for path in paths:
-        picture = pictures / f"{path.stem}.jpg"
+        image = images / f"{path.stem}.jpg"
         try:
-            facts = measure(picture.read_bytes())
-        except (OSError, BadPicture) as error:
-            kind = str(error) if isinstance(error, BadPicture) else "missing picture"
+            facts = measure(image.read_bytes())
+        except (OSError, BadImage) as error:
+            kind = str(error) if isinstance(error, BadImage) else "missing picture"
             yield Skipped(key=path.stem, kind=kind, source="SROIE")
             continue
         lines: list[Quad] = []
@@ -33,7 +33,7 @@ def icdar(files: Sequence[Path], pictures: Path) -> Found:
             except BadBox as error:
                 yield Skipped(key=f"{path.stem}:{number}", kind=str(error), source="SROIE")
         if lines:
-            yield OcrPage(image=Image(str(picture)), lines=tuple(lines), source="SROIE")
+            yield OcrPage(image=Image(str(image)), lines=tuple(lines), source="SROIE")
         else:
             yield Skipped(key=path.stem, kind="no line of text", source="SROIE")
 

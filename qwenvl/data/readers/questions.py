@@ -47,7 +47,7 @@ def _question(image: Path, question: Any, answer: Any, source: str, key: Any) ->
     return Question(image=Image(str(image)), question=words, answer=reply, source=source)
 
 
-def vqav2(files: Sequence[Path], pictures: Path) -> Found:
+def vqav2(files: Sequence[Path], images: Path) -> Found:
     """`v2_OpenEnded_mscoco_train2014_questions.json` and `v2_mscoco_train2014_annotations.json`."""
     questions, annotations = expect(files, 2, "questions and annotations")
     asked = load_json(questions)
@@ -57,27 +57,27 @@ def vqav2(files: Sequence[Path], pictures: Path) -> Found:
     split = asked.get("data_subtype", "train2014") if isinstance(asked, dict) else "train2014"
     for each in listed(asked, questions, "questions"):
         found = answers.get(each["question_id"])
-        name = pictures / f"COCO_{split}_{int(each['image_id']):012d}.jpg"
+        name = images / f"COCO_{split}_{int(each['image_id']):012d}.jpg"
         answer = None if found is None else most_confident(found["answers"])
         yield _question(name, each["question"], answer, "VQAv2", each["question_id"])
 
 
-def gqa(files: Sequence[Path], pictures: Path) -> Found:
+def gqa(files: Sequence[Path], images: Path) -> Found:
     """`train_balanced_questions.json`: question id -> imageId, question, answer."""
     for path in files:
         for key, each in load_json(path).items():
             yield _question(
-                pictures / f"{each['imageId']}.jpg", each["question"], each.get("answer"), "GQA", key
+                images / f"{each['imageId']}.jpg", each["question"], each.get("answer"), "GQA", key
             )
 
 
-def vgqa(files: Sequence[Path], pictures: Path) -> Found:
+def vgqa(files: Sequence[Path], images: Path) -> Found:
     """Visual Genome's `question_answers.json`, and `image_data.json` for the folder that each picture is in."""
     path, images = expect(files, 2, "question_answers.json and image_data.json")
     names = genome_names(images)
     for image in listed(load_json(path), path):
         for each in image["qas"]:
-            name = pictures / names.get(
+            name = images / names.get(
                 image.get("id", image.get("image_id")), f"VG_100K/{image.get('id')}.jpg"
             )
             yield _question(name, each["question"], each["answer"], "VGQA", each["qa_id"])
@@ -91,54 +91,54 @@ def genome_names(image_data: Path) -> Mapping[int, str]:
     }
 
 
-def dvqa(files: Sequence[Path], pictures: Path) -> Found:
+def dvqa(files: Sequence[Path], images: Path) -> Found:
     """`train_qa.json`: a list of question, answer, image."""
     for path in files:
         for each in listed(load_json(path), path):
             yield _question(
-                pictures / each["image"], each["question"], each["answer"], "DVQA", each["question_id"]
+                images / each["image"], each["question"], each["answer"], "DVQA", each["question_id"]
             )
 
 
-def ocr_vqa(files: Sequence[Path], pictures: Path, split: int = 1) -> Found:
+def ocr_vqa(files: Sequence[Path], images: Path, split: int = 1) -> Found:
     """`dataset.json`: id -> imageURL, questions, answers, split (1 train, 2 validation, 3 test); only train is read."""
     for path in files:
         for key, each in load_json(path).items():
             if each.get("split", split) != split:
                 continue
-            name = pictures / f"{key}{Path(each.get('imageURL', '')).suffix or '.jpg'}"
+            name = images / f"{key}{Path(each.get('imageURL', '')).suffix or '.jpg'}"
             for question, answer in zip(each["questions"], each["answers"], strict=False):
                 yield _question(name, question, answer, "OCR-VQA", key)
 
 
-def docvqa(files: Sequence[Path], pictures: Path) -> Found:
+def docvqa(files: Sequence[Path], images: Path) -> Found:
     """`train_v1.0.json`: data of question, image, answers; the first answer is taken."""
     for path in files:
         for each in listed(load_json(path), path, "data"):
             answer = next(iter(each.get("answers", ())), None)
-            yield _question(pictures / each["image"], each["question"], answer, "DocVQA", each["questionId"])
+            yield _question(images / each["image"], each["question"], answer, "DocVQA", each["questionId"])
 
 
-def textvqa(files: Sequence[Path], pictures: Path) -> Found:
+def textvqa(files: Sequence[Path], images: Path) -> Found:
     """`TextVQA_0.5.1_train.json`: data of question, image_id and ten answers; the most frequent is taken."""
     for path in files:
         for each in listed(load_json(path), path, "data"):
             answer = most_frequent(each.get("answers", ()))
             yield _question(
-                pictures / f"{each['image_id']}.jpg", each["question"], answer, "TextVQA", each["question_id"]
+                images / f"{each['image_id']}.jpg", each["question"], answer, "TextVQA", each["question_id"]
             )
 
 
-def chartqa(files: Sequence[Path], pictures: Path) -> Found:
+def chartqa(files: Sequence[Path], images: Path) -> Found:
     """`train_human.json` and `train_augmented.json`: lists of imgname, query, label."""
     for path in files:
         for number, each in enumerate(listed(load_json(path), path)):
             yield _question(
-                pictures / each["imgname"], each["query"], each["label"], "ChartQA", f"{path.stem}-{number}"
+                images / each["imgname"], each["query"], each["label"], "ChartQA", f"{path.stem}-{number}"
             )
 
 
-def ai2d(files: Sequence[Path], pictures: Path) -> Found:
+def ai2d(files: Sequence[Path], images: Path) -> Found:
     """`questions/NAME.png.json`, one file per picture or the folder of them; the right option's text is the answer."""
     paths = [p for file in files for p in (sorted(file.glob("*.json")) if file.is_dir() else [file])]
     for path in paths:
@@ -147,4 +147,4 @@ def ai2d(files: Sequence[Path], pictures: Path) -> Found:
             options = each["answerTexts"]
             right = each.get("correctAnswer")
             answer = options[right] if isinstance(right, int) and 0 <= right < len(options) else None
-            yield _question(pictures / sheet["imageName"], question, answer, "AI2D", each.get("questionId"))
+            yield _question(images / sheet["imageName"], question, answer, "AI2D", each.get("questionId"))

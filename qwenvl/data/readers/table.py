@@ -59,7 +59,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
 )
 
 
-def read(name: str, files: Sequence[Path], pictures: Path) -> Iterator[Record | Pair | Skipped]:
+def read(name: str, files: Sequence[Path], images: Path) -> Iterator[Record | Pair | Skipped]:
     """What the reader `name` finds; raises ValueError for an unknown name, and for files in another form."""
     reader = READERS.get(name)
     if reader is None:
@@ -67,7 +67,7 @@ def read(name: str, files: Sequence[Path], pictures: Path) -> Iterator[Record | 
     if not files:
         raise ValueError(f"no annotation file named; {name} needs {reader.files}.")
     try:
-        yield from reader.read(files, pictures)
+        yield from reader.read(files, images)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"the annotations are not in the form of {name} ({type(error).__name__}: {error}); "

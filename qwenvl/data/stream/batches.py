@@ -27,8 +27,8 @@ from itertools import islice
 from qwenvl.data.formats import Example
 from qwenvl.data.packing import Rows, assemble, fit, joined
 from qwenvl.data.records import Skipped
+from qwenvl.data.stream.images import square
 from qwenvl.data.stream.order import permuted
-from qwenvl.data.stream.pictures import square
 from qwenvl.data.stream.sources import Document
 from qwenvl.markup import Image
 
@@ -60,7 +60,7 @@ class Batches:
     image_size: int = 0
     """Pixels a side to which pictures are squashed here; 0 leaves them to the caller as they are."""
     fast: bool = False
-    """Resize by the faster filter (`stream.pictures`)."""
+    """Resize by the faster filter (`stream.images`)."""
     seed: int = 0
     _windows: OrderedDict[int, tuple[Packed, list[Skipped]]] = field(default_factory=OrderedDict, repr=False)
 
@@ -149,7 +149,7 @@ class Batches:
         return whole, left_out
 
 
-class Ahead:
+class Prefetcher:
     """The same micro-batches, made by worker processes before they are asked for.
 
     Which micro-batches this process reads is learned from what it asks for: every so many of an update, and the same
@@ -164,7 +164,7 @@ class Ahead:
         )
         self._coming: dict[int, Future[Rows]] = {}
         self._asked: list[int] = []
-        self._places: list[int] = []
+        self._offsets: list[int] = []
 
     def __call__(self, documents: Sequence[int]) -> Rows:
         """The rows of a micro-batch; raises what making them raised."""
@@ -180,14 +180,14 @@ class Ahead:
         """Note that a micro-batch was asked for; where those begin that will be next, none while nothing is known."""
         begin = first - first % self._update
         if self._asked and self._asked[-1] < begin:  # the first of an update: the last one is known whole
-            self._places = [start % self._update for start in self._asked]
+            self._offsets = [start % self._update for start in self._asked]
             self._asked = []
         self._asked.append(first)
-        places: Sequence[int] = self._places
-        if not places and len(self._asked) > 1:
-            places = range(self._asked[0] % self._update, self._update, first - self._asked[-2])
-        for update in range(begin, self._end, self._update) if places else ():
-            yield from (update + each for each in places if update + each > first)
+        offsets: Sequence[int] = self._offsets
+        if not offsets and len(self._asked) > 1:
+            offsets = range(self._asked[0] % self._update, self._update, first - self._asked[-2])
+        for update in range(begin, self._end, self._update) if offsets else ():
+            yield from (update + each for each in offsets if update + each > first)
 
 
 _here: list[Batches] = []

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
-from qwenvl.data.clean.reading import PICTURE_COLUMNS, Source, pairs_of
-from qwenvl.data.conversations import conversation_of, picture_path
+from qwenvl.data.clean.pairs import IMAGE_COLUMNS, Source, pairs_of
+from qwenvl.data.conversations import conversation_of, image_path
 from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.records import Caption, Dialogue, Pair, PlainText, Record, from_values
 from qwenvl.data.stream.samples import Sample, Unusable
@@ -49,33 +49,33 @@ def _made(sample: Sample, tokenizer: Tokenizer, queries: int, format: str, epoch
         placed = [Turn(turn.role, tuple(_found(part, sample) for part in turn.content)) for turn in turns]
         return "dialogue", example(render_chat(placed, tokenizer, queries, open_for_answer=False))
     if "record" in columns:
-        record, told = from_values(columns["record"]), columns.get("format", "")
+        record, message = from_values(columns["record"]), columns.get("format", "")
     elif "kind" in columns:
-        record, told = from_values(columns), format
+        record, message = from_values(columns), format
     else:
-        record, told = _caption(sample, epoch), format
-    told = told or formats_of(record)[0]
-    if told not in get_args(Format):
-        raise ValueError(f"the format is {told!r}; expected one of {', '.join(get_args(Format))}.")
-    return told, example_of(_with_pictures(record, sample), tokenizer, queries, told)
+        record, message = _caption(sample, epoch), format
+    message = message or formats_of(record)[0]
+    if message not in get_args(Format):
+        raise ValueError(f"the format is {message!r}; expected one of {', '.join(get_args(Format))}.")
+    return message, example_of(_with_images(record, sample), tokenizer, queries, message)
 
 
 def _caption(sample: Sample, epoch: int) -> Caption:
     """Chinese where a character of the text is (as `qwenvl data read clean` has it)."""
     columns: dict[str, Any] = dict(sample.columns)
-    named = [columns.pop(name) for name in PICTURE_COLUMNS if isinstance(columns.get(name), str)]
+    named = [columns.pop(name) for name in IMAGE_COLUMNS if isinstance(columns.get(name), str)]
     found = list(pairs_of(sample.where, columns, None, Source(sample.folder, "")))
     pairs = [each for each in found if isinstance(each, Pair)]
     if not pairs:
         raise Unusable(next((each.kind for each in found if not isinstance(each, Pair)), "empty caption"))
-    if not sample.pictures and not named:
+    if not sample.images and not named:
         raise Unusable("no picture", "the sample has neither a picture nor the name of one")
     text = pairs[epoch % len(pairs)].text
-    image = Image(named[0] if named and not sample.pictures else next(iter(sample.pictures)))
+    image = Image(named[0] if named and not sample.images else next(iter(sample.images)))
     return Caption(image=image, text=text, language="zh" if HAN.search(text) else "en")
 
 
-def _with_pictures(record: Record, sample: Sample) -> Record:
+def _with_images(record: Record, sample: Sample) -> Record:
     match record:
         case PlainText():
             return record
@@ -94,16 +94,16 @@ def _found(part: Any, sample: Sample) -> Segment | str | Any:
     name = str(part.source)
     if "://" in name:
         raise Unusable("picture at a URL", name)
-    if sample.pictures:
-        inside = sample.pictures.get(name) or next(
-            (each for key, each in sample.pictures.items() if Path(key).name == Path(name).name), None
+    if sample.images:
+        inside = sample.images.get(name) or next(
+            (each for key, each in sample.images.items() if Path(key).name == Path(name).name), None
         )
-        if inside is None and len(sample.pictures) == 1:
-            inside = next(iter(sample.pictures.values()))
+        if inside is None and len(sample.images) == 1:
+            inside = next(iter(sample.images.values()))
         if inside is None:
-            raise Unusable("missing picture", f"{name} is none of {', '.join(sample.pictures)}")
+            raise Unusable("missing picture", f"{name} is none of {', '.join(sample.images)}")
         return Image(inside)
-    path = picture_path(part, sample.folder)
+    path = image_path(part, sample.folder)
     if not path.is_file():
         raise Unusable("missing picture", str(path))
     return Image(path)

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.clean.reading import PICTURE_COLUMNS, PICTURES, TEXTS
+from qwenvl.data.clean.pairs import IMAGE_COLUMNS, IMAGES, TEXTS
 from qwenvl.data.shards import BLOCK, name_and_suffix, parquet, skim_tar
-from qwenvl.data.stream.places import kind_of
+from qwenvl.data.stream.index import kind_of
 
 
 class Unusable(ValueError):
@@ -50,7 +50,7 @@ class Sample:
     """Shard and key, for messages."""
     columns: Mapping[str, Any]
     """The JSON of the sample; `text` where it has a text file."""
-    pictures: Mapping[str, Located]
+    images: Mapping[str, Located]
     """Those that the shard itself holds, by name."""
     folder: Path
     """Where relative paths of pictures start."""
@@ -67,11 +67,11 @@ def read_sample(shard: Path, first: int, second: int) -> Sample:
         file.seek(first)
         columns = _json(file.read(second))
     where = f"{shard.name}, byte {first}"
-    return Sample(where=where, columns=columns, pictures={}, folder=shard.parent)
+    return Sample(where=where, columns=columns, images={}, folder=shard.parent)
 
 
 def _of_tar(shard: Path, first: int, length: int) -> Sample:
-    key, columns, text, pictures = "", {}, None, {}
+    key, columns, text, images = "", {}, None, {}
     for member, _, stop in skim_tar(shard, first, first + length):
         if member.damage is not None:
             if not member.name:
@@ -84,26 +84,26 @@ def _of_tar(shard: Path, first: int, length: int) -> Sample:
             columns = _json(file.read())
         elif suffix in TEXTS:
             text = _utf8(file.read())
-        elif suffix in PICTURES:
-            pictures[member.name] = file
+        elif suffix in IMAGES:
+            images[member.name] = file
     if text is not None:
         columns = {**columns, "text": text}
-    return Sample(where=f"{shard.name}, {key}", columns=columns, pictures=pictures, folder=shard.parent)
+    return Sample(where=f"{shard.name}, {key}", columns=columns, images=images, folder=shard.parent)
 
 
 def _of_parquet(shard: Path, group: int, row: int) -> Sample:
     columns = dict(_row(shard, group, row))
-    pictures = {}
-    for name in [name for name in columns if name.lower() in PICTURE_COLUMNS]:
+    images = {}
+    for name in [name for name in columns if name.lower() in IMAGE_COLUMNS]:
         value = columns[name]
         inside = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(inside, bytes):
-            pictures[name] = Located(shard, group, row, name)
+            images[name] = Located(shard, group, row, name)
             del columns[name]
         elif isinstance(value, dict):  # Hugging Face's image column without the bytes
             columns[name] = value.get("path")
     where = f"{shard.name}, row group {group}, row {row}"
-    return Sample(where=where, columns=columns, pictures=pictures, folder=shard.parent)
+    return Sample(where=where, columns=columns, images=images, folder=shard.parent)
 
 
 def _row(shard: Path, group: int, row: int) -> Mapping[str, Any]:

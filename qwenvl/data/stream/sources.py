@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
 from qwenvl.data.stream.documents import document_of
+from qwenvl.data.stream.index import find_shards, kind_of, sample_index
 from qwenvl.data.stream.order import Draw, Order
-from qwenvl.data.stream.places import find_shards, kind_of, places
 from qwenvl.data.stream.samples import Unusable, read_sample
 from qwenvl.data.tasks import Format
 from qwenvl.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ class Source:
         """`name` names the order of its samples. Raises ValueError where there is no sample."""
         self.config = config
         self.shards = [shard for path in config.paths for shard in find_shards(path)]
-        self.sizes = [len(places(shard)) for shard in self.shards]
+        self.sizes = [len(sample_index(shard)) for shard in self.shards]
         self._ends = np.cumsum(self.sizes)
         size = sum(self.sizes)
         if not size:
@@ -66,7 +66,7 @@ class Source:
         blocks = []
         for shard, size in zip(self.shards, self.sizes, strict=True):
             if kind_of(shard) == "parquet" and size:
-                blocks += np.bincount(places(shard)[:, 0]).tolist()
+                blocks += np.bincount(sample_index(shard)[:, 0]).tolist()
             else:
                 blocks += [1] * size
         return [block for block in blocks if block]
@@ -82,7 +82,7 @@ class Source:
 
 @lru_cache(maxsize=256)
 def _table(shard: Path) -> NDArray[np.int64]:
-    return places(shard)
+    return sample_index(shard)
 
 
 class Document(NamedTuple):

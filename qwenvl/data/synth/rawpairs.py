@@ -64,7 +64,7 @@ class Planted:
     text: str = ""
     clean_text: str = ""
     """What the text must be once it is cleaned."""
-    picture: bytes = b""
+    image: bytes = b""
     columns: dict[str, Any] = field(default_factory=dict)
     raw_json: bytes | None = None
     """Written instead of the columns."""
@@ -84,7 +84,7 @@ def caption(rng: random.Random, chinese: bool = False) -> str:
     )
 
 
-def picture(rng: random.Random, width: int = 288, height: int = 216, quality: int = 60) -> bytes:
+def image(rng: random.Random, width: int = 288, height: int = 216, quality: int = 60) -> bytes:
     """A JPEG of soft coloured patches, unlike any other."""
     return encoded(patches(rng).resize((width, height), pillow.Resampling.BILINEAR), quality)
 
@@ -122,14 +122,14 @@ def _column(**columns: Any) -> Spoil:
 
 def _size(width: int, height: int) -> Spoil:
     def spoil(pair: Planted, rng: random.Random) -> None:
-        pair.picture = picture(rng, width, height)
+        pair.image = image(rng, width, height)
 
     return spoil
 
 
 def _bytes(change: Callable[[bytes], bytes]) -> Spoil:
     def spoil(pair: Planted, rng: random.Random) -> None:
-        pair.picture = change(pair.picture)
+        pair.image = change(pair.image)
 
     return spoil
 
@@ -265,7 +265,7 @@ def _sound(index: int, rng: random.Random, seen: set[str]) -> Planted:
         text = caption(rng, kind)
     seen.add(text)
     columns = {"clip_score": round(rng.uniform(0.3, 0.45), 4), "punsafe": 0.01, "pwatermark": 0.1}
-    return Planted(key=f"{index:08d}", text=text, clean_text=text, picture=picture(rng), columns=columns)
+    return Planted(key=f"{index:08d}", text=text, clean_text=text, image=image(rng), columns=columns)
 
 
 def _copy(pair: Planted, name: str, sound: list[Planted], rng: random.Random) -> None:
@@ -280,15 +280,15 @@ def _copy(pair: Planted, name: str, sound: list[Planted], rng: random.Random) ->
         return
     sound.remove(model)
     if name in ("exact copy", "shorter text"):
-        pair.picture = model.picture
+        pair.image = model.image
         pair.text = model.text if name == "exact copy" else model.text.rpartition(" with ")[0]
     elif name == "same text":
         pair.text = model.text.upper() + "!"
     elif name == "almost same text":
         pair.text = model.text[:-1]
     else:
-        with pillow.open(io.BytesIO(model.picture)) as shown:
-            pair.picture = encoded(shown.resize((270, 204), pillow.Resampling.BICUBIC), 50)
+        with pillow.open(io.BytesIO(model.image)) as shown:
+            pair.image = encoded(shown.resize((270, 204), pillow.Resampling.BICUBIC), 50)
 
 
 def benchmark_texts() -> list[str]:
@@ -322,7 +322,7 @@ def write_raw(pairs: Sequence[Planted], folder: Path, *, shards: int = 8, cut: b
             write_parquet(
                 folder / f"{name}.parquet",
                 [
-                    {"key": p.key, "TEXT": p.text, "image": {"bytes": p.picture, "path": None}, **p.columns}
+                    {"key": p.key, "TEXT": p.text, "image": {"bytes": p.image, "path": None}, **p.columns}
                     for p in members
                 ],
             )
@@ -333,7 +333,7 @@ def write_raw(pairs: Sequence[Planted], folder: Path, *, shards: int = 8, cut: b
 
 
 def _add(tar: TarWriter, pair: Planted) -> None:
-    tar.add(f"{pair.key}.jpg", pair.picture)
+    tar.add(f"{pair.key}.jpg", pair.image)
     tar.add(f"{pair.key}.json", pair.raw_json or dump({"text": pair.text, **pair.columns}))
 
 
@@ -341,7 +341,7 @@ def _write_lines(pairs: Sequence[Planted], path: Path) -> None:
     (path.parent / "pictures").mkdir(exist_ok=True)
     with write_json_lines(path) as write:
         for pair in pairs:
-            (path.parent / "pictures" / f"{pair.key}.jpg").write_bytes(pair.picture)
+            (path.parent / "pictures" / f"{pair.key}.jpg").write_bytes(pair.image)
             write({"key": pair.key, "image": f"pictures/{pair.key}.jpg", "text": pair.text, **pair.columns})
 
 
@@ -367,7 +367,7 @@ def strict() -> Thresholds:
         longest_text=True,
         duplicate_text=True,
         near_texts=0.85,
-        near_pictures=3,
+        near_images=3,
         unsafe=0.5,
         watermark=0.8,
     )
@@ -378,6 +378,6 @@ def became(out: Path) -> dict[str, str]:
     fates: dict[str, str] = {}
     for path in sorted((out / "aside").glob("*.jsonl")):
         for _, line in read_lines(path):
-            told = json.loads(line)
-            fates[told["key"]] = told["reason"] if told["rule"] == "failed" else told["rule"]
+            entry = json.loads(line)
+            fates[entry["key"]] = entry["reason"] if entry["rule"] == "failed" else entry["rule"]
     return fates

@@ -1,6 +1,6 @@
 """Dialogues about the toy world in ChatML (paper 2.3 and 3.3): one picture, two pictures, or none.
 
-Pictures stand bare in the first user turn: `markup.number_pictures` puts "Picture 1: " before them, which the questions
+Pictures stand bare in the first user turn: `markup.number_images` puts "Picture 1: " before them, which the questions
 about two pictures refer to.
 """
 
@@ -72,7 +72,7 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
     return _different(drawn, limit)
 
 
-def told_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
+def described_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
     """The dialogue about a scene, with the scene in words where the picture would stand."""
     return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed, IN_ONE)
 

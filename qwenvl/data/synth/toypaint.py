@@ -44,16 +44,16 @@ LONGEST = 4
 
 def render(scene: Scene, size: int = 112) -> UInt8[np.ndarray, "height width 3"]:
     """Paints the scene as a square RGB picture, `size` pixels on a side."""
-    picture = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
+    image = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
     for thing in scene.things:
-        _paint(picture, thing.shape, thing.box, PALETTE[thing.color])
+        _paint(image, thing.shape, thing.box, PALETTE[thing.color])
     for sign in scene.signs:
         if sign.plate:
             left, top, right, bottom = sign.box
-            _paint(picture, "square", (left - PLATE, top - PLATE, right + PLATE, bottom + PLATE), WHITE)
+            _paint(image, "square", (left - PLATE, top - PLATE, right + PLATE, bottom + PLATE), WHITE)
         for character, box in _letters(sign):
-            _paint(picture, character + ("bold" if sign.bold else ""), box, INKS[sign.ink])
-    return np.array(picture)
+            _paint(image, character + ("bold" if sign.bold else ""), box, INKS[sign.ink])
+    return np.array(image)
 
 
 def _letters(sign: Sign) -> list[tuple[str, Corners]]:
@@ -63,10 +63,10 @@ def _letters(sign: Sign) -> list[tuple[str, Corners]]:
     return [(character, (x, top, x + LETTER, bottom)) for character, x in zip(sign.text, starts, strict=True)]
 
 
-def _paint(picture: Image.Image, form: str, box: Corners, color: RGB) -> None:
-    left, top, right, bottom = (round(edge * picture.width * FINE / 1000) for edge in box)
+def _paint(image: Image.Image, form: str, box: Corners, color: RGB) -> None:
+    left, top, right, bottom = (round(edge * image.width * FINE / 1000) for edge in box)
     mask = _mask(form, right - left, bottom - top, left % FINE, top % FINE)
-    picture.paste(color, (left // FINE, top // FINE), mask)
+    image.paste(color, (left // FINE, top // FINE), mask)
 
 
 @lru_cache(maxsize=8192)

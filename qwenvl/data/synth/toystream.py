@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qwenvl.data.formats import Example, example, task
-from qwenvl.data.synth.toychats import chat, exchanges, told_chat
+from qwenvl.data.synth.toychats import chat, described_chat, exchanges
 from qwenvl.data.synth.toypaint import render as paint
 from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks, things_text
 from qwenvl.data.synth.toyworld import Dice, Scene, scene
-from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_pictures, render, render_chat, spell
+from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_images, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
-TASKS_PER_PICTURE, TASKS_PER_TEXT = 12, 9
+TASKS_PER_IMAGE, TASKS_PER_TEXT = 12, 9
 """Tasks asked about one picture or one scene in words: more share its cost, fewer show more of them."""
 
 DOCUMENT_TOKENS = 224
@@ -36,7 +36,7 @@ TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "p
 LOOKUP_KINDS = (*("color", "shape", "size", "exist") * 2, "count")
 """Kinds that things in words are asked for: all that needs no place."""
 
-PICTURE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
+IMAGE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
 """Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
 
 CHAT_KINDS = (
@@ -82,25 +82,25 @@ def text_document(world: Vocabulary, index: int) -> Example:
 
 def caption_document(world: Vocabulary, index: int) -> Example:
     """A picture and its caption (format 1), what stage 1 learns from."""
-    return _picture_document(world, index, ("caption",), 1)
+    return _image_document(world, index, ("caption",), 1)
 
 
 def task_document(world: Vocabulary, index: int) -> Example:
     """A picture as trunk and several of the seven formats as branches."""
-    return _picture_document(world, index, PICTURE_KINDS, TASKS_PER_PICTURE)
+    return _image_document(world, index, IMAGE_KINDS, TASKS_PER_IMAGE)
 
 
 def chat_document(world: Vocabulary, index: int) -> Example:
     """A dialogue: one picture in six of ten, two in three of ten, none in one of ten."""
-    pictures = (1, 1, 1, 1, 1, 1, 2, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
-    shown = [scene(world.seed, 2 * index + k) for k in range(pictures)]
-    turns = number_pictures(chat(shown, world.seed + index * (not pictures), kinds=CHAT_KINDS))
+    images = (1, 1, 1, 1, 1, 1, 2, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
+    shown = [scene(world.seed, 2 * index + k) for k in range(images)]
+    turns = number_images(chat(shown, world.seed + index * (not images), kinds=CHAT_KINDS))
     return _dialogue(world, turns, DIALOGUE_TOKENS)
 
 
-def told_document(world: Vocabulary, index: int) -> Example:
+def described_document(world: Vocabulary, index: int) -> Example:
     """A dialogue about one scene in words."""
-    return _dialogue(world, told_chat(scene(world.seed, index), world.seed), DOCUMENT_TOKENS)
+    return _dialogue(world, described_chat(scene(world.seed, index), world.seed), DOCUMENT_TOKENS)
 
 
 def exchange_document(world: Vocabulary, index: int) -> Example:
@@ -109,14 +109,16 @@ def exchange_document(world: Vocabulary, index: int) -> Example:
     In a dialogue of many exchanges a question can be answered from what was said before; here only from the picture.
     """
     shown = scene(world.seed, index)
-    picture = Image(paint(shown))
+    image = Image(paint(shown))
     dialogues = [
-        _rendered(world, number_pictures([Turn("user", (picture, *asked)), Turn("assistant", answer)]))
+        _rendered(world, number_images([Turn("user", (image, *asked)), Turn("assistant", answer)]))
         for asked, answer in exchanges(shown, world.seed, kinds=EXCHANGE_KINDS, limit=EXCHANGES)
     ]
     cut = dialogues[0].image_starts[0] + world.queries + 1  # behind </img>; up to there they are equal
-    branches = (Rendered(ids=told.ids[cut:], learned=told.learned[cut:]) for told in dialogues)
-    trunk = replace(dialogues[0], ids=dialogues[0].ids[:cut], learned=dialogues[0].learned[:cut])
+    branches = (
+        Rendered(ids=dialogue.ids[cut:], loss_mask=dialogue.loss_mask[cut:]) for dialogue in dialogues
+    )
+    trunk = replace(dialogues[0], ids=dialogues[0].ids[:cut], loss_mask=dialogues[0].loss_mask[:cut])
     return example(trunk, _fitting(branches, EXCHANGE_TOKENS - cut))
 
 
@@ -127,39 +129,39 @@ def _rendered(world: Vocabulary, turns: Sequence[Turn]) -> Rendered:
 def _dialogue(world: Vocabulary, turns: Sequence[Turn], limit: int) -> Example:
     """As many exchanges as fit into so many tokens; only answers are learned."""
     while True:
-        told = _rendered(world, turns)
-        if len(told) <= limit:
-            return example(told)
+        dialogue = _rendered(world, turns)
+        if len(dialogue) <= limit:
+            return example(dialogue)
         turns = turns[:-2]  # the last exchange
 
 
-def _picture_document(world: Vocabulary, index: int, kinds: tuple[str, ...], limit: int) -> Example:
+def _image_document(world: Vocabulary, index: int, kinds: tuple[str, ...], limit: int) -> Example:
     shown = scene(world.seed, index)
     trunk = render(Image(paint(shown)), world.tokenizer, world.queries)
     return example(trunk, _branches(world, shown, kinds, limit, DOCUMENT_TOKENS - len(trunk)))
 
 
 def _branches(
-    world: Vocabulary, shown: Scene, kinds: tuple[str, ...], limit: int, room: int
+    world: Vocabulary, shown: Scene, kinds: tuple[str, ...], limit: int, max_remaining: int
 ) -> list[Rendered]:
     asked = tasks(shown, world.seed, kinds=kinds, limit=limit)
-    return _fitting((task(t.prompt, t.answer, world.tokenizer, world.queries) for t in asked), room)
+    return _fitting((task(t.prompt, t.answer, world.tokenizer, world.queries) for t in asked), max_remaining)
 
 
-def _fitting(branches: Iterable[Rendered], room: int) -> list[Rendered]:
+def _fitting(branches: Iterable[Rendered], max_remaining: int) -> list[Rendered]:
     """Those that fit into so many tokens, in order; one too long makes way for those behind it."""
     kept = []
     for branch in branches:
-        if len(branch) <= room:
+        if len(branch) <= max_remaining:
             kept.append(branch)
-            room -= len(branch)
+            max_remaining -= len(branch)
     return kept
 
 
 SOURCES: Mapping[str, Callable[[Vocabulary, int], Example]] = {
     "lookups": lookup_document,
     "text": text_document,
-    "told": told_document,
+    "described": described_document,
     "captions": caption_document,
     "tasks": task_document,
     "chats": chat_document,

@@ -25,7 +25,7 @@ def _karpathy(images: list[Any], source: Source) -> Iterator[Sample]:
             said = tuple(
                 field(sentence, "raw", source.data) for sentence in field(image, "sentences", source.data)
             )
-            yield Sample(id=str(image.get("imgid", name)), pictures=(source.picture(name),), answers=said)
+            yield Sample(id=str(image.get("imgid", name)), images=(source.image(name),), answers=said)
 
 
 def _coco(file: Any, images: list[Any], source: Source) -> Iterator[Sample]:
@@ -41,7 +41,7 @@ def _coco(file: Any, images: list[Any], source: Source) -> Iterator[Sample]:
         name = image.get("image") or field(image, "file_name", source.data)
         yield Sample(
             id=str(image["id"]),
-            pictures=(source.picture(name),),
+            images=(source.image(name),),
             answers=tuple(said.get(image["id"], ())),
             group=image.get("domain", ""),
         )

@@ -34,21 +34,21 @@ def scienceqa(source: Source) -> list[Sample]:
 def _scienceqa(source: Source) -> Iterator[Sample]:
     for name, problem in read_json(source.data).items():
         if field(problem, "split", source.data) == "test" and problem.get("image"):
-            picture = source.picture(f"{name}/{problem['image']}", f"test/{name}/{problem['image']}")
-            yield _science(name, picture, problem, source.data)
+            image = source.image(f"{name}/{problem['image']}", f"test/{name}/{problem['image']}")
+            yield _science(name, image, problem, source.data)
 
 
 def _scienceqa_lines(source: Source) -> Iterator[Sample]:
     for number, record in enumerate(read_lines(source.data), start=1):
         where = f"{source.data} line {number}"
-        picture = source.picture(field(record, "image", where))
-        yield _science(str(record.get("question_id", number)), picture, record, where)
+        image = source.image(field(record, "image", where))
+        yield _science(str(record.get("question_id", number)), image, record, where)
 
 
-def _science(name: str, picture: str, record: Any, where: object) -> Sample:
+def _science(name: str, image: str, record: Any, where: object) -> Sample:
     return Sample(
         id=name,
-        pictures=(picture,),
+        images=(image,),
         text=field(record, "question", where),
         context=record.get("hint") or "",
         options=tuple(field(record, "choices", where)),
@@ -86,7 +86,7 @@ def _seed(source: Source, part: str, frames: int) -> Iterator[Sample]:
             names = [f"{number}_{k}.jpg" for k in range(frames)]
         yield Sample(
             id=number,
-            pictures=tuple(map(source.picture, names)),
+            images=tuple(map(source.image, names)),
             text=field(record, "question", source.data),
             options=tuple(seed_choices(record)),
             answers=(field(record, "answer", source.data),),
@@ -98,15 +98,15 @@ def _seed_lines(source: Source, file: Path, part: str) -> Iterator[Sample]:
     for number, record in enumerate(read_lines(file), start=1):
         where = f"{file} line {number}"
         segments = parse_trusted(field(record, "prompt", where))
-        pictures = [str(segment.source) for segment in segments if isinstance(segment, Image)]
+        images = [str(segment.source) for segment in segments if isinstance(segment, Image)]
         written = "".join(segment.text for segment in segments if isinstance(segment, Text)).strip()
-        if part != "all" and (len(pictures) > 1) != (part == "video"):
+        if part != "all" and (len(images) > 1) != (part == "video"):
             continue
         question, _, listed = written.removeprefix("Question: ").partition("\nOptions: ")
         options = [line.partition(". ")[2] for line in listed.removesuffix("\nAnswer:").split("\n")]
         yield Sample(
             id=str(field(record, "question_id", where)),
-            pictures=tuple(map(source.picture, pictures)),
+            images=tuple(map(source.image, images)),
             text=question,
             options=tuple(options),
             answers=(field(record, "answer", where),),
@@ -127,7 +127,7 @@ def _mmbench_lines(source: Source) -> Iterator[Sample]:
         where = f"{source.data} line {number}"
         yield Sample(
             id=str(field(record, "index", where)),
-            pictures=(source.picture(field(record, "image", where)),),
+            images=(source.image(field(record, "image", where)),),
             text=field(record, "question", where),
             context=record.get("hint") or "",
             options=tuple(field(record, "choices", where)),
@@ -141,7 +141,7 @@ def _mmbench(path: Path) -> Iterator[Sample]:
         options = [row[letter] for letter in "ABCD" if row.get(letter)]
         yield Sample(
             id=number,
-            pictures=(_decoded(field(row, "image", path), f"{path} question {number}"),),
+            images=(_decoded(field(row, "image", path), f"{path} question {number}"),),
             text=field(row, "question", path),
             context=row.get("hint", ""),
             options=tuple(options),

@@ -5,9 +5,9 @@ import binascii
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from qwenvl.evaluation.annotations.sample import Picture, Sample, Source, checked, field, read_table
+from qwenvl.evaluation.annotations.sample import Image, Sample, Source, checked, field, read_table
 
-PICTURES = (".jpg", ".png", ".jpeg")
+IMAGES = (".jpg", ".png", ".jpeg")
 
 
 def mme(subtasks: Sequence[str]) -> Callable[[Source], list[Sample]]:
@@ -46,10 +46,10 @@ def _subtask(source: Source, subtask: str) -> Iterator[Sample]:
     for number, (name, question, answer) in enumerate(rows):
         if rows[number ^ 1 if number ^ 1 < len(rows) else 0][0] != name:
             raise ValueError(f"{source.data} {subtask}: {name} has not its two questions in a row.")
-        picture = source.picture(f"{subtask}/{name}", f"{subtask}/images/{name}", name)
+        image = source.image(f"{subtask}/{name}", f"{subtask}/images/{name}", name)
         yield Sample(
             id=f"{subtask}/{name}/{number % 2}",
-            pictures=(picture,),
+            images=(image,),
             text=question,
             answers=(answer,),
             group=subtask,
@@ -66,7 +66,7 @@ def _cells(line: str, count: int, where: Path) -> list[str]:
 
 
 def _beside(folder: Path, stem: str) -> str:
-    names = [f"{stem}{ending}" for ending in PICTURES]
+    names = [f"{stem}{ending}" for ending in IMAGES]
     return next(
         (name for name in names if (folder / name).exists() or (folder / "images" / name).exists()), names[0]
     )
@@ -81,7 +81,7 @@ def _touchstone(source: Source) -> Iterator[Sample]:
     for row in read_table(source.data, "\t"):
         yield Sample(
             id=field(row, "index", source.data),
-            pictures=(_picture(field(row, "image", source.data), source),),
+            images=(_image(field(row, "image", source.data), source),),
             text=field(row, "question", source.data),
             context=field(row, "human_annotation", source.data),
             answers=(field(row, "gpt4_ha_answer", source.data),),
@@ -89,9 +89,9 @@ def _touchstone(source: Source) -> Iterator[Sample]:
         )
 
 
-def _picture(cell: str, source: Source) -> Picture:
-    if cell.lower().endswith(PICTURES):
-        return source.picture(cell)
+def _image(cell: str, source: Source) -> Image:
+    if cell.lower().endswith(IMAGES):
+        return source.image(cell)
     try:
         return base64.b64decode(cell, validate=True)
     except binascii.Error:

@@ -34,7 +34,7 @@ def _lines(source: Source) -> Iterator[Sample]:
         where = f"{source.data} line {number}"
         yield Sample(
             id=str(record.get("id", number)),
-            pictures=(source.picture(field(record, "image", where)),),
+            images=(source.image(field(record, "image", where)),),
             text=field(record, "sent", where),
             box=_box(field(record, "bbox", where), where),
             size=(int(field(record, "width", where)), int(field(record, "height", where))),
@@ -57,7 +57,7 @@ def _refer(source: Source, split: str) -> Iterator[Sample]:
         for sentence in field(ref, "sentences", source.data):
             yield Sample(
                 id=str(field(sentence, "sent_id", source.data)),
-                pictures=(source.picture(image["file_name"]),),
+                images=(source.image(image["file_name"]),),
                 text=field(sentence, "sent", source.data),
                 box=(x, y, x + width, y + height),
                 size=(image["width"], image["height"]),
@@ -88,7 +88,7 @@ def grit(source: Source) -> list[Sample]:
         (
             Sample(
                 id=str(field(record, "example_id", source.data)),
-                pictures=(source.picture(field(record, "image", source.data)),),
+                images=(source.image(field(record, "image", source.data)),),
                 text=field(record, "phrase", source.data),
                 box=_box(record["bbox"], source.data) if "bbox" in record else None,
                 size=(int(record["width"]), int(record["height"])) if "width" in record else None,

@@ -39,7 +39,7 @@ def _converted(source: Source) -> Iterator[Sample]:
         said = people[name]["answers"] if people else record.get("answer", record.get("annotation"))
         yield Sample(
             id=str(name),
-            pictures=(source.picture(field(record, "image", where)),),
+            images=(source.image(field(record, "image", where)),),
             text=field(record, "question", where),
             answers=texts(said),
             group=_part(source.data),
@@ -74,7 +74,7 @@ def _vqa(source: Source) -> Iterator[Sample]:
         name = f"{int(image):012d}.jpg"
         yield Sample(
             id=str(number),
-            pictures=(source.picture(f"COCO_{subset}_{name}", f"{subset}/COCO_{subset}_{name}", name),),
+            images=(source.image(f"COCO_{subset}_{name}", f"{subset}/COCO_{subset}_{name}", name),),
             text=field(record, "question", source.data),
             answers=texts(annotation.get("answers")),
             group=annotation.get("answer_type", ""),
@@ -98,7 +98,7 @@ def vizwiz(source: Source) -> list[Sample]:
         (
             Sample(
                 id=field(record, "image", source.data),
-                pictures=(source.picture(record["image"]),),
+                images=(source.image(record["image"]),),
                 text=field(record, "question", source.data),
                 answers=texts(record.get("answers")),
                 group=record.get("answer_type", ""),
@@ -117,7 +117,7 @@ def textvqa(source: Source) -> list[Sample]:
         (
             Sample(
                 id=str(field(record, "question_id", source.data)),
-                pictures=(source.picture(f"{field(record, 'image_id', source.data)}.jpg"),),
+                images=(source.image(f"{field(record, 'image_id', source.data)}.jpg"),),
                 text=field(record, "question", source.data),
                 answers=texts(record.get("answers")),
             )
@@ -135,7 +135,7 @@ def docvqa(source: Source) -> list[Sample]:
         (
             Sample(
                 id=str(field(record, "questionId", source.data)),
-                pictures=(source.picture(field(record, "image", source.data)),),
+                images=(source.image(field(record, "image", source.data)),),
                 text=field(record, "question", source.data),
                 answers=texts(record.get("answers")),
             )
@@ -153,7 +153,7 @@ def gqa(source: Source) -> list[Sample]:
         (
             Sample(
                 id=str(number),
-                pictures=(source.picture(f"{field(record, 'imageId', source.data)}.jpg"),),
+                images=(source.image(f"{field(record, 'imageId', source.data)}.jpg"),),
                 text=field(record, "question", source.data),
                 answers=texts(record.get("answer")),
                 group=record.get("types", {}).get("structural", ""),
@@ -185,7 +185,7 @@ def _chartqa(source: Source, file: Path) -> Iterator[Sample]:
         name = field(record, "image" if lines else "imgname", where)
         yield Sample(
             id=f"{_part(file)}-{record.get('question_id', number)}",
-            pictures=(source.picture(name, f"png/{name}"),),
+            images=(source.image(name, f"png/{name}"),),
             text=field(record, "question" if lines else "query", where),
             answers=texts(field(record, "answer" if lines else "label", where)),
             group=_part(file),
@@ -203,14 +203,14 @@ def _ocrvqa(source: Source) -> Iterator[Sample]:
     for name, book in read_json(source.data).items():
         if field(book, "split", source.data) != OCRVQA_TEST:
             continue
-        pictures = (source.picture(*(f"{name}.{ending}" for ending in ("jpg", "png", "gif"))),)
+        images = (source.image(*(f"{name}.{ending}" for ending in ("jpg", "png", "gif"))),)
         questions, answers = field(book, "questions", source.data), field(book, "answers", source.data)
         if len(questions) != len(answers):
             raise ValueError(
                 f"{source.data}: book {name} has {len(questions)} questions but {len(answers)} answers."
             )
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            yield Sample(id=f"{name}-{number}", pictures=pictures, text=question, answers=(str(answer),))
+            yield Sample(id=f"{name}-{number}", images=images, text=question, answers=(str(answer),))
 
 
 def ai2d(source: Source) -> list[Sample]:
@@ -228,7 +228,7 @@ def _ai2d(source: Source) -> Iterator[Sample]:
             options = field(about, "answerTexts", file)
             yield Sample(
                 id=str(field(about, "questionId", file)),
-                pictures=(source.picture(name, f"../images/{name}"),),
+                images=(source.image(name, f"../images/{name}"),),
                 text=question,
                 answers=(str(options[field(about, "correctAnswer", file)]),),
             )

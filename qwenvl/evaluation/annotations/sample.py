@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Picture = str | bytes
+Image = str | bytes
 """A path, or the bytes of a file where the annotation carries them."""
 
 
@@ -18,7 +18,7 @@ class Sample:
     """One question, caption or phrase, with all that is needed to ask and to judge."""
 
     id: str
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[Image, ...] = ()
     text: str = ""
     """The question, the phrase to be found or the instruction; empty for captions."""
     context: str = ""
@@ -47,7 +47,7 @@ class Source:
     training: bool = False
     """Whether the training split is wanted, for solved examples, where one file holds several splits."""
 
-    def picture(self, *names: str) -> str:
+    def image(self, *names: str) -> str:
         """Path of the first of these names that exists, else of the first."""
         root = self.images or (self.data if self.data.is_dir() else self.data.parent)
         paths = [root / name for name in names] + [Path(name) for name in names]

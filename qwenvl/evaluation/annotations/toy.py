@@ -25,20 +25,20 @@ SIDE = 112
 """Pixels along one side of a picture."""
 
 
-def toy(kinds: Collection[str], manner: str) -> Callable[[Source], list[Sample]]:
+def toy(kinds: Collection[str], prompt_format: str) -> Callable[[Source], list[Sample]]:
     """A reader of the first questions of these kinds; it opens no file, whatever the source says."""
 
     def read(source: Source) -> list[Sample]:
-        found = _samples(kinds, manner, "train" if source.training else "test")
+        found = _samples(kinds, prompt_format, "train" if source.training else "test")
         return [sample for sample, _ in zip(found, range(QUESTIONS), strict=False)]
 
     return read
 
 
-def _samples(kinds: Collection[str], manner: str, split: str) -> Iterator[Sample]:
+def _samples(kinds: Collection[str], prompt_format: str, split: str) -> Iterator[Sample]:
     first = min(EVERY_FOURTH.get(kind, 0) for kind in kinds)
     for number in count(first, 4 if first else 1):
-        for item in items(scene(SEED, number, split), number, SEED, manner):
+        for item in items(scene(SEED, number, split), number, SEED, prompt_format):
             if item.kind in kinds and (item.kind != "two_pictures" or _is_text(item)):
                 yield _sample(item, number)
 
@@ -53,7 +53,7 @@ def _sample(item: Item, number: int) -> Sample:
     asked = "".join(segment.text for segment in item.prompt if isinstance(segment, Text | Ref))
     return Sample(
         id=f"{item.scenes[0].name}/{item.kind}",
-        pictures=tuple(map(_painted, item.scenes)),
+        images=tuple(map(_painted, item.scenes)),
         text=asked,
         options=item.options,
         answers=(LETTERS[item.options.index(answer)],) if item.options else (answer.strip(),),

@@ -30,22 +30,22 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Floa
         )
     if not all(references):
         raise ValueError("a picture has no references; expected at least one (five in COCO, Flickr30K).")
-    pictures = len(captions)
-    picture_of = np.repeat(np.arange(pictures), [len(group) for group in references])  # of each reference
+    images = len(captions)
+    image_of = np.repeat(np.arange(images), [len(group) for group in references])  # of each reference
     words, lengths = _number_words([*captions, *(text for group in references for text in group)])
     sentence_of = np.repeat(np.arange(len(lengths)), lengths)  # of each word
 
-    similarity = np.zeros(len(picture_of))
+    similarity = np.zeros(len(image_of))
     grams = words
     for n in range(1, ORDERS + 1):
         if n > 1:
             grams, words, sentence_of = _lengthen(grams, words, sentence_of)
-        similarity += _clipped_cosine(grams, sentence_of, picture_of, pictures)
+        similarity += _clipped_cosine(grams, sentence_of, image_of, images)
 
     bigrams = np.maximum(lengths - 1, 0)
-    gap = (bigrams[:pictures][picture_of] - bigrams[pictures:]).astype(np.float64)
+    gap = (bigrams[:images][image_of] - bigrams[images:]).astype(np.float64)
     similarity *= np.exp(-(gap**2) / (2 * SIGMA**2)) / ORDERS
-    return 10 * np.bincount(picture_of, similarity, pictures) / np.bincount(picture_of, minlength=pictures)
+    return 10 * np.bincount(image_of, similarity, images) / np.bincount(image_of, minlength=images)
 
 
 def _number_words(sentences: Sequence[str]) -> tuple[Ints, Ints]:
@@ -67,27 +67,27 @@ def _lengthen(grams: Ints, words: Ints, sentence_of: Ints) -> tuple[Ints, Ints, 
     return np.unique(pairs, return_inverse=True)[1].reshape(-1), ends, sentence_of[inside]
 
 
-def _clipped_cosine(grams: Ints, sentence_of: Ints, picture_of: Ints, pictures: int) -> Floats:
+def _clipped_cosine(grams: Ints, sentence_of: Ints, image_of: Ints, images: int) -> Floats:
     """For each reference, the clipped cosine of its picture's caption with it. Sentences: captions, then references."""
     kinds = int(grams.max(initial=0)) + 1
     entries, times = _runs(np.sort(sentence_of * kinds + grams))  # one per sentence and n-gram in it
     sentence, gram = np.divmod(entries, kinds)
-    first = int(np.searchsorted(sentence, pictures))  # captions' entries lie before it
-    reference, reference_gram = sentence[first:] - pictures, gram[first:]
-    key = picture_of[reference] * kinds + reference_gram  # the caption's entry, if it has one
+    first = int(np.searchsorted(sentence, images))  # captions' entries lie before it
+    reference, reference_gram = sentence[first:] - images, gram[first:]
+    key = image_of[reference] * kinds + reference_gram  # the caption's entry, if it has one
 
     document_frequency = np.bincount(_runs(np.sort(key))[0] % kinds, minlength=kinds)
-    idf = np.log(max(pictures, 1)) - np.log(np.maximum(document_frequency, 1))
+    idf = np.log(max(images, 1)) - np.log(np.maximum(document_frequency, 1))
     weight = times * idf[gram]
-    norm = np.sqrt(np.bincount(sentence, weight**2, pictures + len(picture_of)))
+    norm = np.sqrt(np.bincount(sentence, weight**2, images + len(image_of)))
 
     at = np.minimum(np.searchsorted(entries[:first], key), max(first - 1, 0))
     shared = np.flatnonzero(entries[at] == key) if first else np.zeros(0, np.int64)
     theirs = weight[first:][shared]
     products = np.minimum(weight[at[shared]], theirs) * theirs
-    dots = np.bincount(reference[shared], products, len(picture_of))
-    norms = norm[:pictures][picture_of] * norm[pictures:]
-    return np.divide(dots, norms, out=np.zeros(len(picture_of)), where=norms != 0)
+    dots = np.bincount(reference[shared], products, len(image_of))
+    norms = norm[:images][image_of] * norm[images:]
+    return np.divide(dots, norms, out=np.zeros(len(image_of)), where=norms != 0)
 
 
 def _runs(ordered: Ints) -> tuple[Ints, Ints]:

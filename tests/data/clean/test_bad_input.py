@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from qwenvl.data.clean.pictures import BadPicture, difference_hash, measure
-from qwenvl.data.clean.reading import Source, find_shards, read_samples
+from qwenvl.data.clean.images import BadImage, difference_hash, measure
+from qwenvl.data.clean.pairs import Source, find_shards, read_samples
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import dump, write_parquet, write_tar
 
@@ -41,7 +41,7 @@ def outcome(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(("data", "kind"), [(JPEG, "jpg"), (PNG, "png"), (WEBP, "webp"), (GIF, "gif")])
 @pytest.mark.parametrize("decode", [False, True])
-def test_a_whole_picture_is_measured(data: bytes, kind: str, decode: bool) -> None:
+def test_a_whole_image_is_measured(data: bytes, kind: str, decode: bool) -> None:
     assert measure(data, decode=decode) == (kind, 64, 48)
 
 
@@ -68,8 +68,8 @@ def with_size(data: bytes, width: int, height: int) -> bytes:
         (b"\xff\xd8\xff", "truncated picture"),
     ],
 )
-def test_a_picture_that_is_none(data: bytes, reason: str) -> None:
-    with pytest.raises(BadPicture) as caught:
+def test_an_image_that_is_none(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage) as caught:
         measure(data)
     assert str(caught.value) == reason
 
@@ -77,11 +77,11 @@ def test_a_picture_that_is_none(data: bytes, reason: str) -> None:
 def test_a_small_lie_is_found_by_decoding() -> None:
     data = with_size(JPEG, 80, 96)
     assert measure(data).width == 80
-    with pytest.raises(BadPicture, match=r"lies about its size|damaged"):
+    with pytest.raises(BadImage, match=r"lies about its size|damaged"):
         measure(data, decode=True)
 
 
-def test_the_hash_survives_scaling_and_tells_pictures_apart() -> None:
+def test_the_hash_survives_scaling_and_tells_images_apart() -> None:
     small = pillow.fromarray(RNG.integers(0, 255, (8, 9, 3), np.uint8))
     hashes = []
     for size, quality in (((288, 216), 80), ((150, 120), 50)):
@@ -112,7 +112,7 @@ def three(path: Path) -> bytes:
 def test_samples_of_a_tar(tmp_path: Path) -> None:
     three(tmp_path / "a.tar")
     found = samples(tmp_path / "a.tar")
-    assert [(s.key, s.text, s.picture) for s in found if isinstance(s, Pair)] == [
+    assert [(s.key, s.text, s.image) for s in found if isinstance(s, Pair)] == [
         (str(k), f"text {k}", JPEG) for k in range(3)
     ]
     assert all(s.source == "test" for s in found)
@@ -200,7 +200,7 @@ def test_a_broken_annotation(tmp_path: Path, json: bytes, kind: str) -> None:
     assert outcome(tmp_path / "a.tar") == [kind, "fine"]
 
 
-def test_text_without_picture_and_picture_without_text(tmp_path: Path) -> None:
+def test_text_without_image_and_image_without_text(tmp_path: Path) -> None:
     raw_tar(
         tmp_path / "a.tar", [("0.txt", b"alone"), ("1.jpg", JPEG), ("2.jpg", JPEG), ("2.txt", b"caf\xc3\xa9")]
     )
@@ -232,14 +232,14 @@ def test_a_fetcher_of_the_caller_is_asked(tmp_path: Path) -> None:
 
     write_parquet(tmp_path / "a.parquet", [{"url": f"http://x/{k}.jpg", "text": "a dog"} for k in (1, 2)])
     first, second = samples(tmp_path / "a.parquet", fetch=fetch)
-    assert isinstance(first, Pair) and first.picture == JPEG
+    assert isinstance(first, Pair) and first.image == JPEG
     assert isinstance(second, Skipped) and (second.kind, second.detail) == ("not fetched", "404")
 
 
-def test_hugging_face_pictures_in_parquet(tmp_path: Path) -> None:
+def test_hugging_face_images_in_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"image": {"bytes": JPEG, "path": "x.jpg"}, "caption": "a dog"}])
     (found,) = samples(tmp_path / "a.parquet")
-    assert isinstance(found, Pair) and found.picture == JPEG
+    assert isinstance(found, Pair) and found.image == JPEG
 
 
 def test_a_damaged_parquet_is_one_failure(tmp_path: Path) -> None:

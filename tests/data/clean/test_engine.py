@@ -18,9 +18,9 @@ from qwenvl.data.clean.contamination import Benchmarks, not_in
 from qwenvl.data.clean.duplicates import minhash
 from qwenvl.data.clean.engine import Job, Settings, clean_shard
 from qwenvl.data.clean.executors import workers
+from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.clean.pipeline import Step
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.clean.reading import Source, read_samples
 from qwenvl.data.clean.run import clean, table
 from qwenvl.data.records import Pair
 from qwenvl.data.shards import dump, read_tar, write_tar
@@ -64,7 +64,7 @@ def test_every_planted_defect_is_caught_by_its_own_rule_and_nothing_else_is(
     assert {p.defect for p in raw[1]} >= {"none", "bomb", "tag soup", "almost same picture", "benchmark text"}
 
 
-def test_kept_texts_are_clean_and_pictures_untouched(raw: tuple[Path, list[Planted]], cleaned: Path) -> None:
+def test_kept_texts_are_clean_and_images_untouched(raw: tuple[Path, list[Planted]], cleaned: Path) -> None:
     kept = {
         s.key: s
         for path in sorted(cleaned.glob("*.tar"))
@@ -73,18 +73,18 @@ def test_kept_texts_are_clean_and_pictures_untouched(raw: tuple[Path, list[Plant
     }
     expected = {p.key: p for p in raw[1] if p.expected == KEPT}
     assert set(kept) == {*expected, "99999990"}, "and the whole sample of the cut tar"
-    assert all(
-        kept[key].text == p.clean_text and kept[key].picture == p.picture for key, p in expected.items()
-    )
+    assert all(kept[key].text == p.clean_text and kept[key].image == p.image for key, p in expected.items())
     assert all(s.width and s.clip_score for s in kept.values())
 
 
 def test_the_funnel_adds_up(cleaned: Path) -> None:
-    told = json.loads((cleaned / "statistics.json").read_text())["total"]
-    assert told["read"] == COUNT + 2
-    assert told["read"] == told["kept"] + sum(told["failed"].values()) + sum(told["dropped"].values())
+    message = json.loads((cleaned / "statistics.json").read_text())["total"]
+    assert message["read"] == COUNT + 2
+    assert message["read"] == message["kept"] + sum(message["failed"].values()) + sum(
+        message["dropped"].values()
+    )
     lines = [line for path in (cleaned / "aside").glob("*.jsonl") for line in path.read_text().splitlines()]
-    assert len(lines) == told["read"] - told["kept"]
+    assert len(lines) == message["read"] - message["kept"]
     assert all(json.loads(line)["reason"] for line in lines)
 
 
@@ -93,7 +93,7 @@ def test_failed_samples_are_kept_aside_with_their_bytes(
 ) -> None:
     truncated = next(p for p in raw[1] if p.defect == "truncated")
     aside = [member.data for path in (cleaned / "aside").glob("*.tar") for member in read_tar(path)]
-    assert truncated.picture in aside
+    assert truncated.image in aside
 
 
 def test_two_processes_write_the_same_bytes(
@@ -220,12 +220,12 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
         for k in range(shards):
             with write_tar(tmp_path / f"{shards} shards" / f"{k}.tar") as tar:
                 for pair in pairs:
-                    tar.add(f"{pair.key}.jpg", pair.picture)
+                    tar.add(f"{pair.key}.jpg", pair.image)
                     tar.add(f"{pair.key}.json", dump({"text": pair.text}))
     few, many = (str(tmp_path / f"{shards} shards") for shards in (2, 20))
     program = [sys.executable, "-c", PEAKS, str(tmp_path), few, few, many]  # the first warms up
-    told = subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()
-    assert int(told[2]) < 1.25 * int(told[1]), "ten times the shards, and the same memory"
+    message = subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()
+    assert int(message[2]) < 1.25 * int(message[1]), "ten times the shards, and the same memory"
 
 
 def test_no_workers_are_refused(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ class Seven:
         self.sizes: list[int] = []
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        assert all(pair.picture for pair in pairs)
+        assert all(pair.image for pair in pairs)
         self.sizes.append(len(pairs))
         return [0.7 if "dog" in pair.text else 0.1 for pair in pairs]
 
@@ -266,7 +266,7 @@ def test_a_scorer_sees_only_survivors_without_a_score(
     folder.mkdir()
     lines = [{"image": "p.jpg", "text": text} for text in ("a red dog here", "a blue cat here", "x")]
     lines.append({"image": "p.jpg", "text": "a green cat here", "clip_score": 0.9})
-    (folder / "p.jpg").write_bytes(raw[1][0].picture)
+    (folder / "p.jpg").write_bytes(raw[1][0].image)
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     outcome = clean(
         folder,
@@ -284,13 +284,13 @@ def test_hooks_are_steps_of_the_caller(raw: tuple[Path, list[Planted]], tmp_path
 
 
 def test_decontamination_by_words_and_by_look(raw: tuple[Path, list[Planted]]) -> None:
-    shown = raw[1][0].picture
+    shown = raw[1][0].image
     rule = not_in(Benchmarks.of(["what is the colour of the very large bus", "a red bus"], [shown]))
     assert "in a benchmark" in str(rule(Pair(key="", text="Q: What is the colour of the very large bus?")))
     assert rule(Pair(key="", text="what is the colour of the bus")) is None
     assert rule(Pair(key="", text="a red bus")) is None, "too short to prove anything"
-    assert "looks like" in str(rule(Pair(key="", text="other", picture=shown)))
-    assert rule(Pair(key="", text="other", picture=raw[1][1].picture)) is None
+    assert "looks like" in str(rule(Pair(key="", text="other", image=shown)))
+    assert rule(Pair(key="", text="other", image=raw[1][1].image)) is None
 
 
 def test_minhash_estimates_similarity() -> None:

@@ -51,10 +51,10 @@ def test_ray_writes_the_same_bytes_in_both_passes(raw: Path, tmp_path: Path) -> 
 def test_an_actor_with_a_clip_scores_what_has_no_score(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
-    pictures = sorted((raw / "pictures").glob("*.jpg"))[:12]
+    images = sorted((raw / "pictures").glob("*.jpg"))[:12]
     for shard in range(2):
         rng = random.Random(shard)
-        lines = [{"image": str(path), "text": caption(rng)} for path in pictures[shard::2]]
+        lines = [{"image": str(path), "text": caption(rng)} for path in images[shard::2]]
         (folder / f"{shard}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     scorer = scorer_of(str(tiny_clip(tmp_path / "clip")), "cpu")
     settings = Settings(thresholds=Thresholds(clip_score=-1.0, short_side=64), scorer=scorer)

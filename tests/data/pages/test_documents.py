@@ -41,20 +41,21 @@ def reasons(pages: Iterator[tuple[str, Page | Skipped]]) -> list[str | None]:
 
 def check_ink(page: Page, slack: float) -> None:
     """Every box is full of ink to within `slack` of its height, and outside of all boxes there is none."""
-    dark = np.asarray(page.picture.convert("L")) < 128
+    dark = np.asarray(page.image.convert("L")) < 128
     for line in page.lines:
         (left, top), (right, bottom) = np.min(line.quad, 0), np.max(line.quad, 0)
-        room = slack * min(bottom - top, right - left) + 1.5
+        available = slack * min(bottom - top, right - left) + 1.5
         part = dark[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
         rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
         assert len(rows), f"{line.text!r}: nothing is written there"
         short, long = (rows, columns) if part.shape[0] < part.shape[1] else (columns, rows)
-        assert long[0] <= room, f"{line.text!r}"
-        assert long[-1] >= max(part.shape) - 1 - room, f"{line.text!r}"
-        assert short[0] <= room + 0.35 * min(part.shape), f"{line.text!r}"
+        assert long[0] <= available, f"{line.text!r}"
+        assert long[-1] >= max(part.shape) - 1 - available, f"{line.text!r}"
+        assert short[0] <= available + 0.35 * min(part.shape), f"{line.text!r}"
         dark = dark.copy()
         dark[
-            max(0, int(top - room)) : int(bottom + room) + 1, max(0, int(left - room)) : int(right + room) + 1
+            max(0, int(top - available)) : int(bottom + available) + 1,
+            max(0, int(left - available)) : int(right + available) + 1,
         ] = 0
     assert not dark.any(), "ink outside of every box"
 
@@ -64,7 +65,7 @@ def check_ink(page: Page, slack: float) -> None:
 
 def page_of(text: str, size: tuple[int, int] = (600, 600)) -> Page:
     corners = ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0))
-    return Page(picture=Image.new("RGB", size), lines=(Line(text, corners),), source="pdf")
+    return Page(image=Image.new("RGB", size), lines=(Line(text, corners),), source="pdf")
 
 
 @pytest.mark.parametrize(
@@ -149,9 +150,9 @@ def test_runs_of_one_line_are_joined_and_columns_are_not() -> None:
 
 def test_a_page_of_resolution_and_at_most_so_large() -> None:
     ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(720, 360)), dpi=108.0, limits=ANY)
-    assert isinstance(page, Page) and page.picture.size == (1080, 540)
+    assert isinstance(page, Page) and page.image.size == (1080, 540)
     ((_, page),) = pdf_pages(written((10, 10, "Hi"), size=(7200, 3600)), longest=800, limits=ANY)
-    assert isinstance(page, Page) and page.picture.size == (800, 400)
+    assert isinstance(page, Page) and page.image.size == (800, 400)
 
 
 def test_bad_files_are_counted_with_a_reason_and_the_rest_survives(tmp_path: Path) -> None:
@@ -211,8 +212,8 @@ class NoChromium:
 
     Error = ChromiumGone
 
-    def __init__(self, told: list[dict[str, Any] | None], address: str = "about:blank") -> None:
-        self.told, self.address = told, address
+    def __init__(self, message: list[dict[str, Any] | None], address: str = "about:blank") -> None:
+        self.message, self.address = message, address
         self.killed = threading.Event()
         self.starts = 0
         self.context = self.chromium = self
@@ -234,7 +235,7 @@ class NoChromium:
     def evaluate(self, program: str) -> Any:
         if program == "location.href":
             return self.address
-        found = self.told.pop(0)
+        found = self.message.pop(0)
         if found is None:  # a page that never ends: until somebody kills the browser
             assert self.killed.wait(30)
             raise ChromiumGone("Target closed")
@@ -257,8 +258,8 @@ class NoChromium:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., NoChromium]:
-    def play(*told: dict[str, Any] | None, **options: Any) -> NoChromium:
-        actor = NoChromium(list(told), **options)
+    def play(*message: dict[str, Any] | None, **options: Any) -> NoChromium:
+        actor = NoChromium(list(message), **options)
         monkeypatch.setattr(html, "playwright", lambda: actor)
         monkeypatch.setattr(Browser, "_kill", lambda browser: actor.killed.set())
         return actor
@@ -269,14 +270,14 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[..., NoChromium]:
 def test_what_the_page_tells_becomes_upright_quads_inside_the_window(
     played: Callable[..., NoChromium],
 ) -> None:
-    told = {
+    message = {
         "height": 900,
         "lines": [["in", 10, 20, 110, 40], ["cut", 10, 590, 110, 610], ["last", 0, 580, 9, 600]],
     }
-    played(told)
+    played(message)
     with Browser(size=(800, 600), limits=ANY, executable="none") as browser:
         page = browser.page(b"<p>in")
-    assert isinstance(page, Page) and page.picture.size == (800, 600)
+    assert isinstance(page, Page) and page.image.size == (800, 600)
     assert [line.text for line in page.lines] == ["in", "last"]
     assert page.lines[0].quad == ((10, 20), (110, 20), (110, 40), (10, 40))
 
@@ -288,7 +289,7 @@ def test_a_short_page_is_not_filled_up_and_the_rules_judge_it(played: Callable[.
     with Browser(size=(800, 600), executable="none") as browser:
         few, enough = browser.page(b"few"), browser.page(b"x")
     assert isinstance(few, Skipped) and few.kind == "fewer than 20 characters"
-    assert isinstance(enough, Page) and enough.picture.size == (800, 300)
+    assert isinstance(enough, Page) and enough.image.size == (800, 300)
 
 
 def test_a_page_that_hangs_costs_its_browser_and_no_other_page(played: Callable[..., NoChromium]) -> None:
@@ -413,8 +414,8 @@ def test_html_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     words = ["data", "synth", "html", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--seconds", "60"]
     assert elsewhere(lambda: cli.main(words)) == 0
-    told = capsys.readouterr().out
-    assert "- fewer than 20 characters" in told and "50.0 %" in told
+    message = capsys.readouterr().out
+    assert "- fewer than 20 characters" in message and "50.0 %" in message
     names = [member.name for member in read_tar(tmp_path / "out/pages-000000.tar")]
     assert names == ["000001-b.jpg", "000001-b.json", "000001-b.pixels.json"]
 

@@ -22,7 +22,7 @@ RECEIPTS = Path(__file__).parents[4] / "shared/real/receipts"
 SMALL = ["--size", "400", "--chinese", "0"]
 
 
-def test_tars_hold_pictures_records_and_exact_corners(
+def test_tars_hold_images_records_and_exact_corners(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["data", "synth", "pages", "--count", "3", "--per-shard", "2", *SMALL]
@@ -71,8 +71,8 @@ def test_pdf_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
     out = tmp_path / "out"
     assert cli.main(["data", "synth", "pdf", str(tmp_path), "--format", "folder", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "- fewer than 20 characters" in told and "- broken PDF" in told and "33.3 %" in told
+    message = capsys.readouterr().out
+    assert "- fewer than 20 characters" in message and "- broken PDF" in message and "33.3 %" in message
     assert sorted(path.name for path in out.iterdir()) == [
         "000000-a_b-00000.jpg", "000000-a_b-00000.json", "000000-a_b-00000.pixels.json",
         "pages-000000.statistics.json",
@@ -96,8 +96,8 @@ def test_bad_use_is_one_sentence(
     words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["data", "synth", *words.split(), "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert message in told.splitlines()[-1] and told.splitlines()[-1].startswith("qwenvl: error: ")
+    message = capsys.readouterr().err
+    assert message in message.splitlines()[-1] and message.splitlines()[-1].startswith("qwenvl: error: ")
 
 
 def test_a_damaged_background_costs_its_page_and_is_counted(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_receipts_into_the_ocr_format_and_back(folder: str, written_receipts: Pa
     assert len(records) == len(list(place.glob("*.csv")))
     for record in records:
         assert isinstance(record, OcrPage), record
-        told = task_of(record)
-        assert told.prompt[-1] == markup.Text("OCR with grounding:")
-        answer = "".join(map(markup.spell, told.answer))
+        message = task_of(record)
+        assert message.prompt[-1] == markup.Text("OCR with grounding:")
+        answer = "".join(map(markup.spell, message.answer))
         again = record_of("ocr", "OCR with grounding:", answer, record.image, source="SROIE")
         assert again == record
         source = Path(str(record.image.source))

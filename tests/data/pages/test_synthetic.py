@@ -74,7 +74,7 @@ def best_shift(crop: np.ndarray, drawn: np.ndarray, rim: int) -> tuple[float, in
 def check_quads(maker: PageMaker, seed: int, index: int, ends_only: bool) -> None:
     page, sheet = maker.page_and_sheet(seed, index)
     assert len(page.lines) == len(sheet.written)
-    grey = np.asarray(page.picture.convert("L"), float)
+    grey = np.asarray(page.image.convert("L"), float)
     pairs = list(zip(page.lines, sheet.written, strict=True))
     for line, flat in pairs[:: max(1, len(pairs) // 5)]:
         assert line.text == flat.text
@@ -108,7 +108,7 @@ def test_the_ends_of_a_bent_line_lie_at_the_corners_of_its_quad(seed: int, index
 
 def test_the_check_sees_a_quad_that_is_off_by_three_pixels() -> None:
     page, sheet = FLAT.page_and_sheet(1, 1)
-    grey = np.asarray(page.picture.convert("L"), float)
+    grey = np.asarray(page.image.convert("L"), float)
     line, flat = max(zip(page.lines, sheet.written, strict=True), key=lambda pair: len(pair[0].text))
     drawn = rendered(flat)
     off = crop_by(np.array(line.quad) + np.array([3, 0]), grey, drawn.shape[1], drawn.shape[0], rim=5)
@@ -158,13 +158,13 @@ def test_a_page_is_a_function_of_its_numbers() -> None:
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_lines_are_inside_the_picture_clockwise_and_in_one_piece(index: int) -> None:
+def test_lines_are_inside_the_image_clockwise_and_in_one_piece(index: int) -> None:
     page = BENT.page(7, index)
     assert page.lines
     for line in page.lines:
         points = np.array(line.quad)
         assert (points >= 0).all()
-        assert (points <= page.picture.size).all()
+        assert (points <= page.image.size).all()
         x, y = points.T
         assert (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() > 0, "corners run against the clock"
         assert line.text == " ".join(line.text.split())
@@ -172,8 +172,8 @@ def test_lines_are_inside_the_picture_clockwise_and_in_one_piece(index: int) -> 
 
 
 def test_the_longest_side_is_what_was_asked_for() -> None:
-    assert {max(FLAT.page(0, k).picture.size) for k in range(4)} == {900}
-    sizes = [PageMaker(fonts=FONTS).page(0, k).picture.size for k in range(4)]
+    assert {max(FLAT.page(0, k).image.size) for k in range(4)} == {900}
+    sizes = [PageMaker(fonts=FONTS).page(0, k).image.size for k in range(4)]
     assert all(720 <= min(size) <= 1024 and max(size) <= 2 * min(size) + 1 for size in sizes)
 
 
@@ -181,7 +181,7 @@ def test_a_page_becomes_a_record_on_the_grid() -> None:
     page = FLAT.page(1, 2)
     record = page.record("1.jpg")
     assert [quad.label for quad in record.lines] == [line.text for line in page.lines]
-    width, height = page.picture.size
+    width, height = page.image.size
     for quad, line in zip(record.lines, page.lines, strict=True):
         off = np.abs(np.array(quad.to_pixels(width, height)) - np.array(line.quad))
         assert (off <= np.array([width, height]) * 0.00101).all()
@@ -229,7 +229,7 @@ def test_backgrounds_of_a_folder_are_used(tmp_path) -> None:
     Image.new("RGB", (300, 200), (0, 255, 0)).save(tmp_path / "green.png")
     look = replace(photograph(), longest=600, fullscreen=0.0, tint=0.0)
     page = PageMaker(look, fonts=Fonts([]), backgrounds=Backgrounds(tmp_path)).page(0, 0)
-    pixels = np.asarray(page.picture, int)
+    pixels = np.asarray(page.image, int)
     assert ((pixels[..., 1] > pixels[..., 0] + 40) & (pixels[..., 1] > pixels[..., 2] + 40)).mean() > 0.1
 
 

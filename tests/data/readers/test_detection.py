@@ -11,12 +11,12 @@ from qwenvl.data.records import Referring, Skipped
 from qwenvl.markup import spell
 
 
-def found(name: str, *files: Path, pictures: Path = Path("pics")) -> list[tuple[str, ...]]:
+def found(name: str, *files: Path, images: Path = Path("pics")) -> list[tuple[str, ...]]:
     return [
         ("skipped", each.kind)
         if isinstance(each, Skipped)
         else (str(each.image.source), each.phrase, spell(each.boxes))
-        for each in read(name, files, pictures)
+        for each in read(name, files, images)
         if isinstance(each, Skipped | Referring)
     ]
 
@@ -62,7 +62,7 @@ def test_voc(tmp_path: Path) -> None:
     )
     (annotations / "2007_000032.xml").write_text("<annotation>")
     (tmp_path / "2007_000027.png").write_bytes(b"")
-    assert found("voc", annotations, pictures=tmp_path) == [
+    assert found("voc", annotations, images=tmp_path) == [
         ("skipped", "box reversed"),
         (f"{tmp_path}/2007_000027.png", "dog", "<box>(100,100),(200,500)</box>"),
         (f"{tmp_path}/2007_000027.png", "person", "<box>(0,0),(999,999)</box>"),

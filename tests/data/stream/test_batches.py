@@ -16,18 +16,18 @@ from qwenvl.data.formats import Example
 from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import DOCUMENT, Rows
 from qwenvl.data.records import Skipped
-from qwenvl.data.stream.batches import Ahead, Batches
+from qwenvl.data.stream.batches import Batches, Prefetcher
 from qwenvl.data.stream.order import Draw, permuted
 from qwenvl.data.stream.sources import Document, SourceConfig, Stream
 from qwenvl.images import normalise, open_image, preprocess, resize
 
 from .conftest import BYTES, QUERIES, dialogues_json, jpeg, mixed_records, pages_tar, pairs_tar, records_lines
 
-PICTURE = 258
+IMAGE = 258
 LENGTHS = {
     "Captioning": (12, 80), "VQA": (15, 50), "Grounding": (60, 250), "Ref Grounding": (25, 45), 
     "Grounded Cap.": (25, 45),
-    "OCR": (100, 1700), "Pure-text Autoregression": (50, 2048 - PICTURE),
+    "OCR": (100, 1700), "Pure-text Autoregression": (50, 2048 - IMAGE),
 }  # fmt: skip
 """Tokens beside the picture, least and most, about as the formats of Box B.1 have them."""
 
@@ -47,7 +47,7 @@ def stage_2(number: int) -> Document:
     task, _ = Draw([row.millions for row in MULTITASK], 0)(number)
     name = MULTITASK[task].name
     least, most = LENGTHS[name]
-    return Document(name, of_length(PICTURE + least + permuted(0, most - least + 1, number)))
+    return Document(name, of_length(IMAGE + least + permuted(0, most - least + 1, number)))
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def equal(one: Rows, other: Rows) -> bool:
         return False
     names = ("ids", "labels", "segments", "positions")
     same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
-    pictures = [np.array_equal(a.source, b.source) for a, b in zip(one.images, other.images, strict=True)]
-    return same and all(pictures) and one.left_out == other.left_out
+    images = [np.array_equal(a.source, b.source) for a, b in zip(one.images, other.images, strict=True)]
+    return same and all(images) and one.left_out == other.left_out
 
 
 def micro(number: int) -> range:
@@ -132,7 +132,7 @@ def test_an_interleaved_sequence_holds_one_task_and_runs_on(
     assert documents + len(rows.left_out) == 64
 
 
-def test_every_document_comes_once_whole_with_its_own_picture(batches: Batches) -> None:
+def test_every_document_comes_once_whole_with_its_own_image(batches: Batches) -> None:
     stream = batches.document
     expected: Counter[tuple[int, ...]] = Counter()
     for number in range(32):
@@ -144,14 +144,14 @@ def test_every_document_comes_once_whole_with_its_own_picture(batches: Batches) 
     for number in range(8):
         rows = batches(micro(number))
         left_out += rows.left_out
-        pictures = iter(rows.images)
+        images = iter(rows.images)
         for ids, segments in zip(rows.ids, rows.segments, strict=True):
             for document in np.unique(segments[segments > 0] // DOCUMENT):
                 inside = ids[segments // DOCUMENT == document]
                 got[tuple(inside.tolist())] += 1
                 for _ in range((inside == BYTES.imgpad).sum() // QUERIES):
-                    assert np.asarray(next(pictures).source).shape == (28, 28, 3)
-        assert next(pictures, None) is None
+                    assert np.asarray(next(images).source).shape == (28, 28, 3)
+        assert next(images, None) is None
     lost = expected - got
     assert not got - expected
     kinds = Counter(each.kind for each in left_out)
@@ -162,7 +162,7 @@ def test_every_document_comes_once_whole_with_its_own_picture(batches: Batches) 
     assert long[0] == "pairs.tar, 000005" and "256 fit" in long[1]
 
 
-def test_pictures_are_those_of_preprocessing(batches: Batches) -> None:
+def test_images_are_those_of_preprocessing(batches: Batches) -> None:
     """The levels are squares already, so that resizing them again is the identity."""
     for image in batches(micro(0)).images:
         levels = np.asarray(image.source)
@@ -181,27 +181,27 @@ def test_the_order_of_asking_and_the_window_cache_change_nothing(batches: Batche
 
 
 def test_workers_give_the_same_batches(batches: Batches) -> None:
-    ahead = Ahead(batches, 2, update=16, end=48)
+    prefetcher = Prefetcher(batches, 2, update=16, end=48)
     for number in (1, 3, 5, 7, 8, 11):  # it may also ask for others than it is expected to
-        assert equal(ahead(micro(number)), batches(micro(number)))
+        assert equal(prefetcher(micro(number)), batches(micro(number)))
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2), (2, 4)])
 def test_workers_learn_what_a_rank_reads(rank: int, ranks: int) -> None:
     """Four micro-batches an update, dealt to ranks: known from the second that a rank asks for, to the end."""
     made = Batches(document=stage_2, row_length=8, packing="isolated", pad_id=0, micro=4)
-    ahead = Ahead(made, 1, update=16, end=64)
+    prefetcher = Prefetcher(made, 1, update=16, end=64)
     asked = [start for update in range(0, 64, 16) for start in range(update, update + 16, 4)[rank::ranks]]
     for place, start in enumerate(asked):
-        assert list(ahead.following(start)) == (asked[place + 1 :] if place else [])
+        assert list(prefetcher.following(start)) == (asked[place + 1 :] if place else [])
 
 
 def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
     program = f"""if True:
         import os, sys, time
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from qwenvl.data.stream.batches import Ahead, Batches, _make
-        ahead = Ahead(Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1), 1, update=1, end=0)
+        from qwenvl.data.stream.batches import Prefetcher, Batches, _make
+        ahead = Prefetcher(Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1), 1, update=1, end=0)
         print(ahead._pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
     """
@@ -242,8 +242,8 @@ def test_data_that_is_all_wrong_stops_the_run(tmp_path: Path) -> None:
     row = SourceConfig(paths=(str(lines),))
     stream = Stream(sources=(row,), tokenizer=BYTES, queries=QUERIES, longest=256, seed=0)
     made = Batches(document=stream, row_length=256, packing="isolated", pad_id=0, micro=4, window=32)
-    told = r"none of 32 documents in a row can be used; the first, r.jsonl, byte \d+: missing picture"
-    with pytest.raises(ValueError, match=told):
+    message = r"none of 32 documents in a row can be used; the first, r.jsonl, byte \d+: missing picture"
+    with pytest.raises(ValueError, match=message):
         made(range(4))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.stream.documents import document_of
-from qwenvl.data.stream.places import places
+from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import Located, Sample, Unusable, read_sample
 
 from .conftest import (
@@ -26,11 +26,12 @@ from .conftest import (
 
 def documents(shard: Path, **options: Any) -> list[tuple[str, Example]]:
     return [
-        document_of(read_sample(shard, *place), BYTES, QUERIES, **options) for place in places(shard).tolist()
+        document_of(read_sample(shard, *place), BYTES, QUERIES, **options)
+        for place in sample_index(shard).tolist()
     ]
 
 
-def learned(made: Example) -> str:
+def loss_mask(made: Example) -> str:
     return BYTES.decode([label for label in made.labels if label != IGNORE])
 
 
@@ -40,29 +41,29 @@ def prompt(made: Example) -> str:
 
 def test_pairs_are_captions_in_the_language_of_their_text(tmp_path: Path) -> None:
     english, chinese = documents(pairs_tar(tmp_path / "a.tar", ["a red dog", "一只狗"]))
-    assert english[0] == "caption" and learned(english[1]) == " a red dog<|endoftext|>"
+    assert english[0] == "caption" and loss_mask(english[1]) == " a red dog<|endoftext|>"
     assert "in English:" in prompt(english[1]) and "in Chinese:" in prompt(chinese[1])
-    picture = english[1].images[0].source
-    assert isinstance(picture, Located) and picture.read() == jpeg(0)
+    image = english[1].images[0].source
+    assert isinstance(image, Located) and image.read() == jpeg(0)
 
 
 def test_pages_records_dialogues_and_rows(tmp_path: Path) -> None:
     task, page = documents(pages_tar(tmp_path / "p.tar", 2))[1]
-    assert task == "ocr" and learned(page).startswith("<ref> LINE 1</ref><quad>")
+    assert task == "ocr" and loss_mask(page).startswith("<ref> LINE 1</ref><quad>")
     lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "pictures", 2))
-    told = documents(lines)
-    assert [task for task, _ in told] == ["question"] * 2 + ["refer"] * 2 + ["text"] * 2
+    message = documents(lines)
+    assert [task for task, _ in message] == ["question"] * 2 + ["refer"] * 2 + ["text"] * 2
     assert (
-        learned(told[1][1]) == " it is 1<|endoftext|>"
-        and told[1][1].images[0].source == tmp_path / "pictures/1.jpg"
+        loss_mask(message[1][1]) == " it is 1<|endoftext|>"
+        and message[1][1].images[0].source == tmp_path / "pictures/1.jpg"
     )
-    assert learned(told[4][1]) == "ords alone 0<|endoftext|>", "nothing predicts the first letter"
+    assert loss_mask(message[4][1]) == "ords alone 0<|endoftext|>", "nothing predicts the first letter"
     task, dialogue = documents(dialogues_json(tmp_path / "d.json", 2))[1]
-    assert task == "dialogue" and "第 1 个<|im_end|>" in learned(dialogue)
+    assert task == "dialogue" and "第 1 个<|im_end|>" in loss_mask(dialogue)
     assert prompt(dialogue).count("Picture 1: ") == 1, "the file numbers its pictures itself"
     assert dialogue.images[0].source == tmp_path / "photos/1.jpg"
     task, row = documents(captions_parquet(tmp_path / "c.parquet", 3))[2]
-    assert task == "caption" and learned(row) == " row 2<|endoftext|>"
+    assert task == "caption" and loss_mask(row) == " row 2<|endoftext|>"
 
 
 def test_a_mixture_line_says_its_format_and_a_row_can(tmp_path: Path) -> None:
@@ -72,47 +73,47 @@ def test_a_mixture_line_says_its_format_and_a_row_can(tmp_path: Path) -> None:
     mixed = tmp_path / "m.jsonl"
     mixed.write_text('{"format":"describe","record":' + lines.read_text().strip() + "}\n")
     task, made = documents(mixed)[0]
-    assert task == "describe" and learned(made) == " thing 0<|endoftext|>"
+    assert task == "describe" and loss_mask(made) == " thing 0<|endoftext|>"
 
 
 def test_of_several_captions_one_is_told_in_each_epoch(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     (tmp_path / "c.jsonl").write_text('{"captions": ["one", "two"], "file_name": "a.jpg"}\n')
-    told = [learned(documents(tmp_path / "c.jsonl", epoch=epoch)[0][1]) for epoch in range(3)]
-    assert told == [f" {word}<|endoftext|>" for word in ("one", "two", "one")]
+    message = [loss_mask(documents(tmp_path / "c.jsonl", epoch=epoch)[0][1]) for epoch in range(3)]
+    assert message == [f" {word}<|endoftext|>" for word in ("one", "two", "one")]
 
 
 CAPTION = {"kind": "caption", "image": "a.jpg", "text": "words"}
-PICTURES = {"x.jpg": Located(Path("s.tar"), 0, 0, "x.jpg"), "y.jpg": Located(Path("s.tar"), 0, 0, "y.jpg")}
+IMAGES = {"x.jpg": Located(Path("s.tar"), 0, 0, "x.jpg"), "y.jpg": Located(Path("s.tar"), 0, 0, "y.jpg")}
 
 
 @pytest.mark.parametrize(
     ("columns", "pictures", "kind"),
     [
         (CAPTION, {}, "missing picture"),
-        (CAPTION, PICTURES, "missing picture"),
+        (CAPTION, IMAGES, "missing picture"),
         ({**CAPTION, "image": "https://x.org/a.jpg"}, {}, "picture at a URL"),
         ({"text": "words", "url": "https://x.org/a.jpg"}, {}, "no picture"),
-        ({"text": "  "}, PICTURES, "empty caption"),
+        ({"text": "  "}, IMAGES, "empty caption"),
         ({"kind": "caption"}, {}, "broken record"),
         ({"conversations": [{"from": "user", "value": "<box>(1,2)</box>"}]}, {}, "broken record"),
-        ({"record": CAPTION, "format": "ocr"}, PICTURES, "broken record"),
+        ({"record": CAPTION, "format": "ocr"}, IMAGES, "broken record"),
         ({"kind": "text", "text": ""}, {}, "nothing learned"),
     ],
 )
 def test_what_cannot_be_used_says_why(
-    columns: Mapping[str, Any], pictures: Mapping[str, Located], kind: str, tmp_path: Path
+    columns: Mapping[str, Any], images: Mapping[str, Located], kind: str, tmp_path: Path
 ) -> None:
     if columns.get("format") == "ocr":
-        pictures = {"a.jpg": PICTURES["x.jpg"]}
-    sample = Sample(where="here", columns=columns, pictures=pictures, folder=tmp_path)
+        images = {"a.jpg": IMAGES["x.jpg"]}
+    sample = Sample(where="here", columns=columns, images=images, folder=tmp_path)
     with pytest.raises(Unusable) as caught:
         document_of(sample, BYTES, QUERIES)
     assert caught.value.kind == kind
 
 
-def test_the_one_picture_of_a_sample_needs_no_name(tmp_path: Path) -> None:
+def test_the_one_image_of_a_sample_needs_no_name(tmp_path: Path) -> None:
     """img2dataset renames pictures to their key; the record still has the old name."""
-    only = {"000.jpg": PICTURES["x.jpg"]}
-    made = document_of(Sample(where="", columns=CAPTION, pictures=only, folder=tmp_path), BYTES, QUERIES)[1]
+    only = {"000.jpg": IMAGES["x.jpg"]}
+    made = document_of(Sample(where="", columns=CAPTION, images=only, folder=tmp_path), BYTES, QUERIES)[1]
     assert made.images[0].source is only["000.jpg"]

@@ -47,7 +47,7 @@ def test_cider_counts_length_in_bigrams_and_clips():
     assert scores[1] == 0.0
 
 
-def test_cider_of_nothing_and_of_one_picture():
+def test_cider_of_nothing_and_of_one_image():
     assert cider.scores([], []).tolist() == []
     assert cider.scores(["a b"], [["a b"]]).tolist() == [0.0]  # every idf is log 1
     assert cider.scores(["", "a"], [["", "b"], ["a"]]).tolist() == pytest.approx([0.0, 2.5])

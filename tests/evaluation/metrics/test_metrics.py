@@ -163,7 +163,7 @@ def test_mme_labels_look_at_four_characters():
     assert {answer: mme.label(answer) for answer in cases} == cases
 
 
-def test_mme_counts_questions_and_pictures():
+def test_mme_counts_questions_and_images():
     counts = mme.count(["Yes", "No", "Yes", "No"], ["yes", "no", "yes", "maybe"])
     assert counts == mme.Subtask(images=2, right=3, both_right=1, other=1)
     assert counts.score == 75 + 50

@@ -56,15 +56,15 @@ def grainy(page: Image.Image, deviation: float, rng: np.random.Generator) -> Ima
 # === Light and lens, on the finished picture ===
 
 
-def lit(picture: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image:
+def lit(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image:
     """A shadow across the picture, then a cast of colour, contrast and brightness; RGB."""
-    shade = _shadow(picture.size, rng.uniform(*look.shadow), rng)
-    picture = ImageChops.multiply(picture, Image.merge("RGB", (shade, shade, shade)))
+    shade = _shadow(image.size, rng.uniform(*look.shadow), rng)
+    image = ImageChops.multiply(image, Image.merge("RGB", (shade, shade, shade)))
     cast, strength = rng.uniform(0, 255, 3), rng.uniform(0, 0.2) * (rng.random() < look.tint)
     contrast, brightness = rng.uniform(*look.contrast), rng.uniform(*look.brightness)
     level = np.arange(256)[None]
     tables = (level * (1 - strength) + cast[:, None] * strength) * contrast + brightness
-    return picture.point(tables.clip(0, 255).round().astype(int).ravel().tolist())
+    return image.point(tables.clip(0, 255).round().astype(int).ravel().tolist())
 
 
 def _shadow(size: tuple[int, int], intensity: float, rng: np.random.Generator) -> Image.Image:
@@ -77,26 +77,26 @@ def _shadow(size: tuple[int, int], intensity: float, rng: np.random.Generator) -
     return Image.fromarray(light.round().astype(np.uint8)).resize(size, Resampling.BILINEAR)
 
 
-def blurred(picture: Image.Image, sigma: float) -> Image.Image:
+def blurred(image: Image.Image, sigma: float) -> Image.Image:
     """About a Gaussian blur of `sigma` pixels (to 2), by way of a smaller picture.
 
     Below 0.6 pixels, a mixture of the picture and its blur by 0.6: the mixture has the right variance.
     """
     if sigma < 0.1:
-        return picture
+        return image
     scale = max(sigma, 0.6) / 0.577
-    small = (max(1, round(picture.width / scale)), max(1, round(picture.height / scale)))
-    soft = picture.resize(small, Resampling.BILINEAR).resize(picture.size, Resampling.BILINEAR)
-    return soft if sigma >= 0.6 else Image.blend(picture, soft, (sigma / 0.6) ** 2)
+    small = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
+    soft = image.resize(small, Resampling.BILINEAR).resize(image.size, Resampling.BILINEAR)
+    return soft if sigma >= 0.6 else Image.blend(image, soft, (sigma / 0.6) ** 2)
 
 
-def moved(picture: Image.Image, length: int, angle: float) -> Image.Image:
+def moved(image: Image.Image, length: int, angle: float) -> Image.Image:
     """Motion blur: the mean of `length` (odd) copies, one pixel apart along `angle` (radians)."""
     reach = length // 2
-    source = np.pad(np.asarray(picture), ((reach, reach), (reach, reach), (0, 0)), mode="edge").astype(
+    source = np.pad(np.asarray(image), ((reach, reach), (reach, reach), (0, 0)), mode="edge").astype(
         np.uint16
     )
-    height, width = picture.height, picture.width
+    height, width = image.height, image.width
     total = np.zeros((height, width, 3), np.uint16)
     for k in range(-reach, reach + 1):
         dx, dy = round(k * np.cos(angle)), round(k * np.sin(angle))

@@ -33,7 +33,7 @@ class Folder:
 
 def save(sink: TarWriter | Folder, key: str, page: Page) -> None:
     """The three files of a page."""
-    width, height = page.picture.size
+    width, height = page.image.size
     lines = [
         {"text": line.text, "quad": [[round(x, 2), round(y, 2)] for x, y in line.quad]} for line in page.lines
     ]

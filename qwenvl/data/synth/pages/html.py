@@ -169,7 +169,7 @@ class Browser:
         lines = tuple(
             Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height
         )
-        return Page(picture=Image.open(io.BytesIO(file)), lines=lines, source="html", file=file)
+        return Page(image=Image.open(io.BytesIO(file)), lines=lines, source="html", file=file)
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):

@@ -117,8 +117,8 @@ def _fill(
     shares = rng.uniform(*look.line_fill, (len(block.columns), block.rows))
     for (left, width), row_shares in zip(block.columns, shares, strict=True):
         for row, share in enumerate(row_shares):
-            room = width * (1.0 if block.paragraph and row < block.rows - 1 else share)
-            words = text.take(font, room) or text.take(font, width)
+            available = width * (1.0 if block.paragraph and row < block.rows - 1 else share)
+            words = text.take(font, available) or text.take(font, width)
             if not words or not face.covers(words):
                 continue  # no word fits, or the text went on in a language of another face
             spare = width - font.getlength(words) if block.align != "left" else 0.0
@@ -153,21 +153,23 @@ class _Flow:
             self.change_face()
         self._text = f"{self._text} {self.face.covered(more)}".strip()
 
-    def take(self, font: ImageFont.FreeTypeFont, room: float) -> str:
-        """The longest beginning that fits `room` pixels and ends with a word; "" where not one word fits."""
+    def take(self, font: ImageFont.FreeTypeFont, available: float) -> str:
+        """The longest beginning that fits `available` pixels and ends with a word; "" where not one word fits."""
         if len(self._text) < 250:
             self._go_on()
         text = self._text
-        size = min(len(text), max(1, round(room / (self._advance * font.size))))
+        size = min(len(text), max(1, round(available / (self._advance * font.size))))
         longest = font.getlength(text[:size])
         self._advance = longest / (
             size * font.size
         )  # what letters of this text and face take: a better guess next
-        while longest <= room and size < len(text):
-            size = min(len(text), size + max(1, round(1.1 * (room - longest) / (self._advance * font.size))))
+        while longest <= available and size < len(text):
+            size = min(
+                len(text), size + max(1, round(1.1 * (available - longest) / (self._advance * font.size)))
+            )
             longest = font.getlength(text[:size])
-        while size and longest > room:
-            size = max(0, size - max(1, int(0.9 * (longest - room) / (self._advance * font.size))))
+        while size and longest > available:
+            size = max(0, size - max(1, int(0.9 * (longest - available) / (self._advance * font.size))))
             longest = font.getlength(text[:size])
         size = _word_end(text, size)
         self._text = text[size:].lstrip()

@@ -41,7 +41,7 @@ class Line:
 class Page:
     """A picture of a page, whose lines stand in reading order."""
 
-    picture: Image.Image
+    image: Image.Image
     lines: tuple[Line, ...]
     source: str
     """"synthdog", "pdf" or "html"."""
@@ -55,12 +55,12 @@ class Page:
         if self.file is not None:
             return self.file
         buffer = io.BytesIO()
-        self.picture.save(buffer, "JPEG", quality=self.quality)
+        self.image.save(buffer, "JPEG", quality=self.quality)
         return buffer.getvalue()
 
     def record(self, image: str | bytes) -> OcrPage:
         """The page as training material: quads on the grid of [0, 1000); `image` is where its picture is kept."""
-        width, height = self.picture.size
+        width, height = self.image.size
         quads = tuple(
             markup.Quad.from_pixels(line.quad, width, height, label=line.text) for line in self.lines
         )
@@ -103,7 +103,7 @@ class PageMaker:
         """The page together with what it was made from."""
         rng = np.random.default_rng([seed, index])
         look = self.look
-        size = _picture_size(look, rng)
+        size = _image_size(look, rng)
         fills = rng.random() < look.fullscreen
         flat_size = size if fills else _page_size(size, look, rng)
         written = written_on(flat_size, look, self.fonts, self.texts, rng)
@@ -116,9 +116,9 @@ class PageMaker:
         canvas.paste(Image.merge("RGB", colours), start, opacity)
         lines = tuple(Line(line.text, _corners(line, warp, size)) for line in written)
         em = min(map(_em, written, lines), default=np.inf)
-        picture = _photographed(canvas, look, em, rng)
+        image = _photographed(canvas, look, em, rng)
         quality = int(rng.integers(look.quality[0], look.quality[1] + 1))
-        page = Page(picture=picture, lines=lines, source="synthdog", quality=quality)
+        page = Page(image=image, lines=lines, source="synthdog", quality=quality)
         return page, Sheet(written=tuple(written), warp=warp)
 
 
@@ -142,7 +142,7 @@ def numbered_pages(
             yield key, page if page.lines else empty
 
 
-def _picture_size(look: Look, rng: np.random.Generator) -> tuple[int, int]:
+def _image_size(look: Look, rng: np.random.Generator) -> tuple[int, int]:
     """Width and height in pixels."""
     short, aspect = rng.uniform(*look.short_side), rng.uniform(*look.aspect)
     if look.longest is not None:
@@ -227,13 +227,13 @@ def _cast_shadow(
 
 def _photographed(canvas: Image.Image, look: Look, em: float, rng: np.random.Generator) -> Image.Image:
     """Light, then the blurs, as far as letters of `em` pixels stay legible."""
-    picture = lit(canvas, look, rng)
+    image = lit(canvas, look, rng)
     length, angle, sigma = int(rng.choice([3, 5])), rng.uniform(0, 2 * np.pi), rng.uniform(*look.blur)
     if rng.random() < look.motion_blur:
         length = next((k for k in (length, 3) if _deviation(k) <= look.legible * em), 1)
         sigma = min(sigma, max(0.0, (look.legible * em) ** 2 - _deviation(length) ** 2) ** 0.5)
-        picture = moved(picture, length, angle) if length > 1 else picture
-    return blurred(picture, min(sigma, look.legible * em))
+        image = moved(image, length, angle) if length > 1 else image
+    return blurred(image, min(sigma, look.legible * em))
 
 
 def _deviation(length: int) -> float:

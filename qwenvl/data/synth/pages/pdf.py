@@ -92,11 +92,11 @@ def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
             return None
         bitmap = page.render(scale=scale, rev_byteorder=True)
         levels = bitmap.to_numpy()
-        picture = Image.fromarray(
+        image = Image.fromarray(
             np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)
         ).convert("RGB")
-        lines = _lines(_joined(runs), _to_picture(page, picture.size), picture.size)
-        return Page(picture=picture, lines=tuple(lines), source="pdf")
+        lines = _lines(_joined(runs), _to_image(page, image.size), image.size)
+        return Page(image=image, lines=tuple(lines), source="pdf")
     finally:
         page.close()
 
@@ -171,7 +171,7 @@ def _joined(runs: list[Run]) -> list[Run]:
     return joined
 
 
-def _to_picture(page: Any, size: tuple[int, int]) -> np.ndarray:
+def _to_image(page: Any, size: tuple[int, int]) -> np.ndarray:
     """The affine map (2, 3) from points of the page to pixels: crop box and rotation are PDFium's affair."""
     raw = import_module("pypdfium2.raw")
     x, y = ctypes.c_int(), ctypes.c_int()

@@ -83,7 +83,7 @@ def characters(page: Page) -> str:
 
 def too_small(limit: int) -> Rule:
     """Too small a picture."""
-    return lambda page: f"a side below {limit} px" if min(page.picture.size) < limit else None
+    return lambda page: f"a side below {limit} px" if min(page.image.size) < limit else None
 
 
 def too_few(limit: int) -> Rule:

@@ -41,27 +41,25 @@ class Backgrounds:
         """
         if not self._paths:
             return _surface(rng, size, sigma)
-        picture = open_image(self._paths[int(rng.integers(len(self._paths)))])
-        return _blurred(_covering(rng, picture, size), sigma)
+        image = open_image(self._paths[int(rng.integers(len(self._paths)))])
+        return _blurred(_covering(rng, image, size), sigma)
 
 
-def _covering(rng: np.random.Generator, picture: Image.Image, size: Size) -> Image.Image:
+def _covering(rng: np.random.Generator, image: Image.Image, size: Size) -> Image.Image:
     """The largest part of the picture with the proportions of `size`, at a random place, resized."""
-    scale = min(picture.width / size[0], picture.height / size[1])
+    scale = min(image.width / size[0], image.height / size[1])
     width, height = size[0] * scale, size[1] * scale
-    left, top = rng.uniform(0, 1, 2) * (picture.width - width, picture.height - height)
-    return picture.resize(
-        size, Resampling.BILINEAR, (left, top, left + width, top + height), reducing_gap=2.0
-    )
+    left, top = rng.uniform(0, 1, 2) * (image.width - width, image.height - height)
+    return image.resize(size, Resampling.BILINEAR, (left, top, left + width, top + height), reducing_gap=2.0)
 
 
-def _blurred(picture: Image.Image, sigma: float) -> Image.Image:
+def _blurred(image: Image.Image, sigma: float) -> Image.Image:
     """A blur of about `sigma` pixels, by way of a smaller picture: as good as Gaussian here, and much cheaper."""
     smaller = sigma / 0.577  # two triangles as wide as a small pixel have this sigma
     if smaller <= 1.05:
-        return picture
-    small = (max(2, round(picture.width / smaller)), max(2, round(picture.height / smaller)))
-    return picture.resize(small, Resampling.BILINEAR).resize(picture.size, Resampling.BILINEAR)
+        return image
+    small = (max(2, round(image.width / smaller)), max(2, round(image.height / smaller)))
+    return image.resize(small, Resampling.BILINEAR).resize(image.size, Resampling.BILINEAR)
 
 
 # === Made-up surfaces ===
@@ -73,13 +71,13 @@ def _surface(rng: np.random.Generator, size: Size, sigma: float) -> Image.Image:
     small = (-(-size[0] // scale), -(-size[1] // scale))
     kind = ("wood", "cloth", "stone", "things")[int(rng.choice(4, p=(0.35, 0.2, 0.2, 0.25)))]
     if kind == "things":
-        picture = _things(rng, small)
+        image = _things(rng, small)
     else:
         hue = _WOODS if kind == "wood" else _PLAIN
         dark, light = (np.array(c) for c in hue[int(rng.integers(len(hue)))])
         ramp = np.linspace(dark, light, 256).clip(0, 255).astype(np.uint8)
-        picture = _grain(rng, small, kind).convert("RGB").point(ramp.T.ravel().tolist())
-    return picture.resize(size, Resampling.BICUBIC)
+        image = _grain(rng, small, kind).convert("RGB").point(ramp.T.ravel().tolist())
+    return image.resize(size, Resampling.BICUBIC)
 
 
 _WOODS = (((70, 42, 22), (170, 118, 72)), ((112, 82, 54), (206, 170, 126)), ((46, 30, 22), (108, 76, 52)),

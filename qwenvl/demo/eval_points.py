@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwenvl.chat import Assistant, Manner
+from qwenvl.chat import Assistant, PromptFormat
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
@@ -17,7 +17,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.stages import StageConfig
 
-AIMS = {"questions": 0.85, "captions": 0.75, "grounding": 0.55}
+TARGETS = {"questions": 0.85, "captions": 0.75, "grounding": 0.55}
 """Shares that the demo is meant to reach on two quiet cores."""
 
 PER_STAGE = 3
@@ -25,7 +25,7 @@ PER_STAGE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exam:
+class EvalPoint:
     """The scores of one exam."""
 
     stage: str
@@ -42,7 +42,7 @@ class Examiner:
 
     run: Path
     """Folder of the run; its `start` holds the vocabulary."""
-    pictures: int
+    images: int
 
     @property
     def file(self) -> Path:
@@ -54,12 +54,12 @@ class Examiner:
         due = {round(stage.optim.steps * (k + 1) / PER_STAGE) for k in range(PER_STAGE)}
         if "tasks" not in stage.mixture or step not in due:
             return
-        manner = Manner(chat_format="chatml" if "chats" in stage.mixture else "raw")
+        prompt_format = PromptFormat(chat_format="chatml" if "chats" in stage.mixture else "raw")
         model.eval()
-        assistant = Assistant(model, Tokenizer.load(self.run / "start"), manner)
-        scores = evaluate_toyworld(assistant, self.pictures)
+        assistant = Assistant(model, Tokenizer.load(self.run / "start"), prompt_format)
+        scores = evaluate_toyworld(assistant, self.images)
         model.train()
-        exam = {
+        eval_point = {
             "stage": stage.name,
             "step": step,
             "seconds": seconds_trained(self.run),
@@ -68,16 +68,19 @@ class Examiner:
         earlier = [
             line for line in read_log(self.file) if (line["stage"], line["step"]) != (stage.name, step)
         ]
-        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in [*earlier, exam]))
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in [*earlier, eval_point]))
 
-    def exams(self) -> list[Exam]:
+    def eval_points(self) -> list[EvalPoint]:
         """All exams so far, in order."""
-        return [Exam(**line) for line in read_log(self.file)]
+        return [EvalPoint(**line) for line in read_log(self.file)]
 
 
-def ended(exams: Sequence[Exam], groups: Mapping[str, Count]) -> list[Exam]:
+def ended(eval_points: Sequence[EvalPoint], groups: Mapping[str, Count]) -> list[EvalPoint]:
     """The exams, the last of them with what the same model scored on more pictures."""
-    return [*exams[:-1], *(replace(exam, shares=shares(groups)) for exam in exams[-1:])]
+    return [
+        *eval_points[:-1],
+        *(replace(eval_point, shares=shares(groups)) for eval_point in eval_points[-1:]),
+    ]
 
 
 def shares(groups: Mapping[str, Count]) -> dict[str, float]:
@@ -85,25 +88,32 @@ def shares(groups: Mapping[str, Count]) -> dict[str, float]:
     return {name: count.share or 0.0 for name, count in groups.items()}
 
 
-def exam_rows(exams: Sequence[Exam]) -> list[list[str]]:
+def eval_point_rows(eval_points: Sequence[EvalPoint]) -> list[list[str]]:
     """A row per exam: when, where, and the shares in percent."""
     return [
         [
-            f"{exam.seconds:.0f} s",
-            f"{exam.stage}, update {exam.step:,}",
-            *(f"{100 * exam.shares[name]:.0f} %" for name in GROUPS),
+            f"{eval_point.seconds:.0f} s",
+            f"{eval_point.stage}, update {eval_point.step:,}",
+            *(f"{100 * eval_point.shares[name]:.0f} %" for name in GROUPS),
         ]
-        for exam in exams
+        for eval_point in eval_points
     ]
 
 
-def record_rows(exams: Sequence[Exam]) -> list[list[str]]:
+def record_rows(eval_points: Sequence[EvalPoint]) -> list[list[str]]:
     """A row per aim: the share aimed at, and the seconds after which an exam first found it."""
     return [
         [
             name,
-            f"{100 * aim:.0f} %",
-            next((f"{exam.seconds:.0f} s" for exam in exams if exam.shares[name] >= aim), "not reached"),
+            f"{100 * target:.0f} %",
+            next(
+                (
+                    f"{eval_point.seconds:.0f} s"
+                    for eval_point in eval_points
+                    if eval_point.shares[name] >= target
+                ),
+                "not reached",
+            ),
         ]
-        for name, aim in AIMS.items()
+        for name, target in TARGETS.items()
     ]

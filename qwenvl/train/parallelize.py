@@ -29,25 +29,25 @@ from torch.utils.checkpoint import checkpoint
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.parallel import Team
+from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.stages import StageConfig
 
 Sharding = Literal["none", "optimizer", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpreadConfig:
+class ParallelConfig:
     """What the processes of a run share, and what is paid for memory or speed. It never changes what is learned."""
 
     shard: Sharding = "none"
     """Cut over the rows of the grid: nothing, gradients and optimizer state, or weights too."""
     tensor: int = 1
     """Processes that share each matrix."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only what enters a block and compute the rest again in the backward pass."""
     compile: bool = False
     """Compile every block with torch.compile."""
-    sum_last: bool = False
+    reduce_once_per_step: bool = False
     """With `shard`, add up gradients once an update, not after every micro-batch: fewer messages, whole gradients."""
     spike: float = 4.0
     """A loss so many times its median, several updates in a row, stops the run."""
@@ -81,22 +81,22 @@ TENSOR_PLAN: dict[str, type[ParallelStyle]] = {
 """How each matrix is cut. The rows of `qkv` are ordered head by head, so that a share of rows is a share of heads."""
 
 
-def spread_(model: QwenVL, stage: StageConfig, spread: SpreadConfig, team: Team) -> None:
+def parallelize_(model: QwenVL, stage: StageConfig, parallel: ParallelConfig, dims: ParallelDims) -> None:
     """Spread the model over the team, in place; freeze what the stage freezes before.
 
     Raises ValueError when the sizes do not divide.
     """
-    _require_cuts(model.config, spread)
-    if team.mesh is not None and spread.tensor > 1:
+    _require_cuts(model.config, parallel)
+    if dims.mesh is not None and parallel.tensor > 1:
         plan = {name: style() for name, style in TENSOR_PLAN.items()}
-        parallelize_module(model, team.mesh["tensor"], plan, src_data_rank=None)
+        parallelize_module(model, dims.mesh["tensor"], plan, src_data_rank=None)
     blocks = [*model.vision.blocks, *model.llm.blocks]
     for block in blocks:
-        if spread.compile:
+        if parallel.compile:
             block.forward = torch.compile(block.forward)
-        if spread.recompute:
-            recompute_(block)
-    if team.mesh is not None and spread.shard != "none":
+        if parallel.activation_checkpointing:
+            checkpoint_activations_(block)
+    if dims.mesh is not None and parallel.shard != "none":
         precision = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if stage.bfloat16 else None,
             reduce_dtype=torch.float32,
@@ -105,9 +105,9 @@ def spread_(model: QwenVL, stage: StageConfig, spread: SpreadConfig, team: Team)
         for module in (*blocks, model.vision, model.adapter, model):
             fully_shard(
                 module,
-                mesh=team.mesh["data"],
+                mesh=dims.mesh["data"],
                 mp_policy=precision,
-                reshard_after_forward=spread.shard == "full" and module is not model,
+                reshard_after_forward=parallel.shard == "full" and module is not model,
             )
         for module in model.modules():
             if isinstance(module, FSDPModule):  # sums: the one division comes when all are counted
@@ -127,15 +127,15 @@ def cut_(model: QwenVL, tensor: int) -> None:
                 model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], cut)
 
 
-def recompute_(block: nn.Module) -> None:
+def checkpoint_activations_(block: nn.Module) -> None:
     """Let a block keep its input alone."""
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def sync_gradients(model: nn.Module, spread: SpreadConfig, *, last: bool) -> None:
+def sync_gradients(model: nn.Module, parallel: ParallelConfig, *, last: bool) -> None:
     """Say before a backward pass whether FSDP adds up gradients in it."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last or not spread.sum_last)
+        model.set_requires_gradient_sync(last or not parallel.reduce_once_per_step)
 
 
 def whole(model: QwenVL) -> QwenVL:
@@ -163,27 +163,27 @@ def _gathered(tensor: DTensor) -> Tensor:
     return tensor.to_local()
 
 
-def require_shares(stage: StageConfig, spread: SpreadConfig, processes: int) -> None:
+def require_shares(stage: StageConfig, parallel: ParallelConfig, processes: int) -> None:
     """Raises ValueError when so many processes cannot share an update evenly, or an optimiser needs whole matrices."""
-    if processes % spread.tensor:
+    if processes % parallel.tensor:
         raise ValueError(
-            f"tensor parallelism of {spread.tensor} with {processes} process{'es' * (processes > 1)}; "
-            f"start a multiple of {spread.tensor}."
+            f"tensor parallelism of {parallel.tensor} with {processes} process{'es' * (processes > 1)}; "
+            f"start a multiple of {parallel.tensor}."
         )
-    micro_batches, readers = stage.documents // stage.micro_documents, processes // spread.tensor
+    micro_batches, readers = stage.documents // stage.micro_documents, processes // parallel.tensor
     if micro_batches % readers:
         raise ValueError(
             f"stage {stage.name} has {micro_batches} micro-batches per update, which {readers} processes cannot share "
             f"evenly; choose micro_documents so that {stage.documents} documents make a multiple of them."
         )
-    if stage.optim.muon and processes > 1 and spread.cuts:
+    if stage.optim.muon and processes > 1 and parallel.cuts:
         raise ValueError(
             f"stage {stage.name} learns by Muon, which needs whole matrices; set muon = false, or shard = none and "
             "tensor = 1."
         )
 
 
-def _require_cuts(config: ModelConfig, spread: SpreadConfig) -> None:
+def _require_cuts(config: ModelConfig, parallel: ParallelConfig) -> None:
     sizes = {
         "llm.heads": config.llm.heads,
         "llm.mlp_width": config.llm.mlp_width,
@@ -191,7 +191,7 @@ def _require_cuts(config: ModelConfig, spread: SpreadConfig) -> None:
         "vision.mlp_width": config.vision.mlp_width,
     }
     for name, size in sizes.items():
-        if size % spread.tensor:
+        if size % parallel.tensor:
             raise ValueError(
-                f"{name} is {size}, which tensor parallelism of {spread.tensor} does not divide."
+                f"{name} is {size}, which tensor parallelism of {parallel.tensor} does not divide."
             )

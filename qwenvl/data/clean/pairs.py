@@ -17,7 +17,7 @@ Sample: TypeAlias = Pair | Skipped
 Fetch: TypeAlias = Callable[[str], bytes]
 """URL -> bytes of the picture; may raise OSError or ValueError."""
 
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
 TEXTS = frozenset({"txt", "text", "caption"})
 
 SUFFIXES: Mapping[str, str] = {
@@ -31,7 +31,7 @@ _SCORE = ("clip_score", "similarity", "clip_similarity", "clip_similarity_vitb32
           "clip_l14_similarity_score", "clip_similarity_vitl14")  # fmt: skip
 _URL = ("url", "image_url", "img_url")
 _KEY = ("key", "id", "image_id", "uid", "sample_id", "hash")
-PICTURE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
+IMAGE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
 
 
 class Source(NamedTuple):
@@ -110,9 +110,9 @@ def _from_tar(source: Source) -> Iterator[Sample]:
 
 
 def _of_files(key: str, files: Mapping[str, bytes], source: Source) -> Iterator[Sample]:
-    picture = next((data for extension, data in files.items() if extension in PICTURES), None)
+    image = next((data for extension, data in files.items() if extension in IMAGES), None)
     columns: Any = {}
-    raw = picture or b""
+    raw = image or b""
     if "json" in files:
         try:
             columns = json.loads(files["json"])
@@ -130,10 +130,10 @@ def _of_files(key: str, files: Mapping[str, bytes], source: Source) -> Iterator[
         except UnicodeDecodeError as error:
             yield Skipped(key=key, kind="broken UTF-8", detail=str(error)[:200], source=source.name, raw=text)
             return
-    if picture is None and not _first(_lower(columns), _URL):
+    if image is None and not _first(_lower(columns), _URL):
         yield Skipped(key=key, kind="no picture", detail=", ".join(files), source=source.name)
         return
-    yield from pairs_of(key, columns, picture, source)
+    yield from pairs_of(key, columns, image, source)
 
 
 # === Parquet ===
@@ -156,18 +156,18 @@ def _from_parquet(source: Source) -> Iterator[Sample]:
             )
             return
         columns = _lower(row)
-        picture, where = _picture(columns, None)
+        image, where = _image(columns, None)
         key = str(_first(columns, _KEY) or f"{stem}-{number:08d}")
         number += 1
         if where is not None:
             yield Skipped(key=key, kind="no picture", detail=where, source=source.name)
         else:
-            yield from pairs_of(key, columns, picture, source)
+            yield from pairs_of(key, columns, image, source)
 
 
-def _picture(columns: dict[str, Any], folder: Path | None) -> tuple[bytes | None, str | None]:
+def _image(columns: dict[str, Any], folder: Path | None) -> tuple[bytes | None, str | None]:
     """Bytes of the picture and None, or why it is not there; takes its column away. No picture at all is no error."""
-    for name in PICTURE_COLUMNS:
+    for name in IMAGE_COLUMNS:
         value = columns.get(name)
         if isinstance(value, dict) and ("bytes" in value or "path" in value):  # Hugging Face's image columns
             value = value.get("bytes") or value.get("path")
@@ -202,17 +202,17 @@ def _from_lines(source: Source) -> Iterator[Sample]:
             continue
         columns = _lower(found)
         key = str(_first(columns, _KEY) or key)
-        picture, missing = _picture(columns, source.path.parent)
+        image, missing = _image(columns, source.path.parent)
         if missing is not None:
             yield Skipped(key=key, kind="missing picture", detail=missing, source=source.name, raw=line)
         else:
-            yield from pairs_of(key, columns, picture, source)
+            yield from pairs_of(key, columns, image, source)
 
 
 # === Columns to pairs ===
 
 
-def pairs_of(key: str, columns: Mapping[str, Any], picture: bytes | None, source: Source) -> Iterator[Sample]:
+def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: Source) -> Iterator[Sample]:
     """The pair of a row, or one pair per caption where it has several; columns are known by their usual names."""
     columns = _lower(columns)
     name = str(columns.pop("source", None) or source.name)
@@ -220,9 +220,9 @@ def pairs_of(key: str, columns: Mapping[str, Any], picture: bytes | None, source
     if texts is None:
         texts = [_pop(columns, _TEXT)]
     url = _pop(columns, _URL)
-    if picture is None and source.fetch is not None and url:
+    if image is None and source.fetch is not None and url:
         try:
-            picture = source.fetch(str(url))
+            image = source.fetch(str(url))
         except (OSError, ValueError) as error:
             yield Skipped(key=key, kind="not fetched", detail=str(error)[:200], source=name)
             return
@@ -230,19 +230,19 @@ def pairs_of(key: str, columns: Mapping[str, Any], picture: bytes | None, source
         score = _number(_pop(columns, _SCORE))
         width, height = _size(columns.pop("width", None)), _size(columns.pop("height", None))
     except ValueError as error:
-        yield Skipped(key=key, kind=str(error), source=name, raw=picture or b"")
+        yield Skipped(key=key, kind=str(error), source=name, raw=image or b"")
         return
     for number, text in enumerate(texts):
         own = f"{key}-{number}" if len(texts) > 1 else key
         if not isinstance(text, str) or not text.strip():
-            yield Skipped(key=own, kind="empty caption", source=name, raw=picture or b"")
+            yield Skipped(key=own, kind="empty caption", source=name, raw=image or b"")
         elif _has_surrogates(text):
             yield Skipped(
-                key=own, kind="broken UTF-8", detail=ascii(text)[:200], source=name, raw=picture or b""
+                key=own, kind="broken UTF-8", detail=ascii(text)[:200], source=name, raw=image or b""
             )
         else:
             yield Pair(
-                key=own, text=text, source=name, picture=picture, width=width, height=height, clip_score=score,
+                key=own, text=text, source=name, image=image, width=width, height=height, clip_score=score,
                 url=None if url is None else str(url), extra=columns,
             )  # fmt: skip
 

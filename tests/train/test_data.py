@@ -12,9 +12,9 @@ from qwenvl.config import from_dict
 from qwenvl.data.packing import Rows
 from qwenvl.data.shards import write_tar
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
+from qwenvl.train.data import batches, documents, left_out
 from qwenvl.train.loop import micro_batches
-from qwenvl.train.reading import batches, documents, left_out
 from qwenvl.train.stages import StageConfig, read_changes
 
 from .conftest import stage
@@ -43,16 +43,16 @@ def texts(data: Path, **changes: object) -> StageConfig:
 
 
 def updates(
-    told: StageConfig, steps: Sequence[int], ranks: int, monkeypatch: pytest.MonkeyPatch
+    message: StageConfig, steps: Sequence[int], ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> list[list[bytes]]:
     """What all ranks read of each update, every rank with a reader of its own, as one set of micro-batches."""
     read: list[list[bytes]] = [[] for _ in steps]
-    monkeypatch.setattr(parallel, "world_size", lambda: ranks)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     for rank in range(ranks):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        reader = batches(told, BYTES, 4)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        reader = batches(message, BYTES, 4)
         for place, step in enumerate(steps):
-            read[place] += [_bytes(reader(numbers)) for numbers in micro_batches(told, step, rank, ranks)]
+            read[place] += [_bytes(reader(numbers)) for numbers in micro_batches(message, step, rank, ranks)]
     return [sorted(each) for each in read]
 
 
@@ -65,29 +65,29 @@ def test_one_two_and_four_ranks_read_the_same_updates(
     data: Path, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the window: less than an update, several updates, or each micro-batch by itself."""
-    told = texts(data, window=window)
-    alone = updates(told, range(3), 1, monkeypatch)
+    message = texts(data, window=window)
+    alone = updates(message, range(3), 1, monkeypatch)
     assert len(set(alone[0])) > 1 and alone[0] != alone[1]
     for ranks in (2, 4):
-        assert updates(told, range(3), ranks, monkeypatch) == alone
+        assert updates(message, range(3), ranks, monkeypatch) == alone
 
 
 def test_a_run_that_goes_on_with_other_ranks_and_workers_continues_the_order(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ranks read updates 0 and 1; four, one, and one with workers begin at update 2, having read nothing before."""
-    told = texts(data)
-    whole = updates(told, range(4), 2, monkeypatch)
+    message = texts(data)
+    whole = updates(message, range(4), 2, monkeypatch)
     for ranks, workers in ((4, 0), (1, 0), (1, 2)):
-        other = told.changed({"workers": workers})
+        other = message.changed({"workers": workers})
         assert updates(other, (2, 3), ranks, monkeypatch) == whole[2:]
 
 
 def test_what_is_left_out_is_noted_counted_and_named(data: Path, tmp_path: Path) -> None:
-    told = texts(data)
-    reader = batches(told, BYTES, 4, tmp_path)
+    message = texts(data)
+    reader = batches(message, BYTES, 4, tmp_path)
     for step in range(5):  # 80 documents, 60 of them from the 40 samples of the tar
-        for numbers in micro_batches(told, step):
+        for numbers in micro_batches(message, step):
             reader(numbers)
     with (tmp_path / "left_out-000.jsonl").open("a") as file:
         file.write('{"cut by a ki')
@@ -111,36 +111,38 @@ def test_a_run_does_not_go_on_with_other_data(data: Path, tmp_path: Path) -> Non
 
 
 def test_toys_and_data_are_mixed_by_their_weights(data: Path) -> None:
-    told = texts(data).changed({"mixture": {"text": 4.0}, "sequence_length": 384})
-    rows = [batches(told, BYTES, 4)(numbers) for numbers in micro_batches(told, 0)]
+    message = texts(data).changed({"mixture": {"text": 4.0}, "sequence_length": 384})
+    rows = [batches(message, BYTES, 4)(numbers) for numbers in micro_batches(message, 0)]
     read = BYTES.decode(int(token) for each in rows for token in each.ids.flatten() if token < 256)
     assert "a text of number" in read and ("circle" in read or "square" in read or "star" in read)
 
 
 def test_a_stage_opens_with_other_documents() -> None:
     """The first updates, and no document more: the others are those of a stage without an opening."""
-    plain = stage(mixture={"text": 0.5, "told": 0.5}, documents=8)
-    opened = plain.changed({"opening": {"lookups": 1.0}, "opening_steps": 3})
-    sources = [documents(told, BYTES, 4).source_of for told in (plain, opened)]  # type: ignore[union-attr]
+    plain = stage(mixture={"text": 0.5, "described": 0.5}, documents=8)
+    opened = plain.changed({"curriculum": {"lookups": 1.0}, "curriculum_steps": 3})
+    sources = [documents(message, BYTES, 4).source_of for message in (plain, opened)]  # type: ignore[union-attr]
     assert {sources[1](number) for number in range(3 * 8)} == {"lookups"}
     assert [sources[1](number) for number in range(24, 80)] == [
         sources[0](number) for number in range(24, 80)
     ]
-    assert {sources[0](number) for number in range(24, 80)} == {"text", "told"}
+    assert {sources[0](number) for number in range(24, 80)} == {"text", "described"}
     words = [token for token in documents(opened, BYTES, 4)(0).made.ids if token < 256]
     assert "?" in BYTES.decode(words) and "(" not in BYTES.decode(words), "questions, and no place"
-    assert opened.scaled(10 / 3).opening_steps == 10 and opened.scaled(0.01).opening_steps == 1
-    assert plain.scaled(10).opening_steps == 0
-    with pytest.raises(ValueError, match=r"has opening_steps = 2 and opening = {}; give both"):
-        stage(opening_steps=2)
-    with pytest.raises(ValueError, match=r"has opening_steps = 0 and opening = {'lookups': 1.0}; give both"):
-        stage(opening={"lookups": 1.0})
+    assert opened.scaled(10 / 3).curriculum_steps == 10 and opened.scaled(0.01).curriculum_steps == 1
+    assert plain.scaled(10).curriculum_steps == 0
+    with pytest.raises(ValueError, match=r"has curriculum_steps = 2 and opening = {}; give both"):
+        stage(curriculum_steps=2)
+    with pytest.raises(
+        ValueError, match=r"has curriculum_steps = 0 and opening = {'lookups': 1.0}; give both"
+    ):
+        stage(curriculum={"lookups": 1.0})
     with pytest.raises(ValueError, match=r"opens with lookups and has no mixture to go on with"):
         batches(opened.changed({"mixture": {}, "data": [{"paths": ["a.tar"]}]}), BYTES, 4)
     with pytest.raises(
         ValueError, match=r"the mixture of stage trial has 'signs'; expected shares of lookups"
     ):
-        batches(opened.changed({"opening": {"signs": 1.0}}), BYTES, 4)
+        batches(opened.changed({"curriculum": {"signs": 1.0}}), BYTES, 4)
 
 
 def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
@@ -180,10 +182,10 @@ def test_the_tables_of_the_paper_are_in_the_mixture_file() -> None:
     """Weights and rows of Tables 2 and 3, by the code that mixes records too."""
     from qwenvl.data.mixtures import MULTITASK, PRETRAINING
 
-    told = read_changes(Path(__file__).parents[2] / "recipes/qwen_vl_7b/data.toml")
+    message = read_changes(Path(__file__).parents[2] / "recipes/qwen_vl_7b/data.toml")
     weights = {
-        name: [row["weight"] for row in rows["data"] if "weight" in row] for name, rows in told.items()
+        name: [row["weight"] for row in rows["data"] if "weight" in row] for name, rows in message.items()
     }
     assert weights["1-pretraining"] == [row.millions for row in PRETRAINING]
     assert weights["2-multitask"] == [row.millions for row in MULTITASK]
-    assert list(told) == ["1-pretraining", "2-multitask", "3-finetuning"]
+    assert list(message) == ["1-pretraining", "2-multitask", "3-finetuning"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from qwenvl.data.clean.gallery import html, thumbnail
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import DOCUMENT, fit, pack
-from qwenvl.data.records import Record, from_json, kind_of, pictures
+from qwenvl.data.records import Record, from_json, images, kind_of
 from qwenvl.data.shards import read_lines
 from qwenvl.data.tasks import Format, example_of, formats_of
 from qwenvl.images import draw_boxes, open_image
@@ -45,8 +45,8 @@ def read_mixture(path: Path, limit: int) -> Iterator[tuple[Format, Record]]:
             return
         text = line.decode("utf-8", "replace")
         if text.startswith('{"format"'):
-            told = json.loads(text)
-            yield told["format"], from_json(json.dumps(told["record"]))
+            line = json.loads(text)
+            yield line["format"], from_json(json.dumps(line["record"]))
         else:
             record = from_json(text)
             yield formats_of(record)[0], record
@@ -69,7 +69,7 @@ def page(
         title = format if format == kind else f"{format}, from a record of {kind}"
         parts.append(f"<h2>{number}: {escape(title)} ({escape(record.source or 'no source')})</h2>")
         parts.append(
-            f"<div class=sample><div>{_pictures(record, made, tokenizer)}</div><div>{_ids(made, tokenizer)}</div></div>"
+            f"<div class=sample><div>{_images(record, made, tokenizer)}</div><div>{_ids(made, tokenizer)}</div></div>"
         )
     fitting = [number for number, made in enumerate(examples) if len(made) <= row_length]
     if fitting:
@@ -81,9 +81,9 @@ def page(
     return html("Formatted samples", "".join(parts))
 
 
-def _pictures(record: Record, made: Example, tokenizer: Tokenizer) -> str:
+def _images(record: Record, made: Example, tokenizer: Tokenizer) -> str:
     """The pictures; where there is one, with all boxes of the sample drawn on it."""
-    found = pictures(record)
+    found = images(record)
     marks = [part for part in parse(tokenizer.decode(list(made.ids))) if isinstance(part, Box | Quad)]
     crowded = len(marks) > CROWDED
     if crowded:
@@ -91,13 +91,13 @@ def _pictures(record: Record, made: Example, tokenizer: Tokenizer) -> str:
     shown = []
     for image in found:
         try:
-            picture = open_image(image.source)  # type: ignore[arg-type]
+            image = open_image(image.source)  # type: ignore[arg-type]
         except ValueError as error:
             shown.append(f"<div class=why>{escape(str(error)[:160])}</div>")
             continue
         if marks and len(found) == 1:
-            picture = draw_boxes(picture, marks)
-        shown.append(thumbnail(picture, 640 if crowded else 320))
+            image = draw_boxes(image, marks)
+        shown.append(thumbnail(image, 640 if crowded else 320))
     if marks and len(found) > 1:
         shown.append("<div class=key>boxes not drawn: several pictures</div>")
     return "".join(shown)
@@ -108,12 +108,12 @@ def _ids(made: Example, tokenizer: Tokenizer) -> str:
 
     Tokens that are parts of one character stand together; placeholders of a picture are told once, with their number.
     """
-    learned = [False, *(label != IGNORE for label in made.labels[:-1])]
+    loss_mask = [False, *(label != IGNORE for label in made.labels[:-1])]
     spans: list[str] = []
     place = 0
     while place < min(len(made), LONGEST):
         token, stop = made.ids[place], place + 1
-        kind = "img" if token == tokenizer.imgpad else "yes" if learned[place] else "no"
+        kind = "img" if token == tokenizer.imgpad else "yes" if loss_mask[place] else "no"
         if kind == "img":
             while stop < len(made) and made.ids[stop] == token:
                 stop += 1
@@ -128,7 +128,7 @@ def _ids(made: Example, tokenizer: Tokenizer) -> str:
         spans.append(f"<span class={kind}>{escape(text)}<small>{ids}</small></span>")
         place = stop
     rest = f", {len(made) - place} more" if place < len(made) else ""
-    return f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {sum(learned)} learned{rest}</div>"
+    return f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {sum(loss_mask)} learned{rest}</div>"
 
 
 def _rows(examples: Sequence[Example], names: Sequence[str], row_length: int, packing: str) -> str:

@@ -28,7 +28,7 @@ class Facts(NamedTuple):
     height: int
 
 
-class BadPicture(ValueError):
+class BadImage(ValueError):
     """Bytes that are no picture; the message is one of a few fixed reasons, so that it can be counted."""
 
 
@@ -41,9 +41,9 @@ def measure(data: bytes, *, decode: bool = False) -> Facts:
     facts = _jpeg(data) if data[:2] == b"\xff\xd8" else _png(data) if data[:8] == _PNG else None
     facts = facts or _by_pillow(data)
     if facts.width < 1 or facts.height < 1:
-        raise BadPicture("picture without pixels")
+        raise BadImage("picture without pixels")
     if facts.width * facts.height > MAX_PIXELS:
-        raise BadPicture("decompression bomb")
+        raise BadImage("decompression bomb")
     if decode or not _whole(data, facts):
         _decode(data, facts)
     return facts
@@ -80,20 +80,20 @@ def _by_pillow(data: bytes) -> Facts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; we count them
-            with pillow.open(io.BytesIO(data)) as picture:
+            with pillow.open(io.BytesIO(data)) as image:
                 extension = {"JPEG": "jpg", "TIFF": "tif"}.get(
-                    picture.format or "", (picture.format or "").lower()
+                    image.format or "", (image.format or "").lower()
                 )
-                return Facts(extension, *picture.size)
+                return Facts(extension, *image.size)
     except pillow.DecompressionBombError:
-        raise BadPicture("decompression bomb") from None
+        raise BadImage("decompression bomb") from None
     except UnidentifiedImageError:
-        raise BadPicture(
+        raise BadImage(
             "truncated picture" if data[:2] == b"\xff\xd8" or data[:8] == _PNG else "no picture"
         ) from None
     except Exception:
         cut = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-        raise BadPicture("truncated picture" if cut else "damaged picture") from None
+        raise BadImage("truncated picture" if cut else "damaged picture") from None
 
 
 def _whole(data: bytes, facts: Facts) -> bool:
@@ -121,24 +121,24 @@ def _png_header_holds(data: bytes) -> bool:
 def _decode(data: bytes, facts: Facts) -> None:
     """All pixels, strictly: libjpeg's warnings count as errors where simplejpeg is there to hear them."""
     try:
-        with pillow.open(io.BytesIO(data)) as picture:
-            mode = picture.mode
-            if (facts.width, facts.height) != picture.size:
-                raise BadPicture("picture lies about its size")
-            picture.load()
-    except BadPicture:
+        with pillow.open(io.BytesIO(data)) as image:
+            mode = image.mode
+            if (facts.width, facts.height) != image.size:
+                raise BadImage("picture lies about its size")
+            image.load()
+    except BadImage:
         raise
     except Exception as error:
         message = str(error).lower()
         cut = any(word in message for word in ("truncat", "incomplete", "premature"))
-        raise BadPicture("truncated picture" if cut else "damaged picture") from None
+        raise BadImage("truncated picture" if cut else "damaged picture") from None
     simplejpeg = _simplejpeg() if facts.extension == "jpg" and mode in ("RGB", "L") else None
     if simplejpeg is not None:
         try:
             simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
         except ValueError as error:
             lies = "premature" in str(error).lower() and data.rfind(b"\xff\xd9", -4096) >= 0
-            raise BadPicture("picture lies about its size" if lies else "damaged picture") from None
+            raise BadImage("picture lies about its size" if lies else "damaged picture") from None
 
 
 def _simplejpeg() -> Any:
@@ -154,9 +154,9 @@ def difference_hash(data: bytes) -> int:
     Scaling, recompression and small colour changes move few bits. Raises BadPicture.
     """
     try:
-        with pillow.open(io.BytesIO(data)) as picture:
-            picture.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
-            grey = np.asarray(picture.convert("L").resize((9, 8), pillow.Resampling.BOX), np.int16)
+        with pillow.open(io.BytesIO(data)) as image:
+            image.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
+            grey = np.asarray(image.convert("L").resize((9, 8), pillow.Resampling.BOX), np.int16)
     except Exception:
-        raise BadPicture("damaged picture") from None
+        raise BadImage("damaged picture") from None
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.data.shards import SKIMMED, write_tar
-from qwenvl.data.stream.places import find_shards, places
+from qwenvl.data.stream.index import find_shards, sample_index
 from qwenvl.data.stream.samples import Sample, Unusable, read_sample
 
 from .conftest import (
@@ -25,13 +25,13 @@ from .conftest import (
 
 def samples(shard: Path) -> list[Sample]:
     """Backwards, so that nothing can lean on the sample before."""
-    return [read_sample(shard, *place) for place in places(shard)[::-1].tolist()][::-1]
+    return [read_sample(shard, *place) for place in sample_index(shard)[::-1].tolist()][::-1]
 
 
 def test_pairs_in_a_tar(tmp_path: Path) -> None:
     found = samples(pairs_tar(tmp_path / "a.tar", [f"text {k}" for k in range(7)]))
     assert [each.columns["text"] for each in found] == [f"text {k}" for k in range(7)]
-    assert [next(iter(each.pictures.values())).read() for each in found] == [jpeg(k) for k in range(7)]
+    assert [next(iter(each.images.values())).read() for each in found] == [jpeg(k) for k in range(7)]
     assert found[3].where == "a.tar, 000003"
 
 
@@ -54,31 +54,31 @@ def test_text_files_long_names_folders_and_large_files(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-        one, two = [each for each in samples(shard) if each.pictures]
+        one, two = [each for each in samples(shard) if each.images]
         assert one.columns == {"text": "第一"} and len(two.columns["lines"]) == 3000
-        assert [each.read() for each in (*one.pictures.values(), *two.pictures.values())] == [
+        assert [each.read() for each in (*one.images.values(), *two.images.values())] == [
             noise(1),
             noise(2),
         ]
 
 
-def test_a_page_has_its_record_and_its_picture(tmp_path: Path) -> None:
+def test_a_page_has_its_record_and_its_image(tmp_path: Path) -> None:
     found = samples(pages_tar(tmp_path / "pages.tar", 3))
     assert [each.columns["lines"][0]["text"] for each in found] == ["LINE 0", "LINE 1", "LINE 2"]
-    assert list(found[1].pictures) == ["p1.jpg"]
+    assert list(found[1].images) == ["p1.jpg"]
 
 
 def test_a_damaged_tar_gives_what_is_whole(tmp_path: Path) -> None:
     shard = pairs_tar(tmp_path / "a.tar", [f"text {k}" for k in range(6)])
-    first, length = places(shard)[2].tolist()
+    first, length = sample_index(shard)[2].tolist()
     raw = bytearray(shard.read_bytes())
     raw[first : first + 512] = b"\xff" * 512  # the header of a picture
     damaged = tmp_path / "b.tar"
     damaged.write_bytes(raw[: first + 3 * length + 700])  # and the last sample is cut
-    *whole, cut = places(damaged).tolist()
+    *whole, cut = sample_index(damaged).tolist()
     found = [read_sample(damaged, *place) for place in whole]
     assert [each.columns["text"] for each in found] == ["text 0", "text 1", "text 2", "text 3", "text 4"]
-    assert not found[2].pictures, "its picture is lost, its text is not"
+    assert not found[2].images, "its picture is lost, its text is not"
     with pytest.raises(Unusable, match="cut tar"):
         read_sample(damaged, *cut)
 
@@ -98,17 +98,17 @@ def test_lines_and_lists_and_rows(tmp_path: Path) -> None:
     assert samples(as_lines)[2].columns == samples(official)[2].columns
     rows = samples(captions_parquet(tmp_path / "c.parquet", 10))
     assert [each.columns["text"] for each in rows] == [f"row {k}" for k in range(10)]
-    assert rows[7].pictures["image"].read() == jpeg(7)
+    assert rows[7].images["image"].read() == jpeg(7)
 
 
 def test_the_table_is_kept_and_made_again_when_the_shard_changes(tmp_path: Path) -> None:
     shard = pairs_tar(tmp_path / "a.tar", ["one", "two"])
-    assert len(places(shard)) == 2
+    assert len(sample_index(shard)) == 2
     kept = tmp_path / ".a.tar.places.npy"
     before = kept.stat().st_mtime_ns
-    assert len(places(shard)) == 2 and kept.stat().st_mtime_ns == before
+    assert len(sample_index(shard)) == 2 and kept.stat().st_mtime_ns == before
     pairs_tar(shard, ["one", "two", "three"])
-    assert len(places(shard)) == 3 and [each.columns["text"] for each in samples(shard)][2] == "three"
+    assert len(sample_index(shard)) == 3 and [each.columns["text"] for each in samples(shard)][2] == "three"
     assert find_shards(str(tmp_path)) == [shard], "the table is no shard"
 
 
@@ -131,17 +131,17 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         find_shards(str(tmp_path / "a.tar.gz"))
     (tmp_path / "bad.json").write_text('[{"a": 1}, oops]')
     with pytest.raises(ValueError, match=r"bad.json is not valid JSON"):
-        places(tmp_path / "bad.json")
+        sample_index(tmp_path / "bad.json")
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(ValueError, match=r"bad.parquet cannot be read as parquet .* get a fresh copy"):
-        places(tmp_path / "bad.parquet")
+        sample_index(tmp_path / "bad.parquet")
     shard = tmp_path / "broken.tar"
     with write_tar(shard) as tar:
         tar.add("a.json", b"{broken")
         tar.add("b.json", b"\xff{}")
         tar.add("c.json", b"[]")
     kinds = []
-    for place in places(shard).tolist():
+    for place in sample_index(shard).tolist():
         with pytest.raises(Unusable) as caught:
             read_sample(shard, *place)
         kinds.append(caught.value.kind)

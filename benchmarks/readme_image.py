@@ -1,6 +1,6 @@
 """Draw docs/answers.webp: the shipped model's answers about pictures it has never seen, as `qwenvl demo` asks them.
 
-python benchmarks/readme_picture.py [--to docs/answers.webp] [--seed 0]
+python benchmarks/readme_image.py [--to docs/answers.webp] [--seed 0]
 """
 
 import argparse
@@ -18,14 +18,14 @@ TEXT = 96
 
 def panel(answered: Answered) -> Image.Image:
     """A picture with its question in grey and its answer in black."""
-    picture = answered.drawn()
-    sheet = Image.new("RGB", (picture.width, picture.height + TEXT), "white")
-    sheet.paste(picture)
+    image = answered.drawn()
+    sheet = Image.new("RGB", (image.width, image.height + TEXT), "white")
+    sheet.paste(image)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    lines = [(line, "#777777") for line in wrapped(answered.asked, picture.width - 8, pen, font)]
-    lines += [(line, "black") for line in wrapped(answered.reply.plain.strip(), picture.width - 8, pen, font)]
+    lines = [(line, "#777777") for line in wrapped(answered.asked, image.width - 8, pen, font)]
+    lines += [(line, "black") for line in wrapped(answered.reply.plain.strip(), image.width - 8, pen, font)]
     for row, (line, colour) in enumerate(lines[:5]):
-        pen.text((4, picture.height + 6 + 18 * row), line, colour, font)
+        pen.text((4, image.height + 6 + 18 * row), line, colour, font)
     return sheet
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from qwenvl.runtime import Runtime
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 from qwenvl.train.log import read_log, seconds_trained
-from qwenvl.train.recipe import companions, model_of, run_companions
-from qwenvl.train.spread import SpreadConfig
+from qwenvl.train.parallelize import ParallelConfig
+from qwenvl.train.recipe import model_of, parallel_stages, run_parallel_stages
 
 from .conftest import stage
 
@@ -26,7 +26,7 @@ PAIR = [
 
 
 def together(start: Path, run: Path, processes: int) -> dict[str, torch.Tensor]:
-    run_companions(PAIR, start, run, CPU, processes=processes, spread=SpreadConfig())
+    run_parallel_stages(PAIR, start, run, CPU, processes=processes, parallel=ParallelConfig())
     assert model_of(PAIR, run) == run / "0" / "model"
     return load_file(run / "0" / "model" / "model.safetensors")
 
@@ -59,14 +59,14 @@ def test_companions_share_a_number_and_no_part() -> None:
     names = ("0a", "0b", "1-pretraining", "2-multitask", "10-more", "trial")
     parts = (("llm",), ("vision",), ("adapter",), ("adapter",), ("llm",), ("llm",))
     stages = [stage(name=name, trains=part) for name, part in zip(names, parts, strict=True)]
-    assert [[each.name for each in group] for group in companions(stages)] == [
+    assert [[each.name for each in group] for group in parallel_stages(stages)] == [
         ["0a", "0b"],
         *([name] for name in names[2:]),
     ]
     with pytest.raises(
         ValueError, match=r"stages 0a and 0b share a number, .* both train llm; let them train diff"
     ):
-        companions([stage(name="0a", trains=("llm",)), stage(name="0b", trains=("vision", "llm"))])
+        parallel_stages([stage(name="0a", trains=("llm",)), stage(name="0b", trains=("vision", "llm"))])
 
 
 def wait_for_the_end(where: Path) -> None:
@@ -83,10 +83,10 @@ def die_when_the_other_waits(where: Path) -> None:
 def test_when_a_crew_fails_the_others_are_asked_to_stop(tmp_path: Path) -> None:
     glances: list[None] = []
     with pytest.raises(ChildProcessError, match="process 0 of 1 was ended by SIGKILL"):
-        parallel.run_crews(
+        distributed.launch(
             [
-                parallel.Crew(1, wait_for_the_end, (tmp_path,)),
-                parallel.Crew(1, die_when_the_other_waits, (tmp_path,)),
+                distributed.WorkerGroup(1, wait_for_the_end, (tmp_path,)),
+                distributed.WorkerGroup(1, die_when_the_other_waits, (tmp_path,)),
             ],
             lambda: glances.append(None),
         )

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwenvl.data.clean.pictures import BadPicture, measure
+from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.records import Caption, Pair, Record, Skipped, from_json, kind_of, to_json
 from qwenvl.data.shards import atomic, dump
 from qwenvl.markup import Image
 
 
-def keep(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
+def writer(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
     """Write `out`; returns how many of each kind were written, and how many were skipped for which reason.
 
-    Beside it: `.skipped.jsonl` with a line for everything skipped, and the folder `.pictures` for pictures that were in
+    Beside it: `.skipped.jsonl` with a line for everything skipped, and the folder `.images` for pictures that were in
     memory, named by their contents.
     """
     counts: Counter[str] = Counter()
@@ -55,13 +55,13 @@ def _raw(pair: Pair) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(pair, name)) is not None}
 
 
-def _saved(picture: bytes, folder: Path) -> Image:
+def _saved(image: bytes, folder: Path) -> Image:
     try:
-        extension = measure(picture).extension
-    except BadPicture:
+        extension = measure(image).extension
+    except BadImage:
         extension = "bin"
-    path = folder / f"{hashlib.blake2b(picture, digest_size=10).hexdigest()}.{extension}"
+    path = folder / f"{hashlib.blake2b(image, digest_size=10).hexdigest()}.{extension}"
     if not path.exists():
         with atomic(path, durable=False) as file:
-            file.write(picture)
+            file.write(image)
     return Image(str(path))

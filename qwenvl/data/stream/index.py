@@ -5,7 +5,7 @@
     .json               the same of an element of the list: the official fine-tuning JSON
     .parquet            row group, and row in it
 
-The table is made once and kept beside the shard as `.NAME.places.npy` (in the user's cache where the folder cannot be
+The table is made once and kept beside the shard as `.NAME.sample_index.npy` (in the user's cache where the folder cannot be
 written). Its first row is the size and the time of the shard that it was made from: a shard that changed is read anew.
 """
 
@@ -63,7 +63,7 @@ def find_shards(pattern: str) -> list[Path]:
     return shards
 
 
-def places(shard: Path) -> NDArray[np.int64]:
+def sample_index(shard: Path) -> NDArray[np.int64]:
     """Two numbers per sample in the order of the shard, mapped from the table's file. Raises ValueError, OSError."""
     facts = shard.stat()
     stamp = [facts.st_size, facts.st_mtime_ns]
@@ -87,7 +87,7 @@ def places(shard: Path) -> NDArray[np.int64]:
 def _tables(shard: Path) -> tuple[Path, Path]:
     name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=12).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return shard.with_name(f".{shard.name}.places.npy"), cache / "qwenvl" / "places" / f"{name}.npy"
+    return shard.with_name(f".{shard.name}.places.npy"), cache / "qwenvl" / "index" / f"{name}.npy"
 
 
 def _write(file: Path, table: NDArray[np.int64]) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from qwenvl.config import read_json
 from qwenvl.data.packing import Rows
 from qwenvl.data.shards import atomic, dump
-from qwenvl.data.stream.batches import Ahead, Batches
-from qwenvl.data.stream.places import find_shards
+from qwenvl.data.stream.batches import Batches, Prefetcher
+from qwenvl.data.stream.index import find_shards
 from qwenvl.data.stream.sources import Document, Stream
 from qwenvl.data.synth.toystream import SOURCES, Vocabulary
 from qwenvl.data.synth.toyworld import Dice
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
 from qwenvl.train.stages import StageConfig
 
 
@@ -29,7 +29,7 @@ def batches(
 ) -> Callable[[Sequence[int]], Rows]:
     """The micro-batches of a stage by the numbers of their documents. Raises ValueError as `require_sources` does."""
     document = documents(stage, tokenizer, queries)
-    if run_dir is not None and isinstance(document, Stream) and parallel.rank() == 0:
+    if run_dir is not None and isinstance(document, Stream) and distributed.rank() == 0:
         require_same_data(document, run_dir / "data.json")
     made = Batches(
         document=document,
@@ -39,27 +39,27 @@ def batches(
         micro=stage.micro_documents,
         window=stage.window,
         image_size=stage.image_size if stage.data else 0,
-        fast=stage.fast_pictures,
+        fast=stage.fast_images,
         seed=stage.seed,
     )
     update, end = stage.documents, stage.documents * stage.optim.steps
-    ahead = Ahead(made, stage.workers, update=update, end=end) if stage.workers else made
+    prefetcher = Prefetcher(made, stage.workers, update=update, end=end) if stage.workers else made
     if run_dir is None:
-        return ahead
-    file = run_dir / f"left_out-{parallel.rank():03}.jsonl"
+        return prefetcher
+    file = run_dir / f"left_out-{distributed.rank():03}.jsonl"
 
     def noted(documents: Sequence[int]) -> Rows:
-        rows = ahead(documents)
+        rows = prefetcher(documents)
         if rows.left_out:
             with file.open("ab") as lines:
                 for each in rows.left_out:
-                    told = {
+                    message = {
                         "sample": each.key,
                         "kind": each.kind,
                         "detail": each.detail,
                         "shard": each.source,
                     }
-                    lines.write(dump(told) + b"\n")
+                    lines.write(dump(message) + b"\n")
         return rows
 
     return noted
@@ -72,18 +72,18 @@ def require_sources(stage: StageConfig) -> None:
             f"stage {stage.name} has neither a mixture nor data; give `qwenvl train` a file with --data, such as "
             "recipes/qwen_vl_7b/data.toml."
         )
-    if stage.opening and not stage.mixture:
+    if stage.curriculum and not stage.mixture:
         raise ValueError(
-            f"stage {stage.name} opens with {', '.join(stage.opening)} and has no mixture to go on with; give a "
+            f"stage {stage.name} opens with {', '.join(stage.curriculum)} and has no mixture to go on with; give a "
             "mixture of the toy world, or no opening."
         )
-    if unknown := {*stage.mixture, *stage.opening} - set(SOURCES):
+    if unknown := {*stage.mixture, *stage.curriculum} - set(SOURCES):
         raise ValueError(
             f"the mixture of stage {stage.name} has {sorted(unknown)[0]!r}; expected shares of {', '.join(SOURCES)}."
         )
     for path in (path for row in stage.data for path in row.paths):
         find_shards(path)
-    if stage.fast_pictures and find_spec("simplejpeg") is None:
+    if stage.fast_images and find_spec("simplejpeg") is None:
         raise ValueError(
             "fast_pictures needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."
         )
@@ -120,8 +120,8 @@ class Toys:
 
     def source_of(self, number: int) -> str:
         """Which toy source a document comes from: a weighted draw named by the stage's seed and the number."""
-        opens = number < self.stage.opening_steps * self.stage.documents
-        shares = self.stage.opening if opens else self.stage.mixture
+        opens = number < self.stage.curriculum_steps * self.stage.documents
+        shares = self.stage.curriculum if opens else self.stage.mixture
         left = Dice("source", self.stage.seed, number).share() * sum(shares.values())
         for source, weight in shares.items():
             left -= weight

@@ -71,7 +71,7 @@ def joining(processes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerGroup:
     """Processes that call `work(*arguments)` at once and can talk to each other."""
 
     processes: int
@@ -82,15 +82,15 @@ class Crew:
 def run(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(*arguments)` in this many processes at once, in this very process when it is one.
 
-    Processes that have joined already (see `joined`) are all there are. Raises what `run_crews` raises.
+    Processes that have joined already (see `joined`) are all there are. Raises what `launch` raises.
     """
     if processes == 1 or dist.is_initialized():
         work(*arguments)
     else:
-        run_crews([Crew(processes, work, arguments)])
+        launch([WorkerGroup(processes, work, arguments)])
 
 
-def run_crews(crews: Sequence[Crew], look: Callable[[], None] | None = None) -> None:
+def launch(groups: Sequence[WorkerGroup], look: Callable[[], None] | None = None) -> None:
     """Let crews work side by side, each for itself; `look` is called again and again until all have ended.
 
     Raises what the first failing process raised, ChildProcessError when one was killed; the other crews are then asked
@@ -100,12 +100,12 @@ def run_crews(crews: Sequence[Crew], look: Callable[[], None] | None = None) -> 
         os.environ.setdefault(name, value)  # read when a process begins: this one stays as it is
     with tempfile.TemporaryDirectory(prefix="qwenvl-") as folder:
         working = {}
-        for number, crew in enumerate(crews):
+        for number, group in enumerate(groups):
             place = Path(folder) / str(number)
             place.mkdir()
-            first = sum(earlier.processes for earlier in crews[:number])
+            first = sum(earlier.processes for earlier in groups[:number])
             working[place] = torch.multiprocessing.spawn(
-                _spawned, (crew, place, first, look is not None), nprocs=crew.processes, join=False
+                _spawned, (group, place, first, look is not None), nprocs=group.processes, join=False
             )
         failed: list[BaseException] = []
         pids = [pid for context in working.values() for pid in context.pids()]
@@ -134,18 +134,18 @@ def _reason(error: Exception, place: Path, processes: int) -> BaseException:
             f"process {error.error_index} of {processes} was ended by {error.signal_name}; a run goes on from its last "
             "state by the same command (SIGKILL: the machine may be out of memory)."
         )
-    told = sorted(place.glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
-    return pickle.loads(told[0].read_bytes()) if told else error
+    env = sorted(place.glob("error-*"), key=lambda file: file.stat().st_mtime_ns)
+    return pickle.loads(env[0].read_bytes()) if env else error
 
 
-def _spawned(index: int, crew: Crew, place: Path, first: int, followed: bool) -> None:
+def _spawned(index: int, group: WorkerGroup, place: Path, first: int, followed: bool) -> None:
     # torch sends SIGINT to the children of a parent that died; a shell's background jobs are born deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     _SPOKEN_FOR.set(followed)
-    with _meeting(f"file://{place}/rendezvous", index, crew.processes, local_rank=first + index):
+    with _meeting(f"file://{place}/rendezvous", index, group.processes, local_rank=first + index):
         try:
-            crew.work(*crew.arguments)
+            group.work(*group.arguments)
         except Exception as error:
             (place / f"error-{index}").write_bytes(pickle.dumps(error))
             raise
@@ -163,18 +163,18 @@ def joined(processes: int) -> Iterator[None]:
 
     Raises ValueError when there are `processes` to spawn all the same.
     """
-    told = os.environ
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= told.keys():
+    env = os.environ
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= env.keys():
         yield
         return
     if processes != 1:
         raise ValueError(
-            f"torchrun has started {told['WORLD_SIZE']} processes, --processes asks for {processes} more; leave it out."
+            f"torchrun has started {env['WORLD_SIZE']} processes, --processes asks for {processes} more; leave it out."
         )
-    if told["WORLD_SIZE"] != "1":
+    if env["WORLD_SIZE"] != "1":
         torch.set_num_threads(1)
-    local = int(told.get("LOCAL_RANK", 0))
-    with _meeting("env://", int(told["RANK"]), int(told["WORLD_SIZE"]), local_rank=local):
+    local = int(env.get("LOCAL_RANK", 0))
+    with _meeting("env://", int(env["RANK"]), int(env["WORLD_SIZE"]), local_rank=local):
         yield
 
 
@@ -220,23 +220,23 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
-def tell(tensors: list[torch.Tensor], process: int) -> None:
+def broadcast(tensors: list[torch.Tensor], process: int) -> None:
     """Give every process these tensors of one process, in place."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([each.flatten() for each in tensors])
     dist.broadcast(flat, src=process)
-    for tensor, told in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
-        tensor.copy_(told.view_as(tensor))
+    for tensor, env in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        tensor.copy_(env.view_as(tensor))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when every process has come this far."""
     if world_size() > 1:
         dist.barrier()
 
 
-def anywhere(fact: bool) -> bool:
+def any_rank(fact: bool) -> bool:
     """Whether it is so in any process."""
     if world_size() == 1:
         return fact
@@ -245,23 +245,23 @@ def anywhere(fact: bool) -> bool:
     return bool(found)
 
 
-def from_first(work: Callable[[], Result]) -> Result:
+def on_rank0(work: Callable[[], Result]) -> Result:
     """What `work` returns, or raises, in process 0, in every process; the others do not call it."""
     if world_size() == 1:
         return work()
-    told: list[Any] = [None, None]
+    env: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told[0] = work()
+            env[0] = work()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            env[1] = error
+    dist.broadcast_object_list(env)
+    if env[1] is not None:
+        raise env[1]
+    return env[0]
 
 
-class Team:
+class ParallelDims:
     """The processes as a grid, data x tensor: rows read different documents, those of a row share each matrix."""
 
     mesh: DeviceMesh | None = None

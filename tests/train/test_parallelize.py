@@ -17,14 +17,14 @@ import qwenvl.cli as cli
 from qwenvl.checkpoint import folder
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import parallel
+from qwenvl.train import distributed
+from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import next_token
-from qwenvl.train.parallel import Team
+from qwenvl.train.parallelize import ParallelConfig, parallelize_, whole
 from qwenvl.train.recipe import run_stage
 from qwenvl.train.show import SHOWN
-from qwenvl.train.spread import SpreadConfig, spread_, whole
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 from .conftest import stage
@@ -40,41 +40,41 @@ FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), mixture={"task
 MUON = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
 """The processes share the matrices out, and each orthogonalises its own."""
 
-Case = tuple[StageConfig, SpreadConfig]
+Case = tuple[StageConfig, ParallelConfig]
 ALONE: Mapping[str, Case] = {
-    "trial": (TRIAL, SpreadConfig()),
-    "frozen": (FROZEN, SpreadConfig()),
-    "muon": (MUON, SpreadConfig()),
+    "trial": (TRIAL, ParallelConfig()),
+    "frozen": (FROZEN, ParallelConfig()),
+    "muon": (MUON, ParallelConfig()),
 }
 TWO: Mapping[str, Case] = {
-    "trial, replicated": (TRIAL, SpreadConfig()),
-    "trial, optimizer": (TRIAL, SpreadConfig(shard="optimizer")),
-    "trial, full": (dataclasses.replace(TRIAL, show_every=3), SpreadConfig(shard="full")),
+    "trial, replicated": (TRIAL, ParallelConfig()),
+    "trial, optimizer": (TRIAL, ParallelConfig(shard="optimizer")),
+    "trial, full": (dataclasses.replace(TRIAL, show_every=3), ParallelConfig(shard="full")),
     "trial, full, summed last, recomputed": (
         TRIAL,
-        SpreadConfig(shard="full", sum_last=True, recompute=True),
+        ParallelConfig(shard="full", reduce_once_per_step=True, activation_checkpointing=True),
     ),
-    "trial, tensor": (TRIAL, SpreadConfig(tensor=2)),
-    "muon, replicated": (MUON, SpreadConfig()),
-    "frozen, replicated": (FROZEN, SpreadConfig()),
-    "frozen, full": (FROZEN, SpreadConfig(shard="full")),
+    "trial, tensor": (TRIAL, ParallelConfig(tensor=2)),
+    "muon, replicated": (MUON, ParallelConfig()),
+    "frozen, replicated": (FROZEN, ParallelConfig()),
+    "frozen, full": (FROZEN, ParallelConfig(shard="full")),
 }
 FOUR: Mapping[str, Case] = {
-    "trial, full x tensor": (TRIAL, SpreadConfig(shard="full", tensor=2)),
-    "trial, replicated x tensor": (TRIAL, SpreadConfig(tensor=2)),
+    "trial, full x tensor": (TRIAL, ParallelConfig(shard="full", tensor=2)),
+    "trial, replicated x tensor": (TRIAL, ParallelConfig(tensor=2)),
 }
 
 
 def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
     """In every process: one case after the other."""
     torch.set_num_threads(1)
-    everyone = list(range(parallel.world_size()))
-    assert Team(1, CPU.device).everyones(parallel.rank()) == everyone
-    for name, (trial, spread) in cases.items():
+    everyone = list(range(distributed.world_size()))
+    assert ParallelDims(1, CPU.device).everyones(distributed.rank()) == everyone
+    for name, (trial, parallel) in cases.items():
         model = folder.load(start, CPU)
-        train(model, Tokenizer.load(start), trial, out / name, CPU, spread=spread)
+        train(model, Tokenizer.load(start), trial, out / name, CPU, parallel=parallel)
         trained = whole(model)
-        parallel.from_first(lambda trained=trained, name=name: folder.save(trained, out / name / "model"))
+        distributed.on_rank0(lambda trained=trained, name=name: folder.save(trained, out / name / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,12 @@ def alone(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_spread_learns_what_one_process_learns(
     start: Path, alone: Path, tmp_path: Path, processes: int, cases: Mapping[str, Case]
 ) -> None:
-    parallel.run(processes, train_each, start, tmp_path, cases)
+    distributed.run(processes, train_each, start, tmp_path, cases)
     for name, (trial, _) in cases.items():
-        known, told = alone / name.split(",")[0], tmp_path / name
-        expected, lines = read_log(known / "log.jsonl"), read_log(told / "log.jsonl")
+        known, message = alone / name.split(",")[0], tmp_path / name
+        expected, lines = read_log(known / "log.jsonl"), read_log(message / "log.jsonl")
         assert len(expected) == 3
-        for key in ("loss", "grad_norm", "tokens", "pictures"):
+        for key in ("loss", "grad_norm", "tokens", "images"):
             values = [line[key] for line in expected]
             rounded = trial.optim.muon and key == "grad_norm"  # behind steps that Muon rounds to bfloat16
             near = 1e-5 if rounded else 1e-6
@@ -103,25 +103,26 @@ def test_every_spread_learns_what_one_process_learns(
             assert other["norms"] == pytest.approx(one["norms"], rel=1e-5), name
         weights = load_file(known / "model" / "model.safetensors")
         near = 1e-4 if trial.optim.muon else 1e-5  # Muon takes steps of up to 2e-3 in bfloat16
-        for part, tensor in load_file(told / "model" / "model.safetensors").items():
+        for part, tensor in load_file(message / "model" / "model.safetensors").items():
             torch.testing.assert_close(
                 tensor, weights[part], rtol=1e-3, atol=near, msg=lambda m, at=(name, part): f"{at}: {m}"
             )
-        sheets = list((told / "predictions").glob("step-*.jsonl"))
+        sheets = list((message / "predictions").glob("step-*.jsonl"))
         assert [len(sheet.read_text().splitlines()) for sheet in sheets] == [SHOWN] * bool(trial.show_every)
 
 
-def test_some_readers_have_no_picture_beside_others_that_have(start: Path) -> None:
+def test_some_readers_have_no_image_beside_others_that_have(start: Path) -> None:
     """What the case above rests on: then a process walks the ViT with an idle picture."""
-    aim = next_token(folder.load(start, CPU), Tokenizer.load(start), FROZEN)
+    objective = next_token(folder.load(start, CPU), Tokenizer.load(start), FROZEN)
     beside = [
-        [bool(aim.batch(range(at, at + 2)).images) for at in (2 * k, 2 * k + 2)] for k in (0, 2, 4, 6, 8, 10)
+        [bool(objective.batch(range(at, at + 2)).images) for at in (2 * k, 2 * k + 2)]
+        for k in (0, 2, 4, 6, 8, 10)
     ]
     assert [True, False] in beside or [False, True] in beside
 
 
 def test_recomputing_changes_no_bit(start: Path, alone: Path, tmp_path: Path) -> None:
-    train_each(start, tmp_path, {"recomputed": (TRIAL, SpreadConfig(recompute=True))})
+    train_each(start, tmp_path, {"recomputed": (TRIAL, ParallelConfig(activation_checkpointing=True))})
     lines = [read_log(run / "log.jsonl") for run in (alone / "trial", tmp_path / "recomputed")]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
@@ -132,7 +133,7 @@ def test_compiled_blocks_learn_the_same(
 ) -> None:
     """Captured, forward and backward, and run as captured: the code that inductor would write takes minutes here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    train_each(start, tmp_path, {"compiled": (TRIAL, SpreadConfig(compile=True))})
+    train_each(start, tmp_path, {"compiled": (TRIAL, ParallelConfig(compile=True))})
     lines = [read_log(run / "log.jsonl") for run in (alone / "trial", tmp_path / "compiled")]
     assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-5)
 
@@ -145,31 +146,31 @@ def test_what_does_not_divide_is_told(start: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 micro-batches per update, which 3 processes cannot share evenly"):
         run_stage(TRIAL, start, tmp_path / "three", CPU, processes=3)
     with pytest.raises(ValueError, match=r"llm\.heads is 2, which tensor parallelism of 4 does not divide"):
-        spread_(model, TRIAL, SpreadConfig(tensor=4), Team(1, CPU.device))
+        parallelize_(model, TRIAL, ParallelConfig(tensor=4), ParallelDims(1, CPU.device))
     with pytest.raises(ValueError, match="tensor parallelism of 2 with 1 process; start a multiple of 2"):
-        run_stage(TRIAL, start, tmp_path / "odd", CPU, spread=SpreadConfig(tensor=2))
+        run_stage(TRIAL, start, tmp_path / "odd", CPU, parallel=ParallelConfig(tensor=2))
     with pytest.raises(ValueError, match="learns by Muon, which needs whole matrices; set muon = false"):
-        run_stage(MUON, start, tmp_path / "muon", CPU, processes=2, spread=SpreadConfig(shard="full"))
+        run_stage(MUON, start, tmp_path / "muon", CPU, processes=2, parallel=ParallelConfig(shard="full"))
     assert not any(tmp_path.iterdir()), "told before anything is spawned or written"
-    cut = SpreadConfig(shard="full")
+    cut = ParallelConfig(shard="full")
     with pytest.raises(ValueError, match="no process holds the whole model, so none can be shown it"):
-        train(model, Tokenizer.load(start), TRIAL, start, CPU, spread=cut, watch=lambda *_: None)
+        train(model, Tokenizer.load(start), TRIAL, start, CPU, parallel=cut, watch=lambda *_: None)
     with pytest.raises(ValueError, match="tensor is 0 and spike 4; expected 1 process or more"):
-        SpreadConfig(tensor=0)
+        ParallelConfig(tensor=0)
 
 
-def spread_too_far(start: Path) -> None:
-    spread_(folder.load(start, CPU), TRIAL, SpreadConfig(tensor=4), Team(1, CPU.device))
+def parallel_too_far(start: Path) -> None:
+    parallelize_(folder.load(start, CPU), TRIAL, ParallelConfig(tensor=4), ParallelDims(1, CPU.device))
 
 
 def test_children_tell_their_errors(start: Path) -> None:
     """The sentence of a spawned process reaches the caller as it was raised."""
     with pytest.raises(ValueError, match=r"llm\.heads is 2, which tensor parallelism of 4 does not divide"):
-        parallel.run(2, spread_too_far, start)
+        distributed.run(2, parallel_too_far, start)
 
 
 def die_second() -> None:
-    if parallel.rank() == 1:
+    if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -177,7 +178,7 @@ def test_a_process_that_was_killed_is_named() -> None:
     with pytest.raises(
         ChildProcessError, match="process 1 of 2 was ended by SIGKILL; a run goes on from its last"
     ):
-        parallel.run(2, die_second)
+        distributed.run(2, die_second)
 
 
 def test_the_launch_script_speaks_our_options() -> None:
@@ -197,4 +198,4 @@ def test_torchrun_and_processes_exclude_each_other(monkeypatch: pytest.MonkeyPat
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="torchrun has started 2 processes, --processes asks for 4 more"):
-        parallel.joined(4).__enter__()
+        distributed.joined(4).__enter__()
