@@ -182,7 +182,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
                 whole,
                 parallel=case.parallel,
                 watch=watch,
-                objective=objective,
+                make_objective=objective,
             )
         lines = read_log(Path(folder) / "log.jsonl")[2:]
     found = {

@@ -87,7 +87,7 @@ def measured(config: ModelConfig, stage: StageConfig, device: str) -> float:
         model.to(runtime.device)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train(model, tokenizer, stage, Path(folder), runtime, objective=objective)
+                train(model, tokenizer, stage, Path(folder), runtime, make_objective=objective)
             except Enough:
                 clock()
 

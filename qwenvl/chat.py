@@ -373,8 +373,8 @@ def _turns(images: Images, question: Question) -> list[Turn]:
         many = images
     else:
         many = [images]  # type: ignore[list-item]
-    images = [image if isinstance(image, Image) else Image(image) for image in many]
-    return [Turn("user", (*images, *markup.segments_of(question)))]
+    shown = [image if isinstance(image, Image) else Image(image) for image in many]
+    return [Turn("user", (*shown, *markup.segments_of(question)))]
 
 
 def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:

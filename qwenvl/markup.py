@@ -212,7 +212,7 @@ def render(segments: Content, tokenizer: Tokenizer, queries: int, *, supervised:
     """
     if queries < 1:
         raise ValueError(f"queries is {queries}; expected the visual tokens per picture, 256 in the paper.")
-    return join(_render_one(segment, tokenizer, queries, loss_mask) for segment in segments_of(segments))
+    return join(_render_one(segment, tokenizer, queries, supervised) for segment in segments_of(segments))
 
 
 def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, supervised: bool) -> Rendered:
@@ -222,31 +222,27 @@ def _render_one(segment: Segment, tokenizer: Tokenizer, queries: int, supervised
     ids = tuple(tokenizer.encode(_inner_text(segment)))
     if tag := _TAGS.get(type(segment)):
         ids = (tokenizer.specials[f"<{tag}>"], *ids, tokenizer.specials[f"</{tag}>"])
-    return Rendered(ids=ids, loss_mask=(loss_mask,) * len(ids))
+    return Rendered(ids=ids, loss_mask=(supervised,) * len(ids))
 
 
 def control(*names: str, tokenizer: Tokenizer, supervised: bool) -> Rendered:
     """The control symbols of these names, such as "<|im_end|>", or an open "<box>" to be completed."""
     if unknown := [name for name in names if name not in tokenizer.specials]:
         raise ValueError(f"{unknown[0]!r} is no control symbol; expected one of qwenvl.tokenizer.SPECIALS.")
-    return Rendered(
-        ids=tuple(tokenizer.specials[name] for name in names), loss_mask=(loss_mask,) * len(names)
-    )
+    ids = tuple(tokenizer.specials[name] for name in names)
+    return Rendered(ids=ids, loss_mask=(supervised,) * len(ids))
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
     before, behind = _around(turn.role, tokenizer)
-    return join(
-        [before, render(turn.content, tokenizer, queries, supervised=turn.role == "assistant"), behind]
-    )
+    answer = turn.role == "assistant"
+    return join([before, render(turn.content, tokenizer, queries, supervised=answer), behind])
 
 
 @lru_cache(maxsize=32)
 def _around(role: str, tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
-    start, end = (
-        control(name, tokenizer=tokenizer, supervised=True) for name in ("<|im_start|>", "<|im_end|>")
-    )
+    start, end = (control(s, tokenizer=tokenizer, supervised=True) for s in ("<|im_start|>", "<|im_end|>"))
     before = start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
     return before, end + render("\n", tokenizer, 1, supervised=True)
 

@@ -42,11 +42,11 @@ def data_mix(
     shares = mixtures.quotas(groups, rows, count)
     mixtures.write(mixtures.draw(groups, shares, seed), records, out)
     if json:
-        groups = [
+        drawn = [
             {"row": g.row, "dataset": g.dataset, "format": g.format, "records": len(g), "drawn": n}
             for g, n in zip(groups, shares, strict=True)
         ]
-        print(dump({"total": sum(shares), "groups": groups, "unused": unused}).decode())
+        print(dump({"total": sum(shares), "groups": drawn, "unused": unused}).decode())
         return 0
     print(mixtures.compare(groups, shares, rows))
     for kind, number in sorted(unused.items()):

@@ -63,7 +63,7 @@ def eval_run(
         processes: Processes that share the questions.
         part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;
             `rank` takes both numbers from torchrun.
-        prompt_format: How toyworld asks: chatml, or raw for a model before stage 3; by default what the checkpoint says.
+        prompt_format: How toyworld asks: chatml, or raw for a model before stage 3; by default as the checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
         device: auto, cpu, cuda or mps.

@@ -1,8 +1,10 @@
 """`qwenvl plan`: memory, arithmetic and days of a stage, before it is launched."""
 
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from qwenvl.train.parallelize import ParallelConfig
@@ -32,7 +34,7 @@ def plan(
     """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
-    assumption (MFU), everything else is counted. --shard, --tensor, --activation-checkpointing and --reduce-once-per-step are those of
+    assumption (MFU), everything else is counted. The options of parallelism are those of
     `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
@@ -66,8 +68,7 @@ def plan(
 
     config = getattr(presets, model)() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
     read = StageConfig.read(stage)
-    if micro is not None:
-        read = dataclasses.replace(read, micro_documents=micro)
+    read = read if micro is None else dataclasses.replace(read, micro_documents=micro)
     given = planning.Assumptions(
         gpus=gpus,
         memory=memory,
@@ -82,23 +83,23 @@ def plan(
             reduce_once_per_step=reduce_once_per_step,
         ),
     )
-    adapt = None
-    if lora is not None:
-        from qwenvl.integrations.peft import Lora, add_lora
-
-        adapters = Lora(rank=lora, parts=read.trains)
-        adapt = lambda whole: add_lora(whole, adapters)  # noqa: E731
-    found = planning.plan(read, config, given, adapt=adapt)
+    found = planning.plan(read, config, given, adapt=None if lora is None else _adapters(lora, read.trains))
     if json:
         from json import dumps
 
-        facts = {**dataclasses.asdict(found), "peak": found.peak, "fits": found.fits, "days": found.days}
-        print(dumps({**facts, "fill": found.fill}))
+        derived = {"peak": found.peak, "fits": found.fits, "days": found.days, "fill": found.fill}
+        print(dumps(dataclasses.asdict(found) | derived))
     else:
         print(_told(found, read, given.gpus))
     if not found.fits:
         print(_advice(read, given.parallel), file=sys.stderr)
     return 0 if found.fits else 1
+
+
+def _adapters(rank: int, parts: Sequence[str]) -> Callable[[Any], Any]:
+    from qwenvl.integrations.peft import Lora, add_lora
+
+    return partial(add_lora, lora=Lora(rank=rank, parts=tuple(parts)))
 
 
 def _told(found: "Plan", stage: "StageConfig", gpus: int) -> str:

@@ -66,7 +66,7 @@ def train(
         device: auto, cpu, cuda or mps.
         shard: What the processes share: nothing, gradients and optimizer state, or weights too (FSDP2).
         tensor: Processes that share each matrix (tensor parallelism).
-        activation_checkpointing: Keep only what enters a block and compute the rest again: less memory, a third more arithmetic.
+        activation_checkpointing: Keep only what enters a block, compute the rest again: less memory, more arithmetic.
         compile: Compile every block with torch.compile.
         reduce_once_per_step: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
         spike: A loss so many times its median, for five updates, stops the run.
@@ -80,9 +80,7 @@ def train(
     from qwenvl.train.recipe import run_recipe, run_stage
 
     if processes < 1 or scale <= 0:
-        raise ValueError(
-            f"--processes is {processes}, --scale {scale}; expected at least 1, and more than 0."
-        )
+        raise ValueError(f"--processes is {processes}, --scale {scale}; expected 1 or more, and more than 0.")
     parallel = ParallelConfig(
         shard=shard,
         tensor=tensor,

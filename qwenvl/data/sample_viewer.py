@@ -89,9 +89,9 @@ def _images(record: Record, made: Example, tokenizer: Tokenizer) -> str:
     if crowded:
         marks = [replace(mark, label=None) for mark in marks]
     shown = []
-    for image in found:
+    for each in found:
         try:
-            image = open_image(image.source)  # type: ignore[arg-type]
+            image = open_image(each.source)  # type: ignore[arg-type]
         except ValueError as error:
             shown.append(f"<div class=why>{escape(str(error)[:160])}</div>")
             continue
@@ -128,7 +128,8 @@ def _ids(made: Example, tokenizer: Tokenizer) -> str:
         spans.append(f"<span class={kind}>{escape(text)}<small>{ids}</small></span>")
         place = stop
     rest = f", {len(made) - place} more" if place < len(made) else ""
-    return f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {sum(loss_mask)} learned{rest}</div>"
+    learned = sum(loss_mask)
+    return f"<div class=ids>{''.join(spans)}</div><div class=key>{len(made)} tokens, {learned} learned{rest}</div>"
 
 
 def _rows(examples: Sequence[Example], names: Sequence[str], row_length: int, packing: str) -> str:

@@ -106,7 +106,7 @@ def score(
             f"the annotations have no answer to question {hidden}: this split is judged by a server. "
             f"{'Write its file with --submission.' if row.submit else 'Use a split with public answers.'}"
         )
-    scored = row.metric.judge(answered, said)
+    scored = row.metric.score_items(answered, said)
     notes = row.metric.notes(answered, said) if row.metric.notes and answered else None
     result = total(row.metric, answered, scored, expected=len(samples), notes=notes)
     records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, scored, strict=True)]

@@ -28,7 +28,8 @@ from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.generate.engine import Prompt
-from qwenvl.markup import Image, Segment, spell
+from qwenvl.markup import Image as ImageSegment
+from qwenvl.markup import Segment, spell
 from qwenvl.runtime import Runtime
 
 WINDOW = 16
@@ -96,7 +97,7 @@ def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
         if sample.id in lost:
             continue  # counted as without an answer at the end
         content = fewshot.with_examples(sample, examples, row.ask)
-        digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
+        digests = [_digest(segment.source) for segment in content if isinstance(segment, ImageSegment)]
         key = blake2b(
             json.dumps([prompt_format, spell(content), digests, sample.options]).encode(), digest_size=12
         )

@@ -126,8 +126,9 @@ def evaluate_toyworld(
 ) -> ToyScores:
     """Ask about the first `images` scenes of the held-out split.
 
-    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them. `prompt_format`:
-    `chatml` or `raw` (a model before stage 3); None is the checkpoint's own. Some kinds are raw in either.
+    The same seed asks the same questions of every model; a smaller number of pictures asks a part of them.
+    `prompt_format`: `chatml` or `raw` (a model before stage 3); None is the checkpoint's own. Some kinds are
+    raw in either.
     """
     if images < 1 or batch < 1:
         raise ValueError(f"{images} pictures in batches of {batch}; expected at least one of each.")

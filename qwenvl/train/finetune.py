@@ -129,7 +129,7 @@ def finetune(
 
     states = saved_states(run_dir / "state")
     done = int(states[-1].name.removeprefix("step-")) if states else 0
-    train(model, tokenizer, stage, run_dir, runtime, watch=reseed, objective=objective)
+    train(model, tokenizer, stage, run_dir, runtime, watch=reseed, make_objective=objective)
 
 
 def require_gradients(

@@ -34,11 +34,11 @@ def train(
     *,
     parallel: ParallelConfig | None = None,
     watch: Watch | None = None,
-    objective: Callable[[QwenVL, Tokenizer, StageConfig], Objective] | None = None,
+    make_objective: Callable[[QwenVL, Tokenizer, StageConfig], Objective] | None = None,
 ) -> None:
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
-    `objective` takes the place of the one that the stage names: documents from elsewhere, a part of the model. `watch`
+    `make_objective` replaces the objective that the stage names: documents from elsewhere, a part of the model. `watch`
     is called in the first process while the others wait.
     The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
     the same weights, bit for bit; on another number of processes, the same but for rounding. Raises ValueError when
@@ -47,14 +47,13 @@ def train(
     parallel = parallel or ParallelConfig()
     if watch and parallel.cuts:
         raise ValueError(
-            "no process holds the whole model, so none can be shown it; look at the saved model, or set shard = none, "
-            "tensor = 1."
+            "no process holds the whole model, so none can be shown it; set shard = none, tensor = 1."
         )
     require_shares(stage, parallel, distributed.world_size())
     freeze(model, stage.trains)
     dims = ParallelDims(parallel.tensor, runtime.device)
     parallelize_(model, stage, parallel, dims)
-    objective = (objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
+    objective = (make_objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
     optimizers = make_optimizers(objective.module, stage.optim)
     trainable = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", objective.module, optimizers)
@@ -70,9 +69,7 @@ def train(
             counted, seconds = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
             seen = dims.summed(counted)
             dims.sum_gradients(trainable)
-            norms = clip_gradients(
-                objective.module, stage.optim.max_grad_norm, dims, count=seen["supervised"]
-            )
+            norms = clip_gradients(objective.module, stage.optim.max_grad_norm, dims, seen["supervised"])
             spikes.see(step, mean_loss(seen), norms["all"])
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:

@@ -99,7 +99,7 @@ def rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
     return {part: max(each) for part, each in sorted(by_part.items())} | lowest
 
 
-def clip_gradients(module: nn.Module, limit: float, dims: ParallelDims, *, count: float) -> dict[str, float]:
+def clip_gradients(module: nn.Module, limit: float, dims: ParallelDims, count: float) -> dict[str, float]:
     """The one division, and clipping: gradients of sums become those of the mean over the `count` that was supervised.
 
     Returns the norm of the mean before it is scaled down to `limit`, of `all` and of each part, whoever holds which

@@ -5,7 +5,7 @@ number (0a, 0b) train different parts of the same model: they run side by side w
 after the other where there are not, and their parts are put together. A stage writes
 
     RUN/start/                the untrained model and its vocabulary
-    RUN/<stage>/stage.json    the stage as it was run, and spread.json how
+    RUN/<stage>/stage.json    the stage as it was run, and parallel.json how
     RUN/<stage>/log.jsonl     a line per update
     RUN/<stage>/tensorboard/  the same, drawn
     RUN/<stage>/predictions/  sheets of sample predictions, where the stage asks for them
@@ -144,7 +144,7 @@ def run_recipe(
     """
     given, parallel = start or Start(), parallel or ParallelConfig()
     recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
-    order = sidecars(stages)
+    order = parallel_stages(stages)
     for stage in stages:  # before days are spent on the stage before
         require_shares(stage, parallel, distributed.joining(processes))
         if OBJECTIVES[stage.objective] is next_token:
@@ -157,7 +157,7 @@ def run_recipe(
         if not distributed.on_rank0(model.exists)
     ]
     for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
-        group = processes if alone else 1  # companions start processes of their own
+        group = processes if alone else 1  # parallel stages start processes of their own
         distributed.run(group, _run_in_turn, list(jobs), run, runtime, processes, parallel, watch)
     return models[-1]
 
@@ -179,7 +179,7 @@ def model_of(stages: Sequence[StageConfig], run: Path) -> Path:
     return run / (stages[0].name if len(stages) == 1 else number_of(stages[0].name)) / "model"
 
 
-def sidecars(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
+def parallel_stages(stages: Sequence[StageConfig]) -> list[list[StageConfig]]:
     """The stages in order, those that share a number together.
 
     Raises ValueError when two of them train the same part: one would undo the other.
@@ -270,7 +270,7 @@ def run_parallel_stages(
     parallel: ParallelConfig,
     watch: Watch | None = None,
 ) -> None:
-    """Train stages that all start from `init`, see `sidecars`; `model_of` them has what each has learned.
+    """Train stages that all start from `init`, see `parallel_stages`; `model_of` them has what each has learned.
 
     With two processes, two stages train in one each, at the same time.
     """
@@ -354,7 +354,7 @@ def _train_stage(
         runtime,
         parallel=parallel,
         watch=watch,
-        objective=objective,
+        make_objective=objective,
     )
     trained = whole(model)
     distributed.on_rank0(lambda: _write(trained, run_dir / "model", init, stage))

@@ -113,8 +113,8 @@ class StageConfig:
                 )
         if bool(self.curriculum) != (self.curriculum_steps > 0):
             raise ValueError(
-                f"stage {self.name} has curriculum_steps = {self.curriculum_steps} and opening = {self.curriculum}; give both, "
-                "a number of updates and what they read, or neither."
+                f"stage {self.name} has curriculum_steps = {self.curriculum_steps} and curriculum = {self.curriculum}; "
+                "give both, a number of updates and what they read, or neither."
             )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:

@@ -184,7 +184,7 @@ def test_a_line_is_text_whatever_it_spells(run: Run, prompts: list[str]):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [("/imgae x.png", "there is no command /imgae"), ("/etc/passwd?", ""), ("What? /quit", "")],
 )
 def test_a_command_that_is_none(

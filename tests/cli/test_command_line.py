@@ -123,7 +123,7 @@ def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.Ca
     install(weigh)
     assert cli.main(["weigh", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "PICTURE..." in text
+    assert "IMAGE..." in text
     assert "--out PATH" in text
     assert "None" not in text
     assert "(default: )" not in text
@@ -131,7 +131,7 @@ def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.Ca
 
 def test_a_list_in_the_middle(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     def weigh(
-        words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE... QUESTION")],
+        words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT IMAGE... QUESTION")],
         /,
         *,
         json: bool = False,
@@ -149,7 +149,7 @@ def test_a_list_in_the_middle(install: Install, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "tiny ['a.png', 'b.png'] how heavy? True\n"
     cli.main(["weigh", "--help"])
     text = capsys.readouterr().out
-    assert "CKPT PICTURE... QUESTION" in text
+    assert "CKPT IMAGE... QUESTION" in text
     assert "default" not in text
 
 

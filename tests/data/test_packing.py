@@ -14,8 +14,8 @@ QUERIES = 4
 
 
 def document(length: int, *, image: bool = False) -> Example:
-    image = render(Image("a.png"), TOKENIZER, QUERIES) if image else render("", TOKENIZER, QUERIES)
-    return example(image + render("x" * length, TOKENIZER, QUERIES, supervised=True))
+    trunk = render(Image("a.png"), TOKENIZER, QUERIES) if image else render("", TOKENIZER, QUERIES)
+    return example(trunk + render("x" * length, TOKENIZER, QUERIES, supervised=True))
 
 
 def test_the_shift_happens_once_and_only_inside_a_branch():

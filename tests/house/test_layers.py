@@ -67,7 +67,7 @@ def test_a_library_stays_in_its_room(library: str, graph: grimp.ImportGraph) -> 
     assert not strangers, f"{library} may be imported only in {sorted(ONLY_IN[library]) or 'no room'}"
 
 
-@pytest.mark.parametrize("room", [package for package in TORCH_FREE if package != "qwenvl.cli"])
+@pytest.mark.parametrize("package", [package for package in TORCH_FREE if package != "qwenvl.cli"])
 def test_no_chain_of_imports_leads_to_torch(package: str, graph: grimp.ImportGraph) -> None:
     if package not in graph.modules or "torch" not in graph.modules:
         return

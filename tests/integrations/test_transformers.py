@@ -192,10 +192,10 @@ def test_two_steps_are_one(processor):
 
 def test_prompts_are_those_of_the_assistant(processor, ours):
     assistant = qwenvl.Assistant.load(ours, CPU)
-    from qwenvl.markup import Image as Image
+    from qwenvl.markup import Image as ImageSegment
     from qwenvl.markup import Turn
 
-    rendered = assistant.render([Turn("user", (Image(IMAGE), "Where?"))])
+    rendered = assistant.render([Turn("user", (ImageSegment(IMAGE), "Where?"))])
     assert asked(processor, question("Where?"))["input_ids"][0].tolist() == list(rendered.ids)
 
 

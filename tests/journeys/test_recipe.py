@@ -203,7 +203,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         (("recipes/small", "--data", "x.jsonl"), "--data x.jsonl is for one stage; a recipe needs a file"),
         (("recipes/small",), "stage 1-pretraining has neither a mixture nor data"),

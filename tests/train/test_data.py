@@ -131,7 +131,7 @@ def test_a_stage_opens_with_other_documents() -> None:
     assert "?" in BYTES.decode(words) and "(" not in BYTES.decode(words), "questions, and no place"
     assert opened.scaled(10 / 3).curriculum_steps == 10 and opened.scaled(0.01).curriculum_steps == 1
     assert plain.scaled(10).curriculum_steps == 0
-    with pytest.raises(ValueError, match=r"has curriculum_steps = 2 and opening = {}; give both"):
+    with pytest.raises(ValueError, match=r"has curriculum_steps = 2 and curriculum = {}; give both"):
         stage(curriculum_steps=2)
     with pytest.raises(
         ValueError, match=r"has curriculum_steps = 0 and opening = {'lookups': 1.0}; give both"
@@ -151,7 +151,8 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
     ):
         batches(stage(mixture={}), BYTES, 4)
     with pytest.raises(
-        ValueError, match=r"the mixture of stage trial has 'tables'; expected shares of lookups, text, told"
+        ValueError,
+        match=r"the mixture of stage trial has 'tables'; expected shares of lookups, text, described",
     ):
         batches(stage(mixture={"tables": 1.0}), BYTES, 4)
     with pytest.raises(ValueError, match=r"no shard at .*nowhere"):

@@ -184,12 +184,12 @@ def refcoco(files: Sequence[Path], images: Path, name: str = "RefCOCO", split: s
     """`refs(unc).p` (or google, umd) and `instances.json`: every sentence of the split with the box of its object."""
     refs, instances = expect(files, 2, "refs(...).p and instances.json")
     coco = load_json(instances)
-    images = {each["id"]: each for each in listed(coco, instances, "images")}
+    by_id = {each["id"]: each for each in listed(coco, instances, "images")}
     boxes = {each["id"]: each["bbox"] for each in listed(coco, instances, "annotations")}
     for ref in load_pickle(refs):
         if ref["split"] != split:
             continue
-        key, image = str(ref["ref_id"]), images.get(ref["image_id"])
+        key, image = str(ref["ref_id"]), by_id.get(ref["image_id"])
         if image is None or ref["ann_id"] not in boxes:
             yield Skipped(key=key, kind="unknown picture", source=name)
             continue

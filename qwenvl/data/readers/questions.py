@@ -73,8 +73,8 @@ def gqa(files: Sequence[Path], images: Path) -> Found:
 
 def vgqa(files: Sequence[Path], images: Path) -> Found:
     """Visual Genome's `question_answers.json`, and `image_data.json` for the folder that each picture is in."""
-    path, images = expect(files, 2, "question_answers.json and image_data.json")
-    names = genome_names(images)
+    path, image_data = expect(files, 2, "question_answers.json and image_data.json")
+    names = genome_names(image_data)
     for image in listed(load_json(path), path):
         for each in image["qas"]:
             name = images / names.get(

@@ -5,7 +5,7 @@
     .json               the same of an element of the list: the official fine-tuning JSON
     .parquet            row group, and row in it
 
-The table is made once and kept beside the shard as `.NAME.sample_index.npy` (in the user's cache where the folder cannot be
+The table is made once and kept beside the shard as `.NAME.index.npy` (in the user's cache where the folder cannot be
 written). Its first row is the size and the time of the shard that it was made from: a shard that changed is read anew.
 """
 
@@ -87,7 +87,7 @@ def sample_index(shard: Path) -> NDArray[np.int64]:
 def _tables(shard: Path) -> tuple[Path, Path]:
     name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=12).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return shard.with_name(f".{shard.name}.places.npy"), cache / "qwenvl" / "index" / f"{name}.npy"
+    return shard.with_name(f".{shard.name}.index.npy"), cache / "qwenvl" / "index" / f"{name}.npy"
 
 
 def _write(file: Path, table: NDArray[np.int64]) -> None:

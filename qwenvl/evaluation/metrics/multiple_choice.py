@@ -37,9 +37,9 @@ def scienceqa_prompt(image: str, question: str, choices: Sequence[str], hint: st
 
 def seed_prompt(images: Sequence[str], question: str, choices: Sequence[str]) -> str:
     """The prompt of a SEED-Bench question about one picture or the frames of a video, each on a line of its own."""
-    images = "".join(f"<img>{image}</img>\n" for image in images)
+    shown = "".join(f"<img>{image}</img>\n" for image in images)
     options = "\n".join(lettered(choices))
-    return f"{images}Question: {question}\nOptions: {options}\nAnswer:"
+    return f"{shown}Question: {question}\nOptions: {options}\nAnswer:"
 
 
 def seed_image(folder: str, data_id: str) -> str:

@@ -201,8 +201,9 @@ def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
         import os, sys, time
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from qwenvl.data.stream.batches import Prefetcher, Batches, _make
-        ahead = Prefetcher(Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1), 1, update=1, end=0)
-        print(ahead._pool.submit(os.getpid).result(), flush=True)
+        made = Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1)
+        reader = Prefetcher(made, 1, update=1, end=0)
+        print(reader._pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
     """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -88,7 +88,7 @@ IMAGES = {"x.jpg": Located(Path("s.tar"), 0, 0, "x.jpg"), "y.jpg": Located(Path(
 
 
 @pytest.mark.parametrize(
-    ("columns", "pictures", "kind"),
+    ("columns", "images", "kind"),
     [
         (CAPTION, {}, "missing picture"),
         (CAPTION, IMAGES, "missing picture"),

@@ -104,7 +104,7 @@ def test_lines_and_lists_and_rows(tmp_path: Path) -> None:
 def test_the_table_is_kept_and_made_again_when_the_shard_changes(tmp_path: Path) -> None:
     shard = pairs_tar(tmp_path / "a.tar", ["one", "two"])
     assert len(sample_index(shard)) == 2
-    kept = tmp_path / ".a.tar.places.npy"
+    kept = tmp_path / ".a.tar.index.npy"
     before = kept.stat().st_mtime_ns
     assert len(sample_index(shard)) == 2 and kept.stat().st_mtime_ns == before
     pairs_tar(shard, ["one", "two", "three"])
