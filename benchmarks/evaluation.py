@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from qwenvl.chat import Assistant
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.worlds import scene
 from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.toyitems import Item, items
 from qwenvl.evaluation.toyworld import image_of

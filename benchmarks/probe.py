@@ -21,11 +21,11 @@ from torch import Tensor
 from qwenvl.checkpoint import folder
 from qwenvl.data.formats import IGNORE, example, task
 from qwenvl.data.packing import pack
-from qwenvl.data.synth.toypaint import CHARACTERS, SIGN_CLASS, DenseLabels, dense_labels
-from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toystream import IMAGE_KINDS
-from qwenvl.data.synth.toytasks import tasks
-from qwenvl.data.synth.toyworld import Scene, scene
+from qwenvl.data.toy.labels import CHARACTERS, SIGN_CLASS, DenseLabels, dense_labels
+from qwenvl.data.toy.paint import render as paint
+from qwenvl.data.toy.streams import IMAGE_KINDS
+from qwenvl.data.toy.tasks import tasks
+from qwenvl.data.toy.worlds import Scene, scene
 from qwenvl.images import preprocess
 from qwenvl.markup import Image, render
 from qwenvl.model.vlm import QwenVL

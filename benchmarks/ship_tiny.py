@@ -30,7 +30,7 @@ GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size":
 
 CARD = """# tiny: a Qwen-VL of {parameters:.1f} million parameters
 
-Sees pictures of the toy world (`qwenvl/data/synth/toyworld.py`): one to three coloured shapes and signs with invented
+Sees pictures of the toy world (`qwenvl/data/toy/worlds.py`): one to three coloured shapes and signs with invented
 words or numbers. It captions, answers, points, reads and compares two pictures, in English, in the formats of the
 paper. Of photographs it knows nothing: it takes them for shapes and signs.
 

@@ -4,10 +4,11 @@ import argparse
 import time
 from collections.abc import Callable
 
-from qwenvl.data.synth.toychats import chat
-from qwenvl.data.synth.toypaint import dense_labels, render
-from qwenvl.data.synth.toytasks import tasks
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.chats import chat
+from qwenvl.data.toy.labels import dense_labels
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.tasks import tasks
+from qwenvl.data.toy.worlds import scene
 
 
 def rate(make: Callable[[int], int], repeats: int) -> float:

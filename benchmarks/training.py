@@ -22,7 +22,7 @@ import torch
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.data.formats import Example, example
 from qwenvl.data.packing import DOCUMENT, Rows, pack
-from qwenvl.data.synth.toystream import SOURCES, Vocabulary, vocabulary_texts
+from qwenvl.data.toy.streams import SOURCES, Vocabulary, vocabulary_texts
 from qwenvl.markup import Rendered
 from qwenvl.model.vlm import QwenVL
 from qwenvl.presets import tiny

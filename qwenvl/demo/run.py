@@ -22,9 +22,9 @@ from rich.table import Table
 import qwenvl
 from qwenvl.chat import Assistant, Reply
 from qwenvl.checkpoint.folder import resolve
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toyquestions import references
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.questions import references
+from qwenvl.data.toy.worlds import scene
 from qwenvl.demo import report
 from qwenvl.demo.eval_points import EvalPoint, Examiner, ended, eval_point_rows, record_rows
 from qwenvl.evaluation.predictions import write_whole

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image as pillow
 
-from qwenvl.data.synth.toypaint import render
+from qwenvl.data.toy.paint import render
 from qwenvl.evaluation.benchmarks import TOY_TABLE
 from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
 from qwenvl.evaluation.predictions import write_whole

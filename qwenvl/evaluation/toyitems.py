@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwenvl.data.synth.toychats import chat
-from qwenvl.data.synth.toyquestions import ASK, refer
-from qwenvl.data.synth.toytasks import (
+from qwenvl.data.toy.chats import chat
+from qwenvl.data.toy.questions import ASK, refer
+from qwenvl.data.toy.tasks import (
     CAPTION,
     GROUNDED_CAPTION,
     OCR,
@@ -33,8 +33,8 @@ from qwenvl.data.synth.toytasks import (
     ocr,
     tasks,
 )
-from qwenvl.data.synth.toyworld import COLORS, SHAPES, Dice, Scene
-from qwenvl.data.synth.toyworld import scene as scene_of
+from qwenvl.data.toy.worlds import COLORS, SHAPES, Dice, Scene
+from qwenvl.data.toy.worlds import scene as scene_of
 from qwenvl.evaluation.metrics.grounding import THRESHOLD, iou
 from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, parse, spell
 

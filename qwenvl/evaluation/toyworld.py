@@ -15,8 +15,8 @@ from time import perf_counter
 from typing import Any
 
 from qwenvl.chat import Assistant
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toyworld import Scene, scene
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.worlds import Scene, scene
 from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.toyitems import QUESTIONS, Blind, Count, Item, items, score_items

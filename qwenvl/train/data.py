@@ -17,8 +17,8 @@ from qwenvl.data.shards import atomic, dump
 from qwenvl.data.stream.batches import Batches, Prefetcher
 from qwenvl.data.stream.index import find_shards
 from qwenvl.data.stream.sources import Document, Stream
-from qwenvl.data.synth.toystream import SOURCES, Vocabulary
-from qwenvl.data.synth.toyworld import Dice
+from qwenvl.data.toy.streams import SOURCES, Vocabulary
+from qwenvl.data.toy.worlds import Dice
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.stages import StageConfig

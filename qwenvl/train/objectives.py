@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.records import Skipped
-from qwenvl.data.synth import toyworld
-from qwenvl.data.synth.toypaint import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
-from qwenvl.data.synth.toypaint import render as paint
+from qwenvl.data.toy import worlds
+from qwenvl.data.toy.labels import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
+from qwenvl.data.toy.paint import render as paint
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
@@ -167,7 +167,7 @@ def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tupl
 # === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
 
 _CLASSES = (
-    *(SIGN_CLASS + 1, len(toyworld.COLORS) + 1, len(toyworld.SIZES) + 1),
+    *(SIGN_CLASS + 1, len(worlds.COLORS) + 1, len(worlds.SIZES) + 1),
     *[len(CHARACTERS) + 1] * (LONGEST + 4),
     *[10] * 8,
 )
@@ -183,7 +183,7 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
     grid = stage.image_size // model.config.vision.patch_size
 
     def batch(documents: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scenes = [toyworld.scene(stage.seed, index) for index in documents]
+        scenes = [worlds.scene(stage.seed, index) for index in documents]
         labels = [dense_labels(scene, grid) for scene in scenes]
         classes = [
             np.stack(

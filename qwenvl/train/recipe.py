@@ -37,7 +37,7 @@ from qwenvl.checkpoint.initialise import (
     load_qwen_7b_,
 )
 from qwenvl.config import ModelConfig, from_dict
-from qwenvl.data.synth.toystream import vocabulary_texts
+from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer

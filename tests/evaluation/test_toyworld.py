@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwenvl.data.synth.toyworld import holds_held_out, scene
+from qwenvl.data.toy.worlds import holds_held_out, scene
 from qwenvl.evaluation.toyitems import Blind, Count, Item, items, score_items
 from qwenvl.evaluation.toyworld import GROUPS, scene_named
 from qwenvl.markup import Box, Ref, parse, spell

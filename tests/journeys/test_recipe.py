@@ -19,9 +19,9 @@ from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.records import OcrPage, PlainText, Question, Referring, to_json
 from qwenvl.data.shards import write_tar
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toystream import vocabulary_texts
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.streams import vocabulary_texts
+from qwenvl.data.toy.worlds import scene
 from qwenvl.markup import Box, Image, Quad
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime

@@ -11,8 +11,8 @@ from PIL import Image as pillow
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import resolve
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.worlds import scene
 from qwenvl.demo.eval_points import TARGETS, EvalPoint, ended, record_rows
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.runtime import Runtime

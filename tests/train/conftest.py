@@ -8,7 +8,7 @@ import torch
 from qwenvl.checkpoint import folder
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
-from qwenvl.data.synth.toystream import vocabulary_texts
+from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.stages import OptimConfig, StageConfig

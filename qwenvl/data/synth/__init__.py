@@ -1,1 +1,1 @@
-"""Synthetic data: OCR pages and documents (paper Appendix A.4), and the toy world of the `tiny` preset."""
+"""Synthetic data: OCR pages and documents (paper Appendix A.4), and raw pairs to clean."""

@@ -9,8 +9,8 @@ from itertools import count
 
 from PIL import Image as pillow
 
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toyworld import Scene, scene
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.worlds import Scene, scene
 from qwenvl.evaluation.annotations.sample import Sample, Source
 from qwenvl.evaluation.metrics.multiple_choice import LETTERS
 from qwenvl.evaluation.toyitems import Item, items

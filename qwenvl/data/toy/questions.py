@@ -8,7 +8,7 @@ same tokens in both.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qwenvl.data.synth.toyworld import COLORS, SHAPES, Dice, Item, Scene, Sign, Thing, center
+from qwenvl.data.toy.worlds import COLORS, SHAPES, Dice, Item, Scene, Sign, Thing, center
 
 
 @dataclass(frozen=True)

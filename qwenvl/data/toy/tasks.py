@@ -8,8 +8,8 @@ the tags out of a grounded caption gives back the plain caption.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl.data.synth.toyquestions import ASK, described, refer
-from qwenvl.data.synth.toyworld import Dice, Item, Scene, Sign
+from qwenvl.data.toy.questions import ASK, described, refer
+from qwenvl.data.toy.worlds import Dice, Item, Scene, Sign
 from qwenvl.markup import Box, Quad, Ref, Segment, Text
 
 CAPTION = "Generate the caption in English:"

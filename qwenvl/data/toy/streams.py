@@ -2,7 +2,7 @@
 
 lookups    the things of a scene in words, and questions that name them         the language model's own pre-training
 text       a scene in words, and tasks about it that each see the words only   the same
-told       a dialogue in ChatML about a scene in words                         the same
+described  a dialogue in ChatML about a scene in words                         the same
 captions   a picture and its caption                                           stage 1
 tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
 chats      a dialogue in ChatML about no, one or two pictures                  stage 3
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qwenvl.data.formats import Example, example, task
-from qwenvl.data.synth.toychats import chat, described_chat, exchanges
-from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, scene_text, tasks, things_text
-from qwenvl.data.synth.toyworld import Dice, Scene, scene
+from qwenvl.data.toy.chats import chat, described_chat, exchanges
+from qwenvl.data.toy.paint import render as paint
+from qwenvl.data.toy.tasks import KINDS, QUESTION_KINDS, scene_text, tasks, things_text
+from qwenvl.data.toy.worlds import Dice, Scene, scene
 from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_images, render, render_chat, spell
 from qwenvl.tokenizer import Tokenizer
 
@@ -115,9 +115,7 @@ def exchange_document(world: Vocabulary, index: int) -> Example:
         for asked, answer in exchanges(shown, world.seed, kinds=EXCHANGE_KINDS, limit=EXCHANGES)
     ]
     cut = dialogues[0].image_starts[0] + world.queries + 1  # behind </img>; up to there they are equal
-    branches = (
-        Rendered(ids=dialogue.ids[cut:], loss_mask=dialogue.loss_mask[cut:]) for dialogue in dialogues
-    )
+    branches = (Rendered(ids=each.ids[cut:], loss_mask=each.loss_mask[cut:]) for each in dialogues)
     trunk = replace(dialogues[0], ids=dialogues[0].ids[:cut], loss_mask=dialogues[0].loss_mask[:cut])
     return example(trunk, _fitting(branches, EXCHANGE_TOKENS - cut))
 

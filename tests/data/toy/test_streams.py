@@ -3,9 +3,9 @@
 import pytest
 
 from qwenvl.data.formats import IGNORE, Example
-from qwenvl.data.synth.toychats import exchanges
-from qwenvl.data.synth.toypaint import render as paint
-from qwenvl.data.synth.toystream import (
+from qwenvl.data.toy.chats import exchanges
+from qwenvl.data.toy.paint import render as paint
+from qwenvl.data.toy.streams import (
     DOCUMENT_TOKENS,
     EXCHANGE_KINDS,
     EXCHANGE_TOKENS,
@@ -15,7 +15,7 @@ from qwenvl.data.synth.toystream import (
     lookup_document,
     vocabulary_texts,
 )
-from qwenvl.data.synth.toyworld import scene
+from qwenvl.data.toy.worlds import scene
 from qwenvl.markup import Image, Turn, number_images, render_chat
 from qwenvl.tokenizer import Tokenizer
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwenvl.data.synth import toychats
-from qwenvl.data.synth.toychats import chat, described_chat
-from qwenvl.data.synth.toytasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks, things_text
-from qwenvl.data.synth.toyworld import SHAPES, Scene, Sign, Thing, is_held_out, scene
+from qwenvl.data.toy import chats
+from qwenvl.data.toy.chats import chat, described_chat
+from qwenvl.data.toy.tasks import KINDS, QUESTION_KINDS, Task, scene_text, tasks, things_text
+from qwenvl.data.toy.worlds import SHAPES, Scene, Sign, Thing, is_held_out, scene
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn, parse
 
 DIGESTS = [3565388734, 3736395180, 1107799528]
@@ -293,7 +293,7 @@ def test_beginnings_of_dialogues_tell_the_truth():
     for drawn in SCENES[:250]:
         begun = [
             (flat(asked), flat(answer))
-            for asked, answer in toychats.exchanges(drawn, 1, kinds=QUESTION_KINDS, limit=6)
+            for asked, answer in chats.exchanges(drawn, 1, kinds=QUESTION_KINDS, limit=6)
         ]
         assert len({question for question, _ in begun}) == len(begun) and 2 <= len(begun) <= 6
         forms |= {check_exchange([drawn], question, answer) for question, answer in begun}

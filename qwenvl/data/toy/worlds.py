@@ -36,9 +36,9 @@ SIZES = ("small", "large")
 SIDES = {"small": (150, 175, 200), "large": (275, 300, 325, 350)}
 """Sides of the square boxes, in units."""
 BACKGROUNDS = 5
-"""Number of pale grounds; `toypaint` knows their colours."""
+"""Number of pale grounds; `paint` knows their colours."""
 INKS = 3
-"""Number of dark inks; `toypaint` knows their colours."""
+"""Number of dark inks; `paint` knows their colours."""
 
 GRID = 25
 """Every edge is a multiple of this many units."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
 
-from qwenvl.data.synth.toypaint import render
-from qwenvl.data.synth.toyquestions import ASK, article, refer
-from qwenvl.data.synth.toytasks import (
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.questions import ASK, article, refer
+from qwenvl.data.toy.tasks import (
     CAPTION,
     GROUNDED_CAPTION,
     OCR,
@@ -20,7 +20,7 @@ from qwenvl.data.synth.toytasks import (
     ocr,
     scene_text,
 )
-from qwenvl.data.synth.toyworld import SHAPES, Dice, Scene, words
+from qwenvl.data.toy.worlds import SHAPES, Dice, Scene, words
 from qwenvl.markup import Image, Ref, Segment, Text, Turn
 
 Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwenvl.data.synth.toypaint import BACKGROUNDS, CHARACTERS, PALETTE, dense_labels, render
-from qwenvl.data.synth.toytasks import tasks
-from qwenvl.data.synth.toyworld import (
+from qwenvl.data.toy.labels import CHARACTERS, dense_labels
+from qwenvl.data.toy.paint import BACKGROUNDS, PALETTE, render
+from qwenvl.data.toy.tasks import tasks
+from qwenvl.data.toy.worlds import (
     COLORS,
     SHAPES,
     SIZES,
