@@ -7,8 +7,8 @@ written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT IMAGE
 `words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT IMAGE... QUESTION")]`, that the command unpacks as
 `checkpoint, *pictures, question = words`.
 
-Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 75 training stopped as asked
-(SIGTERM) with its state saved, 130 interrupted.
+Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 3 no case failed,
+but some could not be run here, 75 training stopped as asked (SIGTERM) with its state saved, 130 interrupted.
 A command's file is imported only when that command runs, and torch only when its work begins.
 """
 
@@ -30,7 +30,9 @@ COMMANDS: Mapping[str, str] = {
     "data dialogues": "dialogues for stage 3: joined from records, or written by a server",
     "data inspect": "a page of what was kept and dropped, or of formatted samples",
     "data plan": "shards, cores, hours and bytes of cleaning a source",
-    "data synth": "OCR pages with a quad for every line: drawn, from PDF, from HTML",
+    "data synth pages": "OCR pages with a quad for every line: drawn",
+    "data synth pdf": "OCR pages with a quad for every line: out of PDF files",
+    "data synth html": "OCR pages with a quad for every line: out of saved web pages",
     "data check": "what is wrong with a fine-tuning file: count, example, fix",
     "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
     "parity": "compare with recorded outputs of the official model, case by case",
@@ -79,9 +81,11 @@ def _run(args: list[str]) -> int:
 
         print(f"qwenvl {__version__}")
         return 0
-    if args[0] in _groups() and (len(args) == 1 or args[1] in ("-h", "--help")):
-        print(overview(args[0]), file=sys.stdout if len(args) > 1 else sys.stderr)
-        return 0 if len(args) > 1 else 2
+    for words in (1, 2):
+        group, rest = " ".join(args[:words]), args[words:]
+        if group in _groups() and (not rest or rest[0] in ("-h", "--help")):
+            print(overview(group), file=sys.stdout if rest else sys.stderr)
+            return 0 if rest else 2
     try:
         call = parse(args)
     except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
@@ -98,24 +102,25 @@ def parse(args: Sequence[str]) -> Callable[[], int]:
 
 
 def _command_name(args: Sequence[str]) -> str:
-    """The command that the first one or two words name."""
-    for words in (2, 1):
+    """The command that the first one to three words name."""
+    for words in (3, 2, 1):
         name = " ".join(args[:words])
         if name in COMMANDS:
             return name
     from difflib import get_close_matches
 
-    is_group = args[0] in _groups()
-    typed = " ".join(args[: 2 if is_group else 1])
-    known = [name for name in COMMANDS if not is_group or name.startswith(f"{args[0]} ")]
-    nearest = get_close_matches(typed, known if is_group else [*known, *_groups()], n=1, cutoff=0.6)
+    group = next((name for words in (2, 1) if (name := " ".join(args[:words])) in _groups()), "")
+    typed = " ".join(args[: 1 + len(group.split())])
+    known = [name for name in COMMANDS if not group or name.startswith(f"{group} ")]
+    nearest = get_close_matches(typed, known if group else [*known, *_groups()], n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}."
     raise ValueError(f"there is no command {typed!r}; {hint} See `qwenvl --help`.")
 
 
 def _groups() -> frozenset[str]:
-    """First words of two-word commands: `eval` of `eval run`."""
-    return frozenset(name.split()[0] for name in COMMANDS if " " in name)
+    """What several commands begin with: `eval` of `eval run`, `data` and `data synth` of `data synth pages`."""
+    words = [name.split() for name in COMMANDS]
+    return frozenset(" ".join(each[:k]) for each in words for k in range(1, len(each)))
 
 
 def overview(group: str | None = None) -> str:
@@ -146,6 +151,7 @@ def overview(group: str | None = None) -> str:
             "  qwenvl --version",
             "",
             "exit status: 0 done, 1 the check failed, 2 bad usage or bad input,",
+            "             3 some of a check could not be run here,",
             "             75 training stopped as asked, the same command goes on",
         ]
     )

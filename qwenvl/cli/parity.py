@@ -8,7 +8,9 @@ def parity(paths: tuple[Path, ...], /, *, json: bool = False, device: str = "cpu
 
     A folder of fixtures or any part of one: a model folder, the tokenizer's, the preprocessing's, `sampling.json`.
     Floats may differ by 1e-4 of the tensor's standard deviation; ids, text and pixels must be equal. FIXED marks a
-    named defect of the official code. Exit status 1 when a case fails or is not understood.
+    named defect of the official code, NOT RUN a case that needs what this machine lacks, with what to install.
+
+    Exit status 1 when a case fails or is not understood, 3 when none fails but some were not run.
 
     Args:
         paths: Files or folders in the format of the golden fixtures.

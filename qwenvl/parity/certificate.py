@@ -11,6 +11,7 @@ golden/                  what a path may be: the whole folder, a part of it, or 
 ```
 PASS: equal within the tolerance. FIXED: ours differs on purpose from a defect named in the note, and the official
 result was shown to follow from ours by that defect. FAIL: anything else, a case that nobody understands included.
+NOT RUN: the case needs something that this machine lacks; the note says how to get it. Nothing is said of the case.
 """
 
 import importlib
@@ -22,7 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Status = Literal["PASS", "FIXED", "FAIL"]
+Status = Literal["PASS", "FIXED", "FAIL", "NOT RUN"]
+
+STATUSES: tuple[Status, ...] = ("PASS", "FIXED", "FAIL", "NOT RUN")
+
+
+class NotHere(ValueError):
+    """What a case needs is not on this machine; the message says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Result:
     """The largest difference; None where things are equal or not."""
     tolerance: float | None
     note: str = ""
-    """What differs, or the defect of the official code that ours does not share."""
+    """What differs, or the defect of the official code that ours does not share, or what the machine lacks."""
 
 
 # === Which reader understands a file ===
@@ -157,6 +164,9 @@ def _read(fixture: Path, reader: str | None) -> Iterator[Result]:
         for result in importlib.import_module(reader).certify(fixture):
             count += 1
             yield result
+    except NotHere as missing:
+        yield Result(name, "NOT RUN", None, None, str(missing))
+        return
     except (
         Exception
     ) as error:  # whatever a reader stumbles over is a failure of this fixture, and of no other
@@ -170,15 +180,18 @@ def _read(fixture: Path, reader: str | None) -> Iterator[Result]:
 
 
 def main_status(results: Iterable[Result]) -> int:
-    """Exit status: 0 if there are results and none failed, else 1."""
+    """Exit status: 1 if a case failed or there is none, 3 if none failed but some were not run, else 0."""
     statuses = [result.status for result in results]
-    return 0 if statuses and "FAIL" not in statuses else 1
+    if not statuses or "FAIL" in statuses:
+        return 1
+    return 3 if "NOT RUN" in statuses else 0
 
 
 def counts(results: Iterable[Result]) -> str:
-    """`N PASS, M FIXED, K FAIL`."""
+    """`N PASS, M FIXED, K FAIL`, and `, L NOT RUN` where there are any."""
     tally = Counter(result.status for result in results)
-    return ", ".join(f"{tally[status]} {status}" for status in ("PASS", "FIXED", "FAIL"))
+    shown = STATUSES if tally["NOT RUN"] else STATUSES[:-1]
+    return ", ".join(f"{tally[status]} {status}" for status in shown)
 
 
 def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu") -> int:
@@ -212,7 +225,7 @@ def write_json(results: Sequence[Result]) -> None:
         row = {key: _json_number(value) for key, value in asdict(result).items()}
         print(json.dumps(row))
     tally = Counter(result.status for result in results)
-    print(json.dumps({status: tally[status] for status in ("PASS", "FIXED", "FAIL")}))
+    print(json.dumps({status: tally[status] for status in STATUSES}))
 
 
 def _json_number(value: Any) -> Any:
@@ -224,7 +237,7 @@ def write_table(results: Sequence[Result], console: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"PASS": "green", "FIXED": "yellow", "FAIL": "bold red"}
+    colours = {"PASS": "green", "FIXED": "yellow", "FAIL": "bold red", "NOT RUN": "cyan"}
     table = Table("case", "largest", "tolerance", "status", "note")
     for result in results:
         table.add_row(
@@ -235,6 +248,8 @@ def write_table(results: Sequence[Result], console: Any) -> None:
             Text(result.note),
         )
     console.print(table)
+    for note, number in Counter(r.note for r in results if r.status == "NOT RUN").items():
+        console.print(f"{number} cases were not run: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(counts(results), highlight=False)
 
 

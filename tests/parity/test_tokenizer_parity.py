@@ -139,8 +139,23 @@ def test_the_vocabulary_may_be_given_or_stand_beside_the_fixtures(tmp_path: Path
 
 def test_without_a_vocabulary_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"run `pip install qwenvl\[vocab\]`"):
+    with pytest.raises(ValueError, match="`pip install --no-deps dashscope` brings it"):
         tokenizer.find_vocabulary(None)
+
+
+def test_without_a_vocabulary_its_cases_are_not_run_and_none_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After `make demo` alone: 11 files used to FAIL for want of a package."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    boxes = GOLDEN / "boxes.json"
+    assert certificate.run([boxes]) == 3
+    *_, fix, last = capsys.readouterr().out.splitlines()
+    assert last == "0 PASS, 0 FIXED, 0 FAIL, 21 NOT RUN"
+    assert fix.startswith("21 cases were not run: ") and "pip install --no-deps dashscope" in fix
+    assert certificate.run([boxes, GOLDEN.parent / "sampling.json"]) == 3
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(" 0 FAIL, 21 NOT RUN") and not last.startswith("0 PASS")
 
 
 # === What no fixture of ours holds: by the description of the official code ===
@@ -254,6 +269,10 @@ def test_exit_status_and_counts() -> None:
     assert certificate.main_status([passed, fixed]) == 0
     assert certificate.main_status([passed, failed]) == 1
     assert certificate.main_status([]) == 1
+    not_run = Result("n", "NOT RUN", None, None, "get it")
+    assert certificate.main_status([passed, not_run]) == 3
+    assert certificate.main_status([failed, not_run]) == 1
+    assert certificate.counts([passed, not_run]) == "1 PASS, 0 FIXED, 0 FAIL, 1 NOT RUN"
     assert certificate.counts([passed, passed, fixed, failed]) == "2 PASS, 1 FIXED, 1 FAIL"
 
 
@@ -268,7 +287,7 @@ def test_the_certificate_as_lines_of_json(capsys: pytest.CaptureFixture[str]) ->
     assert certificate.run([GOLDEN / "special.json"], json=True) == 0
     row, counts = map(json.loads, capsys.readouterr().out.splitlines())
     assert (row["case"], row["status"]) == ("tokenizer special 0", "PASS")
-    assert counts == {"PASS": 1, "FIXED": 0, "FAIL": 0}
+    assert counts == {"PASS": 1, "FIXED": 0, "FAIL": 0, "NOT RUN": 0}
 
 
 def _written(path: Path, text: str) -> Path:

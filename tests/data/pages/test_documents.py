@@ -23,6 +23,7 @@ from qwenvl.data.synth.pages import html, pdf
 from qwenvl.data.synth.pages.html import Browser, _decoded
 from qwenvl.data.synth.pages.page import Line, Page
 from qwenvl.data.synth.pages.pdf import pdf_pages
+from qwenvl.data.synth.pages.pdf_files import pdf_files
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules, pdf_rules
 
 T = TypeVar("T")
@@ -165,7 +166,7 @@ def test_bad_files_are_counted_with_a_reason_and_the_rest_survives(tmp_path: Pat
     (tmp_path / "f.pdf").write_bytes(written((20, 100, "A page with slanted text on it"), turn=30))
     (tmp_path / "g.pdf").write_bytes(written())
     (tmp_path / "z.pdf").write_bytes(good)
-    found = reasons(pdf.pdf_files([*sorted(tmp_path.iterdir()), tmp_path / "missing.pdf"]))
+    found = reasons(pdf_files([*sorted(tmp_path.iterdir()), tmp_path / "missing.pdf"]))
     assert found[0] is None and found[-2] is None
     assert found[1:3] == ["PDF with a password", "broken PDF"]
     assert found[4] == "broken PDF"
@@ -212,8 +213,12 @@ class NoChromium:
 
     Error = ChromiumGone
 
-    def __init__(self, message: list[dict[str, Any] | None], address: str = "about:blank") -> None:
-        self.message, self.address = message, address
+    def __init__(
+        self, message: list[dict[str, Any] | None], address: str = "about:blank", unseen: tuple[str, ...] = ()
+    ) -> None:
+        self.message, self.address, self.unseen = message, address, unseen
+        self.shown: dict[str, Any] = {}
+        self.blank = False
         self.killed = threading.Event()
         self.starts = 0
         self.context = self.chromium = self
@@ -227,7 +232,11 @@ class NoChromium:
             assert wish is not None
             buffer = BytesIO()
             clip = wish["clip"]
-            Image.new("RGB", (clip["width"], clip["height"])).save(buffer, "JPEG")
+            image = Image.new("RGB", (clip["width"], clip["height"]), "white")
+            for text, *box in [] if self.blank else self.shown["lines"]:
+                if text not in self.unseen:
+                    image.paste("black", tuple(map(int, box)))
+            image.save(buffer, "JPEG")
             return {"data": base64.b64encode(buffer.getvalue()).decode()}
         processes = [{"id": 0, "type": "browser"}]
         return {"processInfo": processes, "frameTree": {"frame": {"id": "f"}}}
@@ -235,10 +244,14 @@ class NoChromium:
     def evaluate(self, program: str) -> Any:
         if program == "location.href":
             return self.address
+        self.blank = program == html.WITHOUT_TEXT
+        if self.blank or program == html.WITH_TEXT:
+            return None
         found = self.message.pop(0)
         if found is None:  # a page that never ends: until somebody kills the browser
             assert self.killed.wait(30)
             raise ChromiumGone("Target closed")
+        self.shown = found
         return found
 
     def on(self, event: str, react: Any) -> None: ...
@@ -292,6 +305,29 @@ def test_a_short_page_is_not_filled_up_and_the_rules_judge_it(played: Callable[.
     assert isinstance(enough, Page) and enough.image.size == (800, 300)
 
 
+def test_f44_a_page_of_few_lines_is_as_tall_as_the_rule_wants(played: Callable[..., NoChromium]) -> None:
+    """F-44: content 200 px high was "a side below 224 px", though the window is 1,366 px high."""
+    played(*[{"height": 200, "lines": [["x" * 30, 10, 10, 300, 30]]}] * 2)
+    with Browser(executable="none") as browser:
+        page = browser.page(b"<p>x")
+    assert isinstance(page, Page) and page.image.size == (1024, 224) and len(page.lines) == 1
+    with Browser(size=(1024, 100), executable="none") as browser:
+        page = browser.page(b"<p>x")
+    assert isinstance(page, Skipped) and page.kind == "a side below 224 px"
+
+
+def test_f103_lines_of_a_web_page_that_leave_no_ink_are_dropped_and_counted(
+    played: Callable[..., NoChromium],
+) -> None:
+    played(
+        {"height": 300, "lines": [["seen", 10, 10, 100, 30], ["white", 10, 50, 100, 70]]}, unseen=("white",)
+    )
+    with Browser(limits=ANY, executable="none") as browser:
+        page = browser.page(b"<p>x")
+    assert lines(page) == ["seen"]
+    assert isinstance(page, Page) and page.unseen == 1
+
+
 def test_a_page_that_hangs_costs_its_browser_and_no_other_page(played: Callable[..., NoChromium]) -> None:
     fine = {"height": 300, "lines": [["fine", 0, 0, 9, 9]]}
     actor = played(fine, None, fine)
@@ -343,6 +379,37 @@ def test_what_is_not_seen_is_not_read(browser: Browser) -> None:
         b"<p style='position:absolute;top:900px'>below</p><p style='position:absolute;top:590px'>cut</p>"
     )
     assert lines(page) == ["seen"]
+
+
+@with_browser
+@pytest.mark.parametrize(
+    "style",
+    [
+        "color:white", "color:#fefefe", "color:rgba(0,0,0,0.01)", "opacity:0.01", "font-size:1px",
+        "color:white!important", "-webkit-text-fill-color:transparent", "clip-path:inset(100%)",
+        "background:#333;color:#333",
+        "background:linear-gradient(red,red);color:red", "-webkit-text-security:disc", "filter:opacity(0)",
+    ],
+)  # fmt: skip
+def test_f103_what_leaves_no_ink_is_not_read(browser: Browser, style: str) -> None:
+    """F-103: white on white was learned."""
+    page = browser.page(
+        f"<!doctype html><p style='color:black!important'>seen</p><p style='{style}'>never shown</p>"
+        "<p style='color:#bbb'>pale, but there</p>"
+        "<p style='background:linear-gradient(red,blue);background-clip:text;-webkit-text-fill-color:transparent'>"
+        "painted</p><svg width=300 height=40><text y=20>drawn</text></svg>".encode()
+    )
+    assert lines(page) == ["seen", "pale, but there", "painted", "drawn"]
+
+
+@with_browser
+def test_f44_a_short_page_in_the_browser() -> None:
+    def read() -> Page | Skipped:
+        with Browser(seconds=60.0) as browser:
+            return browser.page(b"<!doctype html><p>A page with few lines, all of which are kept")
+
+    page = elsewhere(read)
+    assert isinstance(page, Page) and page.image.size == (1024, 224)
 
 
 @with_browser
@@ -426,3 +493,15 @@ def test_a_page_is_decoded_as_it_says() -> None:
     assert _decoded("中".encode("utf-16")) == "中"
     assert _decoded("\ufeff中".encode()) == "中"
     assert _decoded(b"<meta charset=nonsense>\xff") == "<meta charset=nonsense>\ufffd"
+    assert "\u201cé\u201d" in _decoded('<meta charset="ISO-8859-1">“é”'.encode("cp1252"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "utf-16", "utf-32", "rot13",
+     "hex", "mbcs", "base64", "zip", "x", "..", "-", "cp037", "oem", "utf_8_sig", "charmap", "a" * 400],
+)  # fmt: skip
+def test_f98_a_page_that_names_no_encoding_of_the_web_is_utf8(name: str) -> None:
+    """F-98: charset `undefined` or `idna` ended the run with a UnicodeError."""
+    page = f'<meta charset="{name}"> é \\u0041 +AGE-'
+    assert _decoded(page.encode() + b"\xff") == page + "\ufffd"

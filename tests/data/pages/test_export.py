@@ -82,7 +82,6 @@ def test_pdf_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("pages x.pdf", "drawn, not read"),
         ("pdf", "no pdf files named"),
         ("html missing.html", "there is no missing.html"),
         ("pages --count 0", "--count 0"),

@@ -9,7 +9,7 @@ reason.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -50,7 +50,8 @@ def write_pages(
     per_shard: int = 1000,
     first_shard: int = 0,
 ) -> Counter[str]:
-    """Write what is kept into `out`, count what is not: "read", "kept", "lines", and a count per reason.
+    """Write what is kept into `out`, count what is not: "read", "kept", "lines", "unseen lines" where there
+    are any, and a count per reason.
 
     Tars of `per_shard` kept pages at most, numbered from `first_shard`; a tar appears when it is complete.
     """
@@ -86,13 +87,17 @@ def _kept(pages: Iterable[tuple[str, Page | Skipped]], counts: Counter[str]) -> 
         else:
             counts["kept"] += 1
             counts["lines"] += len(page.lines)
+            if page.unseen:
+                counts["unseen lines"] += page.unseen
             yield key, page
 
 
-def write_statistics(out: Path, counts: Counter[str], first_shard: int = 0) -> None:
-    """The counts of a finished run."""
+def write_statistics(
+    out: Path, counts: Counter[str], tokens: Mapping[str, int], first_shard: int = 0
+) -> None:
+    """The counts of a finished run, and what was measured of the lengths of its pages."""
     with atomic(out / f"pages-{first_shard:06d}.statistics.json") as file:
-        file.write(dump(dict(counts)))
+        file.write(dump({**counts, "tokens": tokens}))
 
 
 def funnel(counts: Counter[str]) -> str:
@@ -100,8 +105,11 @@ def funnel(counts: Counter[str]) -> str:
     read = counts["read"]
     if not read:
         return "read 0"
-    reasons = sorted((n, name) for name, n in counts.items() if name not in ("read", "kept", "lines"))
+    reasons = sorted(
+        (n, name) for name, n in counts.items() if name not in ("read", "kept", "lines", "unseen lines")
+    )
     rows = [("read", read), *((f"- {name}", n) for n, name in reversed(reasons)), ("kept", counts["kept"])]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"{name:<{width}}  {n:>9,}  {100 * n / read:5.1f} %" for name, n in rows)
-    return f"{table}\n{counts['lines']:,} lines of text"
+    unseen = f", {n:,} more that nobody sees left out" if (n := counts["unseen lines"]) else ""
+    return f"{table}\n{counts['lines']:,} lines of text{unseen}"

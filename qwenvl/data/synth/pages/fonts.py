@@ -2,12 +2,14 @@
 
 Whatever is installed is used; Pillow's built-in font is the last resort, so that English works everywhere. A
 character counts as covered when the font draws ink for it that is not its sign for a missing character, which
-also tells the empty glyphs that a font's own table promises. Chinese on Debian:
+also tells the empty glyphs that a font's own table promises. Scripts whose letters join or run from right to left
+(Arabic, Hebrew, Devanagari, Thai) count as covered by none: letters are set one by one here. Chinese on Debian:
 `apt-get install fonts-wqy-microhei fonts-arphic-ukai fonts-noto-cjk`.
 """
 
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -58,12 +60,17 @@ class Face:
     def _look_up(self, character: str, known: dict[str, bool]) -> bool:
         if character.isspace():
             known[character] = True
-        elif not character.isprintable():
+        elif not character.isprintable() or _needs_shaping(character):
             known[character] = False
         else:
             ink = self.sized(20).getmask(character)
             known[character] = ink.getbbox() is not None and bytes(ink) != _sign_for_missing(self)
         return known[character]
+
+
+def _needs_shaping(character: str) -> bool:
+    """Letters that run from right to left or join their neighbours, and marks: set one by one they would be wrong."""
+    return unicodedata.bidirectional(character) in ("R", "AL") or unicodedata.category(character)[0] == "M"
 
 
 @cache
@@ -134,7 +141,7 @@ def _faces(folders: Iterable[Path]) -> Iterable[Face]:
 
 
 def _system_folders() -> list[Path]:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # stays "~" for a user without a home: a folder that is not there
     if sys.platform == "darwin":
         return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
     if sys.platform == "win32":

@@ -1,11 +1,12 @@
 """Pages of the web with their lines (paper A.4, HTML), by Playwright and a Chromium of the system (paper: Puppeteer).
 
 A page is what its bytes say and nothing else: the browser has no network, three times over. Lines come from
-`Range.getClientRects`, so they are where the browser put the letters. Chromium is not part of the package:
-`apt-get install chromium`, or name another with `executable`.
+`Range.getClientRects`, so they are where the browser put the letters; a line that leaves no ink is none (`ink.py`).
+Chromium is not part of the package: `apt-get install chromium`, or name another with `executable`.
 """
 
 import base64
+import codecs
 import contextlib
 import io
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from qwenvl.data.records import Skipped
+from qwenvl.data.synth.pages.ink import seen_lines
 from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules
 
@@ -30,6 +32,34 @@ BLANK = "about:blank"
 
 LINES = (Path(__file__).parent / "lines.js").read_text()
 """The program that finds the lines, run inside the page."""
+
+WITHOUT_TEXT = """() => {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(`*, *::before, *::after, *::first-line, *::first-letter {
+    -webkit-text-fill-color: transparent !important; -webkit-text-stroke-color: transparent !important;
+    text-shadow: none !important; background-clip: border-box !important; transition: none !important }
+    svg text, svg text * { fill: transparent !important; stroke: transparent !important }`);
+  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+}"""
+"""The program that takes the letters off the page and leaves everything where it is."""
+
+WITH_TEXT = "() => { document.adoptedStyleSheets = []; }"
+"""The program that gives them back: a window keeps such styles when its content changes."""
+
+ENCODINGS = frozenset(
+    {
+        "utf-8", "cp866", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "gb18030", "big5", "euc_jp", "iso2022_jp",
+        "shift_jis", "euc_kr", *(f"iso8859-{part}" for part in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)),
+        "cp874", *(f"cp{page}" for page in range(1250, 1259)),
+    }
+)  # fmt: skip
+"""What browsers know (the Encoding Standard), by Python's names; Python itself knows stranger ones."""
+
+READ_AS = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "cp949": "euc_kr", "cp932": "shift_jis", "big5hkscs": "big5",
+}  # fmt: skip
+"""As browsers do: the larger encoding where pages name the smaller one."""
 
 NEVER_FINISHED = "page never finished loading"
 
@@ -73,7 +103,8 @@ class Browser:
         no sandbox of its own where this process is root.
         """
         self._size, self._seconds, self._scripts = size, seconds, scripts
-        self._rules = html_rules(limits or Limits())
+        self._limits = limits or Limits()
+        self._rules = html_rules(self._limits)
         self._executable = executable or chromium()
         self._body = b""
         self._running: Any = None
@@ -160,16 +191,24 @@ class Browser:
         """The page in the window; None where it sent the browser elsewhere."""
         self._session.send("Page.setDocumentContent", {"frameId": self._frame, "html": text})
         found = self._page.evaluate(LINES)
-        width, height = self._size[0], max(1, min(self._size[1], found["height"]))
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        wish = {"format": "jpeg", "quality": 90, "optimizeForSpeed": True, "clip": clip}
-        file = base64.b64decode(self._session.send("Page.captureScreenshot", wish)["data"])
+        least = min(self._limits.smallest_side, self._size[1])  # the window goes on below a page of few lines
+        height = max(least, 1, min(self._size[1], found["height"]))
+        file = self._photograph(height)
+        self._page.evaluate(WITHOUT_TEXT)
+        blank = self._photograph(height)
+        self._page.evaluate(WITH_TEXT)
         if self._page.evaluate("location.href") != BLANK:
             return None
-        lines = tuple(
-            Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height
-        )
-        return Page(image=Image.open(io.BytesIO(file)), lines=lines, source="html", file=file)
+        lines = [Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height]
+        image = Image.open(io.BytesIO(file))
+        seen = seen_lines(lines, image, Image.open(io.BytesIO(blank)))
+        return Page(image=image, lines=seen, source="html", file=file, unseen=len(lines) - len(seen))
+
+    def _photograph(self, height: int) -> bytes:
+        """The upper part of the window, as a JPEG file."""
+        clip = {"x": 0, "y": 0, "width": self._size[0], "height": height, "scale": 1}
+        wish = {"format": "jpeg", "quality": 90, "optimizeForSpeed": True, "clip": clip}
+        return base64.b64decode(self._session.send("Page.captureScreenshot", wish)["data"])
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -190,11 +229,17 @@ def _decoded(page: bytes) -> str:
         if page.startswith(mark):
             return page.decode(name, "replace")
     said = re.search(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)", page[:1024], re.IGNORECASE)
-    name = said[1].decode() if said else "utf-8"
+    return page.decode(_encoding(said[1].decode("ascii", "replace") if said else "utf-8"), "replace")
+
+
+def _encoding(name: str) -> str:
+    """The encoding that a browser takes a name for; UTF-8 for a name it does not know."""
     try:
-        return page.decode("gb18030" if name.lower() in ("gb2312", "gbk") else name, "replace")
-    except LookupError:
-        return page.decode("utf-8", "replace")
+        known = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        return "utf-8"
+    known = READ_AS.get(known, known)
+    return known if known in ENCODINGS else "utf-8"
 
 
 def _upright(left: float, top: float, right: float, bottom: float) -> Corners:

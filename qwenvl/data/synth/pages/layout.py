@@ -7,8 +7,10 @@
 +--------------------------+
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from PIL import ImageFont
@@ -21,6 +23,12 @@ Colour = tuple[int, int, int]
 
 SMALLEST = 13
 """Pixels per em below which no letter survives the lens; smaller text is written at this size."""
+
+GROWTHS = (1.0, 1.25, 1.6, 2.0, 2.5, 3.2)
+"""By how much letters grow, one after the other, until a page is short enough."""
+
+LARGEST = 0.3
+"""Height of a line at most, share of the shorter side of the page, however much it grows."""
 
 WIDE = 0x2E7F
 """Characters above this (Han, full-width signs) may be separated from their neighbours."""
@@ -61,7 +69,7 @@ class _Block:
 def written_on(
     size: tuple[int, int], look: Look, fonts: Fonts, source: TextSource, rng: np.random.Generator
 ) -> list[Written]:
-    """The lines of one page of `size` pixels, in reading order."""
+    """The lines of one page of `size` pixels, in reading order; raises NoText where the texts have none to draw."""
     lines: list[Written] = []
     text = _Flow(source, fonts, rng)
     for block in _blocks(size, look, rng):
@@ -69,6 +77,31 @@ def written_on(
             text.change_face()
         lines += _fill(block, text, look, _ink(look, rng), rng)
     return lines
+
+
+def written_within(
+    tokens: int,
+    cost: Callable[[str], int],
+    size: tuple[int, int],
+    look: Look,
+    fonts: Fonts,
+    source: TextSource,
+    rng: np.random.Generator,
+) -> list[Written]:
+    """As `written_on`, a page whose lines cost no more than `tokens`: its letters grow until the text fits.
+
+    Lines that even the largest letters leave too many of are left out from the end.
+    """
+    state = rng.bit_generator.state
+    written: list[Written] = []
+    for growth in GROWTHS:
+        rng.bit_generator.state = state
+        low, high = (min(side * growth, LARGEST) for side in look.text_scale)
+        written = written_on(size, replace(look, text_scale=(low, high)), fonts, source, rng)
+        spent = list(accumulate(cost(line.text) for line in written))
+        if not spent or spent[-1] <= tokens:
+            return written
+    return written[: bisect_right(spent, tokens)]
 
 
 def _ink(look: Look, rng: np.random.Generator) -> Colour:
@@ -146,18 +179,30 @@ class _Flow:
         self._text = self.face.covered(self._text)
 
     def _go_on(self) -> None:
-        more = self._source.passage(self._rng, 400, self._language)
-        language = "zh" if is_chinese(more) and self._fonts["zh"] else "en"
+        more = self._source.passage(self._rng, 400, self._language, self._drawn)
+        self._text = f"{self._text} {more}".strip()
+
+    def _drawn(self, text: str) -> str:
+        """What can be drawn of a passage; its language and letters choose the face from here on."""
+        language = "zh" if is_chinese(text) and self._fonts["zh"] else "en"
         if language != self._language:
             self._language = language
             self.change_face()
-        self._text = f"{self._text} {self.face.covered(more)}".strip()
+        drawn = self.face.covered(text)
+        if len(drawn) < len(text) / 2:
+            better = next((face for face in self._fonts[language] if face.covers(text)), self.face)
+            if better != self.face:
+                self.face, self._text = better, better.covered(self._text)
+                return text
+        return drawn
 
     def take(self, font: ImageFont.FreeTypeFont, available: float) -> str:
         """The longest beginning that fits `available` pixels and ends with a word; "" where not one word fits."""
         if len(self._text) < 250:
             self._go_on()
         text = self._text
+        if not text:
+            return ""
         size = min(len(text), max(1, round(available / (self._advance * font.size))))
         longest = font.getlength(text[:size])
         self._advance = longest / (

@@ -49,7 +49,7 @@
     const style = getComputedStyle(parent);
     if (!parent.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
     if (/^rgba.*, 0\)$/.test(style.color) || parseFloat(style.fontSize) < 5) continue;
-    if (style.writingMode !== "horizontal-tb") continue;
+    if (style.writingMode !== "horizontal-tb" || style.webkitTextSecurity !== "none") continue;
     const block = blockOf(parent);
     let end = 0;
     for (const found of data.matchAll(pieces)) {

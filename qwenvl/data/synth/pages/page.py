@@ -8,7 +8,7 @@ backgrounds it is made from. Coordinates are pixels from the top left; pixel k c
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from qwenvl.data.records import OcrPage, Skipped
 from qwenvl.data.synth.pages.effects import blurred, frayed, grainy, lit, moved
 from qwenvl.data.synth.pages.fonts import Fonts
 from qwenvl.data.synth.pages.geometry import Field, Warp, homography_of, project, rectangle
-from qwenvl.data.synth.pages.layout import Written, written_on
+from qwenvl.data.synth.pages.layout import Written, written_on, written_within
 from qwenvl.data.synth.pages.look import Look
 from qwenvl.data.synth.pages.scenery import Backgrounds, paper
-from qwenvl.data.synth.pages.text import TextSource
+from qwenvl.data.synth.pages.text import NoText, TextSource
 
 Point = tuple[float, float]
 Corners = tuple[Point, Point, Point, Point]
@@ -47,6 +47,8 @@ class Page:
     """"synthdog", "pdf" or "html"."""
     quality: int = 90
     """JPEG quality to save it with."""
+    unseen: int = 0
+    """Lines of the source that nobody sees, and that are none here."""
     file: bytes | None = None
     """The picture as the JPEG file it came as, if it did."""
 
@@ -85,15 +87,19 @@ class PageMaker:
         fonts: Fonts | None = None,
         texts: TextSource | None = None,
         backgrounds: Backgrounds | None = None,
+        tokens: int | None = None,
+        cost: Callable[[str], int] = len,
     ) -> None:
         """By default SynthDoG's look, the fonts of this machine, made-up texts and surfaces.
 
-        Made-up texts are half Chinese where a Chinese font is found, else English.
+        Made-up texts are half Chinese where a Chinese font is found, else English. With `tokens`, the lines of a page
+        cost no more than that in all; `cost` is what one line costs.
         """
         self.look = look or Look()
         self.fonts = fonts or Fonts.find()
-        self.texts = texts or TextSource(chinese=0.5 if self.fonts["zh"] else 0.0)
+        self.texts = (texts or TextSource()).in_languages(self.fonts.languages)
         self.backgrounds = backgrounds or Backgrounds()
+        self._tokens, self._cost = tokens, cost
 
     def page(self, seed: int, index: int) -> Page:
         """Page number `index` of the endless stream `seed`; the same two numbers, the same page."""
@@ -106,7 +112,11 @@ class PageMaker:
         size = _image_size(look, rng)
         fills = rng.random() < look.fullscreen
         flat_size = size if fills else _page_size(size, look, rng)
-        written = written_on(flat_size, look, self.fonts, self.texts, rng)
+        made_from = (flat_size, look, self.fonts, self.texts, rng)
+        if self._tokens is None:
+            written = written_on(*made_from)
+        else:
+            written = written_within(self._tokens, self._cost, *made_from)
         flat = _printed(flat_size, written, look, rng)
         warp = _warp(flat_size, size, look, rng)
         canvas = self.backgrounds(rng, size, rng.uniform(*look.background_blur))
@@ -130,11 +140,13 @@ def file_key(number: int, path: Path) -> str:
 def numbered_pages(
     maker: PageMaker, seed: int, numbers: Iterable[int]
 ) -> Iterator[tuple[str, Page | Skipped]]:
-    """Pages of a stream with their keys; a damaged background costs its page, with the reason."""
+    """Pages of a stream with their keys; a damaged background and a text without fonts cost their page each."""
     for number in numbers:
         key = f"{seed:04d}-{number:09d}"
         try:
             page = maker.page(seed, number)
+        except NoText as error:
+            yield key, Skipped(key=key, kind="page without text", detail=str(error), source="synthdog")
         except ValueError as error:
             yield key, Skipped(key=key, kind="damaged background", detail=str(error), source="synthdog")
         else:

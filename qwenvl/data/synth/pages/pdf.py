@@ -1,29 +1,54 @@
 """Pages of PDF files with their lines (paper A.4, PDF), by PDFium: BSD-licensed, where the paper used PyMuPDF (AGPL).
 
 A line is what PDFium calls a text rectangle: a run of characters on one line in one style. Runs that touch on the same
-line are joined. A page whose text runs at an angle that is no quarter turn is dropped: its boxes would be wrong. A PDF
-is a program in disguise; whoever processes files of strangers should run this in processes that may die.
+line are joined. A page whose text runs at an angle that is no quarter turn is dropped: its boxes would be wrong. What
+nobody sees is no line: the page is drawn a second time without its text, and a line in whose box nothing has changed is
+left out, but for the hidden text that a scanner lays over its image (render mode 3), where the image has ink there.
+
+A PDF is a program in disguise: `pdf_files` reads those of strangers in a process that may die.
 """
 
 import ctypes
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from qwenvl.data.records import Skipped
-from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
+from qwenvl.data.synth.pages.ink import seen_lines
+from qwenvl.data.synth.pages.page import Corners, Line, Page
 from qwenvl.data.synth.pages.rules import Limits, first_reason, pdf_rules
 
 Rectangle = tuple[float, float, float, float]
 
-Run = tuple[str, int, Rectangle]
-"""Text with a space where one stood at its ends; quarter turns clockwise of its direction; left, bottom, right, top in
-points from the lower left."""
+
+class Run(NamedTuple):
+    """A piece of a line, in one style."""
+
+    text: str
+    """With a space where one stood at its ends."""
+    turns: int
+    """Quarter turns clockwise of its direction."""
+    box: Rectangle
+    """Left, bottom, right, top in points from the lower left."""
+    hidden: bool = False
+    """Drawn without ink (render mode 3), as a scanner hides what it has read."""
+    before: str | None = None
+    """What PDFium puts between the run before and this one; None where it cannot be told."""
+
+
+HOPELESS = 50
+"""Broken pages in turn after which the rest of a file is not tried: it may say that it has two thousand million."""
+
+DEEPEST = 16
+"""Forms within forms that are looked into."""
+
+CELL = 4.0
+"""Points: two texts that begin farther apart than this are never one text drawn twice."""
 
 FINE = 64
 """PDFium gives whole device pixels; asked for a device this many times larger it gives fractions."""
@@ -46,11 +71,14 @@ def pdf_pages(
     longest: int = 1600,
     limits: Limits | None = None,
     name: str | None = None,
+    first: int = 0,
+    opened: Callable[[int], object] = int,
 ) -> Iterator[tuple[str, Page | Skipped]]:
     """Every page of a file with its key, in order, at `dpi` pixels per inch, at most `longest` along its longer side.
 
-    A page that cannot be read, or that a rule drops, is a `Skipped` with the reason; a file with a password and a
-    broken file are one `Skipped` each.
+    Begins with page number `first`; `opened` hears how many pages there are. A page that cannot be read, or that a rule
+    drops, is a `Skipped` with the reason; a file with a password and a broken file are one `Skipped` each. After
+    `HOPELESS` broken pages in turn the rest of a file is not tried.
     """
     library = pypdfium2()
     rules = pdf_rules(limits or Limits())
@@ -62,21 +90,26 @@ def pdf_pages(
         yield name, Skipped(key=name, kind=kind, detail=str(error), source="pdf")
         return
     with document:
-        for number in range(len(document)):
-            key = f"{name}-{number:05d}"
+        opened(len(document))
+        broken = 0
+        for number in range(first, len(document)):
+            key = page_key(name, number)
             try:
                 page = _page(document, number, dpi, longest)
             except (library.PdfiumError, ValueError, MemoryError) as error:
+                broken += 1
                 yield key, Skipped(key=key, kind="broken PDF page", detail=str(error), source="pdf")
+                if broken == HOPELESS:
+                    return
                 continue
+            broken = 0
             reason = "text at an angle" if page is None else first_reason(page, rules)
             yield key, Skipped(key=key, kind=reason, source="pdf") if page is None or reason else page  # type: ignore[arg-type]
 
 
-def pdf_files(paths: Iterable[Path], **options: Any) -> Iterator[tuple[str, Page | Skipped]]:
-    """The pages of every file, in order; options as for `pdf_pages`."""
-    for number, path in enumerate(paths):
-        yield from pdf_pages(path, name=file_key(number, path), **options)
+def page_key(name: str, number: int) -> str:
+    """The key of a page of a file."""
+    return f"{name}-{number:05d}"
 
 
 def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
@@ -87,23 +120,92 @@ def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
         if not (width > 0 and height > 0 and math.isfinite(width * height)):
             raise ValueError(f"a page of {width} x {height} points")
         scale = min(dpi / 72, longest / max(width, height))
+        pieces = list(_pieces_of_text(page))
+        image = _drawn(page, scale)
+        _without_doubles(page, pieces)
         runs = _runs(page)
         if runs is None:
             return None
-        bitmap = page.render(scale=scale, rev_byteorder=True)
-        levels = bitmap.to_numpy()
-        image = Image.fromarray(
-            np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)
-        ).convert("RGB")
-        lines = _lines(_joined(runs), _to_image(page, image.size), image.size)
-        return Page(image=image, lines=tuple(lines), source="pdf")
+        for piece in pieces:
+            _raw().FPDFPageObj_SetIsActive(piece, False)
+        lines = list(_lines(_joined(runs), _to_image(page, image.size), image.size))
+        seen = seen_lines([line for line, _ in lines], image, _drawn(page, scale), [h for _, h in lines])
+        return Page(image=image, lines=seen, source="pdf", unseen=len(lines) - len(seen))
     finally:
         page.close()
 
 
+def _drawn(page: Any, scale: float) -> Image.Image:
+    levels = page.render(scale=scale, rev_byteorder=True).to_numpy()
+    return Image.fromarray(np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)).convert(
+        "RGB"
+    )
+
+
+def _raw() -> Any:
+    return import_module("pypdfium2.raw")
+
+
+def _pieces_of_text(holder: Any, within: int = 0) -> Iterator[Any]:
+    """The text objects of a page, those in its forms too."""
+    raw = _raw()
+    count, get = raw.FPDFPage_CountObjects, raw.FPDFPage_GetObject
+    if within:
+        count, get = raw.FPDFFormObj_CountObjects, raw.FPDFFormObj_GetObject
+    for k in range(count(holder)):
+        piece = get(holder, k)
+        kind = raw.FPDFPageObj_GetType(piece)
+        if kind == raw.FPDF_PAGEOBJ_TEXT:
+            yield piece
+        elif kind == raw.FPDF_PAGEOBJ_FORM and within < DEEPEST:
+            yield from _pieces_of_text(piece, within + 1)
+
+
+def _without_doubles(page: Any, pieces: list[Any]) -> None:
+    """Switch off the second of two equal texts a hair's breadth apart: letters drawn twice, to look bold."""
+    raw = _raw()
+    sides = [ctypes.c_float() for _ in range(4)]
+    cells: dict[tuple[int, int], list[tuple[Any, Rectangle]]] = {}
+    doubles: list[tuple[Any, Any]] = []
+    for piece in pieces:
+        if not raw.FPDFPageObj_GetBounds(piece, *sides):
+            continue
+        left, bottom, right, top = (side.value for side in sides)
+        if not math.isfinite(left + bottom + right + top):
+            continue
+        reach = 0.25 * (top - bottom)
+        x, y = int(left // CELL), int(bottom // CELL)
+        near = (each for i in (-1, 0, 1) for j in (-1, 0, 1) for each in cells.get((x + i, y + j), ()))
+        for other, (a, b, c, d) in near:
+            if max(abs(left - a), abs(bottom - b), abs(right - c), abs(top - d)) < min(reach, CELL):
+                doubles.append((other, piece))
+                break
+        else:
+            cells.setdefault((x, y), []).append((piece, (left, bottom, right, top)))
+    if not doubles:
+        return
+    text_page = page.get_textpage()
+    try:
+        said = [(_said(other, text_page), _said(piece, text_page)) for other, piece in doubles]
+    finally:
+        text_page.close()
+    for (_, piece), (first, second) in zip(doubles, said, strict=True):
+        if second in (first, ""):  # PDFium leaves some of them out by itself, and is led astray by the others
+            raw.FPDFPageObj_SetIsActive(piece, False)
+
+
+def _said(piece: Any, text_page: Any) -> str:
+    """The text of a text object."""
+    raw = _raw()
+    size = raw.FPDFTextObj_GetText(piece, text_page, None, 0)
+    letters = (ctypes.c_ushort * (size // 2 + 1))()
+    raw.FPDFTextObj_GetText(piece, text_page, letters, size)
+    return bytes(letters).decode("utf-16-le", "replace").rstrip("\0")
+
+
 def _runs(page: Any) -> list[Run] | None:
     """The text rectangles of a page; None where one of them is at an angle."""
-    raw = import_module("pypdfium2.raw")
+    raw = _raw()
     text_page = page.get_textpage()
     try:
         runs: list[Run] = []
@@ -117,7 +219,9 @@ def _runs(page: Any) -> list[Run] | None:
             bare = said.strip()
             found = everything.find(bare, place)
             index = found + len(bare) // 2
+            before = None
             if found >= 0:
+                before = everything[place:found] if runs else ""
                 place = found + len(bare)
             else:  # the text of the box is not the text of the run: look what stands in its middle
                 middle, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -129,11 +233,19 @@ def _runs(page: Any) -> list[Run] | None:
                 return None
             if found >= 0 and len(bare) < len(said):
                 box = _without_spaces(text_page, box, found, found + len(bare) - 1)
-            left, right = said[:1].isspace(), said[-1:].isspace()
-            runs.append((" " * left + text + " " * right, round(turns) % 4, box))
+            text = " " * said[:1].isspace() + text + " " * said[-1:].isspace()
+            hidden = index >= 0 and _is_hidden(text_page, index)
+            runs.append(Run(text, round(turns) % 4, box, hidden, before))
         return runs
     finally:
         text_page.close()
+
+
+def _is_hidden(text_page: Any, index: int) -> bool:
+    """Whether a letter is drawn in the mode that leaves no ink."""
+    raw = _raw()
+    piece = raw.FPDFText_GetTextObject(text_page, index)
+    return bool(piece) and raw.FPDFTextObj_GetTextRenderMode(piece) == raw.FPDF_TEXTRENDERMODE_INVISIBLE
 
 
 def _without_spaces(text_page: Any, box: Rectangle, first: int, last: int) -> Rectangle:
@@ -155,25 +267,35 @@ def _clean(text: str) -> str:
 def _joined(runs: list[Run]) -> list[Run]:
     """Neighbouring runs of one upright line made one: they overlap in height and less than half an em lies between."""
     joined: list[Run] = []
-    for text, turns, box in runs:
-        if joined and turns == 0 == joined[-1][1]:
-            before, _, last = joined[-1]
-            overlap = min(box[3], last[3]) - max(box[1], last[1])
-            low, high = sorted((box[3] - box[1], last[3] - last[1]))
-            gap = box[0] - last[2]
-            if overlap > 0.5 * low and -0.3 * high < gap < 0.5 * high and box[2] > last[2]:
-                han = ord(before.rstrip()[-1]) > 0x2E7F or ord(text.lstrip()[0]) > 0x2E7F
-                space = " " if gap > 0.12 * high and not han else ""
-                whole = (last[0], min(last[1], box[1]), box[2], max(last[3], box[3]))
-                joined[-1] = (before + space + text, 0, whole)
+    for run in runs:
+        last, box = joined[-1] if joined else None, run.box
+        if last and run.turns == 0 == last.turns and run.hidden == last.hidden:
+            overlap = min(box[3], last.box[3]) - max(box[1], last.box[1])
+            low, high = sorted((box[3] - box[1], last.box[3] - last.box[1]))
+            gap = box[0] - last.box[2]
+            half_an_em = (
+                0.7 if run.before == " " else 0.5
+            ) * high  # the box of letters without their bearings
+            if overlap > 0.5 * low and -0.3 * high < gap < half_an_em and box[2] > last.box[2]:
+                whole = (last.box[0], min(last.box[1], box[1]), box[2], max(last.box[3], box[3]))
+                text = last.text + _between(last, run, gap, high) + run.text
+                joined[-1] = Run(text, 0, whole, run.hidden, last.before)
                 continue
-        joined.append((text, turns, box))
+        joined.append(run)
     return joined
+
+
+def _between(last: Run, run: Run, gap: float, height: float) -> str:
+    """A space, or nothing: as PDFium has it where it has them on one line, else by the gap."""
+    if run.before is not None and not {"\r", "\n"} & set(run.before):
+        return " " if run.before else ""
+    han = ord(last.text.rstrip()[-1]) > 0x2E7F or ord(run.text.lstrip()[0]) > 0x2E7F
+    return " " if gap > 0.12 * height and not han else ""
 
 
 def _to_image(page: Any, size: tuple[int, int]) -> np.ndarray:
     """The affine map (2, 3) from points of the page to pixels: crop box and rotation are PDFium's affair."""
-    raw = import_module("pypdfium2.raw")
+    raw = _raw()
     x, y = ctypes.c_int(), ctypes.c_int()
     corners = []
     for point in ((0.0, 0.0), (1000.0, 0.0), (0.0, 1000.0)):
@@ -182,20 +304,20 @@ def _to_image(page: Any, size: tuple[int, int]) -> np.ndarray:
     return np.stack([(corners[1] - corners[0]) / 1000, (corners[2] - corners[0]) / 1000, corners[0]], axis=1)
 
 
-def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterator[Line]:
-    """Lines that lie in the picture, corners from the top left of the text as it is read."""
+def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[Line, bool]]:
+    """Lines that lie in the picture, corners from the top left of the text as it is read; and whether it is hidden."""
     if not runs:
         return
-    boxes = np.array([box for _, _, box in runs])
+    boxes = np.array([run.box for run in runs])
     left, bottom, right, top = boxes.T
     corners = np.stack(
         [np.stack(p, -1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1
     )
     placed = corners @ affine[:, :2].T + affine[:, 2]  # (runs, 4, 2)
-    for (text, turns, _), quad in zip(runs, placed, strict=True):
+    for run, quad in zip(runs, placed, strict=True):
         inside = np.clip(quad, 0, size)
         if np.ptp(inside, axis=0).min() < 0.5 * np.ptp(quad, axis=0).min():
             continue  # half of it or more is cut off
-        a, b, c, d = np.roll(inside, -turns, axis=0).tolist()
+        a, b, c, d = np.roll(inside, -run.turns, axis=0).tolist()
         corners_: Corners = ((a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1]))
-        yield Line(" ".join(text.split()), corners_)
+        yield Line(" ".join(run.text.split()), corners_), run.hidden

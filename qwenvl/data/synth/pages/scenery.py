@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qwenvl.data.synth.pages.text import files_in
 from qwenvl.images import open_image
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""Of files that may be backgrounds."""
 
 TILE = 1024
 """Pixels along a side of the tiles."""
@@ -27,8 +31,7 @@ class Backgrounds:
         """Raises ValueError where the folder has no pictures."""
         self._paths: Sequence[Path] = ()
         if folder is not None:
-            suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-            self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+            self._paths = files_in(folder, SUFFIXES) if folder.is_dir() else ()
             if not self._paths:
                 raise ValueError(
                     f"{folder} has no pictures for backgrounds; give a folder of .jpg or .png files."

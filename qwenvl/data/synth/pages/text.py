@@ -5,10 +5,15 @@ codes and addresses; for Chinese, half of the text is characters drawn evenly fr
 ones are seen as often as common ones.
 """
 
-from collections.abc import Sequence
+import codecs
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+
+PATIENCE = 50
+"""Passages in turn that may be of no use before a page is given up."""
 
 HAN = range(0x4E00, 0xA000)
 """CJK Unified Ideographs: what makes a text Chinese here."""
@@ -59,8 +64,15 @@ def is_chinese(text: str) -> bool:
     return sum(ord(character) in HAN for character in text) > len(text) / 10
 
 
+class NoText(ValueError):
+    """No passage of a folder of texts can be drawn; costs the page that asked for it."""
+
+
 class TextSource:
-    """Passages of a folder's .txt files, or made up; which one is a function of the generator handed in."""
+    """Passages of a folder's .txt files, or made up; which one is a function of the generator handed in.
+
+    `faults` says of a file of the folder why it, or some of it, is not used: {path: reason}.
+    """
 
     def __init__(self, folder: Path | None = None, *, chinese: float = 0.5) -> None:
         """`chinese` is the share of made-up passages in Chinese; a folder's files are in whatever they are in.
@@ -70,25 +82,50 @@ class TextSource:
         if not 0 <= chinese <= 1:
             raise ValueError(f"the share of Chinese passages is {chinese}; expected 0 to 1.")
         self._chinese = chinese
+        self.faults: dict[Path, str] = {}
         self._files: Sequence[tuple[Path, int]] = ()
         if folder is not None:
-            found = sorted(folder.rglob("*.txt")) if folder.is_dir() else []
+            found = sorted(files_in(folder, {".txt"})) if folder.is_dir() else []
             self._files = [(path, size) for path in found if (size := path.stat().st_size)]
             if not self._files:
                 raise ValueError(f"{folder} has no .txt file with text; give a folder of UTF-8 .txt files.")
 
-    def passage(self, rng: np.random.Generator, length: int, language: str | None = None) -> str:
-        """About `length` characters on one line, single spaces between words.
+    def in_languages(self, languages: Collection[str]) -> "TextSource":
+        """The same source on a machine whose fonts serve these languages: made-up text is in English without "zh"."""
+        return self if "zh" in languages or self._files else TextSource(chinese=0.0)
+
+    def passage(
+        self,
+        rng: np.random.Generator,
+        length: int,
+        language: str | None = None,
+        drawn: Callable[[str], str] = str,
+    ) -> str:
+        """About `length` characters on one line, single spaces between words; never empty.
 
         `language` ("en", "zh") is what a made-up passage is in; a folder's passages are in whatever they are in.
+        `drawn` takes out of a text what the caller cannot draw. A passage of which it leaves nothing is passed over,
+        noted in `faults`, and another is drawn from the folder; raises NoText where many in turn are of no use.
         """
-        if self._files:
-            return self._excerpt(rng, length)
-        chinese = rng.random() < self._chinese if language is None else language == "zh"
-        return _chinese(rng, length) if chinese else _english(rng, length)
+        if not self._files:
+            chinese = rng.random() < self._chinese if language is None else language == "zh"
+            return drawn(_chinese(rng, length) if chinese else _english(rng, length))
+        for _ in range(PATIENCE):
+            path, text = self._excerpt(rng, length)
+            left = drawn(text)
+            if len(left) < len(text):
+                self._note(path, text, left)
+            if left:
+                return left
+        raise NoText(f"{PATIENCE} passages in turn are of no use; the last: {path}: {self.faults[path]}")
 
-    def _excerpt(self, rng: np.random.Generator, length: int) -> str:
-        """From a random place on; files count by their size, bytes that are no UTF-8 are left out."""
+    def _note(self, path: Path, text: str, left: str) -> None:
+        lost = max(set(text) - set(left), default=text[0])
+        name = unicodedata.name(lost, "a character without a name")
+        self.faults.setdefault(path, f"no font here draws {lost!a} ({name}): words with such are left out")
+
+    def _excerpt(self, rng: np.random.Generator, length: int) -> tuple[Path, str]:
+        """A file, and its text from a random place on; files count by their size."""
         sizes = np.cumsum([size for _, size in self._files])
         at = int(rng.integers(sizes[-1]))
         path, size = self._files[int(np.searchsorted(sizes, at, side="right"))]
@@ -97,10 +134,46 @@ class TextSource:
             start = max(0, size - 3 * length)  # near the end: the tail of the file
         with path.open("rb") as file:
             file.seek(start)
-            text = file.read(3 * length).decode("utf-8", "ignore")
+            data = file.read(3 * length)
+        try:
+            text = _decoded(data, begins=start == 0, ends=start + len(data) >= size)
+        except UnicodeDecodeError as error:
+            byte, place = data[error.start], start + error.start
+            self.faults.setdefault(
+                path, f"it is no UTF-8 (byte 0x{byte:02x} at {place}), so it is not used; save it as UTF-8"
+            )
+            return path, ""
         if start and not is_chinese(text):
             text = text.partition(" ")[2] or text  # not from the middle of a word
-        return " ".join(text.split())
+        if not (text := _one_line(text)):
+            self.faults.setdefault(path, "it holds nothing but white space at some places")
+        return path, text
+
+
+def _decoded(data: bytes, *, begins: bool, ends: bool) -> str:
+    """UTF-8 that may be cut at its ends in the middle of a character; raises UnicodeDecodeError for anything else."""
+    if not begins:
+        cut = next((k for k, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
+        data = bytes(cut) + data[cut:]  # as long as it was: places in an error are right
+    return codecs.getincrementaldecoder("utf-8")().decode(data, final=ends).lstrip("\0")
+
+
+def _one_line(text: str) -> str:
+    """Composed characters, single spaces; what has no ink of its own (marks of order and joining, controls) is gone."""
+    composed = unicodedata.normalize("NFC", text)
+    if not composed.isprintable():
+        kinds = {c: unicodedata.category(c) for c in set(composed)}
+        composed = "".join(" " if kinds[c] == "Cc" else "" if kinds[c] == "Cf" else c for c in composed)
+    return " ".join(composed.split())
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files below a folder with one of these suffixes (lower case), in order; hidden ones (`._a.jpg`) are none."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
 
 
 # === English ===
