@@ -95,8 +95,8 @@ def test_bad_use_is_one_sentence(
     words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["data", "synth", *words.split(), "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert message in message.splitlines()[-1] and message.splitlines()[-1].startswith("qwenvl: error: ")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last and last.startswith("qwenvl: error: ")
 
 
 def test_a_damaged_background_costs_its_page_and_is_counted(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ SAMPLES = {
 }
 """A font serves a language when it draws all of these."""
 
+CJK = frozenset({*range(0x2E80, 0x10000), *range(0x20000, 0x33480)})
+"""Characters of scripts without spaces between words: one of them can be left out alone."""
+
 MISSING = "\U0010ffff"
 """No font has this character: it is drawn as the sign for a missing one."""
 
@@ -53,7 +56,7 @@ class Face:
         for word in text.split(" "):
             if not missing.intersection(word):
                 kept.append(word)
-            elif any(ord(c) > 0x2E7F for c in word):
+            elif any(ord(c) in CJK for c in word):
                 kept.append("".join(c for c in word if c not in missing))
         return " ".join(filter(None, kept))
 
