@@ -21,7 +21,7 @@ from PIL import Image as pillow
 
 from qwenvl import markup
 from qwenvl.checkpoint import folder
-from qwenvl.config import from_dict, read_json
+from qwenvl.config import from_dict
 from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
@@ -29,6 +29,7 @@ from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import Source, draw_boxes, preprocess
 from qwenvl.markup import SYSTEM, Box, Image, Quad, Ref, Segment, Text, Turn
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 

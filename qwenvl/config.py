@@ -5,11 +5,9 @@ round-trips through JSON (`to_dict`, `from_dict`) and refuses keys it does not k
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 POSITION_GRID = 16
@@ -168,18 +166,6 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config
             f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}."
         )
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ValueError with one sentence when it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; is {path.parent} a model folder?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); write it again or copy it from its source."
-        ) from None
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:

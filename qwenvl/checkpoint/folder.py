@@ -24,8 +24,9 @@ from qwenvl.checkpoint import names
 from qwenvl.checkpoint.gptq import dequantised
 from qwenvl.checkpoint.official import from_official, is_official, to_official
 from qwenvl.checkpoint.weights import Stored, stored_tensors
-from qwenvl.config import ModelConfig, read_json
+from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 
 MODEL_TYPE = "qwenvl"

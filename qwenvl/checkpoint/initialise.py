@@ -11,10 +11,11 @@ from torch import nn
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.folder import renamed, resolve
 from qwenvl.checkpoint.weights import Stored, stored_tensors
-from qwenvl.config import POSITION_GRID, read_json
+from qwenvl.config import POSITION_GRID
 from qwenvl.model.adapter import Adapter, sine_cosine_2d
 from qwenvl.model.llm import LLM, Attention, rotary_tables
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import read_json
 
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weight files of an OpenCLIP folder."""

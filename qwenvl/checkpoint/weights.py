@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwenvl.checkpoint import names
-from qwenvl.config import ModelConfig, read_json
+from qwenvl.config import ModelConfig
+from qwenvl.parsing import read_json
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 """Weight files, the first that is there, whole or with an index of shards."""

@@ -39,7 +39,8 @@ def data_calibrate(
     from qwenvl.data.clean.engine import Settings, measured_samples
     from qwenvl.data.clean.pairs import find_shards
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.shards import atomic, dump
+    from qwenvl.data.shards import dump
+    from qwenvl.files import atomic
 
     row, limits = chosen(preset, None, change)
     share = row.remaining / 100 if target is None else target

@@ -126,7 +126,8 @@ def _write(
 
     from qwenvl.data.conversations import sample_of
     from qwenvl.data.records import Dialogue, Skipped, to_json
-    from qwenvl.data.shards import atomic, dump
+    from qwenvl.data.shards import dump
+    from qwenvl.files import atomic
 
     quiet = not sys.stderr.isatty()
     shown = track(found, "dialogues", console=Console(stderr=True), disable=quiet, transient=True)

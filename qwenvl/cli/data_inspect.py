@@ -37,7 +37,7 @@ def data_inspect(
     """
     from qwenvl.data import sample_viewer
     from qwenvl.data.clean import gallery
-    from qwenvl.data.shards import atomic
+    from qwenvl.files import atomic
     from qwenvl.tokenizer import Tokenizer
 
     if src.is_dir():

@@ -28,7 +28,8 @@ from qwenvl.data.records import (
     Skipped,
     images,
 )
-from qwenvl.data.shards import atomic, dump
+from qwenvl.data.shards import dump
+from qwenvl.files import atomic
 from qwenvl.markup import Image, Ref, Segment, Text, Turn, spell
 
 # === Joining annotations ===

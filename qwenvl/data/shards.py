@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
+from qwenvl.files import atomic
+
 BLOCK = 512
 
 SKIMMED = 65_536
@@ -33,27 +35,6 @@ class Writable(Protocol):
     """An open binary file."""
 
     def write(self, data: bytes, /) -> int: ...
-
-
-@contextmanager
-def atomic(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete; after an exception or a kill it does not.
-
-    The unfinished file is `.NAME.tmp` beside it, overwritten by the next attempt.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("wb") as file:
-        try:
-            yield file
-        except BaseException:
-            file.close()
-            unfinished.unlink(missing_ok=True)
-            raise
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 # === Tars ===

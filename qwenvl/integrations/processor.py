@@ -16,7 +16,6 @@ from transformers import AddedToken, BatchFeature, PreTrainedTokenizer, Processo
 from transformers.image_utils import load_image
 
 from qwenvl.checkpoint.folder import read_config, resolve
-from qwenvl.config import read_json
 from qwenvl.images import preprocess
 from qwenvl.markup import (
     SYSTEM,
@@ -33,6 +32,7 @@ from qwenvl.markup import (
     segments_of,
     spell,
 )
+from qwenvl.parsing import read_json
 from qwenvl.tokenizer import SPECIALS, VOCABULARY_FILE, Tokenizer
 
 TAGS = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})

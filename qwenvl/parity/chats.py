@@ -12,12 +12,12 @@ from typing import Any
 
 from qwenvl import markup
 from qwenvl.chat import Assistant, Options, PromptFormat
-from qwenvl.config import read_json
 from qwenvl.generate import engine
 from qwenvl.parity import official
 from qwenvl.parity.answers import check_answer, check_margins, step_logits
 from qwenvl.parity.certificate import Result
 from qwenvl.parity.fixture import UNREADABLE, Case, Fixture
+from qwenvl.parsing import read_json
 
 LAST_TOKEN = "the last token of an answer without a stop symbol is dropped (official.md 8.7); ours keeps it"
 CUT_BY_CHARACTERS = (

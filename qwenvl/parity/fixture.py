@@ -17,9 +17,9 @@ from torch import Tensor
 
 from qwenvl import images
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.config import read_json
 from qwenvl.parity import official
 from qwenvl.parity.certificate import Result, Status
+from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import SPECIALS, Tokenizer
 

@@ -21,11 +21,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qwenvl import images
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.official import from_official, to_official
-from qwenvl.config import read_json
 from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
 from qwenvl.parity import answers, chats
 from qwenvl.parity.certificate import Result
 from qwenvl.parity.fixture import UNREADABLE, Case, Fixture, read_cases
+from qwenvl.parsing import read_json
 
 
 def certify(path: Path) -> Iterator[Result]:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwenvl.config import read_json
 from qwenvl.data.packing import Rows
-from qwenvl.data.shards import atomic, dump
+from qwenvl.data.shards import dump
 from qwenvl.data.stream.batches import Batches, Prefetcher
 from qwenvl.data.stream.index import find_shards
 from qwenvl.data.stream.sources import Document, Stream
 from qwenvl.data.toy.streams import SOURCES, Vocabulary
 from qwenvl.data.toy.worlds import Dice
+from qwenvl.files import atomic
+from qwenvl.parsing import read_json
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.stages import StageConfig

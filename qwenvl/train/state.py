@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from qwenvl.config import read_json
+from qwenvl.parsing import read_json
 from qwenvl.train import distributed
 
 Optimizers = Sequence[torch.optim.Optimizer]

@@ -27,7 +27,8 @@ from qwenvl.data.clean.pairs import Fetch, Sample, Source, read_samples
 from qwenvl.data.clean.pipeline import CLIP_RULE, Funnel, Step, Verdict, judge, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import TarWriter, atomic, dump, write_tar
+from qwenvl.data.shards import TarWriter, dump, write_tar
+from qwenvl.files import atomic
 
 Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[int | float]]
 """CLIP scores of pairs that carry a picture, one float each."""

@@ -15,7 +15,8 @@ from qwenvl.data.clean.executors import Executor, Map
 from qwenvl.data.clean.pairs import find_shards
 from qwenvl.data.clean.pipeline import Funnel, rule_names
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.shards import atomic, dump
+from qwenvl.data.shards import dump
+from qwenvl.files import atomic
 
 RULES_VERSION = 1
 """Goes up when a rule changes its mind about any pair: results of another version are not resumed."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.records import Caption, Pair, Record, Skipped, from_json, kind_of, to_json
-from qwenvl.data.shards import atomic, dump
+from qwenvl.data.shards import dump
+from qwenvl.files import atomic
 from qwenvl.markup import Image
 
 

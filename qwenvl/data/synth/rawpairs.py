@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image as pillow
 
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.shards import TarWriter, atomic, dump, read_lines, write_json_lines, write_parquet, write_tar
+from qwenvl.data.shards import TarWriter, dump, read_lines, write_json_lines, write_parquet, write_tar
+from qwenvl.files import atomic
 
 KEPT = "kept"
 

@@ -1,0 +1,232 @@
+"""JSON, lines of JSON and TOML from outside: one reader each, with limits, and one sentence for what is wrong.
+
+Text is UTF-8, with or without a byte order mark. Lines end at a line feed and nowhere else: the separators U+2028,
+U+2029 and U+0085 may stand inside a string. What nests deeper than `MAX_DEPTH`, numbers that no machine type holds
+and halves of surrogate pairs are refused here, because each ends some later step otherwise.
+"""
+
+import gzip
+import json
+import re
+import tomllib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from qwenvl.files import open_regular, read_limited
+
+MAX_DEPTH = 100
+"""Objects and lists inside each other: annotations need about ten."""
+
+MAX_LINE = 64 << 20
+"""Bytes of one line of JSON, its picture in base64 included."""
+
+MAX_FILE = 8 << 30
+"""Bytes of a JSON file: the annotations of the largest data sets are a few gigabytes."""
+
+MAX_TOML = 1 << 20
+"""Bytes of a TOML file."""
+
+_LARGE_NUMBER = re.compile(r"[0-9]{19}|[0-9][eE]\+?[0-9]{3}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damaged:
+    """A line that could not be read."""
+
+    reason: str
+    """One sentence that names the file and the line."""
+
+
+def parse_json(text: str | bytes, where: str, *, limit: int = MAX_LINE, allow_nan: bool = False) -> Any:
+    """The value of a JSON text that `where` names in messages; raises ValueError for all that is wrong with it.
+
+    `limit` is in bytes (characters of a string). With `allow_nan` NaN and infinities, which Python writes though
+    JSON has none, are read.
+    """
+    if len(text) > limit:
+        raise ValueError(f"{where} is larger than {limit:,} bytes, the most that is read of it.")
+    words = _utf8(text, where) if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    try:
+        value = json.loads(words, **_number_checks(words, allow_nan))
+    except RecursionError:
+        raise ValueError(_too_deep(where)) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}); correct it or write it again.") from None
+    except _RefusedNumberError as error:
+        raise ValueError(f"{where} holds {error}; write a number that fits 64 bits, or a string.") from None
+    _require_shallow(value, words, where)
+    if _SURROGATE.search(words):
+        _require_whole_characters(value, where)
+    return value
+
+
+def read_json(path: Path, *, limit: int = MAX_FILE) -> Any:
+    """The value of a JSON file; raises ValueError with one sentence when it is missing, broken or beyond a limit."""
+    try:
+        data = read_limited(path, limit)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; is {path.parent} the right folder?") from None
+    return parse_json(data, str(path), limit=limit)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file; raises ValueError when it is broken or beyond a limit, OSError when it is missing."""
+    words = _utf8(read_limited(path, MAX_TOML), str(path))
+    if any(line.partition("=")[0].count(".") > MAX_DEPTH for line in words.splitlines()):
+        raise ValueError(_too_deep(str(path)))  # a key with n dots costs n * n
+    try:
+        value = tomllib.loads(words)
+    except RecursionError:
+        raise ValueError(_too_deep(str(path))) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    _require_shallow(value, words, str(path))
+    return value
+
+
+# === Lines ===
+
+
+def read_lines(
+    source: Path | IO[bytes], where: str | None = None, *, limit: int = MAX_LINE
+) -> Iterator[tuple[int, bytes | Damaged]]:
+    """Lines of a file or an open binary stream (.gz too) with their numbers, from 1; empty ones are passed over.
+
+    Line ends and a byte order mark are removed. A line above `limit` bytes is damaged, and the next is read; where
+    a .gz breaks off, the line is damaged and the last.
+    """
+    if isinstance(source, Path):
+        with open_regular(source) as file:
+            yield from read_lines(file, where or str(source), limit=limit)
+        return
+    where = where or str(getattr(source, "name", "the stream"))
+    start = source.read(2)
+    stream: Any = _Rejoined(start, source)
+    if start == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=stream)
+    number = 0
+    try:
+        while line := stream.readline(limit + 2):
+            number += 1
+            if len(line) - line.endswith(b"\n") > limit:
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(1 << 20)
+                yield number, Damaged(reason=f"{where}, line {number} is longer than {limit:,} bytes.")
+                continue
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line := line.rstrip(b"\r\n"):
+                yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        if start != b"\x1f\x8b":
+            raise
+        reason = f"{where}, line {number + 1}: damaged archive ({error}); get a fresh copy of the file."
+        yield number + 1, Damaged(reason=reason)
+
+
+def json_lines(
+    source: Path | IO[bytes], where: str | None = None, *, limit: int = MAX_LINE, allow_nan: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Values of JSON lines with the numbers of their lines, from 1; `Damaged` in place of one that cannot be read."""
+    name = where or str(source if isinstance(source, Path) else getattr(source, "name", "the stream"))
+    for number, line in read_lines(source, name, limit=limit):
+        if isinstance(line, Damaged):
+            yield number, line
+            continue
+        try:
+            value = parse_json(line, f"{name}, line {number}", limit=limit, allow_nan=allow_nan)
+        except ValueError as error:
+            value = Damaged(reason=str(error))
+        yield number, value
+
+
+class _Rejoined:
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
+        self._start, self._rest = start, rest
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._start:
+            return self._rest.read(size)
+        start, self._start = self._start, b""
+        if 0 <= size < len(start):
+            start, self._start = start[:size], start[size:]
+            return start
+        return start + self._rest.read(size if size < 0 else size - len(start))
+
+    def readline(self, size: int = -1, /) -> bytes:
+        start, self._start = self._start, b""
+        if b"\n" in start:
+            start, _, self._start = start.partition(b"\n")
+            return start + b"\n"
+        return start + self._rest.readline(size if size < 0 else size - len(start))
+
+
+# === What is refused ===
+
+
+class _RefusedNumberError(ValueError):
+    """A number that JSON can write and machines cannot hold."""
+
+
+def _number_checks(words: str, allow_nan: bool) -> dict[str, Any]:
+    checks: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_constant}
+    if _LARGE_NUMBER.search(words):
+        checks["parse_int"] = _small_int
+        if not allow_nan:
+            checks["parse_float"] = _finite_float
+    return checks
+
+
+def _refuse_constant(name: str) -> float:
+    raise _RefusedNumberError(f"the number {name}, which JSON does not know")
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > 21 or not -(2**63) <= int(digits) < 2**64:
+        raise _RefusedNumberError(f"a whole number of {len(digits.lstrip('-'))} digits")
+    return int(digits)
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise _RefusedNumberError(f"the number {digits[:40]}, which is infinite as a float")
+    return value
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte {data[error.start]:#04x}"
+        raise ValueError(f"{where} is not UTF-8 ({found} at {error.start}); save it as UTF-8.") from None
+
+
+def _too_deep(where: str) -> str:
+    return f"{where} nests more than {MAX_DEPTH} objects and lists in each other, the most that is read."
+
+
+def _require_shallow(value: Any, words: str, where: str) -> None:
+    if words.count("[") + words.count("{") + words.count(".") < MAX_DEPTH:
+        return
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for group in inner for each in group if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise ValueError(_too_deep(where))
+
+
+def _require_whole_characters(value: Any, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{where} holds half of a surrogate pair, which is no character; remove it."
+        ) from None
