@@ -28,9 +28,11 @@ from qwenvl.data.clean.engine import Settings
 from qwenvl.data.clean.pipeline import judge, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.run import clean
+from qwenvl.data.parquet import write_parquet
 from qwenvl.data.records import Pair
-from qwenvl.data.shards import dump, write_parquet, write_tar
+from qwenvl.data.shards import dump
 from qwenvl.data.synth.rawpairs import DEFECTS, Planted, caption, image
+from qwenvl.data.tars import write_tar
 
 THRESHOLDS = Thresholds(languages=("en", "zh"), clip_score=0.3)
 TEXT_DEFECTS = (

@@ -29,12 +29,12 @@ from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.data.formats import Example
 from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import PACKINGS
-from qwenvl.data.shards import write_tar
 from qwenvl.data.stream.batches import Batches
 from qwenvl.data.stream.images import square
 from qwenvl.data.stream.order import Draw, permuted
 from qwenvl.data.stream.sources import Document
 from qwenvl.data.toy.streams import vocabulary_texts
+from qwenvl.data.tars import write_tar
 from qwenvl.model.vlm import QwenVL
 from qwenvl.presets import tiny
 from qwenvl.tokenizer import Tokenizer

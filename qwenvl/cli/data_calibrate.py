@@ -37,9 +37,8 @@ def data_calibrate(
 
     from qwenvl.data.clean import calibrate
     from qwenvl.data.clean.engine import Settings, measured_samples
-    from qwenvl.data.clean.pairs import find_shards
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.shards import dump
+    from qwenvl.data.shards import dump, find_shards
     from qwenvl.files import atomic
 
     row, limits = chosen(preset, None, change)
@@ -50,7 +49,7 @@ def data_calibrate(
 
         scorer = load_scorer(clip)
     settings = Settings(thresholds=limits)
-    shards = (measured_samples(path, settings) for path in find_shards(src))
+    shards = (measured_samples(path, settings) for path in find_shards(src, deep=True))
     sample = calibrate.observe(islice(chain.from_iterable(shards), limit), limits, scorer)
     found = calibrate.choices(sample, share)
     best = calibrate.nearest(found, limits)

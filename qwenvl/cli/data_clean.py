@@ -20,19 +20,22 @@ def data_clean(
     benchmarks: Path | None = None,
     decode: bool = False,
     aside: Literal["failed", "all"] = "failed",
+    root: Path | None = None,
     json: bool = False,
 ) -> int:
     """Clean WebDataset tars, parquet files or JSON lines into tars, shard by shard.
 
     What is dropped is counted by rule and listed in DST/aside with its reason, what cannot be read is kept there.
     Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without a picture
-    is judged by the columns it has. The result does not depend on the executor or the number of workers.
+    is judged by the columns it has. The result does not depend on the executor or the number of workers. Exit
+    status 2 when nothing was kept.
 
       qwenvl data clean laion/ clean/ --preset laion-en --executor process
       qwenvl data clean raw/ clean/ --change clip_score=0.27 near_pictures=3
 
     Args:
-        src: A folder of shards (.tar, .parquet, .jsonl) or one shard.
+        src: A folder of shards (.tar, .parquet, .jsonl), one shard or a pattern; what img2dataset leaves beside a
+            tar belongs to it.
         dst: An empty folder, or that of the run to be resumed.
         preset: A row of Table 2: laion-en, laion-coco, datacomp, coyo, cc12m, cc3m, sbu, coco-caption, laion-zh or
             in-house-zh.
@@ -45,6 +48,7 @@ def data_clean(
         benchmarks: Folder of texts and pictures that must not be trained on.
         decode: Decode every picture instead of those in doubt.
         aside: Whose bytes are kept aside: of samples that failed, or of all that are dropped (for `data inspect`).
+        root: Folder below which the pictures lie that lines and rows name; without it that of their shard.
         json: Print the statistics as JSON.
     """
     from rich.console import Console
@@ -53,7 +57,7 @@ def data_clean(
     from qwenvl.data.clean.contamination import Benchmarks
     from qwenvl.data.clean.engine import Settings
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.clean.run import clean, table, to_json
+    from qwenvl.data.clean.run import advice_on, clean, most_lost, table, to_json
     from qwenvl.data.shards import dump
 
     row, limits = chosen(preset, thresholds, change)
@@ -69,6 +73,7 @@ def data_clean(
         aside=aside,
         benchmarks=None if benchmarks is None else Benchmarks.read(benchmarks),
         scorer=scorer,
+        root=root,
     )
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("shards", total=None)
@@ -79,12 +84,16 @@ def data_clean(
         outcome = clean(src, dst, settings, executor=executor, workers=workers, progress=progress)
     if json:
         print(dump(to_json(outcome)).decode())
-        return 0
-    print(table(outcome))
-    total = outcome.total
-    if outcome.resumed:
-        print(f"{outcome.resumed} of {outcome.shards} shards were done before")
-    print(f"the paper keeps {row.remaining}% of {row.dataset}; here {total.kept / max(1, total.read):.0%}")
-    if total.dropped["clip score"] and not total.kept and clip is None:
-        print("no pair has a CLIP score: give --clip MODEL, or --change clip_score=null to do without")
+    else:
+        print(table(outcome))
+        total = outcome.total
+        if outcome.resumed:
+            print(f"{outcome.resumed} of {outcome.shards} shards were done before")
+        print(
+            f"the paper keeps {row.remaining}% of {row.dataset}; here {total.kept / max(1, total.read):.0%}"
+        )
+    if advice := advice_on(outcome):
+        print(advice, file=sys.stderr)
+    if not outcome.total.kept:
+        raise ValueError(f"nothing was kept of {outcome.total.read:,} samples{most_lost(outcome)}.")
     return 0

@@ -1,215 +1,120 @@
-"""Shards on disk: WebDataset tars, JSON lines and parquet; read as streams, written whole or not at all.
+"""Shards on disk: which files are some, by one table for cleaning and training, and lines of JSON written whole or not.
 
-A tar holds `key.jpg` and `key.json` side by side, the convention of img2dataset, OpenCLIP and Energon. The reader is
-our own because a damaged tar must give all that is still in it, and the writer because the same samples must give
-the same bytes on every machine: no times, no owners.
+tar       `tars`: key.jpg and key.json side by side         .tar .tar.gz .tgz
+parquet   `parquet`: a row for each sample                  .parquet
+lines     a JSON object a line                              .jsonl .ndjson .jsonl.gz .ndjson.gz
+list      the official fine-tuning JSON; by its name only   .json
 """
 
-import gzip
 import json
-import os
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
+from qwenvl import parsing
 from qwenvl.files import atomic
 
-BLOCK = 512
+LARGEST = 1 << 26
+"""Bytes at most of a file in a tar, a cell of parquet, a line: 64 MiB. What is larger is counted and not read."""
 
-SKIMMED = 65_536
-"""Bytes up to which a file of a tar is read when the tar is skimmed: records and texts, and small pictures."""
+Kind: TypeAlias = Literal["tar", "parquet", "lines", "list"]
 
+SUFFIXES: Mapping[str, Kind] = MappingProxyType(
+    {
+        ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar",
+        ".parquet": "parquet",
+        ".jsonl": "lines", ".ndjson": "lines", ".jsonl.gz": "lines", ".ndjson.gz": "lines",
+        ".json": "list",
+    }
+)  # fmt: skip
+"""End of a file's name -> how the file is read."""
 
-@runtime_checkable
-class Readable(Protocol):
-    """An open binary file, or what unpacks one."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-@runtime_checkable
-class Writable(Protocol):
-    """An open binary file."""
-
-    def write(self, data: bytes, /) -> int: ...
+# === Which files are shards ===
 
 
-# === Tars ===
+def suffix_of(path: Path) -> str | None:
+    """The end of the name that makes the file a shard, None where it is none."""
+    name = path.name.lower()
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default=None)
 
 
-class Member(NamedTuple):
-    """One file of a tar; `damage` says why `data` is not all of it."""
+def kind_of(path: Path) -> Kind:
+    """How the shard is read. Raises ValueError for a file that is none."""
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise ValueError(f"{path} is no shard; expected a file that ends in {', '.join(SUFFIXES)}.")
+    return SUFFIXES[suffix]
 
-    name: str
-    data: bytes
-    damage: str | None = None
+
+def is_packed(path: Path) -> bool:
+    """Whether a shard is gzipped, by its first bytes: to be unpacked before a sample in its middle can be read."""
+    with path.open("rb") as file:
+        return kind_of(path) in ("tar", "lines") and file.read(2) == b"\x1f\x8b"
 
 
-def read_tar(path: Path) -> Iterator[Member]:
-    """The files of a tar (or tar.gz) in order; a damaged one gives what is whole, and then members with `damage`.
+def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
+    """One shard, those in a folder (`deep`: and in the folders below it), or what a pattern with * finds.
 
-    Holds one member in memory. Folders and links are passed over.
+    Sorted by path, so that the order of samples is the same on every machine. Fine-tuning JSON counts by its name
+    alone, what stands beside a shard and belongs to it does not (`without_sidecars`), nor does what `qwenvl data clean`
+    put aside. Raises ValueError where there is none.
     """
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file: Readable = gzip.GzipFile(fileobj=raw) if zipped else raw
-        try:
-            yield from _members(file)
-        except (OSError, EOFError) as error:  # gzip: checksum, cut stream
-            yield Member("", b"", f"damaged archive ({error})")
+    path = Path(source)
+    if path.is_file():
+        kind_of(path)
+        return [path]
+    if path.is_dir():
+        found = [each for each in (path.rglob("*") if deep else path.iterdir()) if suffix_of(each) != ".json"]
+    elif not any(letter in str(path) for letter in "*?["):
+        raise ValueError(f"there is no {path}; give a shard, a folder of shards or a pattern of their names.")
+    else:
+        found = _matching(path)
+    shards = [each for each in found if suffix_of(each) and each.is_file() and not _is_put_aside(each, path)]
+    if not shards:
+        raise ValueError(f"no shard in {path}; expected files that end in {', '.join(SUFFIXES)}.")
+    return without_sidecars(sorted(shards))
 
 
-def name_and_suffix(name: str) -> tuple[str, str]:
-    """`a/001.pixels.json` -> `a/001` and `pixels.json`: files of a tar that share the first are one sample."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, suffix.lower()
+def _matching(pattern: Path) -> list[Path]:
+    parts = pattern.parts
+    fixed = next(k for k, part in enumerate(parts) if any(letter in part for letter in "*?["))
+    return list(Path(*parts[:fixed]).glob("/".join(parts[fixed:])))
 
 
-def skim_tar(path: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[Member, int, int]]:
-    """Files of a tar that lie between two bytes of it, each with its own first byte and the byte behind it.
+def _is_put_aside(path: Path, source: Path) -> bool:
+    """Whether a file is hidden, or one of those that cleaning keeps beside its output."""
+    below = path.relative_to(source).parts if path.is_relative_to(source) else (path.name,)
+    return any(part.startswith(".") for part in below) or any(
+        folder.name in ("aside", "survey", "done") and (folder.parent / "cleaning.json").exists()
+        for folder in path.parents
+        if folder != source and folder.is_relative_to(source)
+    )
 
-    Pictures are not read: the data of a file above `SKIMMED` bytes is as many zeros. Raises OSError.
+
+def without_sidecars(shards: Iterable[Path]) -> list[Path]:
+    """The shards but those that belong to another of the same name, as img2dataset writes them.
+
+    Beside `00000.tar` stand `00000.parquet` (its columns once more, and those of failed downloads) and
+    `00000_stats.json`; beside `a.tar.gz` may stand `a.tar`, unpacked.
     """
-    with path.open("rb") as raw:
-        file = _Skimmed(raw, first, last)
-        start, damaged = first, False
-        for member in _members(file):
-            if damaged:  # what could not be read before this file is no part of it
-                start = file.position - BLOCK - len(member.data) - -len(member.data) % BLOCK
-            yield member, start, file.position
-            start, damaged = file.position, member.damage is not None
+    shards = list(shards)
+    names = {(each.parent, each.name) for each in shards}
+
+    def belongs(shard: Path) -> bool:
+        suffix = suffix_of(shard) or ""
+        stem = shard.name[: len(shard.name) - len(suffix)]
+        owners = {".json": (*_TARS, ".parquet"), ".parquet": _TARS, ".tgz": (".tar",)}.get(suffix, ())
+        if suffix.endswith(".gz"):
+            owners = (suffix.removesuffix(".gz"),)
+        stems = {stem, stem.removesuffix("_stats")} if suffix == ".json" else {stem}
+        return any((shard.parent, each + owner) in names for each in stems for owner in owners)
+
+    return [shard for shard in shards if not belongs(shard)]
 
 
-class _Skimmed:
-    """An open file between two bytes of it, of which long stretches are passed over and given as zeros."""
-
-    def __init__(self, file: IO[bytes], first: int, last: int | None) -> None:
-        self._file, self.position = file, first
-        self._last = os.fstat(file.fileno()).st_size if last is None else last
-        file.seek(first)
-
-    def read(self, size: int = -1, /) -> bytes:
-        size = min(size, self._last - self.position)
-        if size <= SKIMMED:
-            data = self._file.read(size)
-        else:
-            data = bytes(size)
-            self._file.seek(size, os.SEEK_CUR)
-        self.position += len(data)
-        return data
-
-
-def _members(file: Readable) -> Iterator[Member]:
-    long_name: str | None = None
-    while header := file.read(BLOCK):
-        if not header.strip(b"\0") and len(header) == BLOCK:
-            if not file.read(BLOCK).strip(b"\0"):
-                return  # two blocks of zeros: the end
-            header = b"damaged"
-        if not _valid(header):
-            yield Member("", header, "cut tar" if len(header) < BLOCK else "damaged tar header")
-            header = _next_valid(file)
-            if not header:
-                return
-        size = _size(header)
-        data = file.read(size)
-        whole = len(data) == size and len(file.read(-size % BLOCK)) == -size % BLOCK
-        kind = header[156:157]
-        if kind == b"L":
-            long_name = data.rstrip(b"\0").decode("utf-8", "replace")
-        elif kind == b"x":
-            long_name = _pax_path(data) or long_name
-        elif kind in b"0\0" or not whole:
-            name, long_name = long_name or _name(header), None
-            if len(data) < size:
-                yield Member(name, data, "cut tar")
-                return
-            yield Member(name, data)
-        else:
-            long_name = None
-    yield Member("", b"", "cut tar")  # it ended without the two blocks of zeros
-
-
-def _valid(header: bytes) -> bool:
-    if len(header) < BLOCK:
-        return False
-    try:
-        said = int(header[148:156].rstrip(b" \0") or b"0", 8)
-        _size(header)
-    except ValueError:
-        return False
-    return said == sum(header) - sum(header[148:156]) + 8 * 32
-
-
-def _next_valid(file: Readable) -> bytes:
-    while header := file.read(BLOCK):
-        if header.strip(b"\0") and _valid(header):
-            return header
-    return b""
-
-
-def _size(header: bytes) -> int:
-    field = header[124:136]
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
-    return int(field.rstrip(b" \0") or b"0", 8)
-
-
-def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
-
-
-def _pax_path(data: bytes) -> str | None:
-    for line in data.split(b"\n"):
-        key, found, value = line.partition(b" ")[2].partition(b"=")
-        if found and key == b"path":
-            return value.decode("utf-8", "replace")
-    return None
-
-
-class TarWriter:
-    """Appends files to a tar on an open binary file; equal calls give equal bytes."""
-
-    def __init__(self, file: Writable) -> None:
-        self._file = file
-
-    def add(self, name: str, data: bytes) -> None:
-        """One file; names may be any Unicode."""
-        raw = name.encode()
-        if len(raw) <= 100 and len(data) < 8**11:
-            fields = (
-                raw.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % len(data),
-                b"00000000000\0", b"        ", b"0", bytes(100), b"ustar\x0000", bytes(64), bytes(183),
-            )  # fmt: skip
-            header = b"".join(fields)
-            header = b"%s%06o\0 %s" % (header[:148], sum(header), header[156:])
-        else:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            header = info.tobuf(tarfile.PAX_FORMAT)
-        self._file.write(header)
-        self._file.write(data)
-        self._file.write(bytes(-len(data) % BLOCK))
-
-    def close(self) -> None:
-        """The two blocks of zeros that end a tar; the file itself stays open."""
-        self._file.write(bytes(2 * BLOCK))
-
-
-@contextmanager
-def write_tar(path: Path) -> Iterator[TarWriter]:
-    """A tar that appears only when it is complete."""
-    with atomic(path) as file:
-        writer = TarWriter(file)
-        yield writer
-        writer.close()
+_TARS = (".tar", ".tar.gz", ".tgz")
 
 
 # === JSON lines ===
@@ -234,41 +139,7 @@ def write_json_lines(path: Path) -> Iterator[Callable[[Any], None]]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of a file (.gz too), line ends removed, empty ones passed over."""
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
-        for number, line in enumerate(file):
-            if line := line.rstrip(b"\r\n"):
-                yield number, line
-
-
-# === Parquet ===
-
-
-def parquet() -> Any:
-    """The module `pyarrow.parquet`; raises ValueError where pyarrow is not installed."""
-    try:
-        return import_module("pyarrow.parquet")
-    except ImportError:
-        raise ValueError(
-            "parquet files need the package pyarrow, which is not installed; pip install 'qwenvl[data]'."
-        ) from None
-
-
-def read_parquet(path: Path, batch: int = 512) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, in order, a few hundred in memory; raises ValueError for a damaged file."""
-    library = parquet()
-    try:
-        with library.ParquetFile(path) as table:
-            for rows in table.iter_batches(batch):
-                yield from rows.to_pylist()
-    except (OSError, import_module("pyarrow").ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as parquet ({error}); get a fresh copy of it.") from None
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as a parquet file that appears only when it is complete."""
-    table = import_module("pyarrow").Table.from_pylist(rows) if parquet() else None
-    with atomic(path) as file:
-        parquet().write_table(table, file)
+    for number, line in parsing.read_lines(path):
+        if isinstance(line, parsing.Damaged):
+            raise ValueError(line.reason)
+        yield number, line

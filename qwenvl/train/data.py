@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qwenvl.data.packing import Rows
-from qwenvl.data.shards import dump
+from qwenvl.data.shards import dump, find_shards
 from qwenvl.data.stream.batches import Batches, Prefetcher
-from qwenvl.data.stream.index import find_shards
 from qwenvl.data.stream.sources import Document, Stream
 from qwenvl.data.toy.streams import SOURCES, Vocabulary
 from qwenvl.data.toy.worlds import Dice

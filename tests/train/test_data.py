@@ -10,7 +10,7 @@ import pytest
 
 from qwenvl.config import from_dict
 from qwenvl.data.packing import Rows
-from qwenvl.data.shards import write_tar
+from qwenvl.data.tars import write_tar
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.data import batches, documents, left_out

@@ -1,6 +1,5 @@
 """Benchmarks kept out of the training data (not in the paper; a reviewer asked): by n-grams of words and by look."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 
 from qwenvl.data.clean.characters import UNIT
 from qwenvl.data.clean.images import BadImage, difference_hash
-from qwenvl.data.clean.pairs import IMAGES
 from qwenvl.data.clean.rules import Rule
+from qwenvl.data.columns import IMAGES
 from qwenvl.data.records import Pair
-from qwenvl.data.shards import read_lines
+from qwenvl.parsing import Damaged, json_lines, read_json
 
 NGRAM = 8
 """Words (Chinese characters one by one) that two texts must share in a row; a shorter text must be equal as a whole."""
@@ -62,12 +61,14 @@ _SPACE = re.compile(r"\s+")
 def _texts(path: Path) -> Iterator[str]:
     match path.suffix.lower():
         case ".txt":
-            yield from path.read_text(encoding="utf-8").splitlines()
+            yield from path.read_text(encoding="utf-8-sig").split("\n")
         case ".json":
-            yield from _strings(json.loads(path.read_text(encoding="utf-8")))
+            yield from _strings(read_json(path))
         case ".jsonl":
-            for _, line in read_lines(path):
-                yield from _strings(json.loads(line))
+            for _, value in json_lines(path):
+                if isinstance(value, Damaged):
+                    raise ValueError(value.reason)
+                yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
     DST/00000.tar            what is kept: key.jpg + key.json
     DST/aside/00000.jsonl    one line per sample that is not: key, rule, reason, text
     DST/aside/00000.tar      the bytes of those that could not be read (and of all, if asked)
-    DST/done/00000.json      the funnel; written last, so its presence says that the shard is done
+    DST/done/00000.json      the funnel and the sizes of those files; written last: the shard is done
     DST/cleaning.json        thresholds and list of inputs: a second run must agree with it
     DST/statistics.json      the funnels of all shards, added up
 
@@ -12,6 +12,7 @@ neither the number of workers nor a kill and restart changes a byte.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,16 +20,18 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwenvl.data.clean import contamination, duplicates
 from qwenvl.data.clean.contamination import Benchmarks
 from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.clean.pairs import Fetch, Sample, Source, read_samples
-from qwenvl.data.clean.pipeline import CLIP_RULE, Funnel, Step, Verdict, judge, steps_of
+from qwenvl.data.clean.pipeline import CLIP_RULE, UNSCORED, Funnel, Step, Verdict, judge, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import TarWriter, dump, write_tar
-from qwenvl.files import atomic
+from qwenvl.data.shards import dump
+from qwenvl.data.tars import TarWriter, write_tar
+from qwenvl.files import atomic, safe_key
 
 Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[int | float]]
 """CLIP scores of pairs that carry a picture, one float each."""
@@ -38,6 +41,12 @@ ScorerFactory: TypeAlias = Callable[[], Scorer]
 
 BATCH = 64
 """Pairs that a scorer gets at once."""
+
+HELD = 1 << 27
+"""Bytes of pictures beyond which a batch ends: 128 MiB."""
+
+ASIDE = 1 << 24
+"""Bytes at most that are kept aside of a sample that could not be read."""
 
 Aside: TypeAlias = Literal["failed", "all"]
 
@@ -61,6 +70,8 @@ class Settings:
     """Gets a picture by its URL; without it no URL is followed."""
     scorer: ScorerFactory | None = None
     """For pairs without a CLIP score."""
+    root: Path | None = None
+    """Folder below which the image files lie that lines and rows name; None: that of their shard."""
 
     def steps(self) -> tuple[Step, ...]:
         """All rules in their order."""
@@ -82,28 +93,69 @@ class Job:
         """A file of this shard: `DST/FOLDER/00007.SUFFIX`."""
         return self.out / folder / f"{self.index:05d}.{suffix}"
 
+    @property
+    def outputs(self) -> tuple[Path, Path, Path]:
+        """What is kept, what is not, and its reasons."""
+        return self.at("", "tar"), self.at("aside", "tar"), self.at("aside", "jsonl")
+
+    def statistics(self) -> Mapping[str, Any] | None:
+        """What the shard counted when it was done; None where it is not, or where its files are not whole."""
+        try:
+            done = json.loads(self.at("done", "json").read_bytes())
+            return done if done["bytes"] == [path.stat().st_size for path in self.outputs] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def survey(self) -> NDArray[Any] | None:
+        """The signatures of the first pass, None where they are not there or not whole."""
+        try:
+            return np.load(self.at("survey", "npy"))
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def losers(self) -> list[tuple[int, str, str]] | None:
+        """Ordinal, rule and reason of those that lose to others; None where the first pass has not told."""
+        try:
+            return [
+                (k, rule, why) for k, rule, why in json.loads(self.at("survey", "losers.json").read_bytes())
+            ]
+        except (OSError, ValueError, TypeError):
+            return None
+
 
 Judged: TypeAlias = tuple[Sample, Verdict | None]
 
 
 def measured_samples(path: Path, settings: Settings) -> Iterator[Sample]:
     """Every sample of a shard, pairs with the size that their picture has."""
-    samples = read_samples(Source(path, settings.source, settings.fetch))
+    samples = read_samples(Source(path, settings.source, settings.fetch, settings.root))
     return (_measured(sample, settings.decode) for sample in samples)
 
 
 def judged_samples(path: Path, settings: Settings, scorer: Scorer | None) -> Iterator[Judged]:
     """Every sample of a shard with its verdict, None where it could not be read."""
     steps = settings.steps()
-    before = tuple(step for step in steps if step.name != CLIP_RULE)
+    before = tuple(step for step in steps if step.name not in (UNSCORED, CLIP_RULE))
     last = steps[len(before) :]
     measured = measured_samples(path, settings)
-    while batch := list(islice(measured, BATCH)):
+    while batch := _batch(measured):
         verdicts = [None if isinstance(sample, Skipped) else judge(sample, before) for sample in batch]
         if last:
             score(verdicts, scorer)
             verdicts = [v if v is None or v.dropped_by else _then(v, last) for v in verdicts]
         yield from zip(batch, verdicts, strict=True)
+
+
+def _batch(samples: Iterator[Sample]) -> list[Sample]:
+    """The next `BATCH` samples, fewer where they hold many bytes."""
+    found: list[Sample] = []
+    held = 0
+    for sample in islice(samples, BATCH):
+        found.append(sample)
+        held += len(sample.raw if isinstance(sample, Skipped) else sample.image or b"")
+        if held > HELD:
+            break
+    return found
 
 
 def _measured(sample: Sample, decode: bool) -> Sample:
@@ -147,7 +199,7 @@ def _then(verdict: Verdict, steps: Sequence[Step]) -> Verdict:
 def survey_shard(job: Job, settings: Settings, scorer: Scorer | None = None) -> Path:
     """First pass, where a rule looks at all pairs: signatures of what the other rules keep."""
     done = job.at("survey", "npy")
-    if done.exists():
+    if job.survey() is not None:
         return done
     thresholds = settings.thresholds
     found = [
@@ -162,65 +214,90 @@ def survey_shard(job: Job, settings: Settings, scorer: Scorer | None = None) -> 
 
 def clean_shard(job: Job, settings: Settings, scorer: Scorer | None = None) -> Mapping[str, Any]:
     """Second pass, or the only one: write what is kept and what is not; returns the statistics of the shard."""
-    done = job.at("done", "json")
-    if done.exists():
-        return json.loads(done.read_text(encoding="utf-8"))
-    lost = _lost(job)
-    funnels: dict[str, Funnel] = {}
-    job.at("aside", "tar").parent.mkdir(parents=True, exist_ok=True)
-    with (
-        write_tar(job.at("", "tar")) as kept,
-        write_tar(job.at("aside", "tar")) as aside,
-        atomic(job.at("aside", "jsonl")) as reasons,
-    ):
-        for ordinal, (sample, verdict) in enumerate(judged_samples(job.path, settings, scorer)):
-            funnel = funnels.setdefault(sample.source, Funnel())
-            if isinstance(sample, Skipped):
-                funnel.fail(sample.kind)
-                _put_aside(aside, reasons, ordinal, sample)
-                continue
-            assert verdict is not None
-            if verdict.dropped_by is None and ordinal in lost:
-                verdict = verdict._replace(dropped_by=lost[ordinal][0], reason=lost[ordinal][1])
-            funnel.count(verdict)
-            if verdict.dropped_by is None:
-                write_pair(kept, verdict.pair)
-            else:
-                _explain(aside if settings.aside == "all" else None, reasons, ordinal, sample, verdict)
+    before = job.statistics()
+    if before is not None:
+        return before
+    kept_at, aside_at, reasons_at = job.outputs
+    with write_tar(kept_at) as kept, write_tar(aside_at) as aside, atomic(reasons_at) as reasons:
+        funnels = _write(job, settings, scorer, kept, aside, reasons)
     statistics = {
         "shard": job.path.name,
         "sources": {name: funnels[name].to_json() for name in sorted(funnels)},
+        "bytes": [path.stat().st_size for path in job.outputs],
     }
-    with atomic(done) as file:
+    with atomic(job.at("done", "json")) as file:
         file.write(dump(statistics) + b"\n")
     return statistics
 
 
-def _lost(job: Job) -> dict[int, tuple[str, str]]:
-    path = job.at("survey", "losers.json")
-    if not path.exists():
-        return {}
-    return {ordinal: (rule, reason) for ordinal, rule, reason in json.loads(path.read_text(encoding="utf-8"))}
+def _write(
+    job: Job,
+    settings: Settings,
+    scorer: Scorer | None,
+    kept: TarWriter,
+    aside: TarWriter,
+    reasons: IO[bytes],
+) -> dict[str, Funnel]:
+    """Every sample of the shard to where it belongs; the funnel of each source."""
+    lost = {ordinal: (rule, reason) for ordinal, rule, reason in job.losers() or ()}
+    funnels: dict[str, Funnel] = {}
+    names: set[str] = set()
+    for ordinal, (sample, verdict) in enumerate(judged_samples(job.path, settings, scorer)):
+        funnel = funnels.setdefault(sample.source, Funnel())
+        if isinstance(sample, Skipped):
+            funnel.fail(sample.kind)
+            _put_aside(aside, reasons, ordinal, sample)
+            continue
+        assert verdict is not None
+        if verdict.dropped_by is None and ordinal in lost:
+            verdict = verdict._replace(dropped_by=lost[ordinal][0], reason=lost[ordinal][1])
+        funnel.count(verdict)
+        if verdict.dropped_by is None:
+            write_pair(kept, verdict.pair, names)
+        else:
+            _explain(aside if settings.aside == "all" else None, reasons, ordinal, sample, verdict)
+    return funnels
 
 
-def write_pair(tar: TarWriter, pair: Pair) -> None:
-    """`key.jpg` (the bytes as they were) and `key.json`."""
-    key = pair.key.replace(".", "_")  # a dot would cut the key in WebDataset
+def write_pair(tar: TarWriter, pair: Pair, names: set[str]) -> None:
+    """`key.jpg` (the bytes as they were) and `key.json`; `names` are those that the tar has already, and grow.
+
+    A key becomes a name that no folder, no dot and no other file of the tar is in the way of; the JSON keeps it as it
+    was.
+    """
+    name = _name_of(pair.key, names)
     columns = {
         "key": pair.key, "text": pair.text, "source": pair.source, "width": pair.width, "height": pair.height,
         "clip_score": pair.clip_score, "url": pair.url,
     }  # fmt: skip
     line = {name: value for name, value in columns.items() if value is not None}
-    for name, value in pair.extra.items():
-        if name not in line and _is_plain(value):
-            line[name] = value
+    for column, value in pair.extra.items():
+        if column not in line and value is not None and _is_plain(value):
+            line[column] = value
     if pair.image is not None:
-        tar.add(f"{key}.{_extension(pair.image)}", pair.image)
-    tar.add(f"{key}.json", dump(line))
+        tar.add(f"{name}.{_extension(pair.image)}", pair.image)
+    tar.add(f"{name}.json", dump(line))
+
+
+def _name_of(key: str, names: set[str]) -> str:
+    name = safe = safe_key(key).replace(".", "_")  # a dot would cut the key in WebDataset
+    again = 1
+    while name in names:
+        again += 1
+        name = f"{safe}-{again}"
+    names.add(name)
+    return name
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, str | bool | int | list | dict) or (isinstance(value, float) and value == value)
+    """Whether a value can be written as JSON: no bytes, no NaN, no number that few could read."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, int):
+        return value.bit_length() <= 64
+    return value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _extension(image: bytes) -> str:
@@ -238,7 +315,7 @@ def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped
     }  # fmt: skip
     reasons.write(dump(line) + b"\n")
     if sample.raw:
-        tar.add(f"{ordinal:08d}.bin", sample.raw)
+        tar.add(f"{ordinal:08d}.bin", sample.raw[:ASIDE])
 
 
 def _explain(tar: TarWriter | None, reasons: IO[bytes], ordinal: int, sample: Pair, verdict: Verdict) -> None:

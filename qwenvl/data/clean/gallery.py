@@ -12,7 +12,8 @@ from PIL import Image as pillow
 
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.records import Pair
-from qwenvl.data.shards import read_lines, read_tar
+from qwenvl.data.tars import read_tar
+from qwenvl.parsing import Damaged, json_lines
 
 THUMBNAIL = 160
 """Pixels of the long side of a picture on the page."""
@@ -48,8 +49,9 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
     dropped: dict[str, list[Exhibit]] = {}
     for path in sorted((out / "aside").glob("*.jsonl")):
         wanted: dict[int, dict[str, Any]] = {}
-        for _, line in read_lines(path):
-            entry = json.loads(line)
+        for _, entry in json_lines(path):
+            if isinstance(entry, Damaged):
+                raise ValueError(entry.reason)
             rule = entry["reason"] if entry["rule"] == "failed" else entry["rule"]
             chosen = dropped.setdefault(rule, [])
             already = sum(1 for other in wanted.values() if other["shown under"] == rule)

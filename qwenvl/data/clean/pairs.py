@@ -3,35 +3,41 @@
 No URL is ever followed here: a pair that has only a URL keeps it, unless the caller gives a `fetch` of his own.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from qwenvl.data import parquet
+from qwenvl.data.columns import (
+    DIALOGUE_COLUMNS,
+    IMAGE_COLUMNS,
+    KEY_COLUMNS,
+    SCORE_COLUMNS,
+    TEXT_COLUMNS,
+    TEXTS_COLUMNS,
+    URL_COLUMNS,
+    failed_download,
+    image_beside,
+    image_of,
+    parts_of,
+)
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import name_and_suffix, read_lines, read_parquet, read_tar
+from qwenvl.data.shards import LARGEST, kind_of
+from qwenvl.data.tars import Group, grouped, name_and_suffix, read_tar
+from qwenvl.files import inside, read_limited
+from qwenvl.parsing import MAX_FILE, Damaged, parse_json, read_lines
 
 Sample: TypeAlias = Pair | Skipped
 
 Fetch: TypeAlias = Callable[[str], bytes]
 """URL -> bytes of the picture; may raise OSError or ValueError."""
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
-TEXTS = frozenset({"txt", "text", "caption"})
+UNSORTED = "unsorted tar"
+"""Kind of failure of a sample whose files do not stand side by side."""
 
-SUFFIXES: Mapping[str, str] = {
-    ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".parquet": "parquet",
-    ".jsonl": "lines", ".ndjson": "lines", ".jsonl.gz": "lines",
-}  # fmt: skip
-
-_TEXT = ("text", "caption", "alt_text", "alt", "top_caption", "title")
-_TEXTS = ("captions", "texts")
-_SCORE = ("clip_score", "similarity", "clip_similarity", "clip_similarity_vitb32", "clip_b32_similarity_score",
-          "clip_l14_similarity_score", "clip_similarity_vitl14")  # fmt: skip
-_URL = ("url", "image_url", "img_url")
-_KEY = ("key", "id", "image_id", "uid", "sample_id", "hash")
-IMAGE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
+OUTSIDE = "picture outside"
+"""Kind of failure of a row that names a file outside the folder that is its own."""
 
 
 class Source(NamedTuple):
@@ -41,36 +47,38 @@ class Source(NamedTuple):
     name: str
     """Data set: the source of every pair whose sample names none."""
     fetch: Fetch | None = None
+    root: Path | None = None
+    """Folder below which the image files lie that lines and rows name; None: that of the shard."""
 
 
-def kind_of_shard(path: Path) -> str | None:
-    """ "tar", "parquet" or "lines" by the file's name; None for files that are no shards."""
-    return next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
+class Row(NamedTuple):
+    """A sample as it stands in its shard."""
 
-
-def find_shards(source: Path) -> list[Path]:
-    """The shards under a folder, sorted by path, or the one file; raises ValueError where there is none."""
-    if not source.exists():
-        raise ValueError(f"there is no {source}; give a folder of shards or one shard.")
-    found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    shards = [path for path in found if kind_of_shard(path) and not path.name.startswith(".")]
-    if not shards:
-        raise ValueError(f"no shard in {source}; expected files that end in {', '.join(SUFFIXES)}.")
-    return shards
+    key: str
+    columns: Mapping[str, Any]
+    """By their names in small letters; `text` where a tar holds a file of it."""
+    image: bytes | None
+    raw: bytes = b""
+    """The line it was read from."""
 
 
 def read_samples(source: Source) -> Iterator[Sample]:
-    """Every sample of a shard, in order; a shard that breaks off ends with a Skipped that says so."""
+    """Every sample of a shard, in order; a shard that breaks off ends with a Skipped that says so.
+
+    Raises ValueError for a file that is no shard, or one of parquet where pyarrow is not installed.
+    """
+    for row in read_rows(source):
+        if isinstance(row, Skipped):
+            yield row
+        else:
+            yield from pairs_of(row.key, row.columns, row.image, source)
+
+
+def read_rows(source: Source) -> Iterator[Row | Skipped]:
+    """The same before columns are taken for a pair: every sample with all its columns and its image."""
+    readers = {"tar": _from_tar, "parquet": _from_parquet, "lines": _from_lines, "list": _from_list}
     try:
-        match kind_of_shard(source.path):
-            case "tar":
-                yield from _from_tar(source)
-            case "parquet":
-                yield from _from_parquet(source)
-            case "lines":
-                yield from _from_lines(source)
-            case _:
-                raise ValueError(f"{source.path} is no shard; expected {', '.join(SUFFIXES)}.")
+        yield from readers[kind_of(source.path)](source)
     except OSError as error:
         yield Skipped(key=source.path.name, kind="unreadable shard", detail=str(error), source=source.name)
 
@@ -78,135 +86,169 @@ def read_samples(source: Source) -> Iterator[Sample]:
 # === Tars ===
 
 
-def _from_tar(source: Source) -> Iterator[Sample]:
-    key: str | None = None
-    files: dict[str, bytes] = {}
-    for member in read_tar(source.path):
-        own, extension = name_and_suffix(member.name)
-        if key is not None and own != key:
-            yield from _of_files(key, files, source)
-            key, files = None, {}
-        if member.damage is not None:
-            kind = member.damage.partition(" (")[0]
-            lost = Skipped(
-                key=own or source.path.name,
-                kind=kind,
-                detail=member.damage,
-                source=source.name,
-                raw=member.data,
+def _from_tar(source: Source) -> Iterator[Row | Skipped]:
+    seen: set[str] = set()
+    for group in grouped(read_tar(source.path)):
+        row = _of_group(group, source)
+        apart = group.key in seen and not (isinstance(row, Row) and row.image and row.columns)
+        if apart and group.damage is None:
+            hint = (
+                "its files do not stand side by side; pack them sorted: tar --sort=name -cf SHARD.tar FOLDER"
             )
-            if key is None:
-                yield lost
-            else:  # the other files of this sample are whole, but it is not
-                yield Skipped(
-                    key=key, kind=kind, detail=member.name, source=source.name, raw=b"".join(files.values())
-                )
-            key, files = None, {}
-            continue
-        key = own
-        files[extension] = member.data
-    if key is not None:
-        yield from _of_files(key, files, source)
+            row = Skipped(key=group.key, kind=UNSORTED, detail=hint, source=source.name)
+        seen.add(group.key)
+        yield row
 
 
-def _of_files(key: str, files: Mapping[str, bytes], source: Source) -> Iterator[Sample]:
-    image = next((data for extension, data in files.items() if extension in IMAGES), None)
-    columns: Any = {}
-    raw = image or b""
-    if "json" in files:
-        try:
-            columns = json.loads(files["json"])
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            kind = "broken UTF-8" if isinstance(error, UnicodeDecodeError) else "broken JSON"
-            yield Skipped(key=key, kind=kind, detail=str(error)[:200], source=source.name, raw=files["json"])
-            return
-        if not isinstance(columns, dict):
-            yield Skipped(key=key, kind="broken JSON", detail="not an object", source=source.name, raw=raw)
-            return
-    text = next((data for extension, data in files.items() if extension in TEXTS), None)
-    if text is not None:
-        try:
-            columns = {**columns, "text": text.decode("utf-8")}
-        except UnicodeDecodeError as error:
-            yield Skipped(key=key, kind="broken UTF-8", detail=str(error)[:200], source=source.name, raw=text)
-            return
-    if image is None and not _first(_lower(columns), _URL):
-        yield Skipped(key=key, kind="no picture", detail=", ".join(files), source=source.name)
-        return
-    yield from pairs_of(key, columns, image, source)
+def _of_group(group: Group, source: Source) -> Row | Skipped:
+    key, named = group.key, {name_and_suffix(each.name)[1]: each.data for each in group.members}
 
+    def lost(kind: str, detail: str, raw: bytes = b"") -> Skipped:
+        return Skipped(key=key or source.path.name, kind=kind, detail=detail, source=source.name, raw=raw)
 
-# === Parquet ===
-
-
-def _from_parquet(source: Source) -> Iterator[Sample]:
-    stem = source.path.name.partition(".")[0]
-    rows = read_parquet(source.path)
-    number = 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except ValueError as error:
-            if "pyarrow" in str(error) and "not installed" in str(error):
-                raise
-            yield Skipped(
-                key=source.path.name, kind="damaged parquet", detail=str(error)[:200], source=source.name
-            )
-            return
-        columns = _lower(row)
-        image, where = _image(columns, None)
-        key = str(_first(columns, _KEY) or f"{stem}-{number:08d}")
-        number += 1
-        if where is not None:
-            yield Skipped(key=key, kind="no picture", detail=where, source=source.name)
-        else:
-            yield from pairs_of(key, columns, image, source)
-
-
-def _image(columns: dict[str, Any], folder: Path | None) -> tuple[bytes | None, str | None]:
-    """Bytes of the picture and None, or why it is not there; takes its column away. No picture at all is no error."""
-    for name in IMAGE_COLUMNS:
-        value = columns.get(name)
-        if isinstance(value, dict) and ("bytes" in value or "path" in value):  # Hugging Face's image columns
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            del columns[name]
-            return value, None
-        if isinstance(value, str) and value and folder is not None and "://" not in value:
-            try:
-                return (folder / value).read_bytes(), None
-            except (OSError, ValueError) as error:
-                return None, f"{value}: {getattr(error, 'strerror', None) or error}"
-    return None, None
-
-
-# === JSON lines ===
-
-
-def _from_lines(source: Source) -> Iterator[Sample]:
-    stem = source.path.name.partition(".")[0]
-    for number, line in read_lines(source.path):
-        key = f"{stem}-{number:08d}"
-        try:
-            found = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield Skipped(key=key, kind="broken UTF-8", detail=str(error)[:200], source=source.name, raw=line)
-            continue
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield Skipped(key=key, kind="broken JSON", detail=str(error)[:200], source=source.name, raw=line)
-            continue
-        if not isinstance(found, dict):
-            yield Skipped(key=key, kind="broken JSON", detail="not an object", source=source.name, raw=line)
-            continue
+    if group.damage is not None:
+        name = next(each.name for each in group.members if each.damage is not None)
+        detail = ": ".join(filter(None, (name, group.damage)))
+        return lost(group.damage.partition(" (")[0], detail, b"".join(each.data for each in group.members))
+    parts = parts_of(named)
+    columns: dict[str, Any] = {}
+    if parts.columns is not None:
+        found = _object(key, named[parts.columns], source)
+        if isinstance(found, Skipped):
+            return found
         columns = _lower(found)
-        key = str(_first(columns, _KEY) or key)
-        image, missing = _image(columns, source.path.parent)
-        if missing is not None:
-            yield Skipped(key=key, kind="missing picture", detail=missing, source=source.name, raw=line)
+    if parts.text is not None:
+        try:
+            columns["text"] = named[parts.text].decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            return lost("broken UTF-8", str(error)[:200], named[parts.text])
+    if len(parts.images) > 1:
+        return lost("several pictures", f"{', '.join(named)} (a key ends at the first dot of a name)")
+    image = named[parts.images[0]] if parts.images else None
+    if image is None and not _first(columns, URL_COLUMNS):
+        return lost("no picture", ", ".join(named))
+    return Row(key, columns, image)
+
+
+def _object(key: str, raw: bytes, source: Source) -> dict[str, Any] | Skipped:
+    """The object that JSON spells, or why there is none."""
+    kind, detail = "broken JSON", "not an object"
+    try:
+        found = parse_json(raw.decode("utf-8-sig"), key, allow_nan=True)
+        if isinstance(found, dict):
+            return found
+    except UnicodeDecodeError as error:
+        kind, detail = "broken UTF-8", str(error)[:200]
+    except ValueError as error:
+        detail = str(error)[:200]
+    return Skipped(key=key, kind=kind, detail=detail, source=source.name, raw=raw)
+
+
+# === Parquet and lines ===
+
+
+def _from_parquet(source: Source) -> Iterator[Row | Skipped]:
+    parquet.library()  # where it is missing no shard can be read: that is no damage
+    stem = source.path.name.partition(".")[0]
+    try:
+        for number, row in enumerate(parquet.read_rows(source.path)):
+            key = f"{stem}-{number:08d}"
+            if isinstance(row, parquet.Damaged):
+                yield Skipped(key=source.path.name, kind=row.kind, detail=row.detail, source=source.name)
+            elif parquet.too_large(row):
+                detail = f"more than {LARGEST:,} bytes"
+                yield Skipped(key=key, kind="cell too large", detail=detail, source=source.name)
+            else:
+                yield _of_columns(key, _lower(row), source)
+    except ValueError as error:
+        detail = str(error)[:200]
+        yield Skipped(key=source.path.name, kind="damaged parquet", detail=detail, source=source.name)
+
+
+def _from_lines(source: Source) -> Iterator[Row | Skipped]:
+    stem = source.path.name.partition(".")[0]
+    for number, line in read_lines(source.path, limit=LARGEST):
+        key = f"{stem}-{number - 1:08d}"
+        if isinstance(line, Damaged):
+            kind = "damaged archive" if "damaged archive" in line.reason else "line too long"
+            yield Skipped(key=key, kind=kind, detail=line.reason, source=source.name)
+            continue
+        found = _object(key, line, source)
+        yield found if isinstance(found, Skipped) else _of_columns(key, _lower(found), source, line)
+
+
+def _from_list(source: Source) -> Iterator[Row | Skipped]:
+    """A file of one list, or of lines under the other name."""
+    stem = source.path.name.partition(".")[0]
+    try:
+        found = parse_json(
+            read_limited(source.path, MAX_FILE), str(source.path), limit=MAX_FILE, allow_nan=True
+        )
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        yield from _from_lines(source)
+        return
+    for number, each in enumerate(found):
+        key = f"{stem}-{number:08d}"
+        if isinstance(each, dict):
+            yield _of_columns(key, _lower(each), source)
         else:
-            yield from pairs_of(key, columns, image, source)
+            yield Skipped(key=key, kind="broken JSON", detail="not an object", source=source.name)
+
+
+def _of_columns(key: str, columns: dict[str, Any], source: Source, raw: bytes = b"") -> Row | Skipped:
+    """A row of columns with its image, which is bytes in it or a file that it names."""
+    own = _first(columns, KEY_COLUMNS)
+    key = _sound(str(own)) if isinstance(own, str | int) and own != "" else key
+    image = None
+    if failed_download(columns) is None:
+        image, kind, detail = _image(columns, source)
+        if kind is not None:
+            return Skipped(key=key, kind=kind, detail=detail, source=source.name, raw=raw)
+    return Row(key, columns, image, raw)
+
+
+def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str | None, str]:
+    """Bytes of the image, its column taken away; or kind and detail of why there is none."""
+    promised = []
+    for name in (*IMAGE_COLUMNS, "images"):
+        if name not in columns:
+            continue
+        value = columns[name]
+        if isinstance(value, list) and len(value) > 1:
+            return None, "several pictures", f"{name} holds {len(value)}"
+        found = image_of(value)
+        if isinstance(found, bytes):
+            del columns[name]
+            return found, None, ""
+        if isinstance(found, str) and "://" in found:
+            columns.setdefault("url", columns.pop(name))
+        elif isinstance(found, str):
+            return _file(found, source)
+        else:
+            promised.append(name)
+    if (beside := image_beside(columns, source.path)) is not None:
+        return _file(str(beside.relative_to(source.path.parent)), source._replace(root=None))
+    known = _first(columns, URL_COLUMNS) or (columns.get("width") and columns.get("height"))
+    if known and (source.fetch is not None or not promised):
+        return None, None, ""  # judged by its columns
+    return None, "no picture", f"nothing in {', '.join(promised)}" if promised else "no column of that kind"
+
+
+def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
+    """The bytes of the file that a row names."""
+    root = source.root or source.path.parent
+    if source.root is not None and name.startswith(f"{source.root.absolute()}/"):
+        name = name.removeprefix(f"{source.root.absolute()}/")
+    try:
+        path = inside(root, name, "picture")
+    except ValueError as error:
+        return None, OUTSIDE, str(error)
+    try:
+        return read_limited(path, LARGEST), None, ""
+    except (OSError, ValueError) as error:
+        return None, "missing picture", f"{name}: {getattr(error, 'strerror', None) or error}"
 
 
 # === Columns to pairs ===
@@ -215,11 +257,16 @@ def _from_lines(source: Source) -> Iterator[Sample]:
 def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: Source) -> Iterator[Sample]:
     """The pair of a row, or one pair per caption where it has several; columns are known by their usual names."""
     columns = _lower(columns)
-    name = str(columns.pop("source", None) or source.name)
-    texts = next((columns.pop(n) for n in _TEXTS if isinstance(columns.get(n), list)), None)
-    if texts is None:
-        texts = [_pop(columns, _TEXT)]
-    url = _pop(columns, _URL)
+    own_source = columns.pop("source", None)
+    name = _sound(own_source) if isinstance(own_source, str) and own_source else source.name
+    if image is None and (failure := failed_download(columns)) is not None:
+        yield Skipped(key=key, kind="failed download", detail=failure[:200], source=name)
+        return
+    if any(isinstance(each, dict) for name in DIALOGUE_COLUMNS for each in _listed(columns.get(name))):
+        detail = "`qwenvl data check` and training read dialogues"
+        yield Skipped(key=key, kind="a dialogue, no pair", detail=detail, source=name, raw=image or b"")
+        return
+    texts, url = _texts(columns), _pop(columns, URL_COLUMNS)
     if image is None and source.fetch is not None and url:
         try:
             image = source.fetch(str(url))
@@ -227,7 +274,7 @@ def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: 
             yield Skipped(key=key, kind="not fetched", detail=str(error)[:200], source=name)
             return
     try:
-        score = _number(_pop(columns, _SCORE))
+        score = _number(_pop(columns, SCORE_COLUMNS))
         width, height = _size(columns.pop("width", None)), _size(columns.pop("height", None))
     except ValueError as error:
         yield Skipped(key=key, kind=str(error), source=name, raw=image or b"")
@@ -243,8 +290,19 @@ def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: 
         else:
             yield Pair(
                 key=own, text=text, source=name, image=image, width=width, height=height, clip_score=score,
-                url=None if url is None else str(url), extra=columns,
+                url=_sound(url) if isinstance(url, str) else None, extra=columns,
             )  # fmt: skip
+
+
+def _texts(columns: dict[str, Any]) -> list[Any]:
+    """The captions of a row, taken away: those of a list under any of the names, or the one text."""
+    several = next((name for name in TEXTS_COLUMNS if isinstance(columns.get(name), list)), None)
+    found = columns.pop(several) if several is not None else _pop(columns, TEXT_COLUMNS)
+    return (found or [None]) if isinstance(found, list) else [found]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _lower(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +321,7 @@ def _pop(columns: dict[str, Any], names: tuple[str, ...]) -> Any:
 def _number(value: Any) -> float | None:
     try:
         number = None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("score is no number") from None
     if number is not None and not math.isfinite(number):
         raise ValueError("score is not finite")
@@ -277,14 +335,15 @@ def _size(value: Any) -> int | None:
         raise ValueError("size is no number") from None
     if size is not None and size < 1:
         raise ValueError("size is not positive")
+    if size is not None and size > 1 << 31:
+        raise ValueError("size is no number of pixels")
     return size
 
 
+def _sound(text: str) -> str:
+    """The text without half characters, which UTF-8 has no bytes for."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _has_surrogates(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    return _sound(text) != text

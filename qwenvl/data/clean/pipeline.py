@@ -17,6 +17,7 @@ from qwenvl.data.records import Pair, with_text
 FAILED = "failed"
 """Name under which unreadable samples are told in the funnel."""
 
+UNSCORED = "no clip score"
 CLIP_RULE = "clip score"
 
 GLOBAL_RULES = ("exact duplicates", "longest text", "duplicate text", "near texts", "near pictures")
@@ -70,6 +71,7 @@ def steps_of(thresholds: Thresholds, extra: Sequence[Step] = ()) -> tuple[Step, 
         steps.append(Step("watermark", rules.column_at_most("pwatermark", t.watermark)))
     steps += extra
     if t.clip_score is not None:
+        steps.append(Step(UNSCORED, rules.has_clip_score()))
         steps.append(Step(CLIP_RULE, rules.clip_score_between(t.clip_score, t.clip_score_at_most)))
     return tuple(steps)
 
@@ -159,7 +161,7 @@ def rule_names(thresholds: Thresholds, extra: Sequence[str] = ()) -> list[str]:
     t = thresholds
     switched = (t.exact_duplicates, t.longest_text, t.duplicate_text, t.near_texts, t.near_images)
     local = [step.name for step in steps_of(t) if step.rule is not None]
-    position = local.index(CLIP_RULE) if CLIP_RULE in local else len(local)
+    position = local.index(UNSCORED) if UNSCORED in local else len(local)
     local[position:position] = extra
     return local + [
         name for name, on in zip(GLOBAL_RULES, switched, strict=True) if on is not None and on is not False

@@ -48,6 +48,11 @@ def short_side_at_least(pixels: int) -> Rule:
     return rule
 
 
+def has_clip_score() -> Rule:
+    """Rule 3 where nobody has computed a score: told apart from a low one, because the cure is another."""
+    return lambda pair: "no clip score" if pair.clip_score is None else None
+
+
 def clip_score_between(low: int | float, high: int | float = 1.0) -> Rule:
     """Rule 3: picture and text must belong together, by a cosine that each data set has its own threshold for.
 

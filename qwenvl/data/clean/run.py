@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from qwenvl.data.clean import duplicates, executors
 from qwenvl.data.clean.engine import Job, Settings, clean_shard, survey_shard
 from qwenvl.data.clean.executors import Executor, Map
-from qwenvl.data.clean.pairs import find_shards
-from qwenvl.data.clean.pipeline import Funnel, rule_names
+from qwenvl.data.clean.pairs import OUTSIDE, UNSORTED
+from qwenvl.data.clean.pipeline import UNSCORED, Funnel, rule_names
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.shards import dump
-from qwenvl.files import atomic
+from qwenvl.data.shards import dump, find_shards
+from qwenvl.files import atomic, owned
+from qwenvl.terminal import printable
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Goes up when a rule changes its mind about any pair: results of another version are not resumed."""
 
 
@@ -54,21 +53,22 @@ def clean(
     `progress` is told (shards done, shards in all). Raises ValueError where `out` holds the results of other settings
     or other inputs.
     """
-    paths = find_shards(source)
+    paths = find_shards(source, deep=True)
     if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
-    _agree(out, paths, settings)
-    jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]
-    todo = [job for job in jobs if not job.at("done", "json").exists()]
-    resumed = len(jobs) - len(todo)
-    progress(resumed, len(jobs))
-    if todo:
-        with executors.workers(executor, workers, settings) as handed_out:
-            if duplicates.wanted(settings.thresholds):
-                _survey(jobs, settings.thresholds, handed_out)
-            for number, _ in enumerate(handed_out(clean_shard, todo), resumed + 1):
-                progress(number, len(jobs))
-    return _outcome(out, jobs, settings, resumed)
+    with owned(out):
+        _agree(out, paths, settings)
+        jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]
+        todo = [job for job in jobs if job.statistics() is None]
+        resumed = len(jobs) - len(todo)
+        progress(resumed, len(jobs))
+        if todo:
+            with executors.workers(executor, workers, settings) as handed_out:
+                if duplicates.wanted(settings.thresholds):
+                    _survey(jobs, settings.thresholds, handed_out)
+                for number, _ in enumerate(handed_out(clean_shard, todo), resumed + 1):
+                    progress(number, len(jobs))
+        return _outcome(out, jobs, settings, resumed)
 
 
 def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
@@ -80,6 +80,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
         "source": settings.source,
         "decode": settings.decode,
         "aside": settings.aside,
+        "root": None if settings.root is None else str(settings.root),
         "hooks": [step.name for step in settings.hooks],
         "benchmarks": None if benchmarks is None else _fingerprint(benchmarks),
         "scorer": None if settings.scorer is None else repr(settings.scorer),
@@ -89,7 +90,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
     path = out / "cleaning.json"
     if path.exists():
         if path.read_bytes() != now:
-            before = json.loads(path.read_bytes())
+            before = _object(path)
             other = [name for name, value in json.loads(now).items() if before.get(name) != value]
             raise ValueError(
                 f"{out} holds the results of another run (different: {', '.join(other)}); "
@@ -102,6 +103,15 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
             file.write(now)
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """What another run left in a file; nothing where it cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _fingerprint(benchmarks: Any) -> str:
     words = sorted(" ".join(ngram) for ngram in benchmarks.ngrams | benchmarks.wholes)
     return hashlib.blake2b(repr((words, benchmarks.looks.tolist())).encode(), digest_size=8).hexdigest()
@@ -109,11 +119,11 @@ def _fingerprint(benchmarks: Any) -> str:
 
 def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> None:
     """First pass and its verdict: `survey/NNNNN.losers.json` for every shard."""
-    if all(job.at("survey", "losers.json").exists() for job in jobs):
+    if all(job.losers() is not None for job in jobs):
         return
     for _ in handed_out(survey_shard, jobs):
         pass
-    signatures = [np.load(job.at("survey", "npy")) for job in jobs]
+    signatures = [job.survey() for job in jobs]
     found: list[list[tuple[int, str, str]]] = [[] for _ in jobs]
     for loser in duplicates.losers(signatures, thresholds):
         found[loser.shard].append((loser.ordinal, loser.rule, loser.reason))
@@ -125,7 +135,8 @@ def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> Non
 def _outcome(out: Path, jobs: Sequence[Job], settings: Settings, resumed: int) -> Outcome:
     sources: dict[str, Funnel] = {}
     for job in jobs:
-        entry = json.loads(job.at("done", "json").read_bytes())
+        entry = job.statistics()
+        assert entry is not None
         for name, counts in entry["sources"].items():
             sources.setdefault(name, Funnel()).add(Funnel.from_json(counts))
     extra = [step.name for step in settings.hooks] + ["benchmark"] * (settings.benchmarks is not None)
@@ -154,7 +165,7 @@ def table(outcome: Outcome) -> str:
         *outcome.sources.items(),
         *([("all", outcome.total)] if len(outcome.sources) > 1 else []),
     ]:
-        lines.append(f"{name or '(no name)'}")
+        lines.append(printable(name) or "(no name)")
         read = max(1, funnel.read)
         for rule, gone, left in funnel.lines(outcome.rules):
             minus = f"-{gone:,}" if gone else ""
@@ -164,3 +175,23 @@ def table(outcome: Outcome) -> str:
         if edited:
             lines.append(f"  texts cleaned: {edited}")
     return "\n".join(lines)
+
+
+_ADVICE = {
+    UNSCORED: "{} pairs have no CLIP score: give --clip MODEL, or --change clip_score=null to do without",
+    UNSORTED: "{} samples of tars are torn: pack their files side by side, tar --sort=name -cf SHARD.tar -C FOLDER .",
+    OUTSIDE: "{} pictures lie outside the folder of their shard: give --root DIR, the folder below which they are",
+}
+
+
+def advice_on(outcome: Outcome) -> str:
+    """What the person who runs it can do about what was lost, a line for each; empty where there is nothing."""
+    total = outcome.total
+    lost = {name: total.failed[name] + total.dropped[name] for name in _ADVICE}
+    return "\n".join(_ADVICE[name].format(f"{count:,}") for name, count in lost.items() if count)
+
+
+def most_lost(outcome: Outcome) -> str:
+    """`: 57 "small picture", 3 "no picture"`: where most went."""
+    most = (outcome.total.failed + outcome.total.dropped).most_common(3)
+    return ": " + ", ".join(f'{count:,} "{name}"' for name, count in most) if most else ""

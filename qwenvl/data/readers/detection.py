@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.boxes import BadBox, from_coco, from_labelme, from_voc, from_yolo
-from qwenvl.data.clean.pairs import IMAGES
+from qwenvl.data.columns import IMAGES
 from qwenvl.data.readers.annotations import Found, expect, listed, load_json
 from qwenvl.data.records import Referring, Skipped
 from qwenvl.markup import Box, Image

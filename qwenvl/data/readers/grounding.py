@@ -1,17 +1,16 @@
 """Phrases and where they are (paper A.3, Table 3): GRIT, Visual Genome, the RefCOCO family, Flickr30K Entities."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data.boxes import BadBox, entities_of, from_coco, from_entities, from_shares
-from qwenvl.data.clean.pairs import kind_of_shard
+from qwenvl.data.clean.pairs import Source, read_rows
+from qwenvl.data.columns import failed_download
 from qwenvl.data.readers.annotations import Found, expect, listed, load_json, load_pickle
 from qwenvl.data.readers.questions import genome_names
 from qwenvl.data.records import GroundedCaption, Referring, Skipped
-from qwenvl.data.shards import read_lines, read_parquet
 from qwenvl.markup import Box, Image, Ref, Segment, Text, segments_of
 
 GRIT_SCORE = 0.65
@@ -48,15 +47,19 @@ def most_boxes(spans: Iterable[Span]) -> list[Span]:
 
 
 def grit_spans(
-    row: Mapping[str, Any], least_score: int | float = GRIT_SCORE
+    row: Mapping[str, Any], caption: str, least_score: int | float = GRIT_SCORE
 ) -> tuple[list[Span], list[Skipped]]:
     """Noun chunks and referring expressions of a row: `[start, end, x1, y1, x2, y2, score]`, shares of the sides."""
-    width, height = int(row.get("width") or 1000), int(row.get("height") or 1000)
-    caption, key = str(row["caption"]), str(row.get("key", ""))
+    width, height, key = (
+        int(row.get("width") or 1000),
+        int(row.get("height") or 1000),
+        str(row.get("key", "")),
+    )
     boxes: dict[tuple[int, int], list[Box]] = {}
     bad: list[Skipped] = []
-    for start, end, *corners, score in [*(row.get("noun_chunks") or ()), *(row.get("ref_exps") or ())]:
+    for phrase in [*(row.get("noun_chunks") or ()), *(row.get("ref_exps") or ())]:
         try:
+            start, end, *corners, score = map(float, phrase)
             if not 0 <= start < end <= len(caption):
                 raise BadBox("phrase outside the caption")
             if not score >= least_score:
@@ -64,8 +67,9 @@ def grit_spans(
                     raise BadBox("score is not finite")
                 continue
             box = from_shares(corners, width, height)
-        except BadBox as error:
-            bad.append(Skipped(key=key, kind=str(error), source="GRIT"))
+        except (BadBox, TypeError, ValueError, OverflowError) as error:
+            kind = str(error) if isinstance(error, BadBox) else "box without seven numbers"
+            bad.append(Skipped(key=key, kind=kind, source="GRIT"))
             continue
         found = boxes.setdefault((int(start), int(end)), [])
         if box not in found:
@@ -73,55 +77,57 @@ def grit_spans(
     return [Span(start, end, tuple(each)) for (start, end), each in sorted(boxes.items())], bad
 
 
-def _grit_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any] | Skipped]:
+def _grit_rows(
+    files: Sequence[Path], images: Path
+) -> Iterator[tuple[str, Image, Mapping[str, Any]] | Skipped]:
+    """Caption, picture and columns of every row: those of its tar or folder, else a file of `images` by the key."""
     for path in files:
-        if kind_of_shard(path) == "parquet":
-            yield from read_parquet(path)
-            continue
-        for number, line in read_lines(path):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                yield Skipped(
-                    key=f"{path.name}:{number}", kind="broken JSON", detail=str(error), source="GRIT"
-                )
-            else:
+        for row in read_rows(Source(path, "GRIT")):
+            if isinstance(row, Skipped):
                 yield row
+                continue
+            caption = next((row.columns[name] for name in ("caption", "text") if row.columns.get(name)), "")
+            beside = images / f"{row.key}.jpg"
+            if (failure := failed_download(row.columns)) is not None:
+                yield Skipped(key=row.key, kind="failed download", detail=failure, source="GRIT")
+            elif row.image is None and not beside.is_file():
+                yield Skipped(key=row.key, kind="missing picture", detail=_where(path, beside), source="GRIT")
+            else:
+                yield str(caption), Image(str(beside) if row.image is None else row.image), row.columns
 
 
-def _grit_image(row: Mapping[str, Any], images: Path) -> Image:
-    return Image(str(images / f"{row['key']}.jpg"))
+def _where(path: Path, beside: Path) -> str:
+    tar = path.with_suffix(".tar")
+    return f"{beside}; {tar.name} stands beside {path.name}: read that" if tar.exists() else str(beside)
 
 
 def grit_captions(files: Sequence[Path], images: Path) -> Found:
-    """GRIT parquet or JSON lines to captions with boxes (format 4); a row without a usable box is skipped."""
-    for row in _grit_rows(files):
+    """GRIT as tars, parquet or JSON lines to captions with boxes (format 4); a row without a usable box is skipped."""
+    for row in _grit_rows(files, images):
         if isinstance(row, Skipped):
             yield row
             continue
-        spans, bad = grit_spans(row)
+        caption, image, columns = row
+        spans, bad = grit_spans(columns, caption)
         yield from bad
-        chosen = most_boxes(spans)
-        if not chosen:
-            yield Skipped(key=str(row.get("key")), kind="no usable box", source="GRIT")
-            continue
-        yield GroundedCaption(
-            image=_grit_image(row, images), caption=grounded(str(row["caption"]), chosen), source="GRIT"
-        )
+        if chosen := most_boxes(spans):
+            yield GroundedCaption(image=image, caption=grounded(caption, chosen), source="GRIT")
+        else:
+            yield Skipped(key=str(columns.get("key")), kind="no usable box", source="GRIT")
 
 
 def grit_phrases(files: Sequence[Path], images: Path) -> Found:
     """The same rows to phrases and their boxes (formats 5 and 6)."""
-    for row in _grit_rows(files):
+    for row in _grit_rows(files, images):
         if isinstance(row, Skipped):
             yield row
             continue
-        spans, bad = grit_spans(row)
+        caption, image, columns = row
+        spans, bad = grit_spans(columns, caption)
         yield from bad
         for start, end, boxes in most_boxes(spans):
-            phrase = str(row["caption"])[start:end].strip()
-            if phrase:
-                yield Referring(image=_grit_image(row, images), phrase=phrase, boxes=boxes, source="GRIT")
+            if phrase := caption[start:end].strip():
+                yield Referring(image=image, phrase=phrase, boxes=boxes, source="GRIT")
 
 
 def grounded(caption: str, spans: Iterable[Span]) -> tuple[Segment, ...]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
-from qwenvl.data.clean.pairs import IMAGE_COLUMNS, Source, pairs_of
+from qwenvl.data.clean.pairs import Source, pairs_of
+from qwenvl.data.columns import IMAGE_COLUMNS
 from qwenvl.data.conversations import conversation_of, image_path
 from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.records import Caption, Dialogue, Pair, PlainText, Record, from_values

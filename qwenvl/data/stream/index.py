@@ -1,81 +1,55 @@
 """Where the samples of a shard lie, so that any one is read without the others.
 
-    .tar                first byte and length of the files `key.*` that stand side by side
-    .jsonl, .ndjson     first byte and length of the line
-    .json               the same of an element of the list: the official fine-tuning JSON
-    .parquet            row group, and row in it
+    tar                 first byte and length of the files `key.*` that stand side by side
+    lines               first byte and length of the line
+    list                the same of an element of the list: the official fine-tuning JSON
+    parquet             row group, and row in it
 
 The table is made once and kept beside the shard as `.NAME.index.npy` (in the user's cache where the folder cannot be
 written). Its first row is the size and the time of the shard that it was made from: a shard that changed is read anew.
+What is packed (.tar.gz, .jsonl.gz) is unpacked once, to `.NAME.unpacked` in the same place, and read from there.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
-from importlib import import_module
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwenvl.data.shards import name_and_suffix, parquet, skim_tar
+from qwenvl.data import parquet
+from qwenvl.data.shards import is_packed, kind_of
+from qwenvl.data.tars import grouped, skim_tar
+from qwenvl.files import atomic
 
-KINDS = {".tar": "tar", ".jsonl": "lines", ".ndjson": "lines", ".json": "list", ".parquet": "parquet"}
-"""Suffix -> how the shard is read."""
+PIECE = 1 << 20
+"""Bytes that are read at once."""
 
+MOST = 1 << 30
+"""Bytes to which any packed shard may unpack."""
 
-def kind_of(shard: Path) -> str:
-    """`tar`, `lines`, `list` or `parquet`. Raises ValueError for a file that cannot be read at any place."""
-    kind = KINDS.get(shard.suffix.lower())
-    if kind is None:
-        raise ValueError(
-            f"{shard} cannot be read sample by sample; expected {', '.join(KINDS)} (unpack what is compressed)."
-        )
-    return kind
-
-
-def find_shards(pattern: str) -> list[Path]:
-    """One shard, the shards directly in a folder (fine-tuning JSON by its name only), or what a pattern with * finds.
-
-    Sorted by path, so that the order of samples is the same on every machine. Raises ValueError where there is none.
-    """
-    path = Path(pattern)
-    if path.is_file():
-        kind_of(path)
-        return [path]
-    if path.is_dir():
-        found = [each for each in path.iterdir() if each.suffix.lower() in KINDS.keys() - {".json"}]
-    else:
-        parts = path.parts
-        fixed = next((k for k, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
-        rest = "/".join(parts[fixed:])
-        found = list(Path(*parts[:fixed]).glob(rest)) if rest else []
-    shards = sorted(each for each in found if each.is_file() and not each.name.startswith("."))
-    if not shards:
-        raise ValueError(
-            f"no shard at {pattern}; give a file, a folder or a pattern of {', '.join(KINDS)} files."
-        )
-    for shard in shards:
-        kind_of(shard)
-    return shards
+DENSITY = 100
+"""Bytes that one byte of a packed shard may come to beyond that: lines of JSON come to 20, a bomb to 1,000."""
 
 
 def sample_index(shard: Path) -> NDArray[np.int64]:
     """Two numbers per sample in the order of the shard, mapped from the table's file. Raises ValueError, OSError."""
-    facts = shard.stat()
-    stamp = [facts.st_size, facts.st_mtime_ns]
-    tables = _tables(shard)
-    for file in tables:
-        if file.exists():
-            kept = np.load(file, mmap_mode="r")
-            if kept[0].tolist() == stamp:
-                return kept[1:]
-    found = chain(stamp, chain.from_iterable(_FINDERS[kind_of(shard)](shard)))
+    stamp = _stamp(shard)
+    for file in _kept(shard, "index.npy"):
+        table = _read(file)
+        if table is not None and table[0].tolist() == stamp:
+            return table[1:]
+    found = chain(stamp, chain.from_iterable(_FINDERS[kind_of(shard)](plain(shard))))
     table = np.fromiter(found, dtype=np.int64).reshape(-1, 2)
-    for file in tables:
+    for file in _kept(shard, "index.npy"):
         try:
             _write(file, table)
         except OSError:
@@ -84,10 +58,73 @@ def sample_index(shard: Path) -> NDArray[np.int64]:
     return table[1:]
 
 
-def _tables(shard: Path) -> tuple[Path, Path]:
+def plain(shard: Path) -> Path:
+    """The file that the index points into: the shard, or what it unpacks to. Raises ValueError, OSError."""
+    return _plain(shard, tuple(_stamp(shard)))
+
+
+@lru_cache(maxsize=1024)
+def _plain(shard: Path, stamp: tuple[int, ...]) -> Path:
+    if not is_packed(shard):
+        return shard
+    refused: OSError | None = None
+    for file in _kept(shard, "unpacked"):
+        table = _read(file.with_name(f"{file.name}.npy"))
+        if (
+            table is not None
+            and tuple(table[0]) == stamp
+            and file.is_file()
+            and file.stat().st_size == table[1, 0]
+        ):
+            return file
+    for file in _kept(shard, "unpacked"):
+        try:
+            size = _unpack(shard, file)
+            _write(file.with_name(f"{file.name}.npy"), np.array([stamp, [size, 0]], dtype=np.int64))
+        except OSError as error:
+            refused = error
+            continue
+        return file
+    assert refused is not None
+    raise refused
+
+
+def _stamp(shard: Path) -> list[int]:
+    facts = shard.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _kept(shard: Path, what: str) -> tuple[Path, Path]:
+    """Where something about a shard is kept: beside it, or in the cache."""
     name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=12).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return shard.with_name(f".{shard.name}.index.npy"), cache / "qwenvl" / "index" / f"{name}.npy"
+    return shard.with_name(f".{shard.name}.{what}"), cache / "qwenvl" / "index" / f"{name}.{what}"
+
+
+def _read(file: Path) -> NDArray[np.int64] | None:
+    """A table, None where there is none or where it is damaged."""
+    try:
+        table = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if table.ndim == 2 and table.shape[1:] == (2,) and len(table) else None
+
+
+def _unpack(shard: Path, file: Path) -> int:
+    """Unpack whole or not at all; how many bytes came out. Raises ValueError for a damaged shard, or a bomb."""
+    most = max(MOST, DENSITY * shard.stat().st_size)
+    size = 0
+    with atomic(file) as out, gzip.open(shard) as packed:
+        try:
+            while piece := packed.read(PIECE):
+                size += out.write(piece)
+                if size > most:
+                    raise ValueError(
+                        f"{shard} unpacks to more than {size:,} bytes; unpack it yourself if it must be."
+                    )
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{shard} cannot be unpacked ({error}); get a fresh copy of it.") from None
+    return size
 
 
 def _write(file: Path, table: NDArray[np.int64]) -> None:
@@ -99,25 +136,41 @@ def _write(file: Path, table: NDArray[np.int64]) -> None:
 
 
 def _in_tar(shard: Path) -> Iterator[tuple[int, int]]:
-    key, first, last = None, 0, 0
-    for member, start, stop in skim_tar(shard):
-        own = name_and_suffix(member.name)[0] if member.name else None  # without a name: a damaged stretch
-        if own != key:
-            if key is not None:
-                yield first, last - first
-            key, first = own, start
-        last = stop
-    if key is not None:
-        yield first, last - first
+    seen: set[str] = set()
+    apart = ""
+    torn = 0
+    for key, members in grouped(skim_tar(shard)):
+        if not key:
+            continue  # a damaged stretch
+        if key in seen and len(members) == 1:
+            torn, apart = torn + 1, key
+        seen.add(key)
+        yield members[0].start, members[-1].stop - members[0].start
+    if torn > len(seen) / 2:
+        raise ValueError(
+            f"{shard}: the files of a sample do not stand side by side (those of {apart!r}, and {torn - 1:,} more); "
+            "pack it again, sorted: tar --sort=name -cf SHARD.tar -C FOLDER ."
+        )
 
 
 def _in_lines(shard: Path) -> Iterator[tuple[int, int]]:
-    start = 0
     with shard.open("rb") as file:
-        for line in file:
-            if line.strip():
-                yield start, len(line)
-            start += len(line)
+        yield from _lines(file)
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """First byte and length of every line that is not empty, however long it is."""
+    start, at, blank = 0, 0, True
+    while piece := file.read(PIECE):
+        begin = 0
+        while (end := piece.find(b"\n", begin)) >= 0:
+            if not blank or piece[begin:end].strip():
+                yield start, at + end + 1 - start
+            start, begin, blank = at + end + 1, end + 1, True
+        blank = blank and not piece[begin:].strip()
+        at += len(piece)
+    if not blank:
+        yield start, at - start
 
 
 def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
@@ -136,7 +189,7 @@ def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
             length = len(text[at:stop].encode())
             yield start, length
             start, behind, at = start + length, stop, stop
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{shard} is not valid JSON ({error}); expected a list of samples.") from None
 
 
@@ -147,13 +200,10 @@ def _past(text: str, at: int) -> int:
 
 
 def _in_parquet(shard: Path) -> Iterator[tuple[int, int]]:
-    try:
-        metadata = parquet().ParquetFile(shard).metadata
-    except (OSError, import_module("pyarrow").ArrowException) as error:
-        raise ValueError(f"{shard} cannot be read as parquet ({error}); get a fresh copy of it.") from None
-    for group in range(metadata.num_row_groups):
-        for row in range(metadata.row_group(group).num_rows):
-            yield group, row
+    with parquet.opened(shard) as file:
+        for group in range(file.metadata.num_row_groups):
+            for row in range(file.metadata.row_group(group).num_rows):
+                yield group, row
 
 
 _FINDERS = {"tar": _in_tar, "lines": _in_lines, "list": _in_list, "parquet": _in_parquet}

@@ -1,15 +1,17 @@
 """One sample of a shard: its columns, and where its pictures are; the pictures themselves are read when needed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwenvl.data.clean.pairs import IMAGE_COLUMNS, IMAGES, TEXTS
-from qwenvl.data.shards import BLOCK, name_and_suffix, parquet, skim_tar
-from qwenvl.data.stream.index import kind_of
+from qwenvl.data import parquet
+from qwenvl.data.columns import IMAGE_COLUMNS, image_beside, image_of, parts_of
+from qwenvl.data.shards import LARGEST, kind_of
+from qwenvl.data.stream.index import plain
+from qwenvl.data.tars import is_hidden, name_and_suffix, skim_tar
+from qwenvl.parsing import parse_json
 
 
 class Unusable(ValueError):
@@ -33,11 +35,13 @@ class Located(NamedTuple):
         return f"{self.shard.name}, {self.name}"
 
     def read(self) -> bytes:
-        """The encoded picture."""
+        """The encoded picture. Raises ValueError for one that cannot be read."""
         if kind_of(self.shard) == "parquet":
-            value = _row(self.shard, self.first, self.second)[self.name]
-            return value["bytes"] if isinstance(value, dict) else value
-        with self.shard.open("rb") as file:
+            found = image_of(_row(self.shard, self.first, self.second).get(self.name))
+            if not isinstance(found, bytes):
+                raise ValueError(f"no picture in {self}; the file has changed.")
+            return found
+        with plain(self.shard).open("rb") as file:
             file.seek(self.first)
             return file.read(self.second)
 
@@ -63,7 +67,9 @@ def read_sample(shard: Path, first: int, second: int) -> Sample:
             return _of_tar(shard, first, second)
         case "parquet":
             return _of_parquet(shard, first, second)
-    with shard.open("rb") as file:
+    if second > LARGEST:
+        raise Unusable("line too long", f"{second:,} bytes, at most {LARGEST:,}")
+    with plain(shard).open("rb") as file:
         file.seek(first)
         columns = _json(file.read(second))
     where = f"{shard.name}, byte {first}"
@@ -71,55 +77,67 @@ def read_sample(shard: Path, first: int, second: int) -> Sample:
 
 
 def _of_tar(shard: Path, first: int, length: int) -> Sample:
-    key, columns, text, images = "", {}, None, {}
-    for member, _, stop in skim_tar(shard, first, first + length):
-        if member.damage is not None:
-            if not member.name:
-                break  # the end of the sample, which is no end of a tar
-            raise Unusable(member.damage.partition(" (")[0], member.name)
+    key, columns, text = "", {}, None
+    files: dict[str, Located] = {}
+    for member in skim_tar(plain(shard), first, first + length):
+        if not member.name and member.damage is not None:
+            break  # the end of the sample, which is no end of a tar
+        if is_hidden(member.name):
+            continue
         key, suffix = name_and_suffix(member.name)
-        size = len(member.data)
-        file = Located(shard, stop - size - -size % BLOCK, size, member.name)
-        if suffix == "json":
-            columns = _json(file.read())
-        elif suffix in TEXTS:
-            text = _utf8(file.read())
-        elif suffix in IMAGES:
-            images[member.name] = file
+        if member.damage is not None:
+            raise Unusable(member.damage.partition(" (")[0], member.name)
+        if member.size > LARGEST:
+            raise Unusable("file too large", f"{member.name}, {member.size:,} bytes")
+        files[suffix] = Located(shard, member.first, member.size, member.name)
+    parts = parts_of(files)
+    if parts.columns is not None:
+        columns = _json(files[parts.columns].read())
+    if parts.text is not None:
+        text = _utf8(files[parts.text].read())
     if text is not None:
         columns = {**columns, "text": text}
+    images = {files[suffix].name: files[suffix] for suffix in parts.images}
     return Sample(where=f"{shard.name}, {key}", columns=columns, images=images, folder=shard.parent)
 
 
 def _of_parquet(shard: Path, group: int, row: int) -> Sample:
-    columns = dict(_row(shard, group, row))
+    columns = _row(shard, group, row)
+    if parquet.too_large(columns):
+        raise Unusable("cell too large", f"more than {LARGEST:,} bytes")
     images = {}
     for name in [name for name in columns if name.lower() in IMAGE_COLUMNS]:
-        value = columns[name]
-        inside = value.get("bytes") if isinstance(value, dict) else value
-        if isinstance(inside, bytes):
+        found = image_of(columns[name])
+        if isinstance(found, bytes):
             images[name] = Located(shard, group, row, name)
             del columns[name]
-        elif isinstance(value, dict):  # Hugging Face's image column without the bytes
-            columns[name] = value.get("path")
+        else:
+            columns[name] = found
+    if not images and (beside := image_beside(columns, shard)) is not None:
+        columns["image"] = str(beside.relative_to(shard.parent))
     where = f"{shard.name}, row group {group}, row {row}"
     return Sample(where=where, columns=columns, images=images, folder=shard.parent)
 
 
-def _row(shard: Path, group: int, row: int) -> Mapping[str, Any]:
-    return _row_group(shard, group).slice(row, 1).to_pylist()[0]
+def _row(shard: Path, group: int, row: int) -> dict[str, Any]:
+    try:
+        return parquet.row_of(_row_group(shard, group), row)
+    except ValueError as error:
+        raise Unusable("damaged parquet", str(error)) from None
 
 
 @lru_cache(maxsize=2)
 def _row_group(shard: Path, group: int) -> Any:
     """Two are kept: samples of a row group follow each other (`order.Order`)."""
-    return parquet().ParquetFile(shard).read_row_group(group)
+    return parquet.read_group(shard, group)
 
 
 def _json(raw: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(_utf8(raw))
-    except (json.JSONDecodeError, RecursionError) as error:
+        found = parse_json(_utf8(raw), "it", allow_nan=True)
+    except ValueError as error:
+        if isinstance(error, Unusable):
+            raise
         raise Unusable("broken JSON", str(error)[:200]) from None
     if not isinstance(found, dict):
         raise Unusable("broken JSON", "not an object")
@@ -128,6 +146,6 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _utf8(raw: bytes) -> str:
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unusable("broken UTF-8", str(error)[:200]) from None

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
+from qwenvl.data.shards import find_shards, kind_of
 from qwenvl.data.stream.documents import document_of
-from qwenvl.data.stream.index import find_shards, kind_of, sample_index
+from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.order import Draw, Order
 from qwenvl.data.stream.samples import Unusable, read_sample
 from qwenvl.data.tasks import Format

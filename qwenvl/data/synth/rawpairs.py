@@ -18,8 +18,11 @@ import numpy as np
 from PIL import Image as pillow
 
 from qwenvl.data.clean.presets import Thresholds
-from qwenvl.data.shards import TarWriter, dump, read_lines, write_json_lines, write_parquet, write_tar
+from qwenvl.data.parquet import write_parquet
+from qwenvl.data.shards import dump, write_json_lines
+from qwenvl.data.tars import TarWriter, write_tar
 from qwenvl.files import atomic
+from qwenvl.parsing import json_lines
 
 KEPT = "kept"
 
@@ -378,7 +381,6 @@ def became(out: Path) -> dict[str, str]:
     """Key -> rule or kind of failure, for every sample that a cleaning run into `out` did not keep."""
     fates: dict[str, str] = {}
     for path in sorted((out / "aside").glob("*.jsonl")):
-        for _, line in read_lines(path):
-            entry = json.loads(line)
+        for _, entry in json_lines(path):
             fates[entry["key"]] = entry["reason"] if entry["rule"] == "failed" else entry["rule"]
     return fates

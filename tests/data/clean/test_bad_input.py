@@ -11,9 +11,11 @@ import pytest
 from PIL import Image as pillow
 
 from qwenvl.data.clean.images import BadImage, difference_hash, measure
-from qwenvl.data.clean.pairs import Source, find_shards, read_samples
+from qwenvl.data.clean.pairs import Source, read_samples
+from qwenvl.data.parquet import write_parquet
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import dump, write_parquet, write_tar
+from qwenvl.data.shards import dump, find_shards
+from qwenvl.data.tars import write_tar
 
 RNG = np.random.default_rng(0)
 
@@ -187,7 +189,7 @@ def test_garbage_in_the_middle_costs_only_what_it_covers(tmp_path: Path) -> None
         (b'{"text": " "}', "empty caption"),
         (b'{"text": null}', "empty caption"),
         (b'{"text": 7}', "empty caption"),
-        (b'{"text": "\\ud800 x"}', "broken UTF-8"),
+        (b'{"text": "\\ud800 x"}', "broken JSON"),
         (b'{"text": "x", "clip_score": NaN}', "score is not finite"),
         (b'{"text": "x", "similarity": "high"}', "score is no number"),
         (b'{"text": "x", "width": -5}', "size is not positive"),

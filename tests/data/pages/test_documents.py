@@ -18,13 +18,13 @@ from reportlab.pdfgen import canvas
 
 from qwenvl import cli
 from qwenvl.data.records import Skipped
-from qwenvl.data.shards import read_tar
 from qwenvl.data.synth.pages import html, pdf
 from qwenvl.data.synth.pages.html import Browser, _decoded
 from qwenvl.data.synth.pages.page import Line, Page
 from qwenvl.data.synth.pages.pdf import pdf_pages
 from qwenvl.data.synth.pages.pdf_files import pdf_files
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules, pdf_rules
+from qwenvl.data.tars import read_tar
 
 T = TypeVar("T")
 

@@ -10,12 +10,12 @@ from PIL import Image
 from qwenvl import cli, markup
 from qwenvl.data.readers.ocr import icdar
 from qwenvl.data.records import OcrPage, Skipped, from_json
-from qwenvl.data.shards import read_tar
 from qwenvl.data.synth.pages.export import funnel, write_pages
 from qwenvl.data.synth.pages.fonts import Fonts
 from qwenvl.data.synth.pages.look import Look
 from qwenvl.data.synth.pages.page import PageMaker, numbered_pages
 from qwenvl.data.synth.pages.scenery import Backgrounds
+from qwenvl.data.tars import read_tar
 from qwenvl.data.tasks import record_of, task_of
 
 RECEIPTS = Path(__file__).parents[4] / "shared/real/receipts"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as pillow
 
+from qwenvl.data.parquet import write_parquet
 from qwenvl.data.readers.grounding import Span, grit_spans, grounded, most_boxes
 from qwenvl.data.readers.questions import most_confident
 from qwenvl.data.readers.table import READERS
@@ -25,7 +26,6 @@ from qwenvl.data.records import (
     Referring,
     Skipped,
 )
-from qwenvl.data.shards import write_parquet
 from qwenvl.markup import Box, Quad, Ref, Text, spell
 
 
@@ -280,11 +280,18 @@ GRIT = {
 }
 
 
+def grit(name: str, path: Path) -> list[Any]:
+    """GRIT's rows beside a folder with the picture of `GRIT`."""
+    (path.parent / "pics").mkdir(exist_ok=True)
+    (path.parent / "pics" / f"{GRIT['key']}.jpg").write_bytes(b"a picture")
+    return list(READERS[name].read((path,), path.parent / "pics"))
+
+
 def test_grit(tmp_path: Path) -> None:
-    found = read("grit-captions", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
+    found = grit("grit-captions", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
     assert [short(r) for r in found] == [
         (
-            "pics/000000001.jpg",
+            f"{tmp_path}/pics/000000001.jpg",
             "<ref>a wire hanger</ref><box>(20,0),(970,900)</box> with"
             "<ref> a paper cover that reads we heart our customers</ref>"
             "<box>(20,40),(970,970)</box>",
@@ -293,7 +300,7 @@ def test_grit(tmp_path: Path) -> None:
     assert isinstance(found[0], GroundedCaption)
     plain = "".join(s.text for s in found[0].caption if isinstance(s, Text | Ref))
     assert plain == GRIT["caption"], "without its tags it is the plain caption"
-    phrases = read("grit-phrases", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
+    phrases = grit("grit-phrases", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
     assert [r.phrase for r in phrases] == ["a wire hanger", "a paper cover that reads we heart our customers"]
 
 
@@ -306,7 +313,7 @@ def test_bad_boxes_of_grit_are_counted() -> None:
         [0, 5, 0.1, 0.1, 0.2, 0.9, float("nan")],
         [0, 5, 0.1, 0.1, 0.1, 0.9, 0.9],
     ]
-    spans, skipped = grit_spans({**GRIT, "noun_chunks": bad, "ref_exps": None})
+    spans, skipped = grit_spans({**GRIT, "noun_chunks": bad, "ref_exps": None}, GRIT["caption"])
     assert spans == []
     assert [s.kind for s in skipped] == [
         "box reversed",
@@ -321,13 +328,14 @@ def test_bad_boxes_of_grit_are_counted() -> None:
 def test_a_broken_row_of_grit_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(GRIT)}\n{{broken\n{json.dumps(GRIT)}\n")
     for name in ("grit-captions", "grit-phrases"):
-        kinds = [each.kind for each in read(name, tmp_path / "a.jsonl") if isinstance(each, Skipped)]
+        kinds = [each.kind for each in grit(name, tmp_path / "a.jsonl") if isinstance(each, Skipped)]
         assert kinds == ["broken JSON"]
 
 
 def test_grit_from_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [GRIT])
-    assert len(read("grit-captions", tmp_path / "a.parquet")) == 1
+    (found,) = grit("grit-captions", tmp_path / "a.parquet")
+    assert isinstance(found, GroundedCaption)
 
 
 # === Other grounding sets ===

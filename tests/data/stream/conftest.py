@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as pillow
 
 from qwenvl.data.records import Caption, OcrPage, PlainText, Question, Record, Referring, to_json
-from qwenvl.data.shards import write_tar
+from qwenvl.data.tars import write_tar
 from qwenvl.markup import Box, Image, Quad
 from qwenvl.tokenizer import Tokenizer
 

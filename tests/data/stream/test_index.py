@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qwenvl.data.shards import SKIMMED, write_tar
-from qwenvl.data.stream.index import find_shards, sample_index
+from qwenvl.data.shards import find_shards
+from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import Sample, Unusable, read_sample
+from qwenvl.data.tars import SKIMMED, write_tar
 
 from .conftest import (
     captions_parquet,
@@ -124,11 +125,15 @@ def test_shards_are_found_by_name_folder_and_pattern(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no shard at .*nowhere; give a file, a folder or a pattern"):
+    with pytest.raises(
+        ValueError, match=r"there is no .*nowhere; give a shard, a folder of shards or a pattern"
+    ):
         find_shards(str(tmp_path / "nowhere"))
-    (tmp_path / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a.tar.gz cannot be read sample by sample; expected .tar, .jsonl"):
-        find_shards(str(tmp_path / "a.tar.gz"))
+    with pytest.raises(ValueError, match=r"no shard in .*\*.tar; expected files that end in .tar, .tar.gz"):
+        find_shards(str(tmp_path / "*.tar"))
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.txt is no shard; expected a file that ends in .tar"):
+        find_shards(str(tmp_path / "a.txt"))
     (tmp_path / "bad.json").write_text('[{"a": 1}, oops]')
     with pytest.raises(ValueError, match=r"bad.json is not valid JSON"):
         sample_index(tmp_path / "bad.json")

@@ -15,8 +15,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 from qwenvl.data.records import Skipped, to_json
-from qwenvl.data.shards import TarWriter, dump, write_tar
+from qwenvl.data.shards import dump
 from qwenvl.data.synth.pages.page import Page
+from qwenvl.data.tars import TarWriter, write_tar
 from qwenvl.files import atomic
 
 
