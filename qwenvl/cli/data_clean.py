@@ -85,13 +85,9 @@ def data_clean(
     if json:
         print(dump(to_json(outcome)).decode())
     else:
+        share = outcome.total.kept / max(1, outcome.total.read)
         print(table(outcome))
-        total = outcome.total
-        if outcome.resumed:
-            print(f"{outcome.resumed} of {outcome.shards} shards were done before")
-        print(
-            f"the paper keeps {row.remaining}% of {row.dataset}; here {total.kept / max(1, total.read):.0%}"
-        )
+        print(f"the paper keeps {row.remaining}% of {row.dataset}; here {share:.0%}")
     if advice := advice_on(outcome):
         print(advice, file=sys.stderr)
     if not outcome.total.kept:

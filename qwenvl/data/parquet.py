@@ -67,7 +67,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any] | Damaged]:
             try:
                 for batch in batches(path, file, group):
                     yield from rows_of(batch)
-            except (ValueError, *_failures()) as error:
+            except _failures(ValueError) as error:
                 yield Damaged("damaged parquet", _short(error))
 
 
@@ -81,7 +81,7 @@ def read_group(path: Path, group: int) -> Any:
                 size += batch.nbytes
                 if size > GROUP:
                     raise ValueError(f"row group {group} unpacks to more than {GROUP >> 30} GiB")
-        except (ValueError, *_failures()) as error:
+        except _failures(ValueError) as error:
             raise ValueError(f"{path} cannot be read ({_short(error)}); get a fresh copy of it.") from None
         return import_module("pyarrow").Table.from_batches(found, file.schema_arrow)
 
@@ -135,7 +135,7 @@ def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
         part = batch.slice(start, _SLICE)
         try:
             rows = part.to_pylist() if simple else None
-        except (ValueError, OverflowError, TypeError, *_failures()):
+        except _failures(ValueError, OverflowError, TypeError):
             rows = None
         yield from _cell_by_cell(part) if rows is None else rows
 
@@ -166,12 +166,7 @@ _ODD = object()
 def _cell(column: Any, row: int) -> Any:
     try:
         return plain(column[row].as_py())
-    except (
-        ValueError,
-        OverflowError,
-        TypeError,
-        *_failures(),
-    ):  # text that is not UTF-8, dates beyond the year 9999
+    except _failures(ValueError, OverflowError, TypeError):  # no UTF-8, a date beyond the year 9999
         return _ODD
 
 
@@ -200,8 +195,9 @@ def too_large(row: Mapping[str, Any]) -> bool:
     return any(isinstance(value, str | bytes) and len(value) > LARGEST for value in row.values())
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    return OSError, import_module("pyarrow").ArrowException
+def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What pyarrow raises for a file that is damaged."""
+    return OSError, import_module("pyarrow").ArrowException, *more
 
 
 def _short(error: Exception) -> str:

@@ -81,7 +81,7 @@ def is_hidden(name: str) -> bool:
 
 def grouped(members: Iterable[Member]) -> Iterator[Group]:
     """Files that stand side by side and share a key; a suffix that comes again begins the next sample."""
-    key, files, suffixes = "", [], set[str]()
+    key, files, suffixes = "", list[Member](), set[str]()
     for member in members:
         if member.name and is_hidden(member.name):
             continue

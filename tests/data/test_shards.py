@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image as pillow
 
+from qwenvl.data.clean import pairs as raw_pairs
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.parquet import write_parquet
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import find_shards, kind_of
-from qwenvl.data.stream import index as index
-from qwenvl.data.stream import samples
+from qwenvl.data.stream import index, samples
 from qwenvl.data.stream.samples import Unusable, read_sample
 from qwenvl.data.tars import write_tar
 
@@ -45,7 +45,7 @@ def texts_of(shard: Path) -> list[str]:
 
 def trained_on(shard: Path) -> list[str]:
     """What training reads."""
-    return [read_sample(shard, *place).columns["text"] for place in index.places(shard).tolist()]
+    return [read_sample(shard, *place).columns["text"] for place in index.sample_index(shard).tolist()]
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +102,8 @@ def test_f6_f62_img2dataset_is_read_once_and_whole(form: str, tmp_path: Path) ->
     assert find_shards(tmp_path / "raw") == shards == find_shards(f"{tmp_path}/raw/*"), (
         "training sees the same"
     )
-    assert sum(len(index.places(path)) for path in shards) == len(found)
-    message = read_sample(shards[0], *index.places(shards[0])[0].tolist())
+    assert sum(len(index.sample_index(path)) for path in shards) == len(found)
+    message = read_sample(shards[0], *index.sample_index(shards[0])[0].tolist())
     assert message.images or (tmp_path / "raw" / str(message.columns["image"])).is_file()
 
 
@@ -135,7 +135,7 @@ def test_one_table_for_cleaning_and_training(tmp_path: Path) -> None:
     for shard in [*shards, *find_shards(listed)]:
         assert texts_of(shard) == message == trained_on(shard) == trained_on(shard), shard
     assert names(tmp_path) == [path.name for path in shards], "what training keeps beside a shard is no shard"
-    image = next(iter(read_sample(shards[1], *index.places(shards[1])[3].tolist()).images.values()))
+    image = next(iter(read_sample(shards[1], *index.sample_index(shards[1])[3].tolist()).images.values()))
     assert image.read() == jpeg(3) and str(image) == "b.tar.gz, 003.jpg"
 
 
@@ -146,14 +146,14 @@ def test_a_packed_shard_that_changes_is_unpacked_again(tmp_path: Path) -> None:
         assert trained_on(shard) == message
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"a.jsonl.gz cannot be unpacked .* get a fresh copy"):
-        index.places(shard)
+        index.sample_index(shard)
 
 
 def test_f94_a_bomb_is_not_unpacked_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "MOST", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(20 << 20)))
     with pytest.raises(ValueError, match="unpacks to more than"):
-        index.places(tmp_path / "a.jsonl.gz")
+        index.sample_index(tmp_path / "a.jsonl.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl.gz"], "nothing is left of the attempt"
 
 
@@ -184,7 +184,7 @@ def test_f65_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
 
 
 def test_f94_a_line_beyond_the_limit_is_one_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LARGEST", 100_000)
+    monkeypatch.setattr(raw_pairs, "LARGEST", 100_000)
     monkeypatch.setattr(samples, "LARGEST", 100_000)
     shard = tmp_path / "a.jsonl"
     shard.write_bytes(
@@ -193,7 +193,7 @@ def test_f94_a_line_beyond_the_limit_is_one_loss(tmp_path: Path, monkeypatch: py
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(shard.read_bytes(), 1))
     assert texts_of(shard) == ["one", "line too long", "two"] == texts_of(packed)
-    places = index.places(shard).tolist()
+    places = index.sample_index(shard).tolist()
     assert len(places) == 3 and read_sample(shard, *places[2]).columns["text"] == "two"
     with pytest.raises(Unusable, match="line too long"):
         read_sample(shard, *places[1])

@@ -123,7 +123,8 @@ def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> Non
         return
     for _ in handed_out(survey_shard, jobs):
         pass
-    signatures = [job.survey() for job in jobs]
+    signatures = [signature for job in jobs if (signature := job.survey()) is not None]
+    assert len(signatures) == len(jobs)
     found: list[list[tuple[int, str, str]]] = [[] for _ in jobs]
     for loser in duplicates.losers(signatures, thresholds):
         found[loser.shard].append((loser.ordinal, loser.rule, loser.reason))
@@ -174,6 +175,8 @@ def table(outcome: Outcome) -> str:
         lines.append(f"  {'kept':<28}{'':>12}{funnel.kept:>14,}{funnel.kept / read:>8.1%}")
         if edited:
             lines.append(f"  texts cleaned: {edited}")
+    if outcome.resumed:
+        lines.append(f"{outcome.resumed} of {outcome.shards} shards were done before")
     return "\n".join(lines)
 
 
