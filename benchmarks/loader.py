@@ -33,8 +33,8 @@ from qwenvl.data.stream.batches import Batches
 from qwenvl.data.stream.images import square
 from qwenvl.data.stream.order import Draw, permuted
 from qwenvl.data.stream.sources import Document
-from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.data.tars import write_tar
+from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.presets import tiny
 from qwenvl.tokenizer import Tokenizer

@@ -85,9 +85,8 @@ def data_clean(
     if json:
         print(dump(to_json(outcome)).decode())
     else:
-        share = outcome.total.kept / max(1, outcome.total.read)
         print(table(outcome))
-        print(f"the paper keeps {row.remaining}% of {row.dataset}; here {share:.0%}")
+        print(f"the paper keeps {row.remaining}% of {row.dataset}; here {outcome.share:.0%}")
     if advice := advice_on(outcome):
         print(advice, file=sys.stderr)
     if not outcome.total.kept:

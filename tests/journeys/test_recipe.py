@@ -18,10 +18,10 @@ from qwenvl.checkpoint import names
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.records import OcrPage, PlainText, Question, Referring, to_json
+from qwenvl.data.tars import write_tar
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.data.toy.worlds import scene
-from qwenvl.data.tars import write_tar
 from qwenvl.markup import Box, Image, Quad
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime

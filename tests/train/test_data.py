@@ -155,7 +155,7 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
         match=r"the mixture of stage trial has 'tables'; expected shares of lookups, text, described",
     ):
         batches(stage(mixture={"tables": 1.0}), BYTES, 4)
-    with pytest.raises(ValueError, match=r"no shard at .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         batches(stage().changed({"data": [{"paths": [str(tmp_path / "nowhere")]}]}), BYTES, 4)
     with pytest.raises(
         ValueError, match=r"packs 6 documents together, which 4 per forward pass do not divide"

@@ -38,6 +38,11 @@ class Outcome(NamedTuple):
             total.add(funnel)
         return total
 
+    @property
+    def share(self) -> float:
+        """Share of what was read that is kept."""
+        return self.total.kept / max(1, self.total.read)
+
 
 def clean(
     source: Path,
