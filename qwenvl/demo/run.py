@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import qwenvl
+from qwenvl import html
 from qwenvl.chat import Assistant, Reply
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.toy.paint import render
@@ -260,18 +261,18 @@ def page(
         [
             (
                 "Scores on held-out pictures",
-                report.table(("", "blind", *scores, "answers"), score_rows(scores)),
+                html.table(("", "blind", *scores, "answers"), score_rows(scores)),
             ),
             (
                 f"Scores while it learned, on {plan.eval_images} of these pictures and, at the end, on all",
-                report.table(("after", "at", *GROUPS), eval_point_rows(eval_points)),
+                html.table(("after", "at", *GROUPS), eval_point_rows(eval_points)),
             ),
-            ("Time to each score", report.table(("", "target", "reached after"), record_rows(eval_points))),
+            ("Time to each score", html.table(("", "target", "reached after"), record_rows(eval_points))),
             ("The shipped model on fresh pictures", asked),
             ("Loss of each stage", report.curves(losses)),
             *galleries,
-            ("Times", report.table(("part", "seconds"), times)),
-            ("Made with", report.table(("", ""), versions)),
+            ("Times", html.table(("part", "seconds"), times)),
+            ("Made with", html.table(("", ""), versions)),
         ],
     )
 

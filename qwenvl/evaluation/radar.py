@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from qwenvl.html import Html, element, join
 
 COLOURS = ("#4363d8", "#e6194b", "#3cb44b", "#f58231", "#911eb4", "#469990")
 WIDTH, HEIGHT, RADIUS = 760, 560, 200
@@ -11,7 +12,7 @@ RINGS = 4
 
 def radar(
     rays: Sequence[str], series: Mapping[str, Sequence[float | None]], tops: Sequence[float | None] = ()
-) -> str:
+) -> Html:
     """Series of one value per ray; a missing value leaves a gap.
 
     Each ray ends at its own of `tops`, or at its largest value where that is None.
@@ -19,18 +20,17 @@ def radar(
     Fewer than three rays make no picture: the empty string.
     """
     if len(rays) < 3:
-        return ""
+        return Html()
     largest = [max((values[k] or 0 for values in series.values()), default=0) or 1 for k in range(len(rays))]
     ends = [top or large for top, large in zip(tops or [None] * len(rays), largest, strict=True)]
     parts = [_ring(len(rays), RADIUS * (r + 1) / RINGS) for r in range(RINGS)]
     for k, name in enumerate(rays):
         x, y = _point(k, len(rays), RADIUS)
-        parts.append(f'<line x1="0" y1="0" x2="{x:.1f}" y2="{y:.1f}" class="ray"/>')
+        parts.append(element("line", x1=0, y1=0, x2=f"{x:.1f}", y2=f"{y:.1f}", class_="ray"))
         x, y = _point(k, len(rays), RADIUS + 16)
         anchor = "middle" if abs(x) < 20 else "start" if x > 0 else "end"
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)} {ends[k]:.4g}</text>'
-        )
+        at = {"x": f"{x:.1f}", "y": f"{y + 4:.1f}", "text_anchor": anchor}
+        parts.append(element("text", f"{name} {ends[k]:.4g}", **at))
     for number, (name, values) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         points = [
@@ -39,21 +39,20 @@ def radar(
             if value is not None
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(
-            f'<polygon points="{path}" fill="{colour}" fill-opacity="0.12" stroke="{colour}" stroke-width="2"/>'
-        )
+        look = {"fill": colour, "fill_opacity": "0.12", "stroke": colour, "stroke_width": "2"}
+        parts.append(element("polygon", points=path, **look))
         left, top = -WIDTH / 2 + 10, -HEIGHT / 2 + 20 + 20 * number
-        parts.append(f'<rect x="{left}" y="{top - 10}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 18}" y="{top}">{escape(name)}</text>')
+        square = {"x": f"{left}", "y": f"{top - 10}", "width": "12", "height": "12"}
+        parts.append(element("rect", fill=colour, **square))
+        parts.append(element("text", name, x=f"{left + 18}", y=f"{top}"))
     box = f"{-WIDTH / 2} {-HEIGHT / 2} {WIDTH} {HEIGHT}"
-    return (
-        f'<svg class="radar" viewBox="{box}" role="img" aria-label="scores as a radar">{"".join(parts)}</svg>'
-    )
+    named = {"class_": "radar", "role": "img", "aria_label": "scores as a radar"}
+    return element("svg", join(parts), viewBox=box, **named)
 
 
-def _ring(rays: int, radius: float) -> str:
+def _ring(rays: int, radius: float) -> Html:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (_point(k, rays, radius) for k in range(rays)))
-    return f'<polygon points="{points}" class="ring"/>'
+    return element("polygon", points=points, class_="ring")
 
 
 def _point(k: int, rays: int, radius: float) -> tuple[float, float]:

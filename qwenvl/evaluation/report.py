@@ -5,14 +5,13 @@ picture; right and wrong answers with their pictures and boxes. Several runs sta
 """
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from PIL import Image as pillow
 
+from qwenvl import html as pages
 from qwenvl.data.toy.paint import render
 from qwenvl.evaluation.benchmarks import TOY_TABLE
 from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
@@ -20,6 +19,7 @@ from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.scoring import CIDER
 from qwenvl.evaluation.toyworld import scene_named
+from qwenvl.html import Html, element
 from qwenvl.images import Source, draw_boxes, open_image
 from qwenvl.markup import Box, Quad, parse
 
@@ -36,21 +36,9 @@ TITLE = "Score card"
 INTERVALS = "Intervals are 95 % (bootstrap over questions; Wilson in the four figures of toyworld)."
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #2a9d4a; --bad: #d1383d }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .soft { opacity: .7 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line) }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-th { font-weight: 600; vertical-align: bottom } td.value { font-weight: 700 }
-td { white-space: nowrap } td.rival, td:first-child { white-space: normal }
-.good { color: var(--good) } .bad { color: var(--bad) }
-.wide { overflow-x: auto } .radar { display: block; max-width: 760px; margin: 1rem auto; font-size: 13px }
-.radar text { fill: currentColor } .ring, .ray { fill: none; stroke: var(--line) }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: 1rem }
-figure { margin: 0; border: 1px solid var(--line); border-top: 4px solid var(--bad); border-radius: 6px }
-figure.right { border-top-color: var(--good) } figure img { width: 100%; display: block; background: var(--soft) }
-figcaption { padding: .5rem .7rem; font-size: 13px; overflow-wrap: anywhere } figcaption b { font-weight: 600 }
+table { width: 100% } td.rival { white-space: normal }
+.radar { display: block; max-width: 760px; margin: 1rem auto; font-size: 13px }
+.ring, .ray { fill: none; stroke: var(--line) }
 """
 
 
@@ -66,20 +54,25 @@ def markdown(cards: Sequence[Card], title: str = TITLE) -> str:
     """The table of all cards, one line per benchmark and model, and the parts of those that have some."""
     cards = _sorted(cards)
     header, rows = _filled(cards)
-    lines = [f"# {title}", "", f"{INTERVALS} Of each benchmark the questions that its column n counts.", ""]
+    lines = [
+        f"# {pages.markdown(title)}",
+        "",
+        f"{INTERVALS} Of each benchmark the questions that its column n counts.",
+        "",
+    ]
     lines += [_line(header), "|---|---|" + "--:|" * (len(header) - 2), *map(_line, rows)]
     for card in cards:
         if card.score.groups:
             parts = [f"{name or 'other'} {value:.1f} ({n})" for name, (value, n) in card.score.groups.items()]
-            lines += ["", f"{card.title}, {card.model}, by part: {', '.join(parts)}."]
+            lines += ["", pages.markdown(f"{card.title}, {card.model}, by part: {', '.join(parts)}.")]
         if card.score.notes:
             notes = [f"{name} {value:.1f}" for name, value in card.score.notes.items()]
-            lines += ["", f"{card.title}, {card.model}, also: {', '.join(notes)}."]
+            lines += ["", pages.markdown(f"{card.title}, {card.model}, also: {', '.join(notes)}.")]
     return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(pages.markdown, cells)) + " |"
 
 
 def _filled(cards: Sequence[Card]) -> tuple[list[str], list[list[str]]]:
@@ -96,8 +89,6 @@ def html(runs: Sequence[Run], title: str = TITLE) -> str:
         raise ValueError("there is nothing to report; give folders that `qwenvl eval run` wrote.")
     models = list(dict.fromkeys(card.model for card in cards))
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(", ".join(models))}. {INTERVALS} Paper: arXiv 2308.12966.</p>',
         _table(cards),
         _radar(cards, models),
         *(_parts(card) for card in cards if len(card.score.groups) > 1),
@@ -105,14 +96,10 @@ def html(runs: Sequence[Run], title: str = TITLE) -> str:
     for run in runs:
         if run.cards and run.records:
             names = ", ".join(dict.fromkeys(card.title for card in run.cards))
-            parts.append(f"<h2>{escape(names)}: answers of {escape(run.cards[0].model)}</h2>")
+            parts.append(element("h2", f"{names}: answers of {run.cards[0].model}"))
             parts.append(_gallery(run.records, ranked=run.cards[0].metric == CIDER.name))
-    body = "\n".join(parts)
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    lead = f"{', '.join(models)}. {INTERVALS} Paper: arXiv 2308.12966."
+    return pages.page(title, *parts, lead=lead, style=STYLE)
 
 
 # === Tables ===
@@ -140,21 +127,24 @@ def _cells(card: Card) -> list[str]:
     ]
 
 
-def _table(cards: Sequence[Card]) -> str:
+def _table(cards: Sequence[Card]) -> Html:
     header, table = _filled(cards)
     rows = []
     for card, cells in zip(cards, table, strict=True):
-        marks = {"Score": "value", "Best rival": "rival", "n": "" if card.score.complete else "bad"}
+        marks = {
+            "Model": "text",
+            "Score": "value",
+            "Best rival": "rival",
+            "n": "" if card.score.complete else "bad",
+        }
         if card.difference is not None:
             marks["Difference"] = "good" if card.difference >= 0 else "bad"
         named = zip(header, cells, strict=True)
-        columns = (f'<td class="{marks.get(name, "")}">{escape(cell)}</td>' for name, cell in named)
-        rows.append(f"<tr>{''.join(columns)}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in header)
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+        rows.append([element("td", cell, class_=marks.get(name, "")) for name, cell in named])
+    return pages.table(header, rows, ["", "text"])
 
 
-def _radar(cards: Sequence[Card], models: Sequence[str]) -> str:
+def _radar(cards: Sequence[Card], models: Sequence[str]) -> Html:
     rays = list(dict.fromkeys(card.title for card in cards))
     value = {(card.title, card.model): card.score.value for card in cards}
     series: dict[str, list[float | None]] = {
@@ -176,37 +166,33 @@ def _top(card: Card) -> float | None:
     return 1000.0 if card.metric == CIDER.name else 100.0
 
 
-def _parts(card: Card) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(name or 'other')}</td><td></td><td class='value'>{value:.2f}</td><td>{n}</td></tr>"
-        for name, (value, n) in card.score.groups.items()
-    )
-    head = "<tr><th>Part</th><th></th><th>Score</th><th>n</th></tr>"
-    summary = f"<summary>{escape(card.title)}, {escape(card.model)}: parts</summary>"
-    return f"<details>{summary}<table>{head}{rows}</table></details>"
+def _parts(card: Card) -> Html:
+    rows = [[name or "other", f"{value:.2f}", f"{n}"] for name, (value, n) in card.score.groups.items()]
+    summary = element("summary", f"{card.title}, {card.model}: parts")
+    return element("details", summary, pages.table(["Part", "Score", "n"], rows, ["", "value"]))
 
 
 # === Galleries ===
 
 
-def _gallery(records: Sequence[Record], ranked: bool) -> str:
+def _gallery(records: Sequence[Record], ranked: bool) -> Html:
     """Right and wrong answers; of captions, which are neither, those of the lowest and the highest score."""
     if ranked:
         ordered = sorted(records, key=lambda record: float(record["score"]))
         half = min(SHOWN, (len(ordered) + 1) // 2)
         ends = {"Lowest scores": ordered[:half], "Highest scores": ordered[: -half - 1 : -1]}
-        return "".join(_figures(name, chosen) for name, chosen in ends.items())
+        return pages.join(_figures(name, chosen) for name, chosen in ends.items())
     parts = []
     for name, wanted in (("Wrong", False), ("Right", True)):
         chosen = _evenly_chosen([record for record in records if record.get("right") is wanted])
         if chosen:
             total = sum(record.get("right") is wanted for record in records)
             parts.append(_figures(f"{name}: {len(chosen)} of {total}", chosen))
-    return "".join(parts)
+    return pages.join(parts)
 
 
-def _figures(heading: str, chosen: Sequence[Record]) -> str:
-    return f'<h3>{heading}</h3><div class="gallery">{"".join(map(_figure, chosen))}</div>'
+def _figures(heading: str, chosen: Sequence[Record]) -> Html:
+    return pages.join([element("h3", heading), element("div", *map(_figure, chosen), class_="grid")])
 
 
 def _evenly_chosen(records: Sequence[Record]) -> list[Record]:
@@ -218,32 +204,33 @@ def _evenly_chosen(records: Sequence[Record]) -> list[Record]:
     return [own[k] for k in range(SHOWN) for own in turned if k < len(own)][: max(SHOWN, len(groups))]
 
 
-def _figure(record: Record) -> str:
+def _figure(record: Record) -> Html:
     said = record["raw"] or "(nothing)"
-    mark, kind = ("right", "Right") if record["right"] else ("wrong", "Wrong")
-    images = "".join(
-        _image(name, record, last=k == len(record["images"]) - 1) for k, name in enumerate(record["images"])
-    )
-    group = f" ({escape(record['group'])})" if record.get("group") else ""
+    names = record["images"]
+    shown = [_image(name, record, last=k == len(names) - 1) for k, name in enumerate(names)]
+    group = f" ({record['group']})" if record.get("group") else ""
     asked = record["prompt"].replace("<img></img>", "[picture] ")
-    return (
-        f'<figure class="{mark}">{images}<figcaption><b>{kind}</b>{group}, {float(record["score"]):.3g}<br>'
-        f"{escape(asked[-300:])}<br><b>{escape(said[:400])}</b>"
-        f"<br><span class='soft'>truth: {escape(record['truth'][:300])}</span></figcaption></figure>"
-    )
+    verdict = element("b", "Right" if record["right"] else "Wrong")
+    caption = [
+        pages.join([verdict, f"{group}, {float(record['score']):.3g}"]),
+        asked[-300:],
+        element("b", said[:400]),
+        element("span", f"truth: {record['truth'][:300]}", class_="soft"),
+    ]
+    return pages.figure(shown, [pages.join(caption, pages.BR)], bool(record["right"]))
 
 
-def _image(name: str, record: Record, last: bool) -> str:
+def _image(name: str, record: Record, last: bool) -> Html:
     try:
         image = open_image(_source(name))
     except ValueError:
-        return "<p class='soft'>(picture not found)</p>"
+        return element("p", "(picture not found)", class_="soft")
     boxes: list[Box | Quad] = []
     if last:
         boxes = [part for part in parse(record["raw"]) if isinstance(part, Box | Quad)]
         boxes += _truth(record)
     shown = sized(image, THUMBNAIL)
-    return f'<img alt="" src="{inline(draw_boxes(shown, boxes) if boxes else shown)}">'
+    return pages.image(draw_boxes(shown, boxes) if boxes else shown, THUMBNAIL)
 
 
 def _source(name: str) -> Source:
@@ -269,13 +256,6 @@ def sized(image: pillow.Image, side: int) -> pillow.Image:
     factor = side / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return image.resize(size, pillow.Resampling.LANCZOS).convert("RGB")
-
-
-def inline(image: pillow.Image) -> str:
-    """A picture as a data URL."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write(runs: Sequence[Run], out: Path, title: str = TITLE) -> None:
