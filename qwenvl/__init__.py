@@ -13,16 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qwenvl.chat import Assistant as Assistant
     from qwenvl.chat import Reply as Reply
+    from qwenvl.chat import Request as Request
     from qwenvl.checkpoint.folder import load as load
     from qwenvl.checkpoint.folder import save as save
     from qwenvl.config import ModelConfig as ModelConfig
+    from qwenvl.generate.sampling import SamplingConfig as SamplingConfig
     from qwenvl.images import draw_boxes as draw_boxes
     from qwenvl.markup import Box as Box
     from qwenvl.markup import Image as Image
     from qwenvl.markup import Quad as Quad
     from qwenvl.markup import Ref as Ref
     from qwenvl.markup import Text as Text
+    from qwenvl.markup import Turn as Turn
     from qwenvl.model.vlm import QwenVL as QwenVL
+    from qwenvl.options import Options as Options
+    from qwenvl.options import PromptFormat as PromptFormat
+    from qwenvl.runtime import Runtime as Runtime
     from qwenvl.tokenizer import Tokenizer as Tokenizer
 
     from . import presets as presets
@@ -32,12 +38,18 @@ _HOME = {
     "save": "qwenvl.checkpoint.folder",
     "Assistant": "qwenvl.chat",
     "Reply": "qwenvl.chat",
+    "Request": "qwenvl.chat",
+    "Options": "qwenvl.options",
+    "PromptFormat": "qwenvl.options",
+    "SamplingConfig": "qwenvl.generate.sampling",
+    "Runtime": "qwenvl.runtime",
     "QwenVL": "qwenvl.model.vlm",
     "ModelConfig": "qwenvl.config",
     "presets": "qwenvl",
     "Tokenizer": "qwenvl.tokenizer",
     "Image": "qwenvl.markup",
     "Text": "qwenvl.markup",
+    "Turn": "qwenvl.markup",
     "Ref": "qwenvl.markup",
     "Box": "qwenvl.markup",
     "Quad": "qwenvl.markup",

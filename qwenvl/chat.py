@@ -9,11 +9,11 @@ many, streaming, a dialogue) makes a list of turns and reads the same stream of 
 """
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, Unpack
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,14 +21,13 @@ from PIL import Image as pillow
 
 from qwenvl import markup
 from qwenvl.checkpoint import folder
-from qwenvl.config import from_dict
 from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
-from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import Source, draw_boxes, preprocess
-from qwenvl.markup import SYSTEM, Box, Image, Quad, Ref, Segment, Text, Turn
+from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
 from qwenvl.model.vlm import QwenVL
+from qwenvl.options import Options, OptionValues, PromptFormat, changed
 from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
@@ -41,64 +40,6 @@ Question: TypeAlias = str | Segment | Iterable[Segment | str]
 
 BATCH = 16
 """Most answers written together by `ask_batch`."""
-
-RELEASED = SamplingConfig(greedy=False, top_p=0.3)
-"""How Qwen-VL-Chat draws."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptFormat:
-    """How a checkpoint wants to be asked: what its generation_config.json says, the release's values otherwise."""
-
-    chat_format: str = "chatml"
-    """`chatml` for chat models; `raw` for base models, which go on writing behind the prompt."""
-    max_new_tokens: int = 512
-    max_window: int = 6144
-    """Tokens of dialogue to remember; see `markup.fit_window`."""
-    sampling: SamplingConfig = RELEASED
-    """Used when asked to sample; answers are greedy otherwise."""
-
-    def __post_init__(self) -> None:
-        if self.chat_format not in ("chatml", "raw"):
-            raise ValueError(f"chat_format is {self.chat_format!r}; expected 'chatml' or 'raw'.")
-
-    @staticmethod
-    def of(values: Any, where: str = "generation_config.json") -> "PromptFormat":
-        """From the values of a generation_config.json; keys without a meaning here and nulls are passed over.
-
-        Raises ValueError for a value of another type, named with `where` it was read.
-        """
-        if not isinstance(values, Mapping):
-            raise ValueError(
-                f"{where} holds {type(values).__name__}; expected an object. Copy it from its source."
-            )
-        names = {
-            **{
-                "chat_format": "chat_format",
-                "max_new_tokens": "max_new_tokens",
-                "max_window_size": "max_window",
-            },
-            **{name: name for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
-        }
-        said = {ours: values[name] for name, ours in names.items() if values.get(name) is not None}
-        sampling = {"greedy": False, "top_p": RELEASED.top_p}
-        sampling |= {name: said.pop(name) for name in [*said] if name in SamplingConfig.__dataclass_fields__}
-        return from_dict(PromptFormat, {**said, "sampling": sampling}, where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What may be asked for besides the question."""
-
-    grounded: bool = False
-    """Write under the grammar of `generate.grammar`: no broken tag, no box that is none."""
-    sample: bool = False
-    """Draw with the checkpoint's own settings instead of taking the likeliest token."""
-    seed: int = 0
-    max_new_tokens: int | None = None
-    """None: what the checkpoint says."""
-    system: str = SYSTEM
-    """System message (ChatML only)."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +101,23 @@ class Assistant:
         self.model, self.tokenizer, self.prompt_format = model, tokenizer, prompt_format or PromptFormat()
 
     @classmethod
-    def load(cls, checkpoint: str | Path, runtime: Runtime | None = None) -> "Assistant":
-        """From a folder (ours or official), a hub id, or `tiny`. Raises ValueError for what cannot be read."""
+    def load(
+        cls,
+        checkpoint: str | Path,
+        runtime: Runtime | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> "Assistant":
+        """From a folder (ours or official), a hub id, or `tiny`, onto a device (auto, cpu, cuda, mps) in a precision.
+
+        A `runtime` made before takes the place of both names. Raises ValueError for what cannot be read.
+        """
+        if runtime is not None and (device, dtype) != ("auto", "auto"):
+            raise ValueError(
+                f"runtime and device={device!r}, dtype={dtype!r} say the same thing twice; give one."
+            )
+        runtime = runtime or Runtime.detect(device=device, dtype=dtype)
         place = folder.resolve(checkpoint)
         tokenizer = Tokenizer.load(place)
         settings = place / "generation_config.json"
@@ -171,30 +127,38 @@ class Assistant:
         return cls(folder.load(place, runtime), tokenizer, prompt_format)
 
     def ask(
-        self, images: Images, question: Question, options: Options | None = None, **changes: Any
+        self,
+        images: Images,
+        question: Question,
+        options: Options | None = None,
+        **changes: Unpack[OptionValues],
     ) -> Reply:
-        """Answer one question. `changes` are fields of `Options`: `ask(p, "Where is it?", grounded=True)`."""
-        return self.reply([_turns(images, question)], _changed(options, changes))[0]
+        """Answer one question. `changes` are fields of `Options`: `ask(photo, "Where is it?", temperature=0.7)`."""
+        return self.reply([_turns(images, question)], changed(options, changes))[0]
 
     def ask_batch(
         self,
         requests: Iterable[Request | tuple[Images, Question]],
         options: Options | None = None,
-        **changes: Any,
+        **changes: Unpack[OptionValues],
     ) -> list[Reply]:
         """The same answers as one by one, faster; a request may be a plain (pictures, question) pair."""
         pairs = [r if isinstance(r, Request) else Request(*r) for r in requests]
-        return self.reply([_turns(pair.images, pair.question) for pair in pairs], _changed(options, changes))
+        return self.reply([_turns(pair.images, pair.question) for pair in pairs], changed(options, changes))
 
     def stream(
-        self, images: Images, question: Question, options: Options | None = None, **changes: Any
+        self,
+        images: Images,
+        question: Question,
+        options: Options | None = None,
+        **changes: Unpack[OptionValues],
     ) -> "Stream":
         """The answer piece by piece; the pieces together are the `text` that `ask` gives."""
-        return self.stream_turns(_turns(images, question), _changed(options, changes))
+        return self.stream_turns(_turns(images, question), changed(options, changes))
 
-    def session(self, options: Options | None = None, **changes: Any) -> "Session":
+    def session(self, options: Options | None = None, **changes: Unpack[OptionValues]) -> "Session":
         """An empty dialogue."""
-        return Session(self, _changed(options, changes))
+        return Session(self, changed(options, changes))
 
     # === Turns: what everything above becomes ===
 
@@ -211,7 +175,7 @@ class Assistant:
             )
         ]
         return [
-            self._read(answer.ids, answer.logprobs, answer.end, _images_of(turns))
+            self._read(answer.ids, answer.logprobs, answer.end, _images_of(turns), options)
             for answer, turns in zip(answers, dialogues, strict=True)
         ]
 
@@ -226,7 +190,7 @@ class Assistant:
         tokens = engine.stream(
             self.model, [self._prompt(turns, options, {})], self._settings(options), self._grammar(options)
         )
-        return Stream(self, tokens, _images_of(turns), finished)
+        return Stream(self, tokens, _images_of(turns), options, finished)
 
     def render(self, turns: Sequence[Turn], options: Options | None = None) -> markup.Rendered:
         """The prompt in ids: ChatML with numbered pictures, cut to the window; or, raw, contents one after another."""
@@ -265,22 +229,30 @@ class Assistant:
         return Prompt(ids=rendered.ids, pixels=tuple(opened[image] for image in rendered.images))
 
     def _settings(self, options: Options) -> engine.Settings:
-        max_remaining = (
-            self.prompt_format.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
-        )
-        sampling = self.prompt_format.sampling if options.sample else GREEDY
+        own = self.prompt_format
         return engine.Settings(
-            max_new_tokens=max_remaining, sampling=sampling, stop=self.stop, seed=options.seed
+            max_new_tokens=own.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
+            sampling=options.sampling(own.sampling),
+            stop=self.stop,
+            stop_when=_completes(options.stop, self.tokenizer) if options.stop else None,
+            seed=options.seed,
         )
 
     def _grammar(self, options: Options) -> Grammar | None:
         return self.grammar if options.grounded else None
 
     def _read(
-        self, ids: Sequence[int], logprobs: Sequence[float], end: End, images: tuple[Image, ...]
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        end: End,
+        images: tuple[Image, ...],
+        options: Options,
     ) -> Reply:
         kept = self._without_stop(ids) if end == "stop" else ids
-        text = self.tokenizer.decode(kept).strip()
+        text = self.tokenizer.decode(kept)
+        cut = min((text.find(string) for string in options.stop if string in text), default=None)
+        text = text[:cut].strip()
         segments = with_scores(markup.parse(text), kept, logprobs, self.tokenizer)
         return Reply(text=text, segments=tuple(segments), images=images, tokens=len(ids), end=end)
 
@@ -297,9 +269,10 @@ class Stream(Iterator[str]):
         assistant: Assistant,
         tokens: Iterator[Token],
         images: tuple[Image, ...],
+        options: Options,
         finished: Callable[[Reply], None] | None = None,
     ) -> None:
-        self._assistant, self._tokens, self._images = assistant, tokens, images
+        self._assistant, self._tokens, self._images, self._options = assistant, tokens, images, options
         self._finished = finished
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -321,7 +294,9 @@ class Stream(Iterator[str]):
             if token.end is None:
                 text = self._sure()
             else:
-                self._reply = self._assistant._read(self._ids, self._logprobs, token.end, self._images)
+                self._reply = self._assistant._read(
+                    self._ids, self._logprobs, token.end, self._images, self._options
+                )
                 if self._finished is not None:
                     self._finished(self._reply)
                 text = self._reply.text
@@ -331,14 +306,16 @@ class Stream(Iterator[str]):
         raise StopIteration
 
     def _sure(self) -> str:
-        """The text so far without what may still change: half a character, the begin of a stop sequence, spaces."""
+        """The text so far without what may still change: half a character, the begin of a stop, spaces."""
         ids = self._ids
         held = max(
             (n for s in self._assistant.stop for n in range(1, len(s)) if tuple(ids[-n:]) == s[:n]), default=0
         )
         tokenizer = self._assistant.tokenizer
         spelled = b"".join(map(tokenizer.token_bytes, ids[: len(ids) - held]))
-        return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled).strip()
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
+        begun = (n for s in self._options.stop for n in range(1, len(s)) if text.endswith(s[:n]))
+        return text[: len(text) - max(begun, default=0)].strip()
 
 
 class Session:
@@ -348,18 +325,18 @@ class Session:
         self.assistant, self.options = assistant, options
         self.turns: tuple[Turn, ...] = ()
 
-    def ask(self, question: Question, images: Images = None, **changes: Any) -> Reply:
+    def ask(self, question: Question, images: Images = None, **changes: Unpack[OptionValues]) -> Reply:
         """Answer with the dialogue in mind, and remember both; nothing is remembered of a question that fails."""
         return self.stream(question, images, **changes).reply
 
-    def stream(self, question: Question, images: Images = None, **changes: Any) -> "Stream":
+    def stream(self, question: Question, images: Images = None, **changes: Unpack[OptionValues]) -> "Stream":
         """The same piece by piece; remembered when the last piece has been read."""
         turns = (*self.turns, *_turns(images, question))
 
         def remember(reply: Reply) -> None:
             self.turns = (*turns, Turn("assistant", reply.segments))
 
-        return self.assistant.stream_turns(turns, _changed(self.options, changes), finished=remember)
+        return self.assistant.stream_turns(turns, changed(self.options, changes), finished=remember)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -378,18 +355,25 @@ def _turns(images: Images, question: Question) -> list[Turn]:
     return [Turn("user", (*shown, *markup.segments_of(question)))]
 
 
-def _changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
-    try:
-        return replace(options or Options(), **changes)
-    except TypeError:
-        unknown = next(name for name in changes if name not in Options.__dataclass_fields__)
-        known = ", ".join(Options.__dataclass_fields__)
-        raise ValueError(f"there is no option {unknown!r}; known options: {known}.") from None
-
-
 def _images_of(turns: Iterable[Turn]) -> tuple[Image, ...]:
     return tuple(segment for turn in turns for segment in turn.content if isinstance(segment, Image))
 
 
 def _source(image: Image) -> Source:
     return image.source  # type: ignore[return-value]
+
+
+def _completes(strings: Sequence[str], tokenizer: Tokenizer) -> Callable[[Sequence[int]], bool]:
+    """Whether the newest token of an answer completes one of the strings, wherever in it they begin and end."""
+    wanted = [string.encode() for string in strings]
+    longest = max(map(len, wanted))
+
+    def completes(ids: Sequence[int]) -> bool:
+        tail, needed = b"", longest - 1 + len(tokenizer.token_bytes(ids[-1]))
+        for token in reversed(ids):
+            tail = tokenizer.token_bytes(token) + tail
+            if len(tail) >= needed:
+                break
+        return any(string in tail for string in wanted)
+
+    return completes

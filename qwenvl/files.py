@@ -60,7 +60,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     except BaseException as error:
         _give_up(file)
         unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(unfinished):
+        if isinstance(error, OSError) and error.filename in (None, str(unfinished)):
             error.filename = str(path)
         raise
 

@@ -1,15 +1,20 @@
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as pillow
 
 from qwenvl import chat
-from qwenvl.chat import Assistant, Options, PromptFormat, Request
-from qwenvl.generate.engine import Token
+from qwenvl.chat import Assistant, Request
+from qwenvl.generate.engine import Settings, Token
+from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn
+from qwenvl.options import Options, OptionValues, PromptFormat
+from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent / "golden" / "models" / "tiny_q4"
@@ -76,7 +81,14 @@ def questions() -> list[Request]:
 
 
 @pytest.mark.parametrize(
-    "options", [Options(), Options(sample=True, seed=4), Options(grounded=True)], ids=str
+    "options",
+    [
+        Options(),
+        Options(sample=True, seed=4),
+        Options(grounded=True),
+        Options(temperature=0.7, stop=("a", "er")),
+    ],
+    ids=str,
 )
 def test_a_batch_and_a_stream_give_what_asking_gives(assistant: Assistant, options: Options):
     together = assistant.ask_batch(questions(), options)
@@ -241,6 +253,56 @@ def test_a_stop_word_of_several_tokens_is_never_shown(base: Assistant, monkeypat
     monkeypatch.setattr(chat.engine, "stream", write)
     stream = base.stream(A, "What is it?")
     assert "".join(stream) == stream.reply.text == "It is red. Hum!"
+
+
+@pytest.mark.parametrize(
+    "pieces", [("One. E", "ND two"), ("One. ", "END"), ("One.", " ", "E", "N", "D", "!")]
+)
+def test_an_answer_ends_before_a_stop_text(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch, pieces: tuple[str, ...]
+):
+    """Wherever its letters lie in tokens; nothing of it is shown, in a stream either."""
+    tokenizer = assistant.tokenizer
+    ids = [token for piece in pieces for token in tokenizer.encode(piece)]
+    asked: list[bool] = []
+
+    def write(_: object, __: object, settings: Settings, ___: object) -> Iterator[Token]:
+        for place, token in enumerate(ids, start=1):
+            over = settings.stop_when is not None and settings.stop_when(ids[:place])
+            asked.append(over)
+            yield Token(0, token, -1.0, "stop" if over else None)
+            if over:
+                return
+
+    monkeypatch.setattr(chat.engine, "stream", write)
+    stream = assistant.stream(None, "Go on", stop="END")
+    assert "".join(stream) == stream.reply.text == "One."
+    assert asked[-1] and not any(asked[:-1])
+
+
+def test_sampling_is_chosen_per_answer():
+    own = SamplingConfig(greedy=False, top_p=0.3, temperature=0.9)
+    assert Options().sampling(own) == Options(temperature=0).sampling(own) == SamplingConfig()
+    assert Options(sample=True).sampling(own) == own
+    assert Options(temperature=0.7).sampling(own) == SamplingConfig(greedy=False, top_p=0.3, temperature=0.7)
+    assert Options(repetition_penalty=1.2).sampling(own) == SamplingConfig(repetition_penalty=1.2)
+    for contradiction in ({"sample": False, "top_k": 4}, {"sample": True, "temperature": 0}):
+        with pytest.raises(ValueError, match="leave"):
+            Options(**contradiction)
+    with pytest.raises(ValueError, match="expected strings, none of them empty"):
+        Options(stop=("",))
+
+
+def test_keyword_arguments_are_the_fields_of_options():
+    assert [*OptionValues.__annotations__] == [field.name for field in fields(Options)]
+
+
+def test_a_model_is_loaded_onto_a_device_by_name():
+    assert (
+        Assistant.load(FOLDER, device="cpu", dtype="bfloat16").model.llm.embed.weight.dtype == torch.bfloat16
+    )
+    with pytest.raises(ValueError, match="say the same thing twice"):
+        Assistant.load(FOLDER, Runtime.detect(device="cpu"), device="cpu")
 
 
 def test_half_a_character_waits_for_its_other_half(assistant: Assistant, monkeypatch: pytest.MonkeyPatch):

@@ -1,60 +1,52 @@
-"""`qwenvl chat`: a dialogue about pictures."""
+"""`qwenvl chat`: a dialogue about images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from qwenvl.cli.answering import DEFAULTS, Answering, save_image
+
 if TYPE_CHECKING:
     from qwenvl.chat import Reply, Session
     from qwenvl.images import Source
 
 COMMANDS = """\
-/image PATH   add a picture to your next question
-/save FILE    write the latest picture with the boxes of the last answer
+/image PATH   add an image to your next question
+/save FILE    write the latest image with the boxes of the last answer
 /reset        forget the dialogue
-/quit         leave (or end of input)"""
+/help         these lines
+/quit         leave (or end of input)
+Ctrl-C        stop an answer; at the prompt, drop the line"""
 
 
 def chat(
-    words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT PICTURE...")],
+    words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT IMAGE...")],
     /,
     *,
-    grounded: bool = False,
-    sample: bool = False,
-    seed: int = 0,
-    max_new_tokens: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    answer: Annotated[Answering, tyro.conf.arg(name="")] = DEFAULTS,
 ) -> int:
-    """Talk with a model about pictures; answers appear as they are written.
+    """Talk with a model about images; answers appear as they are written.
 
-    Lines are questions, except these: /image PATH adds a picture to the next question, /save FILE draws the boxes of
-    the last answer, /reset forgets the dialogue, /quit leaves. Piped in, one line is one question and the exit status
-    is 2 if one of the lines failed.
+    Lines are questions, except these: /image PATH adds an image to the next question, /save FILE draws the boxes of
+    the last answer, /reset forgets the dialogue, /help lists them, /quit leaves. Piped in, one line is one question
+    and the exit status is 2 if one of the lines failed.
 
         qwenvl chat tiny photo.jpg
 
     Args:
-        words: The model (a folder, a hub id or `tiny`) and pictures for the first question.
-        grounded: Let no broken <ref>, <box> or <quad> be written.
-        sample: Draw from the model's probabilities, as its generation_config.json says, instead of the likeliest.
-        seed: Of the draws.
-        max_new_tokens: Longest answer; by default what the checkpoint says.
-        device: auto, cpu, cuda or mps.
-        dtype: auto, float32, bfloat16 or float16.
+        words: The model (a folder, a hub id or `tiny`) and images for the first question.
     """
     if not words:
         raise ValueError("give a model: `qwenvl chat tiny photo.jpg`")
     import sys
 
-    from qwenvl.cli.ask import load_assistant
     from qwenvl.images import open_image
 
     checkpoint, *images = words
+    options = answer.options()
     opened: list[Source] = [open_image(image) for image in images]
-    assistant = load_assistant(checkpoint, device=device, dtype=dtype, seed=seed)
-    session = assistant.session(grounded=grounded, sample=sample, seed=seed, max_new_tokens=max_new_tokens)
+    session = answer.load(checkpoint).session(options)
     typed = sys.stdin.isatty()
     if typed:
         print(COMMANDS, file=sys.stderr)
@@ -64,6 +56,8 @@ def chat(
 def _talk(session: "Session", images: "list[Source]", typed: bool) -> int:
     """Read lines until the end; returns 2 if a line of piped input failed, else 0."""
     import sys
+
+    from qwenvl.terminal import printable
 
     reply: Reply | None = None
     status = 0
@@ -75,21 +69,24 @@ def _talk(session: "Session", images: "list[Source]", typed: bool) -> int:
                 continue
             if word == "/quit":
                 break
-            if word == "/reset":
+            if word == "/help":
+                print(COMMANDS, file=sys.stderr)
+            elif word == "/reset":
                 session.reset()
                 images, reply = [], None
+                print("(forgotten: dialogue and images)", file=sys.stderr)
             elif word == "/image":
                 from qwenvl.images import open_image
 
-                images = [*images, open_image(_path(rest, "/image PATH"))]
+                images = [*images, opened := open_image(_path(rest, "/image PATH"))]
+                shown = f"({printable(rest)}, {opened.width} x {opened.height}: goes with your next question)"
+                print(shown, file=sys.stderr)
             elif word == "/save":
-                from qwenvl.cli.ask import save_image
-
                 if reply is None:
                     raise ValueError("there is no answer to draw yet; ask something first.")
-                save_image(reply, _path(rest, "/save FILE"))
+                print(f"({printable(save_image(reply, _path(rest, '/save FILE')))})", file=sys.stderr)
             elif typed and word[:1] == "/" and word[1:].isalpha():  # a path or a piped line is a question
-                raise ValueError(f"there is no command {word}; known: /image, /save, /reset, /quit.")
+                raise ValueError(f"there is no command {word}; /help lists them.")
             else:
                 reply = _answer(session, line, images)
                 images = []
@@ -98,15 +95,17 @@ def _talk(session: "Session", images: "list[Source]", typed: bool) -> int:
         except (ValueError, OSError, MemoryError) as error:
             from qwenvl.cli import sentence
 
-            print(f"qwenvl: error: {sentence(error)}", file=sys.stderr)
+            print(f"qwenvl: error: {printable(sentence(error))}", file=sys.stderr)
             status = status if typed else 2
     return status
 
 
 def _answer(session: "Session", question: str, images: "list[Source]") -> "Reply":
+    from qwenvl.terminal import printable
+
     stream = session.stream(question, images)
     for piece in stream:
-        print(piece, end="", flush=True)
+        print(printable(piece, lines=True), end="", flush=True)
     print(flush=True)
     return stream.reply
 
@@ -118,11 +117,14 @@ def _read_line(typed: bool) -> str | None:
     if not typed:
         line = sys.stdin.readline()
         return line.strip() if line else None
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        print(file=sys.stderr)
-        return None
+    while True:
+        try:
+            return input("> ").strip()
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            print("\n(line dropped; /quit or Ctrl-D leaves)", file=sys.stderr)
 
 
 def _path(text: str, usage: str) -> Path:

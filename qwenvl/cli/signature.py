@@ -10,7 +10,7 @@ import functools
 import inspect
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -43,9 +43,72 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
         record,
         prog=f"qwenvl {name}",
         description=_description(function),
-        args=args,
+        args=_options_last(args, inspect.signature(function)),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _options_last(args: Sequence[str], signature: inspect.Signature) -> list[str]:
+    """The same command line with its options behind its arguments: `ask tiny --sample photo.jpg "What?"`.
+
+    A flag takes no word, a list all words up to the next option (and may be given again for more), every other option
+    one. Behind `--` words are words. Raises ValueError for an option that is given twice.
+    """
+    kinds = {f"--{name}": kind for name, kind in _option_kinds(signature)}
+    words: list[str] = []
+    options: dict[str, list[str]] = {}
+    at = 0
+    while at < len(args):
+        word = args[at]
+        at += 1
+        if word == "--":
+            words += args[at:]
+            break
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        kind = kinds.get(name.replace("_", "-"))
+        several = get_origin(kind) in (tuple, list)
+        if name in options and not several:
+            raise ValueError(f"{name} is given twice; give it once.")
+        values = options.setdefault(name, [])
+        values += [value] if equals else []
+        most = 0 if equals or kind is bool else len(args) if several else 1
+        while most and at < len(args) and not args[at].startswith("--"):
+            values.append(args[at])
+            at, most = at + 1, most - 1
+    return [*words, *(word for name, values in options.items() for word in (name, *values))]
+
+
+def _option_kinds(signature: inspect.Signature) -> Iterator[tuple[str, Any]]:
+    """Name and type of every option, those of a dataclass among them; `X | None` is an X."""
+    for parameter in signature.parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        kind, marks = _unmarked(parameter.annotation)
+        named: list[str] = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
+        start = named[0] if named else parameter.name
+        if dataclasses.is_dataclass(kind):
+            hints = get_type_hints(kind)
+            for field in hints:
+                yield (
+                    ".".join(filter(None, (start, field))).replace("_", "-"),
+                    _plain(_unmarked(hints[field])[0]),
+                )
+        else:
+            yield start.replace("_", "-"), _plain(kind)
+
+
+def _unmarked(annotation: Any) -> tuple[Any, list[Any]]:
+    """A type and what `Annotated` says beside it."""
+    kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    return kind, marks
+
+
+def _plain(kind: Any) -> Any:
+    choices = [choice for choice in get_args(kind) if choice is not NoneType]
+    return choices[0] if NoneType in get_args(kind) and len(choices) == 1 else kind
 
 
 def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
@@ -53,14 +116,7 @@ def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
 
     The string under each field is its help.
     """
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    descriptions = {
-        line.target.id: str(text.value.value)
-        for line, text in zip(body.body, body.body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    descriptions = _field_descriptions(config)
     hints = get_type_hints(config)
     fields: list[tuple[str, Any, Any]] = []
     for name in (field.name for field in dataclasses.fields(config) if field.name not in leave_out):
@@ -69,6 +125,34 @@ def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:
         )
         fields.append((name, Annotated[hints[name] | None, shown], dataclasses.field(default=None)))
     return dataclasses.make_dataclass(f"{config.__name__}Choices", fields, frozen=True, kw_only=True)
+
+
+def _field_descriptions(config: type) -> dict[str, str]:
+    """The string under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        line.target.id: str(text.value.value)
+        for line, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+def _shown_fields(config: type) -> type:
+    """The same dataclass, with the way the help shows each option in the annotation of its field."""
+    descriptions, hints = _field_descriptions(config), get_type_hints(config)
+    fields = []
+    for field in dataclasses.fields(config):
+        text: Any = tyro.conf.arg(help=descriptions[field.name])
+        option = inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[hints[field.name], text],
+        )
+        fields.append((field.name, _annotated(option), dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(config.__name__, fields, bases=(config,), frozen=True, kw_only=True)
 
 
 def _metavar(kind: Any) -> str:
@@ -96,8 +180,17 @@ def _description(function: Callable[..., int | None]) -> str:
 
 def _as_shown(signature: inspect.Signature) -> inspect.Signature:
     """The same parameters, with the way the help shows each in its annotation."""
-    shown = [p.replace(annotation=_annotated(p)) for p in signature.parameters.values()]
+    shown = [_group(p) or p.replace(annotation=_annotated(p)) for p in signature.parameters.values()]
     return signature.replace(parameters=shown, return_annotation=inspect.Signature.empty)
+
+
+def _group(parameter: inspect.Parameter) -> inspect.Parameter | None:
+    """A parameter that stands for the options of a dataclass, without a prefix: `Annotated[X, arg(name="")]`."""
+    kind, marks = _unmarked(parameter.annotation)
+    if not dataclasses.is_dataclass(kind) or "" not in [getattr(mark, "name", None) for mark in marks]:
+        return None
+    shown = _shown_fields(kind)  # type: ignore[arg-type]
+    return parameter.replace(annotation=Annotated[shown, *marks], default=shown())
 
 
 def _annotated(parameter: inspect.Parameter) -> Any:
@@ -105,9 +198,7 @@ def _annotated(parameter: inspect.Parameter) -> Any:
 
     What the command's own `tyro.conf.arg` says goes before.
     """
-    kind, own = parameter.annotation, []
-    if get_origin(kind) is Annotated:
-        kind, *own = get_args(kind)
+    kind, own = _unmarked(parameter.annotation)
     shape, choices = get_origin(kind), get_args(kind)
     many = shape is list or (shape is tuple and choices[-1] is ...)
     name = parameter.name.upper()
@@ -117,7 +208,7 @@ def _annotated(parameter: inspect.Parameter) -> Any:
     elif parameter.default is None:
         plain = [choice for choice in choices if choice is not NoneType]
         if len(plain) == 1 and isinstance(plain[0], type):
-            metavar = "TEXT" if plain[0] is str else plain[0].__name__.upper()
+            metavar = _metavar(plain[0])
     says_nothing = parameter.default in (None, False, ()) or (many and parameter.default is parameter.empty)
     ours: Any = tyro.conf.arg(metavar=metavar, help_behavior_hint="" if says_nothing else None)
     for mark in own:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwenvl.chat import Assistant, PromptFormat
+from qwenvl.chat import Assistant
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyitems import Count
 from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
 from qwenvl.model.vlm import QwenVL
+from qwenvl.options import PromptFormat
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.stages import StageConfig

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwenvl.chat import RELEASED
 from qwenvl.evaluation.annotations import captions, choices, dialogues, phrases, questions, toy
 from qwenvl.evaluation.annotations.sample import Sample, Source
 from qwenvl.evaluation.asking import Decoding
@@ -32,6 +31,7 @@ from qwenvl.evaluation.scoring import (
 from qwenvl.evaluation.toyitems import QUESTIONS
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Image, Ref, Segment, Text
+from qwenvl.options import RELEASED
 
 TOY_TABLE = "toy world"
 """The table of what is made on the spot, and needs no files."""

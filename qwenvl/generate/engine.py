@@ -9,7 +9,7 @@ Everything goes through `stream`: `generate` collects what it yields. A row's an
 dynamic NTK and log-n follow its own length, and random draws follow its own seed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -41,6 +41,8 @@ class Settings:
     sampling: SamplingConfig = GREEDY
     stop: tuple[tuple[int, ...], ...] = ()
     """The answer is over once it ends with one of these; its prompt is never matched."""
+    stop_when: Callable[[Sequence[int]], bool] | None = None
+    """Asked with the ids of the answer after each token: whether it is over, for stops that are no sequence of ids."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -158,15 +160,15 @@ class _Row:
         if grammar is not None and self.state is not None:
             self.state = grammar.advance(self.state, token)
             is_open = self.state.is_open
-        if (
-            len(self.written) >= settings.min_new_tokens
-            and not is_open
-            and stopped(self.written, settings.stop)
-        ):
+        if len(self.written) >= settings.min_new_tokens and not is_open and _over(self.written, settings):
             self.end = "stop"
         elif len(self.written) >= self.max_remaining:
             self.end = "length"
         return Token(self.number, token, logprob, self.end)
+
+
+def _over(written: Sequence[int], settings: Settings) -> bool:
+    return stopped(written, settings.stop) or (settings.stop_when is not None and settings.stop_when(written))
 
 
 class _Batch:

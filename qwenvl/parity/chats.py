@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl import markup
-from qwenvl.chat import Assistant, Options, PromptFormat
+from qwenvl.chat import Assistant
 from qwenvl.generate import engine
+from qwenvl.options import Options, PromptFormat
 from qwenvl.parity import official
 from qwenvl.parity.answers import check_answer, check_margins, step_logits
 from qwenvl.parity.certificate import Result

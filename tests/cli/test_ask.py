@@ -13,8 +13,11 @@ from PIL import Image as pillow
 import qwenvl.cli as cli
 import qwenvl.cli.chat as chat_command
 from qwenvl import chat
-from qwenvl.chat import Assistant
+from qwenvl.chat import Assistant, Reply
 from qwenvl.generate.engine import Prompt, Token
+from qwenvl.markup import Image
+from qwenvl.options import Options
+from qwenvl.terminal import printable
 
 FOLDER = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
 A, B = FOLDER / "images" / "a.png", FOLDER / "images" / "b.png"
@@ -66,14 +69,72 @@ def sentence(err: str) -> str:
 
 def test_a_real_answer(run: Run):
     status, out, _ = run("ask", FOLDER, A, "Where is it?")
-    assert status == 0 and out == Assistant.load(FOLDER).ask(A, "Where is it?").text + "\n"
+    text = Assistant.load(FOLDER).ask(A, "Where is it?").text
+    assert status == 0 and out == printable(text, lines=True) + "\n"
+
+
+def test_f43_control_characters_of_an_answer_do_not_reach_the_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    answers = "one\x1b[2J two\x07\n\ttab", "one\\x1b[2J two\\x07\n\ttab\n"
+    monkeypatch.setattr(Assistant, "ask", lambda *_: Reply(text=answers[0], segments=()))
+    assert run("ask", FOLDER, "Hello")[1] == answers[1]
+
+
+def test_f8_a_forgotten_question_is_told(run: Run):
+    status, out, err = run("ask", FOLDER, A)
+    assert (
+        status == 2 and out == "" and f"the last word, {A}, is an image file and no question" in sentence(err)
+    )
+
+
+def test_f42_options_may_stand_between_the_words(run: Run, prompts: list[str]):
+    for words in (("--sample", FOLDER, A, "Where?"), (FOLDER, "--seed", 3, A, "--json", "Where?")):
+        status, _, err = run("ask", *words)
+        assert (status, err) == (0, "")
+    assert prompts[0] == prompts[1] and prompts[0].count("<img>") == 1
+
+
+def test_f43_a_copy_without_boxes_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    target = tmp_path / "x.png"
+    images = (Image(str(A)),)
+    monkeypatch.setattr(Assistant, "ask", lambda *_: Reply(text="No.", segments=(), images=images))
+    status, out, err = run("ask", FOLDER, A, "Where?", "--out", target)
+    assert (status, out) == (0, "No.\n") and target.exists()
+    assert err == f"the answer has no boxes: {target} is the image without a mark.\n"
+
+
+def test_the_options_of_an_answer_reach_the_assistant(run: Run, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Options] = []
+    monkeypatch.setattr(
+        Assistant, "ask", lambda *args: (seen.append(args[3]), Reply(text="", segments=()))[1]
+    )
+    typed = ("--temperature", 0.5, "--top-k", 9, "--top-p", 0.8, "--repetition-penalty", 1.1, "--seed", 5)
+    assert (
+        run("ask", FOLDER, "Hi", *typed, "--max-new-tokens", 7, "--stop", "a", "b", "--system", "Be brief.")[
+            0
+        ]
+        == 0
+    )
+    assert seen == [
+        Options(
+            temperature=0.5,
+            top_k=9,
+            top_p=0.8,
+            repetition_penalty=1.1,
+            seed=5,
+            max_new_tokens=7,
+            stop=("a", "b"),
+            system="Be brief.",
+        )
+    ]
 
 
 def test_json_has_everything(run: Run, prompts: list[str], tmp_path: Path):
     drawn = tmp_path / "boxes.png"
     status, out, err = run("ask", FOLDER, A, "Where?", "--json", "--out", drawn)
     answer = json.loads(out)
-    assert status == 0 and err == ""
+    assert status == 0 and err == f"{drawn}: the image with 1 box.\n"
     assert answer.keys() == {"text", "boxes", "quads", "seconds", "tokens"}
     assert (
         answer["text"] == ANSWER
@@ -116,9 +177,12 @@ def test_a_question_is_text_whatever_it_spells(run: Run, prompts: list[str]):
         ((FOLDER, "missing.png", "What?"), "No picture at 'missing.png'"),
         ((FOLDER, FOLDER / "config.json", "What?"), "Not a picture"),
         (("no-such-model", "What?"), "no-such-model is no folder"),
-        ((FOLDER, "What?", "--out", "x.png"), "needs a picture to draw on"),
+        ((FOLDER, "What?", "--out", "x.png"), "needs an image to draw on"),
         ((FOLDER, A, "What?", "--dtype", "float8"), "dtype is 'float8'"),
         ((FOLDER, A, "What?", "--max-new-tokens", "0"), "at least one token"),
+        ((FOLDER, A, "What?", "--temperature", "-1"), "temperature is -1.0"),
+        ((FOLDER, A, "What?", "--top-p", "1.5"), "top_p is 1.5"),
+        ((FOLDER, A, "What?", "--seed", "1", "--seed", "2"), "--seed is given twice"),
         ((FOLDER, A, "word " * 40_000), "tokens; this model reads at most"),
     ],
 )
@@ -127,7 +191,7 @@ def test_bad_input_is_one_sentence_and_status_2(run: Run, words: tuple[object, .
     assert status == 2 and out == "" and message in sentence(err)
 
 
-@pytest.mark.parametrize("name", ["answer", "answer.txt", "no/such/folder/answer.png"])
+@pytest.mark.parametrize("name", ["answer", "answer.txt"])
 def test_an_image_that_cannot_be_written(run: Run, prompts: list[str], tmp_path: Path, name: str):
     status, out, err = run("ask", FOLDER, A, "Where?", "--out", tmp_path / name)
     assert status == 2 and out == "" and name in sentence(err)
@@ -145,7 +209,7 @@ def test_a_full_disk_leaves_no_half_image(
     target = tmp_path / "boxes.png"
     target.write_bytes(b"what was there")
     status, _, err = run("ask", FOLDER, A, "Where?", "--out", target)
-    assert status == 2 and "No space left" in sentence(err)
+    assert status == 2 and f"no space left on device: {target}" in sentence(err)
     assert target.read_bytes() == b"what was there" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -156,7 +220,12 @@ def test_a_dialogue_piped_in(run: Run, prompts: list[str], tmp_path: Path):
     drawn = tmp_path / "boxes.jpg"
     lines = f"What is this?\n\n/image {B}\nAnd this?\n/save {drawn}\n/reset\nHello\n/quit\nnever asked\n"
     status, out, err = run("chat", FOLDER, A, lines=lines)
-    assert (status, out, err) == (0, (ANSWER + "\n") * 3, "")
+    assert (status, out) == (0, (ANSWER + "\n") * 3)
+    assert err.splitlines() == [
+        f"({B}, 33 x 120: goes with your next question)",
+        f"({drawn}: the image with 1 box.)",
+        "(forgotten: dialogue and images)",
+    ]
     assert len(prompts) == 3
     assert (
         prompts[1].count("<img>") == 2 and f"{ANSWER}<|im_end|>" in prompts[1] and "Picture 2: " in prompts[1]
@@ -205,5 +274,5 @@ def test_as_a_person_would_type_it(qwenvl: Callable[..., subprocess.CompletedPro
     done = qwenvl(
         "ask", FOLDER, A, "Where is the dog?", "--json", "--grounded", "--sample", "--seed", 3, "--out", drawn
     )
-    assert done.returncode == 0 and done.stderr == "" and drawn.exists()
+    assert done.returncode == 0 and f"{drawn}" in done.stderr and drawn.exists()
     assert json.loads(done.stdout)["tokens"] > 0

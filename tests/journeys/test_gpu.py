@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from qwenvl.chat import Assistant, PromptFormat
+from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import load, resolve
 from qwenvl.evaluation.toyworld import evaluate_toyworld
 from qwenvl.model.llm import attention_mask
 from qwenvl.model.vlm import QwenVL
+from qwenvl.options import PromptFormat
 from qwenvl.parity.certificate import certify, main_status
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer

@@ -1,0 +1,88 @@
+"""What `qwenvl ask` and `qwenvl chat` share: the options of an answer, the model, a picture with its boxes."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwenvl.chat import Assistant, Reply
+    from qwenvl.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """Options of an answer and of the model that writes it; what is not given is the checkpoint's own."""
+
+    grounded: bool = False
+    """Let no broken <ref>, <box> or <quad> be written."""
+    sample: bool = False
+    """Draw from the model's probabilities, as its generation_config.json says, instead of the likeliest."""
+    temperature: float | None = None
+    """Draw, from flatter (above 1) or sharper (below) probabilities; 0 takes the likeliest."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together reach this probability."""
+    repetition_penalty: float | None = None
+    """Above 1: what was seen before becomes less likely."""
+    seed: int = 0
+    """Of the draws."""
+    max_new_tokens: int | None = None
+    """Longest answer."""
+    stop: tuple[str, ...] = ()
+    """End the answer before any of these texts."""
+    system: str | None = None
+    """System message of the dialogue (chat models)."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16."""
+
+    def options(self) -> "Options":
+        """For `Assistant`. Raises ValueError for values out of range."""
+        from qwenvl.generate.sampling import SamplingConfig
+        from qwenvl.options import Options, changed
+
+        names = {field.name for field in fields(Options)} - {"sample", "system"}
+        given = {name: getattr(self, name) for name in names}
+        if self.system is not None:
+            given["system"] = self.system
+        options = changed(None, given | {"sample": self.sample or None})
+        options.sampling(SamplingConfig())  # values out of range are refused before a model is read
+        return options
+
+    def load(self, checkpoint: str) -> "Assistant":
+        """The model; whoever watches sees that it is being read, which takes a while at 7B."""
+        from rich.console import Console
+        from rich.markup import escape
+
+        with Console(stderr=True).status(f"reading {escape(checkpoint)}"):
+            from qwenvl.chat import Assistant
+            from qwenvl.runtime import Runtime
+
+            runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed)
+            return Assistant.load(checkpoint, runtime)
+
+
+DEFAULTS = Answering()
+
+
+def save_image(reply: "Reply", target: Path) -> str:
+    """Write the latest image with the reply's boxes; returns a sentence that says what was drawn.
+
+    `target` is whole or untouched. Raises ValueError for an ending that names no image format or a place that cannot be
+    written.
+    """
+    from PIL import Image as pillow
+
+    from qwenvl.files import atomic
+
+    kind = pillow.registered_extensions().get(target.suffix.lower())
+    if kind is None or kind not in pillow.SAVE:
+        raise ValueError(f"{target} has no ending of a picture format; write .png or .jpg, for example.")
+    with atomic(target) as file:
+        reply.draw().save(file, format=kind)
+    marks = len(reply.boxes) + len(reply.quads)
+    if not marks:
+        return f"the answer has no boxes: {target} is the image without a mark."
+    return f"{target}: the image with {marks} box{'es' * (marks > 1)}."
