@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 import qwenvl
 from qwenvl.checkpoint import folder
 from qwenvl.generate import engine
-from qwenvl.integrations.processor import QwenVLProcessor
+from qwenvl.integrations.huggingface.processor import QwenVLProcessor
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration, export
 from qwenvl.model.llm import ntk_alpha
 from qwenvl.runtime import Runtime

@@ -1,0 +1,1 @@
+"""Qwen-VL for transformers: configuration, model, tokenizer and processor; `integrations.transformers` registers them."""
