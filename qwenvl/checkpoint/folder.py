@@ -32,6 +32,27 @@ from qwenvl.runtime import Runtime
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
 
+BESIDE = (
+    *(
+        "model_type",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "_name_or_path",
+    ),
+    *(
+        "use_cache",
+        "initializer_range",
+        "tie_word_embeddings",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+    ),
+)
+"""Keys that the ecosystem writes beside the shape; they change nothing here."""
+
 SHARD_BYTES = 4_000_000_000
 """Weights above this are split over several files."""
 
@@ -93,7 +114,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"{folder}/config.json holds {type(values).__name__}; expected an object with the model's shape."
         )
     if is_official(values) or values.get("model_type") == MODEL_TYPE:
-        ours = {key: value for key, value in values.items() if key != "model_type"}
+        ours = {key: value for key, value in values.items() if key not in BESIDE}
         try:
             return from_official(values) if is_official(values) else ModelConfig.from_dict(ours)
         except ValueError as error:

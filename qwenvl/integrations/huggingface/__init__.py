@@ -1,1 +1,1 @@
-"""Qwen-VL for transformers: configuration, model, tokenizer and processor; `integrations.transformers` registers them."""
+"""Config, model, tokenizer and processor for transformers; `integrations.transformers` registers them."""

@@ -4,6 +4,8 @@ A cache of transformers grows (`DynamicCache`) or has its full length from the s
 change, so that a decoding step is compiled once). Either keeps the keys; our blocks only ask it to `extend`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,7 +65,7 @@ def context(
 
     `mask` is (batch, tokens stored and new), 0 on padding, or (batch, 1, tokens, keys) as transformers makes it for a
     static cache. `position_ids` that begin again within a row begin another document, where neither a cache nor
-    padding is in play: so do padding-free batches of trainers. With `tensor_mask` the result's mask is a tensor or None.
+    padding is in play, as in the padding-free batches of trainers. `tensor_mask`: the mask comes as a tensor or None.
     """
     tokens = hidden.shape[1]
     stored = 0 if past is None else past.get_seq_length()
@@ -76,7 +78,7 @@ def context(
     known = _documents(position_ids) if mask is None and past is None else flat
     known = None if known is None else known * BRANCHES
     if mask is not None and mask.ndim == 4:
-        seen = _from_transformers(mask, hidden)
+        seen: Any = _from_transformers(mask, hidden)
     elif fresh and not tensor_mask:
         seen = attention_mask(known, tokens, None, hidden)
     elif known is None and not fixed_length(past) and (tokens == 1 or fresh):
@@ -162,7 +164,7 @@ def _documents(position_ids: Tensor) -> Tensor | None:
 
 
 def _visible(known: Tensor | None, places: Tensor, keys: int, hidden: Tensor) -> Tensor:
-    """0 where a new token sees a key, else -inf: (batch or 1, 1, tokens, keys); a token sees its own document so far."""
+    """0 where a new token sees a key, else -inf: (batch or 1, 1, tokens, keys); of its own document."""
     visible = (torch.arange(keys, device=hidden.device) <= places[:, None])[None]  # (1, tokens, keys)
     if known is not None:
         padded = F.pad(known, (0, keys - known.shape[1]))

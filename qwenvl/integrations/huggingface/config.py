@@ -23,13 +23,9 @@ INITIALIZER_RANGE = 0.02
 """Standard deviation of new matrices, as in the release: what a checkpoint lacks starts so."""
 
 DERIVED = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "image_token_id", "tie_word_embeddings", "model_type"),
 )
-DERIVED += ("head_dim", "image_token_id", "tie_word_embeddings", "model_type")
 """What others write beside the parts and what follows from them: never read, the parts say it."""
 
 CARRIED = ("architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
@@ -55,6 +51,9 @@ class QwenVLConfig(PreTrainedConfig):
         **others: Any,
     ) -> None:
         default = ModelConfig().to_dict()
+        self.vision: dict[str, Any]
+        self.adapter: dict[str, Any]
+        self.llm: dict[str, Any]
         for name, part in (("vision", vision), ("adapter", adapter), ("llm", llm)):
             setattr(self, name, {**default[name], **(part or {})})
         self.imgpad_id = default["imgpad_id"] if imgpad_id is None else imgpad_id

@@ -5,14 +5,15 @@ reads, and the other way round. An official folder is read in place.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -24,6 +25,7 @@ from qwenvl.integrations.huggingface.attention import context, weights_of
 from qwenvl.integrations.huggingface.config import QwenVLConfig
 from qwenvl.integrations.huggingface.hub import HUB, folder_of
 from qwenvl.model.adapter import Adapter, sine_cosine_2d
+from qwenvl.model.llm import Block
 from qwenvl.model.vision import VisionTransformer
 from qwenvl.model.vlm import QwenVL, place_images
 
@@ -31,7 +33,7 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 """What this version calls the keys and values of a model's output: `cache` from 5.24 on."""
 
 SAMPLING = ("temperature", "top_k", "top_p")
-"""Settings of a generation_config.json that mean nothing without `do_sample`; transformers refuses to save them then."""
+"""Settings that mean nothing without `do_sample`; transformers refuses to save them then."""
 
 
 class QwenVLModel(PreTrainedModel):
@@ -60,8 +62,7 @@ class QwenVLModel(PreTrainedModel):
         self.adapter.position = self.adapter.position.to(self.adapter.query.dtype)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start what a checkpoint lacks, and new rows of a longer vocabulary, as transformers would and the paper's
-        parts do."""
+        """Start what a checkpoint lacks, and new rows of a vocabulary: matrices as transformers does, the rest as we do."""
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
             init.normal_(module.position, std=module.position.shape[1] ** -0.5)
@@ -135,37 +136,39 @@ class QwenVLModel(PreTrainedModel):
         Beyond the trained length, evaluation stretches the rotary base (dynamic NTK, log n) by each row's own prompt.
         `cache` is what transformers 5.24 calls `past_key_values`; `cache_position` (before 5.3) says what it says.
         """
-        config = self.config
-        past = past_key_values if cache is None else cache
-        keeps = config.use_cache and not self.training if use_cache is None else use_cache
-        if keeps and past is None and not (self.gradient_checkpointing and self.training):
-            past = DynamicCache(config=config)
-        hidden, states, attentions = self._read(
+        read = self._read(
             self._embed(input_ids, inputs_embeds, pixel_values),
             attention_mask,
             position_ids,
-            past,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
+            self._cache(past_key_values if cache is None else cache, use_cache),
+            output_hidden_states,
+            output_attentions,
         )
-        output = BaseModelOutputWithPast(
-            last_hidden_state=hidden, hidden_states=states, attentions=attentions, **{CACHE: past}
+        return self._returned(read, return_dict)
+
+    def _cache(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache that was handed in, or a new one where one is wanted."""
+        keeps = self.config.use_cache and not self.training if use_cache is None else use_cache
+        recomputed = self.gradient_checkpointing and self.training
+        return DynamicCache(config=self.config) if keeps and past is None and not recomputed else past
+
+    def _returned(self, output: Any, return_dict: bool | None) -> Any:
+        return (
+            output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
         )
-        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _embed(self, ids: Tensor | None, embeds: Tensor | None, pixels: Tensor | None) -> Tensor:
         """Rows of the vocabulary with the visual tokens in their places."""
         if ids is None and embeds is None:
             raise ValueError("neither input_ids nor inputs_embeds given; make input_ids with the processor.")
-        imgpad = self.config.imgpad_id
+        hidden = self.llm.embed(ids) if embeds is None else embeds
+        imgpad = torch.tensor(self.config.imgpad_id, device=hidden.device)
         if ids is not None:
             slots = ids == imgpad
         elif pixels is None:
-            return embeds
+            return hidden
         else:  # the row of <imgpad> itself, as prompt tuning hands it over
-            mark = self.llm.embed(torch.tensor(imgpad, device=embeds.device))
-            slots = (embeds == mark.to(embeds.dtype)).all(-1)
-        hidden = self.llm.embed(ids) if embeds is None else embeds
+            slots = (hidden == self.llm.embed(imgpad).to(hidden.dtype)).all(-1)
         visual = None if pixels is None else self.get_image_features(pixels)
         return place_images(hidden, slots, visual, self.config.adapter["queries"])
 
@@ -175,10 +178,13 @@ class QwenVLModel(PreTrainedModel):
         mask: Tensor | None,
         position_ids: Tensor | None,
         past: Cache | None,
-        with_states: bool,
-        with_attentions: bool,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        with_states: bool | None,
+        with_attentions: bool | None,
+    ) -> BaseModelOutputWithPast:
         """The blocks, behind what the cache holds; the last of the states is normalised."""
+        config = self.config
+        with_states = config.output_hidden_states if with_states is None else with_states
+        with_attentions = config.output_attentions if with_attentions is None else with_attentions
         around = context(
             hidden,
             self.llm.config,
@@ -186,19 +192,24 @@ class QwenVLModel(PreTrainedModel):
             position_ids=position_ids,
             past=past,
             training=self.training,
-            tensor_mask=with_attentions,
+            tensor_mask=bool(with_attentions),
         )
         states, attentions = [hidden], []
-        for block in self.llm.blocks:
+        for block in cast(Iterable[Block], self.llm.blocks):
             before, hidden = hidden, block(hidden, around)
             states.append(hidden)
             if with_attentions:
                 attentions.append(weights_of(block, before, around))
         states[-1] = hidden = self.llm.norm(hidden)
-        return hidden, tuple(states) if with_states else None, tuple(attentions) if with_attentions else None
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            hidden_states=tuple(states) if with_states else None,
+            attentions=tuple(attentions) if with_attentions else None,
+            **{CACHE: past},
+        )
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **_: Any
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **_: Any
     ) -> None:
         """Let each block of the vision encoder and of the language model keep its input alone, or no longer."""
         self.gradient_checkpointing = enable
@@ -288,13 +299,13 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         cache: Cache | None = None,
-        labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
@@ -302,20 +313,13 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
 
         The loss is the mean over the learned tokens, or their sum over `num_items_in_batch`.
         """
-        read = QwenVLModel.forward(
-            self,
-            input_ids,
-            pixel_values,
+        read = self._read(
+            self._embed(input_ids, inputs_embeds, pixel_values),
             attention_mask,
             position_ids,
-            past_key_values,
-            inputs_embeds,
-            cache,
-            use_cache,
+            self._cache(past_key_values if cache is None else cache, use_cache),
             output_hidden_states,
             output_attentions,
-            return_dict=True,
-            cache_position=cache_position,
         )
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.llm.head(read.last_hidden_state[:, kept])
@@ -324,14 +328,12 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
             logits=logits,
             hidden_states=read.hidden_states,
             attentions=read.attentions,
-            **{CACHE: read[CACHE] if CACHE in read else None},
+            **{CACHE: getattr(read, CACHE)},
         )
-        return (
-            output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-        )
+        return self._returned(output, return_dict)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in transformers; pictures are shown once, where versions before 5.15 would hand them over at every step."""
+        """As in transformers; pictures are shown once, at every step only by versions before 5.15."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         past, first = inputs.get(CACHE), kwargs.get("is_first_iteration", False)
         if past is not None and not first:

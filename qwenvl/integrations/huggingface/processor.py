@@ -53,18 +53,29 @@ FIXED = tuple(name for name in OPTIONS if name.startswith("return_") and OPTIONS
 
 GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "processor_kwargs")
 
-LOADING = ("trust_remote_code", "use_fast", "config", "code_revision", "proxies", "subfolder", "_commit_hash")
-LOADING += (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "token",
-    "_from_auto",
-    "dtype",
-    "torch_dtype",
+LOADING = (
+    *(
+        "trust_remote_code",
+        "use_fast",
+        "config",
+        "code_revision",
+        "proxies",
+        "subfolder",
+        "_commit_hash",
+        "task",
+    ),
+    *(
+        "cache_dir",
+        "force_download",
+        "local_files_only",
+        "revision",
+        "token",
+        "dtype",
+        "torch_dtype",
+        "backend",
+    ),
+    *("_from_auto", "_from_pipeline", "adapter_kwargs"),
 )
-LOADING += ("_from_pipeline", "adapter_kwargs", "backend", "task")
 """What the Auto classes hand over when they load a processor; only those that lead to the folder matter here."""
 
 
@@ -234,7 +245,7 @@ class QwenVLProcessor(ProcessorMixin):
         core, ids = self.tokenizer.core, row.ids[kept]
         if ids.count(core.imgpad) != self.queries * len(row.images):
             raise ValueError(
-                f"max_length={limit} would cut a picture out of a prompt of {len(row.ids)} tokens; a picture alone takes "
+                f"max_length={limit} would cut a picture out of a prompt of {len(row.ids)} tokens; each takes "
                 f"{self.queries + 2}. Raise max_length or shorten the text."
             )
         return Prompt(ids=ids, answered=row.answered[kept], images=row.images)

@@ -82,7 +82,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     @property
-    def _ids(self) -> Mapping[str | None, int]:
+    def _ids(self) -> Mapping[Any, int]:
         if not hasattr(self, "_vocabulary"):
             self._vocabulary = self.get_vocab()
         return self._vocabulary
