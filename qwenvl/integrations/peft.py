@@ -22,7 +22,8 @@ TARGETS = {
 }
 """Matrices of each part that LoRA adapts by default; for the LLM the official choice (c_attn, attn.c_proj, w1, w2).
 
-`adapter.qkv`, `adapter.query` and `adapter.project` are no layers that PEFT could replace without being bypassed.
+`adapter.qkv` can be named too; its queries, keys and values then share one update of low rank. `adapter.query` and
+`adapter.project` are no layers.
 """
 
 
@@ -54,17 +55,12 @@ def targets(model: nn.Module, lora: Lora) -> list[str]:
     Raises ValueError for an ending that matches none, and for a part in which none matches.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    bypassed = {
-        "adapter.qkv"
-    }  # its weight is read, its forward never called: an adapter there would learn nothing
     found: list[str] = []
     for ending in lora.modules or sorted({end for part in lora.parts for end in TARGETS[part]}):
         wanted = re.compile(rf"(?:{'|'.join(lora.parts)})\.(?:.*\.)?{re.escape(ending)}")
-        matches = [name for name in linear if wanted.fullmatch(name) and name not in bypassed]
+        matches = [name for name in linear if wanted.fullmatch(name)]
         if lora.modules and not matches:
-            known = sorted(
-                {re.sub(r"^.*blocks\.\d+\.|^(adapter|llm)\.", "", n) for n in linear if n not in bypassed}
-            )
+            known = sorted({re.sub(r"^.*blocks\.\d+\.|^(adapter|llm)\.", "", n) for n in linear})
             raise ValueError(
                 f"LoRA module {ending!r} matches nothing in {', '.join(lora.parts)}; known endings: {', '.join(known)}."
             )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qwenvl.config import AdapterConfig
 from qwenvl.model.vision import interpolate_positions, merge_heads, sdpa
@@ -41,7 +42,7 @@ class Adapter(nn.Module):
         values = self.norm_kv(self.to_hidden(patches))  # (images, patches, hidden)
         keys = values + interpolate_positions(self.position, patches.shape[1])
         queries = self.norm_q(self.query) + self.position  # (queries, hidden)
-        visual = self.attend(queries.expand(len(patches), -1, -1), keys, values)
+        visual = self.attend(queries.expand(patches.shape[0], -1, -1), keys, values)
         return self.norm_out(visual) @ self.project
 
     def attend(
@@ -51,12 +52,28 @@ class Adapter(nn.Module):
         values: Float[Tensor, "images patches hidden"],
     ) -> Float[Tensor, "images queries hidden"]:
         """Multi-head cross-attention; the rows of `qkv` are ordered [all queries, all keys, all values]."""
-        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         query, key, value = (
-            F.linear(each, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for each, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
+            third_of(self.qkv, each, which).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for which, each in enumerate((queries, keys, values))
         )  # (images, heads, queries or patches, head)
         return self.out(merge_heads(sdpa(query, key, value)))
+
+
+def third_of(layer: nn.Module, rows: Float[Tensor, "*rows width"], which: int) -> Float[Tensor, "*rows out"]:
+    """`rows` through the first, second or last third of the layer's outputs.
+
+    A plain matrix is cut, and computes what is needed. What stands for one (quantised, adapted by LoRA, waiting on
+    another device) is called as the layer it is, for three times the work: its weight is nobody else's business.
+    """
+    if not _is_plain(layer, rows):
+        return layer(rows).chunk(3, dim=-1)[which]
+    return F.linear(rows, layer.weight.chunk(3)[which], layer.bias.chunk(3)[which])
+
+
+def _is_plain(layer: nn.Module, rows: Tensor) -> bool:
+    """Whether the layer is a matrix and nothing more, where its input is."""
+    ours = type(layer) is nn.Linear and layer.weight.device == rows.device
+    return ours and not is_traceable_wrapper_subclass(layer.weight)
 
 
 def sine_cosine_2d(side: int, width: int) -> Float[Tensor, "positions width"]:

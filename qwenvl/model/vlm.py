@@ -6,8 +6,9 @@ modelling. The model never opens a file and never sees a path.
 
 from typing import TypedDict, Unpack
 
+import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.adapter import Adapter
@@ -83,12 +84,20 @@ def place_images(
     queries: int,
 ) -> Float[Tensor, "batch tokens hidden"]:
     """Overwrite the slots of the rows, in row-major order, by the visual tokens of the pictures in order."""
-    images = 0 if visual is None else len(visual)
+    images = 0 if visual is None else visual.shape[0]
+    _check_slots(slots, images, queries)
+    if visual is None:
+        return hidden
+    return hidden.masked_scatter(slots[:, :, None], visual.to(hidden.dtype))
+
+
+def _check_slots(slots: Bool[Tensor, "batch tokens"], images: int | SymInt, queries: int) -> None:
+    """Raise ValueError unless every picture has its slots; in a traced graph the check is an assertion inside it."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(slots.sum() == images * queries, "picture placeholders and pictures do not match")
+        return
     if (count := int(slots.sum())) != images * queries:
         raise ValueError(
             f"{count} picture placeholders in the ids but {images} pictures given; every picture needs {queries} "
             "placeholders and one row of pixels. Build ids with markup.render()."
         )
-    if visual is None:
-        return hidden
-    return hidden.masked_scatter(slots[:, :, None], visual.to(hidden.dtype))

@@ -62,7 +62,7 @@ class QwenVLModel(PreTrainedModel):
         self.adapter.position = self.adapter.position.to(self.adapter.query.dtype)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start what a checkpoint lacks, and new rows of a vocabulary: matrices as transformers does, the rest as we do."""
+        """Start what a checkpoint lacks, and new rows of a vocabulary."""
         super()._init_weights(module)
         if isinstance(module, VisionTransformer):
             init.normal_(module.position, std=module.position.shape[1] ** -0.5)
@@ -114,20 +114,12 @@ class QwenVLModel(PreTrainedModel):
         return self.adapter(self.vision(pixel_values.to(self.vision.position.dtype)))
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, cache: Cache | None = None,
+        use_cache: bool | None = None, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, cache_position: Tensor | None = None,
+    ) -> Any:  # fmt: skip
         """Normalised hidden states of every token.
 
         `pixel_values` are (images, 3, S, S) in row-major order of their placeholders, which are looked for in
@@ -136,14 +128,9 @@ class QwenVLModel(PreTrainedModel):
         Beyond the trained length, evaluation stretches the rotary base (dynamic NTK, log n) by each row's own prompt.
         `cache` is what transformers 5.24 calls `past_key_values`; `cache_position` (before 5.3) says what it says.
         """
-        read = self._read(
-            self._embed(input_ids, inputs_embeds, pixel_values),
-            attention_mask,
-            position_ids,
-            self._cache(past_key_values if cache is None else cache, use_cache),
-            output_hidden_states,
-            output_attentions,
-        )
+        hidden = self._embed(input_ids, inputs_embeds, pixel_values)
+        past = self._cache(past_key_values if cache is None else cache, use_cache)
+        read = self._read(hidden, attention_mask, position_ids, past, output_hidden_states, output_attentions)
         return self._returned(read, return_dict)
 
     def _cache(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
@@ -291,36 +278,21 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         self.llm.head = value  # type: ignore[assignment]
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-        labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        num_items_in_batch: int | Tensor | None = None,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, cache: Cache | None = None,
+        use_cache: bool | None = None, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, cache_position: Tensor | None = None,
+        labels: Tensor | None = None, shift_labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0, num_items_in_batch: int | Tensor | None = None,
+    ) -> Any:  # fmt: skip
         """Logits; see `QwenVLModel.forward`. `labels` are unshifted, as transformers has it, `shift_labels` are not.
 
         The loss is the mean over the learned tokens, or their sum over `num_items_in_batch`.
         """
-        read = self._read(
-            self._embed(input_ids, inputs_embeds, pixel_values),
-            attention_mask,
-            position_ids,
-            self._cache(past_key_values if cache is None else cache, use_cache),
-            output_hidden_states,
-            output_attentions,
-        )
+        hidden = self._embed(input_ids, inputs_embeds, pixel_values)
+        past = self._cache(past_key_values if cache is None else cache, use_cache)
+        read = self._read(hidden, attention_mask, position_ids, past, output_hidden_states, output_attentions)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.llm.head(read.last_hidden_state[:, kept])
         output = CausalLMOutputWithPast(
