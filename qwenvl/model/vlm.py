@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import SymInt, Tensor, nn
+from torch import Tensor, nn
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.adapter import Adapter
@@ -91,10 +91,10 @@ def place_images(
     return hidden.masked_scatter(slots[:, :, None], visual.to(hidden.dtype))
 
 
-def _check_slots(slots: Bool[Tensor, "batch tokens"], images: int | SymInt, queries: int) -> None:
+def _check_slots(slots: Bool[Tensor, "batch tokens"], images: int, queries: int) -> None:
     """Raise ValueError unless every picture has its slots; in a traced graph the check is an assertion inside it."""
     if torch.compiler.is_compiling():
-        torch._assert_async(slots.sum() == images * queries, "picture placeholders and pictures do not match")
+        torch._assert_async(slots.sum().eq(images * queries), "picture placeholders and pictures do not match")
         return
     if (count := int(slots.sum())) != images * queries:
         raise ValueError(

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from qwenvl.checkpoint.folder import MODEL_TYPE
 from qwenvl.checkpoint.official import from_official, is_official
 from qwenvl.config import ModelConfig
+from qwenvl.files import atomic
 from qwenvl.tokenizer import SPECIALS
 
 ARCHITECTURE = "QwenVLForConditionalGeneration"
@@ -168,9 +169,8 @@ class QwenVLConfig(PreTrainedConfig):
             raise ValueError(f"{asked} is not done here; save the folder and upload it with `hf upload`.")
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
-        (target / "config.json").write_text(
-            json.dumps(self.to_diff_dict(), indent=2) + "\n", encoding="utf-8"
-        )
+        with atomic(target / "config.json") as file:
+            file.write((json.dumps(self.to_diff_dict(), indent=2) + "\n").encode())
 
 
 class OfficialConfig(QwenVLConfig):

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from qwenvl.checkpoint.folder import our_tensors
 from qwenvl.checkpoint.official import is_official
+from qwenvl.files import atomic
 from qwenvl.integrations.huggingface.attention import context, weights_of
 from qwenvl.integrations.huggingface.config import QwenVLConfig
 from qwenvl.integrations.huggingface.hub import HUB, folder_of
@@ -28,6 +29,7 @@ from qwenvl.model.adapter import Adapter, sine_cosine_2d
 from qwenvl.model.llm import Block
 from qwenvl.model.vision import VisionTransformer
 from qwenvl.model.vlm import QwenVL, place_images
+from qwenvl.parsing import read_json
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What this version calls the keys and values of a model's output: `cache` from 5.24 on."""
@@ -266,8 +268,9 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         file = Path(save_directory) / "generation_config.json"
         aside = {name: value for name, value in getattr(self, "_aside", {}).items() if value is not None}
         if aside and file.exists() and not self.generation_config.do_sample:
-            values = {**json.loads(file.read_text(encoding="utf-8")), **aside}
-            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            values = {**read_json(file), **aside}
+            with atomic(file) as written:
+                written.write((json.dumps(values, indent=2) + "\n").encode())
 
     def get_output_embeddings(self) -> nn.Module:
         """The head, untied."""

@@ -14,13 +14,14 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from qwenvl.checkpoint.folder import read_config
-from qwenvl.config import read_json
+from qwenvl.files import atomic
 from qwenvl.images import preprocess
 from qwenvl.integrations.huggingface.hub import folder_of
 from qwenvl.integrations.huggingface.messages import image, images_of, turns_of
 from qwenvl.integrations.huggingface.prompt import Prompt, read_prompt, spell_content, spell_turns
 from qwenvl.integrations.huggingface.tokenizer import QwenVLTokenizer
 from qwenvl.markup import Image
+from qwenvl.parsing import read_json
 from qwenvl.tokenizer import VOCABULARY_FILE
 
 TEMPLATE = (
@@ -114,10 +115,10 @@ class QwenVLProcessor(ProcessorMixin):
         vocabulary = self.tokenizer.core.save(folder)
         named, settings = folder / "tokenizer_config.json", folder / "generation_config.json"
         values = {"tokenizer_class": QwenVLTokenizer.__name__, "padding_side": self.tokenizer.padding_side}
-        named.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        _write(named, values)
         values = read_json(settings) if settings.exists() else {}
         values["chat_format"] = "chatml" if self.chatml else "raw"
-        settings.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        _write(settings, values)
         return [str(vocabulary), str(named), str(settings)]
 
     def __call__(
@@ -265,6 +266,11 @@ class QwenVLProcessor(ProcessorMixin):
                 raise ValueError("padding='max_length' without max_length; give the length to pad to.")
             width = max(width, options["max_length"])
         return -(-width // multiple) * multiple
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())
 
 
 def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
