@@ -6,6 +6,7 @@ LayerNorm and one square projection into the language model (the release's `ln_p
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class Adapter(nn.Module):
         return self.out(merge_heads(sdpa(query, key, value)))
 
 
-def third_of(layer: nn.Module, rows: Float[Tensor, "*rows width"], which: int) -> Float[Tensor, "*rows out"]:
+def third_of(layer: Any, rows: Float[Tensor, "*rows width"], which: int) -> Float[Tensor, "*rows out"]:
     """`rows` through the first, second or last third of the layer's outputs.
 
     A plain matrix is cut, and computes what is needed. What stands for one (quantised, adapted by LoRA, waiting on
@@ -70,7 +71,7 @@ def third_of(layer: nn.Module, rows: Float[Tensor, "*rows width"], which: int) -
     return F.linear(rows, layer.weight.chunk(3)[which], layer.bias.chunk(3)[which])
 
 
-def _is_plain(layer: nn.Module, rows: Tensor) -> bool:
+def _is_plain(layer: Any, rows: Tensor) -> bool:
     """Whether the layer is a matrix and nothing more, where its input is."""
     ours = type(layer) is nn.Linear and layer.weight.device == rows.device
     return ours and not is_traceable_wrapper_subclass(layer.weight)

@@ -94,7 +94,9 @@ def place_images(
 def _check_slots(slots: Bool[Tensor, "batch tokens"], images: int, queries: int) -> None:
     """Raise ValueError unless every picture has its slots; in a traced graph the check is an assertion inside it."""
     if torch.compiler.is_compiling():
-        torch._assert_async(slots.sum().eq(images * queries), "picture placeholders and pictures do not match")
+        torch._assert_async(
+            slots.sum().eq(images * queries), "picture placeholders and pictures do not match"
+        )
         return
     if (count := int(slots.sum())) != images * queries:
         raise ValueError(
