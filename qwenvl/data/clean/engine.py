@@ -11,7 +11,6 @@ Each file is written beside its name and renamed. A shard's output depends on th
 neither the number of workers nor a kill and restart changes a byte.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import dump
 from qwenvl.data.tars import TarWriter, write_tar
 from qwenvl.files import atomic, safe_key
+from qwenvl.parsing import read_json
 
 Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[int | float]]
 """CLIP scores of pairs that carry a picture, one float each."""
@@ -101,7 +101,7 @@ class Job:
     def statistics(self) -> Mapping[str, Any] | None:
         """What the shard counted when it was done; None where it is not, or where its files are not whole."""
         try:
-            done = json.loads(self.at("done", "json").read_bytes())
+            done = read_json(self.at("done", "json"))
             return done if done["bytes"] == [path.stat().st_size for path in self.outputs] else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -116,9 +116,7 @@ class Job:
     def losers(self) -> list[tuple[int, str, str]] | None:
         """Ordinal, rule and reason of those that lose to others; None where the first pass has not told."""
         try:
-            return [
-                (k, rule, why) for k, rule, why in json.loads(self.at("survey", "losers.json").read_bytes())
-            ]
+            return [(k, rule, why) for k, rule, why in read_json(self.at("survey", "losers.json"))]
         except (OSError, ValueError, TypeError):
             return None
 

@@ -1,7 +1,6 @@
 """A page that shows what cleaning kept and dropped, rule by rule: the quickest way to see whether a rule is right."""
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.records import Pair
 from qwenvl.data.tars import read_tar
 from qwenvl.html import Html, element
-from qwenvl.parsing import Damaged, json_lines
+from qwenvl.parsing import Damaged, json_lines, read_json
 
 THUMBNAIL = 160
 """Pixels of the long side of a picture on the page."""
@@ -91,7 +90,7 @@ def page(out: Path, each: int = 12) -> str:
     statistics = out / "statistics.json"
     if not statistics.exists():
         raise ValueError(f"{out} holds no statistics.json; give the folder that `qwenvl data clean` wrote.")
-    entry = json.loads(statistics.read_bytes())
+    entry = read_json(statistics)
     kept, dropped = exhibits(out, each)
     order = [*entry["total"]["failed"], *entry["rules"]]
     counts = {**entry["total"]["failed"], **entry["total"]["dropped"]}

@@ -7,10 +7,10 @@ on texts being cleaned before they are judged.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from qwenvl.data.clean import edits, rules
+from qwenvl.data.clean import edits, rules, spans
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, with_text
 
@@ -81,6 +81,7 @@ def judge(pair: Pair, steps: Iterable[Step]) -> Verdict:
     if len(pair.text) > edits.LONGEST_RAW:
         return Verdict(pair, "length", f"{len(pair.text)} characters > {edits.LONGEST_RAW}")
     edited: tuple[str, ...] = ()
+    before = pair.text
     for name, rule, edit in steps:
         if edit is not None:
             text = edit(pair.text)
@@ -89,6 +90,9 @@ def judge(pair: Pair, steps: Iterable[Step]) -> Verdict:
                 edited = (*edited, name)
         elif rule is not None and (reason := rule(pair)) is not None:
             return Verdict(pair, name, reason, edited)
+    if edited:
+        extra, lost = spans.moved(pair.extra, before, pair.text)
+        pair, edited = replace(pair, extra=extra), (*edited, spans.LOST) if lost else edited
     return Verdict(pair, None, None, edited)
 
 

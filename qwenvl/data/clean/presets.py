@@ -7,12 +7,16 @@ moves them until the share that Table 2 reports remains of *your* copy of the so
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qwenvl.data.clean.rules import Detector
+from qwenvl.parsing import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,11 @@ class Thresholds:
             )
         if self.words is not None and not 0 <= self.words[0] <= self.words[1]:
             raise ValueError(f"words is {self.words}; expected (least, most) with least <= most.")
+        if self.special_tags is not None:
+            try:
+                re.compile(self.special_tags)
+            except re.error as error:
+                raise ValueError(f"special_tags is {self.special_tags!r}, no expression ({error}).") from None
         if self.near_images is not None and not 0 <= self.near_images <= 7:
             raise ValueError(f"near_pictures is {self.near_images}; expected 0 to 7 of the 64 bits.")
         if self.near_texts is not None and not 0.5 <= self.near_texts <= 1:
@@ -79,10 +88,9 @@ class Thresholds:
     @classmethod
     def read(cls, path: Path) -> "Thresholds":
         """Thresholds from JSON as `qwenvl data calibrate --out` writes them; raises ValueError for unknown names."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no JSON ({error}); expected an object of thresholds.") from None
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}; expected an object of thresholds.")
         return cls().changed(values)
 
     def changed(self, values: Mapping[str, object]) -> "Thresholds":
@@ -90,8 +98,28 @@ class Thresholds:
         known = [f.name for f in dataclasses.fields(self)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"there is no threshold {unknown[0]!r}; known: {', '.join(known)}.")
+        hints = get_type_hints(type(self))
+        for name, value in values.items():
+            if not _fits(value, hints[name]):
+                expected = str(hints[name]).replace("<class '", "").replace("'>", "").replace("typing.", "")
+                raise ValueError(f"the threshold {name} is {value!r}; expected {expected}.")
         lists = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return dataclasses.replace(self, **lists)  # type: ignore[arg-type]
+
+
+def _fits(value: object, expected: Any) -> bool:
+    """Whether a value of JSON is of the type that an annotation names; NaN and infinities are none."""
+    of = get_args(expected)
+    if get_origin(expected) is UnionType:
+        return any(_fits(value, each) for each in of)
+    if get_origin(expected) is Literal:
+        return isinstance(value, str) and value in of
+    if get_origin(expected) is tuple:
+        kinds = of[:1] * len(value) if isinstance(value, list | tuple) and of[-1] is ... else of
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +191,6 @@ def chosen(preset: str, thresholds: Path | None, changes: Sequence[str]) -> tupl
         name, _, value = change.partition("=")
         try:
             limits = limits.changed({name: json.loads(value)})
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             limits = limits.changed({name: value})
     return row, limits

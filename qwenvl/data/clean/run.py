@@ -15,6 +15,7 @@ from qwenvl.data.clean.pipeline import UNSCORED, Funnel, rule_names
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.shards import dump, find_shards
 from qwenvl.files import atomic, owned
+from qwenvl.parsing import read_json
 from qwenvl.terminal import printable
 
 RULES_VERSION = 2
@@ -111,7 +112,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
 def _object(path: Path) -> dict[str, Any]:
     """What another run left in a file; nothing where it cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,6 +2,8 @@
 
 import string
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -218,6 +220,12 @@ def test_thresholds_can_be_changed_by_name() -> None:
     for wrong, complaint in (("clip=1", "no threshold 'clip'"), ("words=[5, 1]", "least <= most")):
         with pytest.raises(ValueError, match=complaint):
             chosen("coyo", None, [wrong])
+    for wrong in (
+        "clip_score=high", "clip_score=NaN", "words=[1]", "words=[1, true]", "emoji=1", "languages=en", "html=null",
+        'languages=["en", 1]', "detector=magic", "short_side=1.5", "aspect_ratio=[[[[", "special_tags=(",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{wrong.partition('=')[0]} is "):
+            chosen("coyo", None, [wrong])
     with pytest.raises(ValueError, match="no preset 'laion'"):
         chosen("laion", None, [])
 
@@ -243,3 +251,45 @@ def test_the_first_rule_that_objects_is_counted_and_funnels_add_up() -> None:
 def test_a_megabyte_is_dropped_before_any_pattern_reads_it() -> None:
     verdict = judge(pair("<b" * 500_000), steps_of(Thresholds()))
     assert verdict.dropped_by == "length" and verdict.edited == ()
+
+
+def test_f86_a_file_of_thresholds_is_read_with_limits(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for text, complaint in (
+        ("[" * 50_000, "nests more than"),
+        ("[]", "holds a list; expected an object"),
+        ('{"words": "many"}', "words is 'many'; expected"),
+        ("\xff", "is not UTF-8"),
+    ):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=complaint):
+            Thresholds.read(file)
+    with pytest.raises(ValueError, match="does not exist"):
+        Thresholds.read(tmp_path / "none.json")
+
+
+def test_f102_phrases_stay_with_their_words_when_a_text_is_edited() -> None:
+    """GRIT's spans count characters of the caption: an edit before them would put boxes on other words."""
+    caption = "IMG_2041.JPG - A dog &amp; a cat, a dog on   a boat <b>here</b>"
+    phrases = ["A dog", "a cat", "a dog", "a boat", "dog &amp; a cat", "on   a boat", "here"]
+    chunks: list[Any] = [[caption.index(p), caption.index(p) + len(p), 0, 0, 1, 1, 0.9] for p in phrases]
+    kept = judge(
+        pair(caption, extra={"noun_chunks": chunks, "ref_exps": None, "sha": "x"}), steps_of(Thresholds())
+    )
+    text, found = kept.pair.text, kept.pair.extra["noun_chunks"]
+    assert text == "A dog & a cat, a dog on a boat here" and "phrases lost" in kept.edited
+    assert [text[start:end] for start, end, *_ in found] == ["A dog", "a cat", "a dog", "a boat", "here"]
+    assert all(row[2:] == [0, 0, 1, 1, 0.9] for row in found) and kept.pair.extra["sha"] == "x"
+    twice = "a dog, a dog &amp; a dog"
+    rows = [[0, 5, 0.1], [7.0, 12.0, 0.2], ["x"], None, [90, 95, 0.3], [19, 24, 0.4]]
+    moved = judge(pair(twice, extra={"ref_exps": rows}), steps_of(Thresholds())).pair
+    assert moved.extra["ref_exps"] == [
+        [0, 5, 0.1],
+        [7.0, 12.0, 0.2],
+        ["x"],
+        None,
+        [90, 95, 0.3],
+        [15, 20, 0.4],
+    ]
+    unchanged = judge(pair("a plain dog stands", extra={"noun_chunks": rows}), steps_of(Thresholds())).pair
+    assert unchanged.extra["noun_chunks"] is rows
