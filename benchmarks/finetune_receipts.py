@@ -82,9 +82,9 @@ def main() -> None:
             sys.exit(status)
 
     run, official = given.out / "run", given.out / "official"
-    step("data", "check", data, "--model", given.model, "--lora")
+    step("data", "check", data, "--images", given.folder, "--model", given.model, "--lora")
     tuning = ("--batch", 4, "--epochs", given.epochs, "--lr", given.lr, "--device", given.device)
-    step("finetune", given.model, "--data", data, "--lora", "--out", run, *tuning)
+    step("finetune", given.model, "--data", data, "--images", given.folder, "--lora", "--out", run, *tuning)
     losses = [line["loss"] for line in read_log(run / "log.jsonl")]
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} updates")
     shutil.rmtree(official, ignore_errors=True)

@@ -132,6 +132,8 @@ class Turn:
 
     role: str
     content: tuple[Segment | str, ...]
+    loss: bool = True
+    """False: training learns nothing of this turn, which is there for what follows it."""
 
 
 def segments_of(content: Content) -> list[Segment]:
@@ -234,17 +236,22 @@ def control(*names: str, tokenizer: Tokenizer, supervised: bool) -> Rendered:
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
-    """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3)."""
-    before, behind = _around(turn.role, tokenizer)
-    answer = turn.role == "assistant"
-    return join([before, render(turn.content, tokenizer, queries, supervised=answer), behind])
+    """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3).
+
+    Of a turn with `loss` False nothing is learned.
+    """
+    before, behind = _around(turn.role, tokenizer, turn.loss)
+    answers = turn.loss and turn.role == "assistant"
+    return join([before, render(turn.content, tokenizer, queries, supervised=answers), behind])
 
 
 @lru_cache(maxsize=32)
-def _around(role: str, tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
-    start, end = (control(s, tokenizer=tokenizer, supervised=True) for s in ("<|im_start|>", "<|im_end|>"))
+def _around(role: str, tokenizer: Tokenizer, loss: bool = True) -> tuple[Rendered, Rendered]:
+    start, end = (
+        control(name, tokenizer=tokenizer, supervised=loss) for name in ("<|im_start|>", "<|im_end|>")
+    )
     before = start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
-    return before, end + render("\n", tokenizer, 1, supervised=True)
+    return before, end + render("\n", tokenizer, 1, supervised=loss)
 
 
 def render_chat(
@@ -298,7 +305,7 @@ def number_images(turns: Iterable[Turn]) -> list[Turn]:
         for segment in segments_of(turn.content):
             image = turn.role == "user" and isinstance(segment, Image)
             content += [f"Picture {next(numbers)}: ", segment, "\n"] if image else [segment]
-        numbered.append(Turn(turn.role, tuple(segments_of(content))))
+        numbered.append(replace(turn, content=tuple(segments_of(content))))
     return numbered
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwenvl.data.check import Report
-    from qwenvl.data.conversations import Conversation
+    from qwenvl.data.layouts import TrainingSample
     from qwenvl.tokenizer import Tokenizer
 
 
@@ -13,6 +13,7 @@ def data_check(
     file: Path,
     /,
     *,
+    images: Path | None = None,
     model: str | None = None,
     train: str | None = None,
     lora: bool = False,
@@ -22,13 +23,16 @@ def data_check(
 ) -> int:
     """Look for faults that waste training: each with a count, an example and the fix. Exit status 1 if there are any.
 
-    Pictures cut or missing, boxes in pixels or swapped, pictures misnumbered, broken tags, samples too long, answers
-    that are not there. With --model also whether anything would learn under --train, --lora and --modules.
+    Pictures cut, missing or not used, boxes in pixels or swapped, pictures misnumbered, broken tags, samples too long,
+    answers that are not there, keys that nothing reads. With --model also whether anything would learn under --train,
+    --lora and --modules.
 
       qwenvl data check my.json --model Qwen/Qwen-VL-Chat --lora
+      qwenvl data check llava.json --images /data/coco
 
     Args:
-        file: The official fine-tuning JSON, or a sample a line.
+        file: What would be trained on: fine-tuning JSON, JSON lines, a tar or parquet file, or a folder of those.
+        images: Folder below which paths of pictures may lead, beside that of the file.
         model: The checkpoint that will be fine-tuned, whose vocabulary counts the tokens; by default `tiny`.
         train: Parts that will learn, of vision,adapter,llm.
         lora: Low-rank adapters will learn.
@@ -43,7 +47,8 @@ def data_check(
     from qwenvl.tokenizer import Tokenizer
 
     place = resolve(model or "tiny")
-    report = checked(file, Tokenizer.load(place), read_config(place).adapter.queries, sequence_length)
+    queries = read_config(place).adapter.queries
+    report = checked(file, Tokenizer.load(place), queries, sequence_length, images)
     findings = list(report.findings)
     if model is not None:
         findings += [
@@ -61,11 +66,14 @@ def data_check(
             "images": _images(report.usable),
             "boxes": report.boxes,
             "findings": [asdict(finding) for finding in findings],
+            "not_read": report.not_read,
         }
         print(dumps(facts, ensure_ascii=False))
     else:
         if findings:
             print(message(findings) + "\n")
+        if report.not_read:
+            print(not_read(report) + "\n")
         print(
             f"{len(report.usable)} of {report.total} samples are fine: {sum(report.lengths):,} tokens, longest "
             f"{max(report.lengths, default=0):,}, {_images(report.usable)} pictures, {report.boxes} boxes"
@@ -73,8 +81,10 @@ def data_check(
     return 1 if findings or not report.usable else 0
 
 
-def checked(file: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int) -> "Report":
-    """Check every sample of a file, with a bar for who is watching."""
+def checked(
+    file: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int, images: Path | None = None
+) -> "Report":
+    """Check every sample of a file, with a bar for who is watching. Raises ValueError where there is none."""
     from rich.console import Console
     from rich.progress import track
 
@@ -83,12 +93,23 @@ def checked(file: Path, tokenizer: "Tokenizer", queries: int, sequence_length: i
 
     console = Console(stderr=True)
     listed = track(
-        list(samples(file)), "checking", console=console, disable=not console.is_terminal, transient=True
+        samples(file, images), "checking", console=console, disable=not console.is_terminal, transient=True
     )
-    return check(listed, file.parent, tokenizer, queries, sequence_length)
+    report = check(listed, tokenizer, queries, sequence_length)
+    if not report.total:
+        raise ValueError(f"{file} holds no sample; expected a list of dialogues, or a sample a line.")
+    return report
 
 
-def _images(usable: "tuple[Conversation, ...]") -> int:
+def not_read(report: "Report") -> str:
+    """The keys beside the samples that training does not read, with how many samples have them."""
+    from qwenvl.terminal import printable
+
+    shown = ", ".join(f"{printable(name)} ({count:,})" for name, count in report.not_read.items())
+    return f"not read: {shown}"
+
+
+def _images(usable: "tuple[TrainingSample, ...]") -> int:
     return sum(len(each.images) for each in usable)
 
 

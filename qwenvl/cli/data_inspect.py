@@ -1,5 +1,6 @@
 """`qwenvl data inspect`: a page to look at, of cleaned pairs or of formatted samples."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ def data_inspect(
     out: Path = Path("inspect.html"),
     count: int = 12,
     tokenizer: str | None = None,
-    queries: int = 256,
+    queries: int | None = None,
+    images: Path | None = None,
     row_length: int = 2048,
     packing: Literal["isolated", "interleaved"] = "isolated",
 ) -> None:
@@ -19,19 +21,20 @@ def data_inspect(
 
     A folder that `qwenvl data clean` wrote: the funnel, kept pairs, and dropped ones by rule with their reasons.
 
-    JSON lines of records or a mixture: each sample with its picture and boxes, its ids, what is learned in blue, and
-    how the samples pack into rows.
+    Whatever training reads, such as JSON lines of records or a mixture, tars of pages or fine-tuning JSON: each sample
+    with its picture and boxes, its ids, what is learned in blue, and how the samples pack into rows.
 
       qwenvl data inspect clean/ --out gallery.html
 
-      qwenvl data inspect stage2.jsonl --tokenizer tiny --queries 64
+      qwenvl data inspect stage2.jsonl --tokenizer tiny --count 40
 
     Args:
         src: The folder or file.
         out: The page.
         count: Samples per rule, or samples in all.
         tokenizer: Checkpoint whose tokenizer is used: a folder, a hub id or `tiny`; without it every byte is a token.
-        queries: Visual tokens per picture.
+        queries: Visual tokens per picture; by default those of the checkpoint, without one 256 as in the paper.
+        images: Folder below which paths of pictures may lead, beside that of the data.
         row_length: Tokens of a packed row.
         packing: Whether documents of a row see each other (interleaved) or not.
     """
@@ -40,19 +43,29 @@ def data_inspect(
     from qwenvl.files import atomic
     from qwenvl.tokenizer import Tokenizer
 
-    if src.is_dir():
+    if count < 1:
+        raise ValueError(f"--count {count}; expected at least 1.")
+    if (src / "cleaning.json").is_file():
         text = gallery.page(src, count)
-    elif not src.is_file():
-        raise ValueError(f"there is no {src}; give the folder of a cleaning run, or JSON lines of records.")
     else:
         if tokenizer is None:
-            words = Tokenizer({bytes([value]): value for value in range(256)})
+            words, own = Tokenizer({bytes([value]): value for value in range(256)}), 256
         else:
-            from qwenvl.checkpoint.folder import resolve
+            from qwenvl.checkpoint.folder import read_config, resolve
 
-            words = Tokenizer.load(resolve(tokenizer))
-        samples = list(sample_viewer.read_mixture(src, count))
-        text = sample_viewer.page(samples, words, queries, row_length, packing)
+            place = resolve(tokenizer)
+            words, own = Tokenizer.load(place), read_config(place).adapter.queries
+        text, shown, total = sample_viewer.page(
+            src,
+            words,
+            queries=queries or own,
+            row_length=row_length,
+            packing=packing,
+            count=count,
+            root=images,
+        )
+        if shown < total:
+            print(f"{shown:,} of {total:,} samples; --count shows more", file=sys.stderr)
     with atomic(out) as file:
         file.write(text.encode("utf-8", "replace"))
     print(out)

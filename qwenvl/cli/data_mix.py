@@ -9,6 +9,7 @@ def data_mix(
     /,
     *,
     out: Path,
+    images: Path | None = None,
     table: Literal["pretraining", "multitask"] = "multitask",
     total: int | None = None,
     seed: int = 0,
@@ -19,11 +20,14 @@ def data_mix(
     Tasks without a source are left out and the others keep their proportions. Referring expressions count for both of
     their tasks. The same records, seed and total give the same file.
 
-      qwenvl data mix vqa.jsonl grit.jsonl --out stage2.jsonl --total 100000
+    What cannot be used is counted, and left out.
+
+      qwenvl data mix vqa.jsonl grit.jsonl pages/ --out stage2.jsonl --total 100000
 
     Args:
-        records: JSON lines as `qwenvl data read` writes them.
-        out: The mixture, JSON lines of format and record.
+        records: JSON lines, tars or parquet files, or folders of them: whatever training reads.
+        out: The mixture, JSON lines of format and record; images in tars are named by their place there.
+        images: Folder below which paths of pictures may lead, beside those of the records.
         table: multitask mixes tasks for stage 2 (Table 3), pretraining data sets of captions for stage 1 (Table 2).
         total: Samples in all; without it as many as there are without reading a row twice.
         seed: Another seed draws and orders otherwise.
@@ -31,24 +35,35 @@ def data_mix(
     """
     from qwenvl.data import mixtures
     from qwenvl.data.shards import dump
+    from qwenvl.terminal import printable
 
     if not records:
-        raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them.")
+        raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them, or tars.")
     rows = mixtures.PRETRAINING if table == "pretraining" else mixtures.MULTITASK
-    groups, unused = mixtures.index(records, rows)
-    if not groups:
+    sources = mixtures.index(records, rows, images)
+    if not sources.groups:
         raise ValueError(f"no record of {len(records)} files belongs to a row of the table `{table}`.")
-    count = mixtures.natural_total(groups, rows) if total is None else total
-    shares = mixtures.quotas(groups, rows, count)
-    mixtures.write(mixtures.draw(groups, shares, seed), records, out)
+    count = mixtures.natural_total(sources.groups, rows) if total is None else total
+    shares = mixtures.quotas(sources.groups, rows, count)
+    outside = mixtures.write(mixtures.draw(sources.groups, shares, seed), sources, out)
     if json:
         drawn = [
             {"row": g.row, "dataset": g.dataset, "format": g.format, "records": len(g), "drawn": n}
-            for g, n in zip(groups, shares, strict=True)
+            for g, n in zip(sources.groups, shares, strict=True)
         ]
-        print(dump({"total": sum(shares), "groups": drawn, "unused": unused}).decode())
+        unusable = {kind: number for kind, (number, _) in sources.unusable.items()}
+        facts = {"total": sum(shares), "groups": drawn, "unused": sources.unused, "unusable": unusable}
+        print(dump({**facts, "outside": outside}).decode())
         return 0
-    print(mixtures.compare(groups, shares, rows))
-    for kind, number in sorted(unused.items()):
-        print(f"not used: {number:,} records of {kind or '(no name)'}: no row of the table `{table}`")
+    print(printable(mixtures.compare(sources.groups, shares, rows), lines=True))
+    for kind, number in sorted(sources.unused.items()):
+        print(
+            f"not used: {number:,} records of {printable(kind) or '(no name)'}: no row of the table `{table}`"
+        )
+    for kind, (number, first) in sources.unusable.items():
+        print(f"unusable: {number:,} of {kind}, such as {printable(first)}")
+    if outside:
+        print(
+            f"{outside:,} pictures lie outside {out.parent}: whoever reads {out.name} must name their folder (--images)"
+        )
     return 0

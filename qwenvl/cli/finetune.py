@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from qwenvl.data.check import Report
-    from qwenvl.data.conversations import Conversation
+    from qwenvl.data.layouts import TrainingSample
     from qwenvl.integrations.peft import Lora
     from qwenvl.model.vlm import QwenVL
     from qwenvl.runtime import Runtime
@@ -26,6 +26,7 @@ def finetune(
     /,
     *,
     data: Path,
+    images: Path | None = None,
     out: Path = Path("runs/finetune"),
     train: str | None = None,
     lora: bool = False,
@@ -59,7 +60,8 @@ def finetune(
 
     Args:
         checkpoint: The model to start from: a folder (ours or official), a hub id or `tiny`.
-        data: A list of samples with `conversations`, or one a line; pictures as paths in <img> tags.
+        data: Fine-tuning JSON, JSON lines, a tar or parquet file, as `qwenvl data check` reads them.
+        images: Folder below which paths of pictures may lead, beside that of the data.
         out: Folder of the run.
         train: Parts that learn, of vision,adapter,llm; by default adapter,llm, with LoRA llm.
         lora: Learn low-rank adapters instead of the weights.
@@ -90,7 +92,7 @@ def finetune(
     place = resolve(checkpoint)
     parts = tuple(train.split(",")) if train else ("llm",) if lora or qlora else ("adapter", "llm")
     tokenizer, config = Tokenizer.load(place), read_config(place)
-    report = _usable(data, tokenizer, config.adapter.queries, sequence_length)
+    report = _usable(data, images, tokenizer, config.adapter.queries, sequence_length)
     if report is None:
         return 1
     runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
@@ -137,16 +139,20 @@ def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
     return DTYPES[dtype]
 
 
-def _usable(data: Path, tokenizer: "Tokenizer", queries: int, sequence_length: int) -> "Report | None":
+def _usable(
+    data: Path, images: Path | None, tokenizer: "Tokenizer", queries: int, sequence_length: int
+) -> "Report | None":
     """The samples to train on and their lengths; None after telling what is wrong."""
-    from qwenvl.cli.data_check import checked
+    from qwenvl.cli.data_check import checked, not_read
     from qwenvl.data.check import message
 
-    report = checked(data, tokenizer, queries, sequence_length)
+    report = checked(data, tokenizer, queries, sequence_length, images)
     long = ("over-long", "cut picture")
     wrong = [finding for finding in report.findings if finding.kind not in long]
     if report.findings:
         print(message(report.findings), file=sys.stderr)
+    if report.not_read:
+        print(not_read(report), file=sys.stderr)
     if wrong or not report.usable:
         print(f"{data} needs repair before training; see above.", file=sys.stderr)
         return None
@@ -159,7 +165,7 @@ def _run(
     out: Path,
     tokenizer: "Tokenizer",
     stage: "StageConfig",
-    found: "Sequence[Conversation]",
+    found: "Sequence[TrainingSample]",
     lora: "Lora | None",
     quantized: bool,
     runtime: "Runtime",
@@ -222,7 +228,7 @@ def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path)
 
 
 def _merged(
-    place: Path, adapter: Path, tokenizer: "Tokenizer", shown: "Sequence[Conversation]", runtime: "Runtime"
+    place: Path, adapter: Path, tokenizer: "Tokenizer", shown: "Sequence[TrainingSample]", runtime: "Runtime"
 ) -> "tuple[QwenVL, float]":
     """The checkpoint with the saved adapters merged in, and how far its logits moved.
 
@@ -247,7 +253,7 @@ def _write(
     place: Path,
     target: Path,
     tokenizer: "Tokenizer",
-    shown: "Sequence[Conversation]",
+    shown: "Sequence[TrainingSample]",
     runtime: "Runtime",
     dtype: "torch.dtype",
 ) -> float:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
-from qwenvl.markup import Box, Quad
+from qwenvl.markup import GRID, Box, Quad
 
 OVERSHOOT = 0.01
 """Share of a side by which annotators may miss the border; such corners move to it, beyond it the box is bad."""
@@ -178,6 +178,56 @@ def entities_of(sentence: str) -> Iterator[tuple[str, str | None]]:
         done = found.end()
     if done < len(sentence):
         yield sentence[done:], None
+
+
+# === Other spellings in a text ===
+
+_REF, _BOX = "<ref>{}</ref>", "<box>({},{}),({},{})</box>"
+_QWEN2_REF = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.DOTALL)
+_QWEN2_BOX = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
+_INTERN_BOX = re.compile(r"<box>\s*\[\s*((?:\[[^\[\]]*\]\s*,?\s*)+)\]\s*</box>")
+_INTEGER = re.compile(r"-?\d+")
+
+
+def from_tags(text: str) -> str:
+    """A text with tags of Qwen2-VL (`<|box_start|>(x1,y1),..`) or InternVL (`<box>[[x1, ..]]</box>`), as ours.
+
+    Both count thousandths as ours do; 1000 becomes 999. Raises BadBox for one without four numbers of 0 to 1000.
+    """
+    text = _QWEN2_REF.sub(lambda found: _REF.format(found[1]), text)
+    text = _QWEN2_BOX.sub(lambda found: _spelt(found[1]), text)
+    return _INTERN_BOX.sub(lambda found: "".join(map(_spelt, re.findall(r"\[([^\[\]]*)\]", found[1]))), text)
+
+
+def _spelt(inner: str) -> str:
+    numbers = [int(number) for number in _INTEGER.findall(inner)]
+    if len(numbers) != 4:
+        raise BadBox("box without four numbers")
+    if not all(0 <= number <= GRID for number in numbers):
+        raise BadBox("box outside the picture")
+    return _BOX.format(*(min(number, GRID - 1) for number in numbers))
+
+
+def from_objects(text: str, objects: Mapping[str, Any], width: int, height: int) -> str:
+    """A text of ms-swift with its `<ref-object>` and `<bbox>` filled in from `objects`: `ref`, and `bbox` in pixels.
+
+    Raises BadBox where they are not as many as the text has marks for, over all texts that share them: join those.
+    """
+    phrases, boxes = iter(objects.get("ref") or ()), iter(objects.get("bbox") or ())
+
+    def fill(mark: re.Match[str]) -> str:
+        try:
+            if mark[0] == "<ref-object>":
+                return _REF.format(next(phrases))
+            box = from_corners(next(boxes), width, height)
+        except StopIteration:
+            raise BadBox("fewer objects than marks") from None
+        return _BOX.format(box.x1, box.y1, box.x2, box.y2)
+
+    filled = re.sub("<ref-object>|<bbox>", fill, text)
+    if next(boxes, None) is not None:
+        raise BadBox("more objects than marks")
+    return filled
 
 
 def quad_from_corners(

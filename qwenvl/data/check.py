@@ -1,40 +1,29 @@
 """What is wrong with a fine-tuning file, told before a GPU hour is spent: how often, one example, and the fix.
 
-Reads the JSON of `data.conversations`, tolerantly: a sample with a fault is reported and left out, never guessed at.
+Reads what training reads, by the same reader (`data.layouts`): a sample with a fault is reported and left out, never
+guessed at. Every image is opened once.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-from qwenvl.data.conversations import Conversation, conversation_of, example_of, image_path, messages_of
+from qwenvl.data.faults import FIXES, Unusable
 from qwenvl.data.formats import Example
+from qwenvl.data.layouts import TrainingSample, read
+from qwenvl.data.records import Dialogue, GroundedCaption, OcrPage, Record, Referring
+from qwenvl.data.stream.samples import Located, Sample
 from qwenvl.images import open_image
-from qwenvl.markup import GRID, Box, Image
+from qwenvl.markup import Box, Image, Quad, Segment, Text
+from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 
-FIXES = {
-    "form": "each sample is {'conversations': [{'from': 'user', 'value': ...}, {'from': 'assistant', 'value': ...}]}.",
-    "broken markup": "close every tag: <img>path</img>, <ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, <quad> of four.",
-    "boxes in pixels": "write thousandths, 0 to 999: markup.Box.from_pixels(x1, y1, x2, y2, width, height).",
-    "boxes as fractions": "boxes are integers from 0 to 999: multiply by 1000 and round, at most 999.",
-    "swapped corners": "write the top left corner first: <box>(left,top),(right,bottom)</box>.",
-    "picture numbers": "number a sample's pictures 1, 2, 3 ... through all turns: 'Picture 1: <img>a.jpg</img>\\n'.",
-    "picture at a URL": "download it and name the file; pictures are never fetched while training.",
-    "missing picture": "a relative path starts at the JSON's folder; copy the file there or correct the path.",
-    "cut picture file": "the file is truncated or no picture; copy it again from its source.",
-    "cut picture": "here the official script would cut a picture in two; raise --sequence-length or split the sample.",
-    "over-long": "split the dialogue or raise --sequence-length; the sample is left out of training, never cut.",
-    "nothing learned": "answers are empty or missing, all labels would be masked; give the assistant something to say.",
-}
-"""Kind of fault -> what to do."""
+_ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture is to be turned; 1: not at all."""
 
-_MARKED = re.compile(r"<(box|quad)>(.{0,300}?)</\1>", re.DOTALL)
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_IMAGE = re.compile(r"(?:Picture\s*(\d+)\s*:\s*)?<img>", re.IGNORECASE)
+_NUMBERED = re.compile(r"Picture\s*(\d+)\s*:\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,151 +44,174 @@ class Report:
 
     total: int
     """Samples in the file."""
-    usable: tuple[Conversation, ...]
+    usable: tuple[TrainingSample, ...]
     """Those without a fault, in order."""
     lengths: tuple[int, ...]
     """Tokens of each usable sample."""
     findings: tuple[Finding, ...]
+    not_read: dict[str, int] = field(default_factory=dict)
+    """Keys beside what is read -> usable samples that have them."""
 
     @cached_property
     def boxes(self) -> int:
         """Boxes in the usable samples."""
-        return sum(
-            isinstance(part, Box) for each in self.usable for turn in each.turns for part in turn.content
-        )
+        return sum(len(boxes_of(each.record)) for each in self.usable)
 
 
 def check(
-    samples: Iterable[tuple[str, Any]],
-    folder: Path,
+    samples: Iterable[tuple[str, Sample | Unusable]],
     tokenizer: Tokenizer,
     queries: int,
     sequence_length: int = 2048,
 ) -> Report:
-    """Look at every sample (of `conversations.samples`), open every picture once, render every dialogue."""
+    """Look at every sample (of `layouts.samples`), open every image once, render every dialogue."""
     found: dict[str, tuple[int, str]] = {}
     usable, lengths, total = [], [], 0
+    not_read: Counter[str] = Counter()
     images = _Images()
     for where, sample in samples:
         total += 1
-        faults = list(_faults(where, sample, folder, images))
+        faults: list[tuple[str, str]] = []
+        try:
+            sample_read = read(_or_raise(sample))
+            faults += _faults(sample_read, images)
+            made = sample_read.example(tokenizer, queries)
+            faults += _length_faults(made, tokenizer, sequence_length)
+        except Unusable as reason:
+            faults.append((reason.kind, reason.detail))
         if not faults:
-            conversation = conversation_of(where, sample, folder)
-            rendered = example_of(conversation, tokenizer, queries)
-            faults = list(_length_faults(rendered, conversation, tokenizer, sequence_length))
-            if not faults:
-                usable.append(conversation)
-                lengths.append(len(rendered))
+            usable.append(sample_read)
+            lengths.append(len(made))
+            not_read.update(sample_read.not_read)
         for kind, detail in dict(faults).items():
-            count, example = found.get(kind, (0, f"{where} {detail}"))
+            count, example = found.get(kind, (0, f"{where}: {detail}"))
             found[kind] = (count + 1, example)
     findings = [
-        Finding(kind=kind, count=found[kind][0], example=found[kind][1], fix=fix)
-        for kind, fix in FIXES.items()
-        if kind in found
+        Finding(kind=kind, count=found[kind][0], example=found[kind][1], fix=FIXES.get(kind, FIXES["form"]))
+        for kind in sorted(found, key=lambda kind: [*FIXES, kind].index(kind))
     ]
     if suspicion := images.suspicion():
         findings.append(suspicion)
-    return Report(total=total, usable=tuple(usable), lengths=tuple(lengths), findings=tuple(findings))
+    return Report(
+        total=total,
+        usable=tuple(usable),
+        lengths=tuple(lengths),
+        findings=tuple(findings),
+        not_read=dict(not_read.most_common()),
+    )
 
 
-def _faults(where: str, sample: Any, folder: Path, images: "_Images") -> Iterator[tuple[str, str]]:
-    """Kind and detail of what is wrong with a sample before it is rendered."""
-    try:
-        messages = messages_of(sample)
-    except ValueError as error:
-        yield "form", str(error)
-        return
-    box_faults = [fault for _, value in messages for fault in _box_faults(value)]
-    yield from box_faults
-    yield from _number_faults("".join(value for role, value in messages if role == "user"))
-    try:
-        conversation = conversation_of(where, sample, folder)
-    except ValueError as error:
-        if not box_faults:
-            yield "broken markup", str(error)
-        return
-    if not any(role == "assistant" and value.strip() for role, value in messages):
-        yield "nothing learned", "has no answer with text in it."
-    for image in conversation.images:
-        if fault := images.fault(image, folder):
+def _or_raise(sample: Sample | Unusable) -> Sample:
+    if isinstance(sample, Unusable):
+        raise sample
+    return sample
+
+
+def boxes_of(record: Record) -> list[Box]:
+    """The boxes of a record, wherever they stand in it."""
+    return [part for part in _parts(record) if isinstance(part, Box)]
+
+
+def _parts(record: Record) -> list[Segment | str]:
+    match record:
+        case Dialogue():
+            return [part for turn in record.turns for part in turn.content]
+        case GroundedCaption():
+            return list(record.caption)
+        case Referring():
+            return list(record.boxes)
+        case OcrPage():
+            return list(record.lines)
+    return []
+
+
+def _faults(found: TrainingSample, images: "_Images") -> Iterator[tuple[str, str]]:
+    """Kind and detail of what is wrong with a sample that can be read."""
+    parts = _parts(found.record)
+    for box in (part for part in parts if isinstance(part, Box)):
+        if box.x1 > box.x2 or box.y1 > box.y2:
+            yield "swapped corners", f"has ({box.x1},{box.y1}),({box.x2},{box.y2})."
+    if isinstance(found.record, Dialogue):
+        yield from _number_faults([turn.content for turn in found.record.turns if turn.role == "user"])
+    damaged = False
+    for image in found.images:
+        if fault := images.fault(image):
+            damaged = True
             yield fault
-    images.remember(conversation)
+    marked = any(isinstance(part, Box | Quad) for part in parts)
+    for image in found.images if marked and not damaged else ():
+        if turned := images.turned(image):
+            yield "turned picture", turned
+    images.remember(found)
 
 
-def _box_faults(value: str) -> Iterator[tuple[str, str]]:
-    for marked in _MARKED.finditer(value):
-        numbers = [float(number) for number in _NUMBER.findall(marked[2])]
-        if len(numbers) != (4 if marked[1] == "box" else 8):
-            continue  # broken markup: parsing tells
-        if all(0 <= number <= 1 for number in numbers) and "." in marked[2]:
-            yield "boxes as fractions", f"has {marked[0]}."
-        elif not all(0 <= number < GRID for number in numbers):
-            yield "boxes in pixels", f"has {marked[0]}, which reaches {max(numbers, key=abs):g}."
-        elif marked[1] == "box" and (numbers[0] > numbers[2] or numbers[1] > numbers[3]):
-            yield "swapped corners", f"has {marked[0]}."
-
-
-def _number_faults(asked: str) -> Iterator[tuple[str, str]]:
-    written = [int(number) if number else None for number in _IMAGE.findall(asked)]
+def _number_faults(asked: Sequence[Sequence[Segment | str]]) -> Iterator[tuple[str, str]]:
+    written: list[int | None] = []
+    for content in asked:
+        for before, part in zip(["", *content], content, strict=False):
+            if isinstance(part, Image):
+                text = before.text if isinstance(before, Text) else before if isinstance(before, str) else ""
+                number = _NUMBERED.search(text)
+                written.append(int(number[1]) if number else None)
     if any(written) and written != list(range(1, len(written) + 1)):
         said = ", ".join("none" if number is None else str(number) for number in written)
         yield "picture numbers", f"numbers its {len(written)} pictures {said}."
 
 
-def _length_faults(
-    rendered: Example, conversation: Conversation, tokenizer: Tokenizer, limit: int
-) -> Iterator[tuple[str, str]]:
+def _length_faults(rendered: Example, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, str]]:
     if len(rendered) <= limit:
         return
     yield "over-long", f"has {len(rendered)} tokens, {limit} fit."
-    inside = (tokenizer.imgpad, tokenizer.img_end)
-    if rendered.ids[limit] in inside:
+    if rendered.ids[limit] in (tokenizer.imgpad, tokenizer.img_end):
         yield "cut picture", f"has a picture across token {limit} of {len(rendered)}."
 
 
 class _Images:
-    """Files opened once, and what the boxes of small pictures look like."""
+    """Images opened once, and what the boxes of small ones look like."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[str, str] | tuple[int, int]] = {}
+        self._known: dict[object, tuple[str, str] | tuple[int, int, int]] = {}
         self._inside = self._outside = 0
         self._example = ""
 
-    def fault(self, image: Image, folder: Path) -> tuple[str, str] | None:
-        """Kind and detail when the picture cannot be used."""
-        if re.match(r"(?i)https?://", str(image.source)):
-            return "picture at a URL", f"shows {image.source}."
-        looked = self._look(image_path(image, folder))
-        return looked if isinstance(looked[0], str) else None
+    def fault(self, image: Image) -> tuple[str, str] | None:
+        """Kind and detail when the image cannot be used."""
+        looked = self._look(image.source)
+        return looked if len(looked) == 2 else None
 
-    def _look(self, path: Path) -> tuple[str, str] | tuple[int, int]:
-        if path not in self._known:
-            if not path.is_file():
-                self._known[path] = ("missing picture", f"shows {path}, which does not exist.")
-            else:
-                try:
-                    self._known[path] = open_image(path).size
-                except (ValueError, OSError) as error:
-                    self._known[path] = ("cut picture file", f"shows {path}: {error}")
-        return self._known[path]
+    def turned(self, image: Image) -> str:
+        """What its EXIF asks for, if that turns it."""
+        looked = self._look(image.source)
+        if len(looked) != 3 or looked[2] in (0, 1):
+            return ""
+        return f"shows {image.source}, which EXIF turns (orientation {looked[2]}): {looked[0]} x {looked[1]} as stored."
 
-    def remember(self, conversation: Conversation) -> None:
-        """Count boxes on a single small picture that would fit it if they were pixels."""
-        if len(conversation.images) != 1:
+    def _look(self, source: object) -> tuple[str, str] | tuple[int, int, int]:
+        if source not in self._known:
+            try:
+                given = source.read() if isinstance(source, Located) else source
+                image = open_image(given)  # type: ignore[arg-type]
+                self._known[source] = *image.size, image.getexif().get(_ORIENTATION, 1)
+            except (ValueError, OSError) as error:
+                self._known[source] = ("damaged picture", f"shows {source}: {error}")
+        return self._known[source]
+
+    def remember(self, found: TrainingSample) -> None:
+        """Count boxes on a single small image that would fit it if they were pixels."""
+        if len(found.images) != 1:
             return
-        size = self._known.get(image_path(conversation.images[0], conversation.folder))
-        if size is None or isinstance(size[0], str) or max(size) > 700:
+        size = self._known.get(found.images[0].source)
+        if size is None or isinstance(size[0], str) or max(size[0], int(size[1])) > 700:
             return
-        for box in (part for turn in conversation.turns for part in turn.content if isinstance(part, Box)):
-            fits = box.x2 <= int(size[0]) and box.y2 <= int(size[1])
+        for box in boxes_of(found.record):
+            fits = box.x2 <= size[0] and box.y2 <= int(size[1])
             self._inside, self._outside = self._inside + fits, self._outside + (not fits)
             self._example = self._example or (
-                f"{conversation.where} has ({box.x1},{box.y1}),({box.x2},{box.y2}) on {size[0]} x {size[1]} pixels"
+                f"{found.where} has ({box.x1},{box.y1}),({box.x2},{box.y2}) on {size[0]} x {size[1]} pixels"
             )
 
     def suspicion(self) -> Finding | None:
-        """Twelve boxes or more, none beyond its small picture's own size in pixels: hardly a chance."""
+        """Twelve boxes or more, none beyond its small image's own size in pixels: hardly a chance."""
         if self._outside or self._inside < 12:
             return None
         return Finding(
@@ -213,6 +225,6 @@ class _Images:
 def message(findings: Sequence[Finding]) -> str:
     """The findings for a person, four lines each."""
     return "\n\n".join(
-        f"{finding.kind}: {finding.count}\n  example: {finding.example}\n  fix: {finding.fix}"
+        f"{printable(finding.kind)}: {finding.count}\n  example: {printable(finding.example)}\n  fix: {finding.fix}"
         for finding in findings
     )

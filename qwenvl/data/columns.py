@@ -15,6 +15,7 @@ TEXTS = ("txt", "text", "caption")
 """Suffixes of files that hold a caption."""
 
 IMAGE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
+IMAGES_COLUMNS = ("images", "pictures", "image_paths", "image_files")
 TEXT_COLUMNS = ("text", "caption", "alt_text", "alt", "top_caption", "title")
 TEXTS_COLUMNS = ("captions", "texts")
 SCORE_COLUMNS = ("clip_score", "similarity", "clip_similarity", "clip_similarity_vitb32",

@@ -1,140 +1,105 @@
-"""The official fine-tuning JSON, read as it is: `conversations` of `from` and `value`, with tags inside `value`.
+"""A fine-tuning file as a whole: every sample in its order, by the reader that training has (`data.layouts`).
 
     [{"id": "0", "conversations": [
         {"from": "user",      "value": "Picture 1: <img>a.jpg</img>\\nWhere is the cat?"},
         {"from": "assistant", "value": "<ref>the cat</ref><box>(10,20),(300,400)</box>"}]}]
 
-A list or JSON lines. Values become objects here and nowhere else: pictures, phrases and boxes by their tags, everything
-else is text, `<|im_start|>` included (the official script lets data write control symbols). What is learned is what the
-official script learns: control symbols, answers and the newline behind a turn; roles, questions and system are not.
+The official form, a list or JSON lines, is one of many.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwenvl.data.formats import Example, example
+from qwenvl.data.faults import Unusable
+from qwenvl.data.formats import Example
+from qwenvl.data.layouts import TrainingSample, read
 from qwenvl.data.records import Dialogue, spell_with_paths
-from qwenvl.markup import Image, Segment, Turn, number_images, parse_trusted, render_chat
+from qwenvl.data.shards import find_shards, kind_of
+from qwenvl.data.stream.index import sample_index
+from qwenvl.data.stream.samples import Located, Sample, read_sample
+from qwenvl.markup import Image, number_images
 from qwenvl.tokenizer import Tokenizer
 
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-"""`from` of a message -> its role; `human` and `gpt` are LLaVA's names for the same."""
 
+def samples(source: Path, root: Path | None = None) -> Iterator[tuple[str, Sample | Unusable]]:
+    """Where each sample of a shard (or of a folder of shards) stands, in order, and the sample or why there is none.
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """One sample of the file."""
-
-    where: str
-    """`file:number` (from 0) and its id, for messages."""
-    turns: tuple[Turn, ...]
-    folder: Path
-    """Where the file lies: relative paths of pictures start here."""
-
-    @property
-    def images(self) -> tuple[Image, ...]:
-        """Its pictures in order."""
-        return tuple(part for turn in self.turns for part in turn.content if isinstance(part, Image))
-
-
-def samples(file: Path) -> Iterator[tuple[str, Any]]:
-    """Where each sample stands, and the sample as JSON. Raises ValueError when the file is no list or JSON lines."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(
-            f"{file} does not exist; give the official fine-tuning JSON or JSON lines."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error.reason}); convert it first.") from None
-    try:
-        if text.lstrip()[:1] == "[":
-            found = json.loads(text)
-        else:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is not valid JSON ({error}); expected a list of samples, or one a line."
-        ) from None
-    for number, sample in enumerate(found):
-        name = sample.get("id") if isinstance(sample, dict) else None
-        yield f"{file.name}:{number}" + (f" (id {name})" if name is not None else ""), sample
-
-
-def messages_of(sample: Any) -> list[tuple[str, str]]:
-    """Role and value of every message, a leading one that is not the user's dropped as the official script does.
-
-    Raises ValueError for a sample of another form, an unknown role or two turns of one role in a row.
+    Images may also lie below `root`. Raises ValueError when there is no shard, or one that is wholly unreadable.
     """
-    said = sample.get("conversations") if isinstance(sample, dict) else None
-    if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
-        raise ValueError("has no list `conversations` of messages; each sample needs one.")
-    messages = []
-    for each in said:
-        role, value = ROLES.get(str(each.get("from"))), each.get("value")
-        if role is None or not isinstance(value, str):
-            raise ValueError(
-                f"has a message from {each.get('from')!r} with a value of type {type(value).__name__}; expected "
-                "from 'user' or 'assistant' and a text."
-            )
-        messages.append((role, value))
-    if messages and messages[0][0] != "user":
-        del messages[0]
-    for number, (role, _) in enumerate(messages):
-        if role != ("user", "assistant")[number % 2]:
-            raise ValueError(f"has message {number} from the {role}; user and assistant must take turns.")
-    if not messages:
-        raise ValueError("has no message of a user; a sample is a question and an answer at least.")
-    return messages
+    for shard in find_shards(str(source)):
+        lines = _Lines(shard) if _holds_lines(shard) else None
+        for number, (first, second) in enumerate(sample_index(shard).tolist()):
+            where = f"{shard.name}:{number}" if lines is None else f"{shard.name}, line {lines.at(first)}"
+            try:
+                sample = read_sample(shard, first, second)
+            except Unusable as reason:
+                yield where, reason
+                continue
+            name = sample.columns.get("id")
+            where = sample.where if kind_of(shard) == "tar" else where
+            where += f" (id {name})" if isinstance(name, str | int) else ""
+            yield where, replace(sample, where=where, root=root)
 
 
-def conversation_of(where: str, sample: Any, folder: Path) -> Conversation:
-    """The sample as objects. Raises ValueError, without `where`, for another form or a broken tag."""
-    turns = tuple(Turn(role, tuple(parse_trusted(value))) for role, value in messages_of(sample))
-    return Conversation(where=where, turns=turns, folder=folder)
-
-
-def read_conversations(file: Path) -> list[Conversation]:
-    """Every sample of the file. Raises ValueError that names the first broken one."""
+def read_conversations(source: Path, root: Path | None = None) -> list[TrainingSample]:
+    """Every sample of a file, whether its images are there or not. Raises ValueError that names a broken one."""
     found = []
-    for where, sample in samples(file):
+    for where, sample in samples(source, root):
         try:
-            found.append(conversation_of(where, sample, file.parent))
-        except ValueError as error:
-            raise ValueError(f"{where} {error} Run `qwenvl data check {file}` to see all of them.") from None
+            if isinstance(sample, Unusable):
+                raise sample
+            found.append(read(sample, strict=False))
+        except Unusable as reason:
+            raise ValueError(
+                f"{where}: {reason} Run `qwenvl data check {source}` to see all of them."
+            ) from None
     if not found:
-        raise ValueError(f"{file} holds no sample; expected a list of conversations.")
+        raise ValueError(f"{source} holds no sample; expected a list of dialogues, or a sample a line.")
     return found
 
 
-def example_of(conversation: Conversation, tokenizer: Tokenizer, queries: int) -> Example:
-    """The sample ready to be packed, pictures as paths that can be opened from anywhere."""
-    turns = [
-        Turn(turn.role, tuple(_placed(part, conversation.folder) for part in turn.content))
-        for turn in conversation.turns
+def _holds_lines(shard: Path) -> bool:
+    """Whether lines are samples: by its name, or a .json that is no list."""
+    if kind_of(shard) != "list":
+        return kind_of(shard) == "lines"
+    with shard.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"["
+
+
+class _Lines:
+    """Numbers of lines, from 1, by the byte where they begin; asked in order."""
+
+    def __init__(self, shard: Path) -> None:
+        self._file, self._line = shard.open("rb"), 1
+
+    def at(self, byte: int) -> int:
+        passed = self._file.read(byte - self._file.tell())
+        self._line += passed.count(b"\n")
+        return self._line
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+def example_of(sample: TrainingSample, tokenizer: Tokenizer, queries: int) -> Example:
+    """The sample as ids and labels, with images that `images.open_image` opens."""
+    made = sample.example(tokenizer, queries)
+    sources = [
+        each.source.read() if isinstance(each.source, Located) else each.source for each in made.images
     ]
-    return example(render_chat(turns, tokenizer, queries, open_for_answer=False))
-
-
-def image_path(image: Image, folder: Path) -> Path:
-    """Where a picture's file is: a relative path starts at the JSON's folder, else at the working directory."""
-    path = Path(str(image.source))
-    beside = folder / path
-    return path if path.is_absolute() or (not beside.exists() and path.exists()) else beside
+    return replace(made, images=tuple(map(Image, sources)))
 
 
 def sample_of(dialogue: Dialogue, name: str) -> dict[str, Any]:
-    """A dialogue as a sample of this JSON, pictures numbered: what `qwenvl finetune` and the official script read.
+    """A dialogue as a sample of the official JSON, images numbered: what `qwenvl finetune` and its script read.
 
-    Raises ValueError for a picture in memory, and for a text that spells a tag and would come back as markup.
+    Raises ValueError for an image in memory, and for a text that spells a tag and would come back as markup.
     """
-    turns = number_images(dialogue.turns)
-    said = [{"from": turn.role, "value": spell_with_paths(turn.content)} for turn in turns]
-    return {"id": name, "conversations": said}
-
-
-def _placed(part: Segment | str, folder: Path) -> Segment | str:
-    return replace(part, source=image_path(part, folder)) if isinstance(part, Image) else part
+    said = [
+        {"from": turn.role, "value": spell_with_paths(turn.content), **({} if turn.loss else {"loss": False})}
+        for turn in number_images(dialogue.turns)
+    ]
+    system = {"system": dialogue.system} if dialogue.system else {}
+    return {"id": name, **system, "conversations": said}

@@ -4,9 +4,8 @@ Shares of tasks are the paper's, over the tasks that have a source. Within a tas
 by their size. A source that is too small for its share is read again, and the printed table says how often.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data.clean.presets import PRESETS
-from qwenvl.data.records import Record, from_json
-from qwenvl.data.shards import write_json_lines
+from qwenvl.data.conversations import samples
+from qwenvl.data.faults import Unusable
+from qwenvl.data.layouts import read, with_images
+from qwenvl.data.records import Record, images, to_values
+from qwenvl.data.shards import find_shards, write_json_lines
+from qwenvl.data.stream.index import sample_index
+from qwenvl.data.stream.samples import Located, Sample, read_sample
 from qwenvl.data.tasks import Format, formats_of
+from qwenvl.markup import Image
 
 
 class Row(NamedTuple):
@@ -53,58 +58,75 @@ TASK_OF: Mapping[Format, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Records of one row, data set and format: where their lines begin."""
+    """Samples of one row, data set and format: which shard, and which sample of it."""
 
     row: str
     dataset: str
     format: Format
-    files: NDArray[np.uint32]
-    offsets: NDArray[np.uint64]
+    shards: NDArray[np.uint32]
+    numbers: NDArray[np.uint64]
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.numbers)
 
 
-def index(paths: Sequence[Path], table: Sequence[Row]) -> tuple[list[Group], dict[str, int]]:
-    """Which records there are for which row; and how many are for none, by their kind or data set.
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What a mixture is drawn from."""
 
-    Table 2 asks for the data set of captions, Table 3 for the format. Raises ValueError for a line that is no record.
+    shards: tuple[Path, ...]
+    groups: tuple[Group, ...]
+    unused: Mapping[str, int]
+    """Kind or data set of samples for which the table has no row -> how many."""
+    unusable: Mapping[str, tuple[int, str]]
+    """What is wrong with samples -> how many, and where the first stands."""
+    root: Path | None = None
+    """Folder below which paths of images may lead, beside those of the shards."""
+
+
+def index(paths: Sequence[Path], table: Sequence[Row], root: Path | None = None) -> Sources:
+    """Which samples of shards, or of folders of shards, there are for which row.
+
+    Table 2 asks for the data set of captions, Table 3 for the format. Raises ValueError when no sample can be used.
     """
     by_dataset = table is PRETRAINING
     rows = {row.name.casefold(): row.name for row in table}
-    places: dict[tuple[str, str, Format], list[tuple[int, int]]] = {}
+    found: dict[tuple[str, str, Format], list[tuple[int, int]]] = {}
     unused: dict[str, int] = {}
-    for number, path in enumerate(paths):
-        offset = 0
-        with path.open("rb") as file:
-            for line in file:
-                start, offset = offset, offset + len(line)
-                if not line.strip():
-                    continue
-                record = _record(line, path)
-                for format in formats_of(record):
-                    wanted = (
-                        record.source
-                        if by_dataset and format == "caption"
-                        else TASK_OF.get(format, "dialogue")
-                    )
-                    row = rows.get(wanted.casefold())
-                    if row is None:
-                        unused[wanted] = unused.get(wanted, 0) + 1
-                        continue
-                    places.setdefault((row, record.source, format), []).append((number, start))
+    unusable: dict[str, tuple[int, str]] = {}
+    shards = tuple(shard for path in paths for shard in find_shards(str(path)))
+    for number, shard in enumerate(shards):
+        for place, (where, sample) in enumerate(samples(shard, root)):
+            try:
+                record, formats = _told(sample)
+            except Unusable as reason:
+                count, first = unusable.get(reason.kind, (0, f"{where}: {reason.detail or reason.kind}"))
+                unusable[reason.kind] = count + 1, first
+                continue
+            for format in formats:
+                caption = by_dataset and format == "caption"
+                wanted = record.source if caption else TASK_OF.get(format, "dialogue")
+                row = rows.get(wanted.casefold())
+                if row is None:
+                    unused[wanted] = unused.get(wanted, 0) + 1
+                else:
+                    found.setdefault((row, record.source, format), []).append((number, place))
+    if not found and not unused:
+        kind, (count, first) = next(iter(unusable.items()), ("no sample", (0, "the files are empty")))
+        raise ValueError(f"none of the samples can be used ({kind}, {count:,} times; the first, {first})")
     groups = []
-    for (row, dataset, format), found in sorted(places.items()):
-        files, offsets = np.array(found, dtype=np.uint64).T
-        groups.append(Group(row, dataset, format, files.astype(np.uint32), offsets))
-    return groups, unused
+    for (row, dataset, format), members in sorted(found.items()):
+        of_shards, numbers = np.array(members, dtype=np.uint64).T
+        groups.append(Group(row, dataset, format, of_shards.astype(np.uint32), numbers))
+    return Sources(shards, tuple(groups), unused, unusable, root)
 
 
-def _record(line: bytes, path: Path) -> Record:
-    try:
-        return from_json(line.decode("utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+def _told(sample: Sample | Unusable) -> tuple[Record, tuple[Format, ...]]:
+    """A record, and the formats it may be told in: a line of a mixture has chosen its own. Raises Unusable."""
+    if isinstance(sample, Unusable):
+        raise sample
+    found = read(sample, strict=False)
+    return found.record, (found.format,) if "record" in sample.columns else formats_of(found.record)
 
 
 def quotas(groups: Sequence[Group], table: Sequence[Row], total: int) -> list[int]:
@@ -156,18 +178,34 @@ def draw(groups: Sequence[Group], shares: Sequence[int], seed: int) -> Iterator[
         yield groups[group_of[place]], int(chosen[place])
 
 
-def write(drawn: Iterable[tuple[Group, int]], paths: Sequence[Path], out: Path) -> None:
-    """The mixture as JSON lines `{"format": ..., "record": {...}}`, in the order drawn."""
-    files = [path.open("rb") for path in paths]
-    try:
-        with write_json_lines(out) as put:
-            for group, number in drawn:
-                file = files[group.files[number]]
-                file.seek(int(group.offsets[number]))
-                put({"format": group.format, "record": json.loads(file.readline())})
-    finally:
-        for file in files:
-            file.close()
+def write(drawn: Iterable[tuple[Group, int]], sources: Sources, out: Path) -> int:
+    """The mixture as JSON lines `{"format": ..., "record": {...}}`, in the order drawn.
+
+    Paths of images are relative to the folder of `out` where they lie below it, else absolute; an image in a tar or
+    parquet file is named by its place there. Returns how many samples have one that does not lie below it.
+    """
+    outside = 0
+    tables = [sample_index(shard) for shard in sources.shards]
+    with write_json_lines(out) as put:
+        for group, number in drawn:
+            shard, place = int(group.shards[number]), int(group.numbers[number])
+            sample = replace(
+                read_sample(sources.shards[shard], *tables[shard][place].tolist()), root=sources.root
+            )
+            record = with_images(
+                read(sample, strict=False).record, lambda image: Image(_name(image.source, out.parent))
+            )
+            outside += any(Path(str(image.source)).is_absolute() for image in images(record))
+            put({"format": group.format, "record": to_values(record)})
+    return outside
+
+
+def _name(source: object, folder: Path) -> str:
+    """What a line of a mixture in `folder` calls an image."""
+    path = source.shard if isinstance(source, Located) else Path(str(source))
+    real, base = path.resolve(), folder.resolve()
+    name = real.relative_to(base).as_posix() if real.is_relative_to(base) else str(real)
+    return f"{name}/{source.name}#{source.first}+{source.second}" if isinstance(source, Located) else name
 
 
 def compare(groups: Sequence[Group], shares: Sequence[int], table: Sequence[Row]) -> str:

@@ -18,9 +18,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from qwenvl.markup import Box, Image, Quad, Segment, Text, Turn, parse_trusted, segments_of, spell
+from qwenvl.parsing import parse_json
 
 Language: TypeAlias = Literal["en", "zh"]
 
@@ -136,6 +137,8 @@ class Dialogue:
 
     turns: tuple[Turn, ...]
     source: str = ""
+    system: str = ""
+    """What the system says; empty: what it says to the released model (`markup.SYSTEM`)."""
 
 
 Record: TypeAlias = Caption | Question | GroundedCaption | Referring | OcrPage | PlainText | Dialogue
@@ -165,27 +168,31 @@ def kind_of(record: Record) -> str:
 
 
 def to_json(record: Record) -> str:
-    """One line of JSON; the same record always gives the same line.
+    """One line of JSON; the same record always gives the same line. Raises ValueError as `to_values`."""
+    return json.dumps(to_values(record), ensure_ascii=False, separators=(",", ":"))
+
+
+def to_values(record: Record) -> dict[str, Any]:
+    """The object of JSON that `from_values` reads.
 
     Raises ValueError for a picture in memory: only paths can be written down.
     """
     line: dict[str, Any] = {"kind": kind_of(record)}
     line.update({f.name: _plain(getattr(record, f.name)) for f in fields(record)})
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    if not line.get("system", True):
+        del line["system"]
+    return line
 
 
 def from_json(line: str) -> Record:
     """The record of one line; raises ValueError that says which field is wrong."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the line is no JSON ({error}); expected an object per line.") from None
-    return from_values(values)
+    return from_values(parse_json(line, "the line"))
 
 
 def from_values(values: Any) -> Record:
     """The record of a line that is read already; raises ValueError that says which field is wrong."""
-    kind = KINDS.get(values.get("kind") if isinstance(values, dict) else None)  # type: ignore[arg-type]
+    name = values.get("kind") if isinstance(values, dict) else None
+    kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(
             f"a line of kind {str(values)[:60]!r}; expected an object with a kind of {', '.join(KINDS)}."
@@ -206,7 +213,9 @@ def from_values(values: Any) -> Record:
         ) from None
 
 
-_REQUIRED = {kind: {f.name for f in fields(kind)} - {"source", "language"} for kind in KINDS.values()}
+_REQUIRED = {
+    kind: {f.name for f in fields(kind)} - {"source", "language", "system"} for kind in KINDS.values()
+}
 
 
 def _plain(value: Any) -> Any:
@@ -217,7 +226,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Box):
         return [value.x1, value.y1, value.x2, value.y2]
     if isinstance(value, Turn):
-        return {"role": value.role, "content": spell_with_paths(value.content)}
+        said: dict[str, Any] = {"role": value.role, "content": spell_with_paths(value.content)}
+        return said if value.loss else {**said, "loss": False}
     if (
         isinstance(value, tuple)
         and value
@@ -239,16 +249,33 @@ def _typed(name: str, value: Any) -> Any:
         case "boxes":
             return tuple(Box(*corners) for corners in value)
         case "lines":
-            return tuple(Quad(tuple((x, y) for x, y in line["quad"]), label=line["text"]) for line in value)  # type: ignore[arg-type]
+            return tuple(
+                Quad(tuple(map(tuple, line["quad"])), label=_string("text", line["text"]))  # type: ignore[arg-type]
+                for line in value
+            )
         case "caption":
             return tuple(parse_trusted(_string(name, value)))
         case "turns":
-            return tuple(Turn(turn["role"], tuple(parse_trusted(turn["content"]))) for turn in value)
+            return tuple(map(_turn, value))
         case "language":
             if value not in get_args(Language):
                 raise ValueError(f"language is {value!r}; expected one of {', '.join(get_args(Language))}.")
             return value
     return _string(name, value)
+
+
+def _turn(values: Any) -> Turn:
+    role, content, loss = values["role"], values["content"], values.get("loss", True)
+    if (
+        role not in ("user", "assistant")
+        or not isinstance(loss, bool)
+        or {*values} - {"role", "content", "loss"}
+    ):
+        raise ValueError(
+            f"a turn {str(values)[:80]!r}; expected a role of 'user' or 'assistant', a content, and `loss` false where "
+            "nothing of it is learned."
+        )
+    return Turn(role, tuple(parse_trusted(_string("content", content))), loss)
 
 
 def _string(name: str, value: Any) -> str:
@@ -285,9 +312,6 @@ def spell_with_paths(segments: Sequence[Segment | str]) -> str:
 
 def _unlabelled(segment: Segment) -> Segment:
     return replace(segment, label=None, score=None) if isinstance(segment, Box | Quad) else segment
-
-
-Kept = TypeVar("Kept")
 
 
 def images(record: Record) -> tuple[Image, ...]:

@@ -1,16 +1,22 @@
 """A page that shows formatted samples as the model will learn them: ids, what is learned, boxes, the packed rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from qwenvl import html
 from qwenvl.data.clean.gallery import thumbnail
+from qwenvl.data.conversations import samples
+from qwenvl.data.faults import Unusable
 from qwenvl.data.formats import IGNORE, Example
+from qwenvl.data.layouts import read
 from qwenvl.data.packing import DOCUMENT, fit, pack
-from qwenvl.data.records import Record, from_json, images, kind_of
-from qwenvl.data.shards import read_lines
-from qwenvl.data.tasks import Format, example_of, formats_of
+from qwenvl.data.records import Record, images, kind_of
+from qwenvl.data.shards import find_shards
+from qwenvl.data.stream.index import sample_index
+from qwenvl.data.stream.samples import Located
 from qwenvl.html import Html, element
 from qwenvl.images import draw_boxes, open_image
 from qwenvl.markup import Box, Quad, parse
@@ -37,49 +43,75 @@ CROWDED = 8
 """Boxes beyond which their names would hide the picture: it is shown larger, without them."""
 
 
-def read_mixture(path: Path, limit: int) -> Iterator[tuple[Format, Record]]:
-    """Records of JSON lines, plain or as `qwenvl data mix` writes them, with the format they are told in."""
-    import json
+class Page(NamedTuple):
+    """The page, and how much of the data it shows."""
 
-    for _, line in read_lines(path):
-        if limit == 0:
-            return
-        text = line.decode("utf-8", "replace")
-        if text.startswith('{"format"'):
-            line = json.loads(text)
-            yield line["format"], from_json(json.dumps(line["record"]))
-        else:
-            record = from_json(text)
-            yield formats_of(record)[0], record
-        limit -= 1
+    text: str
+    shown: int
+    total: int
 
 
 def page(
-    samples: Sequence[tuple[Format, Record]],
+    source: Path,
     tokenizer: Tokenizer,
+    *,
     queries: int,
     row_length: int,
     packing: str,
-) -> str:
-    """The book of samples as one HTML file: each with its picture, ids and learned part, then how they pack."""
-    examples = [example_of(record, tokenizer, queries, format) for format, record in samples]
+    count: int,
+    root: Path | None = None,
+) -> Page:
+    """The first `count` samples of whatever training reads as one HTML file, and how they pack.
+
+    Each has its images, its ids and what is learned of them; one that cannot be used has the reason. Raises ValueError
+    where there is no sample.
+    """
+    total = sum(len(sample_index(shard)) for shard in find_shards(source))
+    if not total:
+        raise ValueError(f"{source} holds no sample; there is nothing to show.")
+    shown = list(islice(samples(source, root), count))
     legend = (("yes", "learned"), ("no", "not learned"), ("img", "picture"))
-    parts = [element("p", *(_token(kind, name, "id") for kind, name in legend), class_="ids")]
-    for number, ((format, record), made) in enumerate(zip(samples, examples, strict=True)):
-        kind = kind_of(record)
-        title = format if format == kind else f"{format}, from a record of {kind}"
-        parts.append(element("h2", f"{number}: {title} ({record.source or 'no source'})"))
-        shown, ids = element("div", _images(record, made, tokenizer)), element("div", _ids(made, tokenizer))
-        parts.append(element("div", shown, ids, class_="sample"))
-    fitting = [number for number, made in enumerate(examples) if len(made) <= row_length]
+    parts = [
+        element("p", f"{len(shown):,} of {total:,} samples of {source.name}"),
+        element("p", *(_token(kind, name, "id") for kind, name in legend), class_="ids"),
+    ]
+    made: dict[str, Example] = {}
+    for number, (where, sample) in enumerate(shown):
+        try:
+            if isinstance(sample, Unusable):
+                raise sample
+            found = read(sample, strict=False)
+            example = found.example(tokenizer, queries)
+        except Unusable as reason:
+            parts += [
+                element("h2", f"{number}: {where}"),
+                element("div", f"cannot be used: {reason}", class_="bad"),
+            ]
+            continue
+        made[f"{number}: {found.format}"] = example
+        kind = kind_of(found.record)
+        title = found.format if found.format == kind else f"{found.format}, from a record of {kind}"
+        parts.append(element("h2", f"{number}: {title} ({found.record.source or 'no source'})"))
+        seen, ids = (
+            element("div", _images(found.record, example, tokenizer)),
+            element("div", _ids(example, tokenizer)),
+        )
+        parts.append(element("div", seen, ids, class_="sample"))
+    parts += _packed(made, row_length, packing)
+    return Page(html.page("Formatted samples", *parts, style=STYLE), len(shown), total)
+
+
+def _packed(made: Mapping[str, Example], row_length: int, packing: str) -> list[Html]:
+    """How the examples share rows, and those that are too long for one by their numbers."""
+    if not made:
+        return []
+    fitting = {name: example for name, example in made.items() if len(example) <= row_length}
+    parts = [element("h2", f"packed into rows of {row_length} ({packing})")]
     if fitting:
-        names = [f"{number}: {samples[number][0]}" for number in fitting]
-        parts.append(element("h2", f"packed into rows of {row_length} ({packing})"))
-        parts.append(_rows([examples[number] for number in fitting], names, row_length, packing))
-        if left_out := [str(number) for number in range(len(examples)) if number not in fitting]:
-            told = f"too long for a row, never cut: {', '.join(left_out)}"
-            parts.append(element("div", told, class_="bad"))
-    return html.page("Formatted samples", *parts, style=STYLE)
+        parts.append(_rows(list(fitting.values()), list(fitting), row_length, packing))
+    if too_long := [name.partition(":")[0] for name in made if name not in fitting]:
+        parts.append(element("div", f"too long for a row, never cut: {', '.join(too_long)}", class_="bad"))
+    return parts
 
 
 def _token(kind: str, text: str, ids: str) -> Html:
@@ -96,8 +128,9 @@ def _images(record: Record, made: Example, tokenizer: Tokenizer) -> Html:
     shown = []
     for each in found:
         try:
-            image = open_image(each.source)  # type: ignore[arg-type]
-        except ValueError as error:
+            given = each.source.read() if isinstance(each.source, Located) else each.source
+            image = open_image(given)  # type: ignore[arg-type]
+        except (ValueError, OSError) as error:
             shown.append(element("div", str(error)[:160], class_="bad"))
             continue
         if marks and len(found) == 1:

@@ -32,6 +32,7 @@ from qwenvl.data.records import (
     Referring,
 )
 from qwenvl.markup import (
+    SYSTEM,
     Box,
     Image,
     Quad,
@@ -148,7 +149,8 @@ def example_of(
 ) -> Example:
     """A record as ids and labels, ready to be packed."""
     if isinstance(record, Dialogue):
-        return example(render_chat(number_images(record.turns), tokenizer, queries, open_for_answer=False))
+        turns, system = number_images(record.turns), record.system or SYSTEM
+        return example(render_chat(turns, tokenizer, queries, system=system, open_for_answer=False))
     message = task_of(record, format, prompts)
     if not message.prompt:
         end = control("<|endoftext|>", tokenizer=tokenizer, supervised=True)

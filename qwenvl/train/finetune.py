@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qwenvl.config import ModelConfig
-from qwenvl.data.conversations import Conversation, example_of
+from qwenvl.data.conversations import example_of
 from qwenvl.data.formats import IGNORE, Example
+from qwenvl.data.layouts import TrainingSample
 from qwenvl.images import preprocess
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
@@ -102,7 +103,7 @@ def finetune(
     model: QwenVL,
     tokenizer: Tokenizer,
     stage: StageConfig,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[TrainingSample],
     run_dir: Path,
     runtime: Runtime,
 ) -> None:
@@ -114,9 +115,8 @@ def finetune(
 
     def document(index: int) -> Example:
         epoch, place = divmod(index, len(conversations))
-        return example_of(
-            conversations[_order(stage.seed, epoch, len(conversations))[place]], tokenizer, queries
-        )
+        sample = conversations[_order(stage.seed, epoch, len(conversations))[place]]
+        return example_of(sample, tokenizer, queries)
 
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         objective = next_token_of(model, tokenizer, stage, document)
@@ -136,7 +136,7 @@ def require_gradients(
     model: QwenVL,
     tokenizer: Tokenizer,
     stage: StageConfig,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[TrainingSample],
     runtime: Runtime,
 ) -> None:
     """One backward pass over the sample with most pictures; raises ValueError when something would learn nothing."""
@@ -175,7 +175,7 @@ def trainable_part(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def supervised_logits(
-    model: QwenVL, tokenizer: Tokenizer, conversations: Sequence[Conversation]
+    model: QwenVL, tokenizer: Tokenizer, conversations: Sequence[TrainingSample]
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Logits that predict the learned tokens of each dialogue, float32 on the CPU; the model is left in evaluation."""
     model.eval()

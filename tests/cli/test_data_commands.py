@@ -125,7 +125,7 @@ def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_p
     message = json.loads(run("data", "dialogues", "localisation", known, "--out", out, "--json"))
     assert message == {"images": 4, "dialogues": 4, "questions": 4}
     first, *_ = read_conversations(out)
-    assert first.turns[0].role == "user" and Image("0.jpg") in first.turns[0].content
+    assert first.turns[0].role == "user" and Image(tmp_path / "0.jpg") in first.turns[0].content
     assert "2  dialogues" in run("data", "dialogues", "several-pictures", known, "--out", out)
     first, second = read_conversations(out)
     assert len(first.images) == len(second.images) == 2
@@ -227,8 +227,8 @@ def test_plan(run: Run) -> None:
             ("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y", "--model", "m"),
             "no --server named",
         ),
-        (("data", "inspect", "none"), "there is no none"),
-        (("data", "inspect", "."), "holds no statistics.json"),
+        (("data", "inspect", "none"), "no shard at none"),
+        (("data", "inspect", "."), ". holds no sample"),
     ],
 )
 def test_bad_input_is_one_sentence(

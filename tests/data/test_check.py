@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.data.check import FIXES, check, message
+from qwenvl.data.check import check, message
 from qwenvl.data.conversations import samples
+from qwenvl.data.faults import FIXES
 from qwenvl.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
@@ -25,14 +26,33 @@ def report(folder: Path, *said: tuple[str, str] | dict, limit: int = 2048, queri
     ]
     file = folder / "my.json"
     file.write_text(json.dumps(found))
-    return check(samples(file), folder, TOKENIZER, queries, limit)
+    return check(samples(file), TOKENIZER, queries, limit)
 
 
 FAULTS = [
     ("form", {"conversations": "none"}),
     ("broken markup", (f"{IMAGE}Where?", "<ref>it</ref><box>(1,2),(3,4)")),
     ("boxes in pixels", (f"{IMAGE}Where?", "<ref>it</ref><box>(10,20),(1300,400)</box>")),
-    ("boxes in pixels", (f"{IMAGE}Read.", "<ref>x</ref><quad>(1,2),(1000,2),(9,9),(1,9)</quad>")),
+    ("boxes in pixels", (f"{IMAGE}Read.", "<ref>x</ref><quad>(1,2),(1001,2),(9,9),(1,9)</quad>")),
+    ("boxes reach 1000", (f"{IMAGE}Read.", "<ref>x</ref><quad>(1,2),(1000,2),(9,9),(1,9)</quad>")),
+    ("boxes reach 1000", (f"{IMAGE}Where?", "<ref>it</ref><box>(0,0),(1000,1000)</box>")),
+    ("boxes of another format", (f"{IMAGE}Find <ref-object>", "<bbox><bbox>")),
+    ("boxes of another format", (f"{IMAGE}Find it", "<|box_start|>(101,201),(150,266)<|box_end|>")),
+    ("boxes of another format", (f"{IMAGE}Find it", "<ref>it</ref><box>[[101, 201, 150, 266]]</box>")),
+    ("picture marks of another format", ("<|vision_start|><|image_pad|><|vision_end|>What?", "x")),
+    ("picture count", ("<image>What?", "x")),
+    ("path outside the folder", ("Picture 1: <img>../a.png</img>\nWhat?", "x")),
+    ("path outside the folder", ("Picture 1: <img>/etc/passwd</img>\nWhat?", "x")),
+    ("turned picture", ("Picture 1: <img>phone.jpg</img>\nWhere?", "<ref>it</ref><box>(1,2),(3,4)</box>")),
+    ("unused content", ("<video>What?", "x")),
+    (
+        "leading answer",
+        {"conversations": [{"from": "gpt", "value": "Hello"}, {"from": "user", "value": "a"}]},
+    ),
+    ("broken record", {"kind": ["caption"]}),
+    ("broken record", {"kind": "caption"}),
+    ("no picture", {"text": "words"}),
+    ("empty caption", {"image": "a.png", "text": "  "}),
     ("boxes as fractions", (f"{IMAGE}Where?", "<box>(0.1,0.2),(0.3,0.9)</box>")),
     ("swapped corners", (f"{IMAGE}Where?", "<box>(300,20),(10,400)</box>")),
     ("picture numbers", (f"{IMAGE}Picture 1: <img>a.png</img>\nBoth?", "yes")),
@@ -40,7 +60,7 @@ FAULTS = [
     ("picture numbers", (f"{IMAGE}<img>a.png</img>\nBoth?", "yes")),
     ("picture at a URL", ("Picture 1: <img>https://a.b/c.png</img>\nWhat?", "x")),
     ("missing picture", ("Picture 1: <img>none.png</img>\nWhat?", "x")),
-    ("cut picture file", ("Picture 1: <img>cut.png</img>\nWhat?", "x")),
+    ("damaged picture", ("Picture 1: <img>cut.png</img>\nWhat?", "x")),
     ("over-long", ("word " * 600, "x")),
     ("cut picture", ("a" * 70 + IMAGE + "b" * 400, "x")),
     ("nothing learned", ("What?", "")),
@@ -51,6 +71,9 @@ FAULTS = [
 @pytest.mark.parametrize(("kind", "said"), FAULTS)
 def test_fault(tmp_path: Path, kind: str, said) -> None:
     Image.effect_noise((300, 200), 40).save(tmp_path / "whole.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=turned)
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
     found = report(tmp_path, ("What?", "That."), said, said, limit=128)
     (finding,) = [each for each in found.findings if each.kind == kind]
@@ -60,7 +83,7 @@ def test_fault(tmp_path: Path, kind: str, said) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert {kind for kind, _ in FAULTS} == set(FIXES)
+    assert {kind for kind, _ in FAULTS} | {"broken JSON"} == set(FIXES), "test_layouts breaks a line of JSON"
 
 
 def test_a_good_file_has_no_findings(tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def test_the_tables_are_the_papers() -> None:
 
 def test_shares_are_the_papers_over_the_tasks_there_are(tmp_path: Path) -> None:
     paths = sources(tmp_path)
-    groups, unused = mixtures.index(paths, mixtures.MULTITASK)
-    assert unused == {}
+    found = mixtures.index(paths, mixtures.MULTITASK)
+    groups = found.groups
+    assert found.unused == found.unusable == {}
     shares = mixtures.quotas(groups, mixtures.MULTITASK, 7330)  # 73.3M without Grounding, which has no source
     by_row = Counter[str]()
     for group, number in zip(groups, shares, strict=True):
@@ -66,10 +67,11 @@ def test_shares_are_the_papers_over_the_tasks_there_are(tmp_path: Path) -> None:
 
 def test_the_same_seed_draws_the_same_file_and_nothing_twice_before_all_once(tmp_path: Path) -> None:
     paths = sources(tmp_path)
-    groups, _ = mixtures.index(paths, mixtures.MULTITASK)
+    found = mixtures.index(paths, mixtures.MULTITASK)
+    groups = found.groups
     shares = mixtures.quotas(groups, mixtures.MULTITASK, 1000)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        mixtures.write(mixtures.draw(groups, shares, seed), paths, tmp_path / name)
+        mixtures.write(mixtures.draw(groups, shares, seed), found, tmp_path / name)
     first = (tmp_path / "a").read_bytes()
     assert first == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
     lines = [json.loads(line) for line in first.splitlines()]
@@ -81,7 +83,7 @@ def test_the_same_seed_draws_the_same_file_and_nothing_twice_before_all_once(tmp
 
 
 def test_the_natural_total_reads_no_row_twice(tmp_path: Path) -> None:
-    groups, _ = mixtures.index(sources(tmp_path), mixtures.MULTITASK)
+    groups = mixtures.index(sources(tmp_path), mixtures.MULTITASK).groups
     total = mixtures.natural_total(groups, mixtures.MULTITASK)
     shares = mixtures.quotas(groups, mixtures.MULTITASK, total)
     assert all(number <= len(group) + 1 for group, number in zip(groups, shares, strict=True))
@@ -89,15 +91,18 @@ def test_the_natural_total_reads_no_row_twice(tmp_path: Path) -> None:
 
 def test_table_2_mixes_data_sets_of_captions(tmp_path: Path) -> None:
     paths = sources(tmp_path)
-    groups, unused = mixtures.index(paths, mixtures.PRETRAINING)
-    assert [(group.row, len(group)) for group in groups] == [("CC3M", 200)]
-    assert unused["VQA"] == 80
+    found = mixtures.index(paths, mixtures.PRETRAINING)
+    assert [(group.row, len(group)) for group in found.groups] == [("CC3M", 200)]
+    assert found.unused["VQA"] == 80
 
 
 def test_a_line_that_is_no_record_names_its_file(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"x\.jsonl: a line of kind"):
-        mixtures.index([tmp_path / "x.jsonl"], mixtures.MULTITASK)
+    bad = tmp_path / "x.jsonl"
+    bad.write_text('{"kind": []}\n{"kind": "dream"}\n')
+    with pytest.raises(ValueError, match=r"none of the samples can be used \(.*x\.jsonl, line 1"):
+        mixtures.index([bad], mixtures.MULTITASK)
+    found = mixtures.index([*sources(tmp_path), bad], mixtures.MULTITASK)
+    assert {kind: count for kind, (count, _) in found.unusable.items()} == {"form": 1, "broken record": 1}
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=12), st.integers(0, 10_000))

@@ -179,7 +179,7 @@ def test_a_dialogue_is_chatml_with_numbered_images_and_text_never_becomes_markup
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "no JSON"),
+        ("{", "the line is not valid JSON"),
         ("[]", "expected an object with a kind"),
         ('{"kind": "dream"}', "expected an object with a kind of caption, question"),
         ('{"kind": "caption", "image": "x"}', "'text' of a caption is unknown or missing"),

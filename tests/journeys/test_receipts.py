@@ -64,7 +64,7 @@ def test_receipts_are_learned_merged_verified_and_asked(
     facts = json.loads(message.out.splitlines()[-1])
     assert facts["updates"] == 2 and facts["loss"][1] < facts["loss"][0]
 
-    first, _ = read_conversations(tmp_path / "out" / "receipts.json")
+    first, _ = read_conversations(tmp_path / "out" / "receipts.json", tmp_path / "receipts")
     quads = [part for turn in first.turns for part in turn.content if isinstance(part, Quad)]
     assert quads[0].points[0] == (100, 62) and quads[1].points[2] == (600, 381), "pixels became thousandths"
     model = tmp_path / "out" / "run" / "model"

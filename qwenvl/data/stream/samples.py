@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data import parquet
-from qwenvl.data.columns import IMAGE_COLUMNS, image_beside, image_of, parts_of
+from qwenvl.data.columns import failed_download, image_beside, parts_of
+from qwenvl.data.faults import Unusable
 from qwenvl.data.shards import LARGEST, kind_of
 from qwenvl.data.stream.index import plain
 from qwenvl.data.tars import is_hidden, name_and_suffix, skim_tar
 from qwenvl.parsing import parse_json
-
-
-class Unusable(ValueError):
-    """A sample that cannot be trained on: `kind` is counted, the detail is for the person who looks."""
-
-    def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind, self.detail = kind, detail
 
 
 class Located(NamedTuple):
@@ -37,8 +30,8 @@ class Located(NamedTuple):
     def read(self) -> bytes:
         """The encoded picture. Raises ValueError for one that cannot be read."""
         if kind_of(self.shard) == "parquet":
-            found = image_of(_row(self.shard, self.first, self.second).get(self.name))
-            if not isinstance(found, bytes):
+            found = _images_of(_row(self.shard, self.first, self.second)).get(self.name)
+            if found is None:
                 raise ValueError(f"no picture in {self}; the file has changed.")
             return found
         with plain(self.shard).open("rb") as file:
@@ -58,6 +51,8 @@ class Sample:
     """Those that the shard itself holds, by name."""
     folder: Path
     """Where relative paths of pictures start."""
+    root: Path | None = None
+    """Folder that the user names: paths may start there too, and absolute ones lead there."""
 
 
 def read_sample(shard: Path, first: int, second: int) -> Sample:
@@ -105,18 +100,27 @@ def _of_parquet(shard: Path, group: int, row: int) -> Sample:
     columns = _row(shard, group, row)
     if parquet.too_large(columns):
         raise Unusable("cell too large", f"more than {LARGEST:,} bytes")
-    images = {}
-    for name in [name for name in columns if name.lower() in IMAGE_COLUMNS]:
-        found = image_of(columns[name])
-        if isinstance(found, bytes):
-            images[name] = Located(shard, group, row, name)
-            del columns[name]
-        else:
-            columns[name] = found
+    if (failure := failed_download(columns)) is not None:
+        raise Unusable("failed download", failure)
+    images = {name: Located(shard, group, row, name) for name in _images_of(columns)}
+    held = {name.partition("[")[0] for name in images}
+    columns = {name: value for name, value in columns.items() if name not in held}
     if not images and (beside := image_beside(columns, shard)) is not None:
         columns["image"] = str(beside.relative_to(shard.parent))
     where = f"{shard.name}, row group {group}, row {row}"
     return Sample(where=where, columns=columns, images=images, folder=shard.parent)
+
+
+def _images_of(columns: Mapping[str, Any]) -> dict[str, bytes]:
+    """The encoded images of a row: those of a list as `images[0]`, Hugging Face's {bytes, path} or plain bytes."""
+    found: dict[str, bytes] = {}
+    for name, value in columns.items():
+        cells = value if isinstance(value, list) else [value]
+        inner = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+        images = [each for each in inner if isinstance(each, bytes)]
+        if images and len(images) == len(cells):
+            found |= {f"{name}[{k}]" if isinstance(value, list) else name: b for k, b in enumerate(images)}
+    return found
 
 
 def _row(shard: Path, group: int, row: int) -> dict[str, Any]:
@@ -133,12 +137,13 @@ def _row_group(shard: Path, group: int) -> Any:
 
 
 def _json(raw: bytes) -> dict[str, Any]:
+    text = _utf8(raw)
     try:
-        found = parse_json(_utf8(raw), "it", allow_nan=True)
+        found = parse_json(text, "it", allow_nan=True)
     except ValueError as error:
-        if isinstance(error, Unusable):
-            raise
         raise Unusable("broken JSON", str(error)[:200]) from None
+    if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
+        return {"conversations": found}  # Energon's: the messages alone
     if not isinstance(found, dict):
         raise Unusable("broken JSON", "not an object")
     return found

@@ -4,10 +4,11 @@
 paths = ["vqav2.jsonl", "gqa/*.tar"] # seen from this file; data sets of a row count by their size
 weight = 3.6                         # share of the row, in any unit
 format = "question"                  # of records that can be told in two: refer or describe
+images = "/data/coco"                # where paths of images may lead, beside the folder of each shard
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -15,13 +16,14 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from qwenvl.data import layouts
+from qwenvl.data.faults import Unusable
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
 from qwenvl.data.shards import find_shards, kind_of
-from qwenvl.data.stream.documents import document_of
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.order import Draw, Order
-from qwenvl.data.stream.samples import Unusable, read_sample
+from qwenvl.data.stream.samples import Sample, read_sample
 from qwenvl.data.tasks import Format
 from qwenvl.tokenizer import Tokenizer
 
@@ -36,6 +38,8 @@ class SourceConfig:
     """Share of the documents, in any unit."""
     format: str = ""
     """Format that records are told in, where their kind has two; by default the first."""
+    images: str = ""
+    """Folder below which the paths of images may lead, beside the folder of each shard."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -43,6 +47,10 @@ class SourceConfig:
         if self.format and self.format not in get_args(Format):
             raise ValueError(
                 f"the format of {self.paths[0]} is {self.format!r}; expected one of {', '.join(get_args(Format))}."
+            )
+        if self.images and not Path(self.images).is_dir():
+            raise ValueError(
+                f"images of {self.paths[0]} is {self.images!r}, which is no folder; name the images' folder."
             )
         if self.weight <= 0:
             raise ValueError(f"the weight of {self.paths[0]} is {self.weight:g}; expected more than 0.")
@@ -71,6 +79,11 @@ class Source:
             else:
                 blocks += [1] * size
         return [block for block in blocks if block]
+
+    def sample(self, shard: Path, first: int, second: int) -> Sample:
+        """The sample at a place of a shard. Raises Unusable."""
+        root = Path(self.config.images) if self.config.images else None
+        return replace(read_sample(shard, first, second), root=root)
 
     def place(self, drawn: int) -> tuple[int, Path, int, int]:
         """Epoch, shard and place there of the sample that comes after `drawn` others."""
@@ -128,16 +141,15 @@ class Stream:
         epoch, shard, first, second = opened.place(drawn)
         where = f"{shard.name}, {first}"
         try:
-            sample = read_sample(shard, first, second)
+            sample = opened.sample(shard, first, second)
             where = sample.where
-            task, made = document_of(
-                sample, self.tokenizer, self.queries, format=opened.config.format, epoch=epoch
-            )
+            found = layouts.read(sample, format=opened.config.format, epoch=epoch)
+            made = found.example(self.tokenizer, self.queries)
             if len(made) > self.longest:
                 raise Unusable("over-long", f"{len(made)} tokens, {self.longest} fit")
         except Unusable as reason:
             return Document("", Skipped(key=where, kind=reason.kind, detail=reason.detail, source=str(shard)))
-        return Document(task, made)
+        return Document(found.format, made)
 
     def shards(self) -> Mapping[str, tuple[int, int]]:
         """Every shard with its bytes and samples: what must be the same for a run to go on."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from qwenvl.data import layouts
+from qwenvl.data.faults import Unusable
 from qwenvl.data.formats import IGNORE, Example
-from qwenvl.data.stream.documents import document_of
 from qwenvl.data.stream.index import sample_index
-from qwenvl.data.stream.samples import Located, Sample, Unusable, read_sample
+from qwenvl.data.stream.samples import Located, Sample, read_sample
 
 from .conftest import (
     BYTES,
@@ -24,11 +25,13 @@ from .conftest import (
 )
 
 
+def document_of(sample: Sample, **options: Any) -> tuple[str, Example]:
+    found = layouts.read(sample, **options)
+    return found.format, found.example(BYTES, QUERIES)
+
+
 def documents(shard: Path, **options: Any) -> list[tuple[str, Example]]:
-    return [
-        document_of(read_sample(shard, *place), BYTES, QUERIES, **options)
-        for place in sample_index(shard).tolist()
-    ]
+    return [document_of(read_sample(shard, *place), **options) for place in sample_index(shard).tolist()]
 
 
 def loss_mask(made: Example) -> str:
@@ -96,7 +99,7 @@ IMAGES = {"x.jpg": Located(Path("s.tar"), 0, 0, "x.jpg"), "y.jpg": Located(Path(
         ({"text": "words", "url": "https://x.org/a.jpg"}, {}, "no picture"),
         ({"text": "  "}, IMAGES, "empty caption"),
         ({"kind": "caption"}, {}, "broken record"),
-        ({"conversations": [{"from": "user", "value": "<box>(1,2)</box>"}]}, {}, "broken record"),
+        ({"conversations": [{"from": "user", "value": "<box>(1,2)</box>"}]}, {}, "broken markup"),
         ({"record": CAPTION, "format": "ocr"}, IMAGES, "broken record"),
         ({"kind": "text", "text": ""}, {}, "nothing learned"),
     ],
@@ -108,12 +111,12 @@ def test_what_cannot_be_used_says_why(
         images = {"a.jpg": IMAGES["x.jpg"]}
     sample = Sample(where="here", columns=columns, images=images, folder=tmp_path)
     with pytest.raises(Unusable) as caught:
-        document_of(sample, BYTES, QUERIES)
+        document_of(sample)
     assert caught.value.kind == kind
 
 
 def test_the_one_image_of_a_sample_needs_no_name(tmp_path: Path) -> None:
     """img2dataset renames pictures to their key; the record still has the old name."""
     only = {"000.jpg": IMAGES["x.jpg"]}
-    made = document_of(Sample(where="", columns=CAPTION, images=only, folder=tmp_path), BYTES, QUERIES)[1]
+    made = document_of(Sample(where="", columns=CAPTION, images=only, folder=tmp_path))[1]
     assert made.images[0].source is only["000.jpg"]

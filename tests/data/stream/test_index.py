@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.data.faults import Unusable
 from qwenvl.data.shards import find_shards
 from qwenvl.data.stream.index import sample_index
-from qwenvl.data.stream.samples import Sample, Unusable, read_sample
+from qwenvl.data.stream.samples import Sample, read_sample
 from qwenvl.data.tars import SKIMMED, write_tar
 
 from .conftest import (

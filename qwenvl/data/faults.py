@@ -1,0 +1,91 @@
+"""What can be wrong with a training sample: kinds that are counted, each with what to do about it."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from qwenvl.markup import GRID
+
+_LAYOUTS = (
+    "docs/DATA.md lists the layouts: {'conversations': [{'from': 'user', 'value': ...}, ...]} and others."
+)
+
+FIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "form": _LAYOUTS,
+        "broken JSON": "write a JSON object per sample; `python -m json.tool FILE` shows where a list breaks off.",
+        "broken record": "write records as `qwenvl.data.records.to_json` does.",
+        "broken markup": "close every tag: <img>path</img>, <ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, <quad>.",
+        "boxes in pixels": "write thousandths, 0 to 999: markup.Box.from_pixels(x1, y1, x2, y2, width, height).",
+        "boxes as fractions": "boxes are integers from 0 to 999: multiply by 1000 and round, at most 999.",
+        "boxes reach 1000": "the grid has 1000 cells, 0 to 999: write 999 for the right and lower border.",
+        "swapped corners": "write the top left corner first: <box>(left,top),(right,bottom)</box>.",
+        "boxes of another format": "boxes.from_tags rewrites tags of Qwen2-VL and InternVL, boxes.from_objects the "
+        "`objects` of ms-swift.",
+        "picture marks of another format": "write <image> where a picture stands and name its file under `images`.",
+        "picture count": "give as many pictures as the text has <image> marks, or name each in it: <img>path</img>.",
+        "picture numbers": "number pictures 1, 2, 3 ... through all turns: 'Picture 1: <img>a.jpg</img>\\n'.",
+        "picture at a URL": "download it and name the file; pictures are never fetched while training.",
+        "missing picture": "a relative path starts at the data file's folder, or at --images FOLDER.",
+        "path outside the folder": "name the folder that holds the pictures: --images FOLDER.",
+        "no picture": "name the picture's file under `image`, or leave the sample to a set of texts.",
+        "damaged picture": "the file is truncated or no picture; copy it again from its source.",
+        "turned picture": "boxes were drawn on the turned picture, the model sees it as stored: save the files upright "
+        "(images.upright), or drop their EXIF if the boxes are those of the stored picture.",
+        "unused content": "training reads texts and pictures only: remove the sample, or the key if it means nothing.",
+        "leading answer": "begin with the user's turn; the official script drops such an answer without a word.",
+        "cut picture": "the official script would cut a picture in two here; raise --sequence-length or split it.",
+        "over-long": "split the dialogue or raise --sequence-length; the sample is left out of training, never cut.",
+        "nothing learned": "answers are empty or missing, all labels are masked; give the assistant something to say.",
+        "empty caption": "give each picture a text, or remove it.",
+    }
+)
+"""Kind of fault -> what to do."""
+
+
+class Unusable(ValueError):
+    """A sample that cannot be trained on: `kind` is counted, the detail is for the person who looks."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.detail = kind, detail
+
+    def __reduce__(self) -> tuple[type["Unusable"], tuple[str, str]]:
+        return Unusable, (self.kind, self.detail)
+
+
+_MARKED = re.compile(r"<(box|quad)>(.{0,300}?)</\1>", re.DOTALL)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_OTHER_BOXES = re.compile(
+    r"<\|(?:box|quad|object_ref)_(?:start|end)\|>|<ref-object>|<bbox>|<box>\s*\[|<loc_?\d+>|<patch_index_\d+>"
+)
+_OTHER_IMAGES = re.compile(
+    r"<\|(?:vision_start|vision_end|image_pad|image(?:_\d+)?|video(?:_pad)?)\|>|<ImageHere>|<IMG_CONTEXT>|"
+    r"<image[-_ ]?placeholder>|<image_soft_token>|<start_of_image>|<fake_token_around_image>"
+)
+
+
+def box_fault(text: str) -> Unusable | None:
+    """The first box of a text that is not on the grid; broken markup is for `markup.parse_trusted` to tell."""
+    for marked in _MARKED.finditer(text):
+        numbers = [float(number) for number in _NUMBER.findall(marked[2])]
+        if len(numbers) != (4 if marked[1] == "box" else 8):
+            continue
+        if all(0 <= number <= 1 for number in numbers) and "." in marked[2]:
+            return Unusable("boxes as fractions", f"has {marked[0]}.")
+        if not all(0 <= number <= GRID for number in numbers):
+            return Unusable("boxes in pixels", f"has {marked[0]}, which reaches {max(numbers, key=abs):g}.")
+        if max(numbers) == GRID:
+            return Unusable("boxes reach 1000", f"has {marked[0]}.")
+    return None
+
+
+def foreign_marks(text: str, role: str) -> Unusable | None:
+    """The first mark of a text that another project's format gives a meaning, and ours would learn letter by letter."""
+    if found := _OTHER_BOXES.search(text):
+        return Unusable("boxes of another format", f"has {found[0]}.")
+    if found := _OTHER_IMAGES.search(text):
+        return Unusable("picture marks of another format", f"has {found[0]}.")
+    if role == "user" and (found := re.search(r"<(?:video|audio)>", text)):
+        return Unusable("unused content", f"has {found[0]}.")
+    return None

@@ -1,0 +1,135 @@
+"""The image that a sample means by a name: in its own tar or row, or a file below the folder of its shard.
+
+    photos/1.jpg                 a file below the shard's folder, or below a folder that the user names
+    pages.tar/000.jpg#512+2048   first byte and length inside a tar there (row group and row of a parquet file)
+
+Data never choose what is opened elsewhere: no URL is followed, no absolute path and no link out of those folders.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS
+from qwenvl.data.faults import Unusable
+from qwenvl.data.stream.samples import Located, Sample
+from qwenvl.files import inside
+
+_PLACE = re.compile(r"(.+\.(?:tar|parquet))/(.+)#(\d+)\+(\d+)", re.DOTALL)
+
+
+def names_in(columns: dict[str, Any]) -> list[str]:
+    """The images that columns name, in order, each once; those columns leave `columns`."""
+    names: list[str] = []
+    for column in [name for name in columns if name.lower() in IMAGE_COLUMNS + IMAGES_COLUMNS]:
+        values = columns[column] if isinstance(columns[column], list) else [columns[column]]
+        paths = [each.get("path") if isinstance(each, Mapping) else each for each in values]
+        found = [each for each in paths if isinstance(each, str) and each]
+        if len(found) == len(values):
+            names += found if not {*found} <= {*names} else []
+            del columns[column]
+    return names
+
+
+class Lookup:
+    """Names of images -> where they are, for one sample."""
+
+    def __init__(self, sample: Sample, names: Collection[str], *, strict: bool = True) -> None:
+        """`names` are all that the sample uses or offers; without `strict` a file need not be there."""
+        self._sample, self._strict = sample, strict
+        members = list(sample.images)
+        foreign = [name for name in names if self._member(name) is None]
+        known = len(foreign) < len({*names} - {*members})
+        # A tar renames images to its key: as many names as members are the members in order.
+        self._aliases = (
+            dict(zip(foreign, members, strict=True)) if len(foreign) == len(members) and not known else {}
+        )
+
+    def __call__(self, name: str) -> Located | Path:
+        """Where the image is. Raises Unusable."""
+        if re.match(r"(?i)(?:https?|ftp|s3|gs|file|data):", name):
+            raise Unusable("picture at a URL", f"shows {name[:80]}.")
+        if self._sample.images:
+            found = self._member(name) or self._sample.images.get(self._aliases.get(name, ""))
+            if found is None:
+                raise Unusable("missing picture", f"{name} is none of {', '.join(self._sample.images)}")
+            return found
+        if place := _PLACE.fullmatch(name):
+            shard = self._file(place[1])
+            return Located(shard, int(place[3]), int(place[4]), place[2])
+        return self._file(name)
+
+    def _member(self, name: str) -> Located | None:
+        images = self._sample.images
+        base = Path(name).name
+        return images.get(name) or next((images[key] for key in images if Path(key).name == base), None)
+
+    def _file(self, name: str) -> Path:
+        """A file below one of the folders that data may name. Raises Unusable where there is none."""
+        roots = [root for root in (self._sample.root, self._sample.folder) if root is not None]
+        allowed = [path for root in roots if _is_below(path := root / name, roots)]
+        if not allowed:
+            raise Unusable("path outside the folder", _refusal(roots[-1], name))
+        if there := next((path for path in allowed if _is_file(path)), None):
+            return there
+        if self._strict:
+            raise Unusable("missing picture", _missing(allowed[-1]))
+        return allowed[-1]
+
+
+def _is_below(path: Path, roots: Collection[Path]) -> bool:
+    """Whether a path lies below one of the folders once all links are followed."""
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    return any(os.path.commonpath([real, base]) == base for base in map(os.path.realpath, roots))
+
+
+def _refusal(root: Path, name: str) -> str:
+    try:
+        inside(root, name, "picture")
+    except ValueError as error:
+        return str(error)
+    return f"{name[:80]!r} leads out of {root}."
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _missing(path: Path) -> str:
+    """That there is no such file, and which of its folder has nearly that name."""
+    said = f"{path}, which does not exist"
+    try:
+        if path.exists():
+            return f"{path}, which is no file."
+        there = os.listdir(path.parent)
+    except OSError:
+        return f"{said}."
+    wanted = _folded(path.name)
+    near = next((each for each in there if _folded(each) == wanted), None)
+    if near is None:
+        return f"{said}."
+    return f"{said}; {near!a} is there, {_difference(path.name, near)}."
+
+
+def _folded(name: str) -> str:
+    return (
+        unicodedata.normalize("NFC", unquote(name.replace("\\", "/").rpartition("/")[2])).casefold().strip()
+    )
+
+
+def _difference(name: str, near: str) -> str:
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", near):
+        return f"written in another form of Unicode than {name!a}"
+    if name.casefold() == near.casefold():
+        return "written in other letter case"
+    return f"not {name!a}"

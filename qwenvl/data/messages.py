@@ -1,0 +1,246 @@
+"""Dialogues as other people's files have them, read as objects: the official fine-tuning JSON and its relatives.
+
+    conversations  from, value      <img>path</img> in the value (official), or <image> and images beside it (LLaVA)
+    messages       role, content    a text, or parts of type text and image (OpenAI, TRL)
+    texts          user, assistant  about the images beside it (the Cauldron)
+    query, response                 with `history`, pairs of what was said before (ms-swift); `instruction`, `input`,
+                                    `output` likewise (LLaMA-Factory)
+
+Values become objects here and nowhere else: images, phrases and boxes by their tags, everything else is text,
+`<|im_start|>` included (the official script lets data write control symbols). What is learned is what the official
+script learns: control symbols, answers and the newline behind a turn; roles, questions and system are not, nor is a
+turn that says `"loss": false` or `"weight": 0`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from qwenvl.data.faults import Unusable, box_fault, foreign_marks
+from qwenvl.data.records import Dialogue
+from qwenvl.markup import Image, Segment, Text, Turn, number_images, parse_trusted
+from qwenvl.parsing import parse_json
+
+ROLES: Mapping[str, str] = MappingProxyType(
+    {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+)
+"""Who speaks, in small letters -> the role; `human` and `gpt` are LLaVA's names."""
+
+MESSAGES = ("conversations", "messages", "conversation")
+"""Columns that hold a list of messages."""
+
+ASKED: Mapping[str, str] = MappingProxyType(
+    {"query": "response", "instruction": "output", "prompt": "completion"}
+)
+"""Column of a question -> column of its answer."""
+
+MARK = "<image>"
+"""Where an image stands that is given beside the text."""
+
+_SPEAKER, _SAID = ("from", "role"), ("value", "content", "text")
+_LOSS = ("loss", "weight", "train")
+_AROUND_MARK = re.compile(rf"{MARK}[ \t]*\n?")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """An image to be numbered: named in its message, or one of those beside the text."""
+
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class _Message:
+    role: str
+    parts: tuple[Segment | _Mark, ...]
+    loss: bool = True
+
+
+class _Layout(NamedTuple):
+    messages: list[_Message]
+    in_front: bool
+    """Images beside a text without marks stand before the first question."""
+
+
+def dialogue_of(columns: dict[str, Any], offered: Sequence[str]) -> Dialogue | None:
+    """The dialogue in the columns of a sample, as it is rendered: images numbered unless its text does that by tags.
+
+    `offered` names the images beside the text. Columns that are read leave `columns`; None where there is no dialogue.
+    Raises Unusable for one of another form.
+    """
+    found = _messages(columns)
+    if found is None:
+        return None
+    messages = found.messages
+    system = columns.pop("system", None)
+    if system is not None and not isinstance(system, str):
+        raise Unusable("form", f"the system message is a {type(system).__name__}; expected a text.")
+    if messages and messages[0].role == "system":
+        first = messages.pop(0)
+        said = "".join(part.text for part in first.parts if isinstance(part, Text))
+        if [*first.parts] not in ([Text(said)], []) or system not in (None, said):
+            raise Unusable("form", "the system message holds more than a text, or there are two.")
+        system = said
+    _require_turns(messages)
+    return Dialogue(turns=_with_images(messages, offered, found.in_front), system=system or "")
+
+
+# === Messages out of columns ===
+
+
+def _messages(columns: dict[str, Any]) -> _Layout | None:
+    """The messages of whatever layout the columns have, which lose them; None where there are none."""
+    if (name := next((name for name in MESSAGES if name in columns), None)) is not None:
+        said = columns.pop(name)
+        if isinstance(said, str):  # a list that the hub keeps as text
+            said = _list_in(said, name)
+        if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+            raise Unusable("form", f"`{name}` is no list of messages.")
+        columns.update({f"{name}[].{key}": each[key] for each in said for key in {*each} - _READ_IN_TURN})
+        return _Layout([_message(each) for each in said], in_front=name == "messages")
+    texts = columns.get("texts")
+    if isinstance(texts, list) and texts and all(isinstance(each, dict) for each in texts):
+        del columns["texts"]
+        pairs = [(each.get("user"), each.get("assistant")) for each in texts]
+        return _Layout([turn for pair in pairs for turn in _pair(*pair)], in_front=True)
+    for question, answer in ASKED.items():
+        if question in columns and answer in columns:
+            asked, more = columns.pop(question), columns.pop("input", None)
+            asked = f"{asked}\n{more}" if isinstance(asked, str) and isinstance(more, str) else asked
+            before = columns.pop("history", [])
+            if not isinstance(before, list) or not all(isinstance(b, list) and len(b) == 2 for b in before):
+                raise Unusable("form", "`history` is no list of pairs of a question and an answer.")
+            pairs = [*map(tuple, before), (asked, columns.pop(answer))]
+            return _Layout([turn for pair in pairs for turn in _pair(*pair)], in_front=True)
+    return None
+
+
+def _list_in(text: str, name: str) -> Any:
+    try:
+        return parse_json(text, f"`{name}`")
+    except ValueError as error:
+        raise Unusable("form", str(error)) from None
+
+
+def _pair(question: Any, answer: Any) -> Iterator[_Message]:
+    yield _message({"role": "user", "content": question})
+    yield _message({"role": "assistant", "content": answer})
+
+
+def _message(values: Mapping[str, Any]) -> _Message:
+    speaker = next((values[name] for name in _SPEAKER if values.get(name) is not None), None)
+    said = next((values[name] for name in _SAID if values.get(name) is not None), None)
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        if isinstance(speaker, str) and speaker.lower() in (
+            "tool",
+            "function",
+            "function_call",
+            "observation",
+        ):
+            raise Unusable(
+                "unused content", f"a message is from {speaker!r}; tools have no place in a dialogue."
+            )
+        raise Unusable("form", f"a message is from {speaker!r}; expected 'user' or 'assistant'.")
+    if isinstance(said, list):
+        parts = [part for each in said for part in _part(each, role)]
+    elif isinstance(said, str):
+        parts = _parts(said, role)
+    else:
+        raise Unusable("form", f"a message of the {role} is a {type(said).__name__}; expected a text.")
+    return _Message(role, tuple(parts), _loss(values))
+
+
+_READ_IN_TURN = {*_SPEAKER, *_SAID, *_LOSS}
+
+
+def _loss(values: Mapping[str, Any]) -> bool:
+    """Whether a turn is learned. Raises Unusable for a weight between."""
+    given = [values[name] for name in _LOSS if values.get(name) is not None]
+    if odd := [each for each in given if each not in (0, 1)]:
+        raise Unusable("unused content", f"a message weighs {odd[0]!r}; a turn is learned (1) or not (0).")
+    return all(given)
+
+
+def _parts(text: str, role: str) -> list[Segment | _Mark]:
+    """A text by its tags and marks. Raises Unusable for broken or foreign ones."""
+    if fault := foreign_marks(text, role):
+        raise fault
+    parts: list[Segment | _Mark] = []
+    for number, piece in enumerate(_AROUND_MARK.split(text)):
+        parts += [_Mark()] if number else []
+        if fault := box_fault(piece):
+            raise fault
+        try:
+            parts += parse_trusted(piece)
+        except ValueError as error:
+            raise Unusable("broken markup", str(error)) from None
+    return parts
+
+
+def _part(value: Any, role: str) -> list[Segment | _Mark]:
+    """One part of a message's content: a text or an image, named here or given beside."""
+    if isinstance(value, str):
+        return _parts(value, role)
+    kind = value.get("type") if isinstance(value, dict) else None
+    kind = kind or ("text" if isinstance(value, dict) and isinstance(value.get("text"), str) else kind)
+    if kind == "text" and isinstance(value.get("text"), str):
+        return _parts(value["text"], role)
+    if kind not in ("image", "image_url"):
+        what = f"of type {kind!r}" if isinstance(kind, str) else f"that is a {type(value).__name__}"
+        raise Unusable("unused content", f"a message holds a part {what}; text and images are read.")
+    source = next((value[name] for name in _SOURCES if value.get(name)), None)
+    if isinstance(source, dict):
+        source = next((source[name] for name in _SOURCES if source.get(name)), None)
+    if source is not None and not isinstance(source, str):
+        raise Unusable("form", f"an image is given as a {type(source).__name__}; give the path of its file.")
+    return [_Mark(source)]
+
+
+_SOURCES = ("image", "path", "url", "image_url")
+
+
+# === Turns out of messages ===
+
+
+def _require_turns(messages: Sequence[_Message]) -> None:
+    if not messages:
+        raise Unusable("form", "there is no message; a sample is a question and an answer at least.")
+    if messages[0].role == "assistant":
+        raise Unusable("leading answer", "the first message is the assistant's.")
+    for number, message in enumerate(messages):
+        if message.role != ("user", "assistant")[number % 2]:
+            raise Unusable(
+                "form", f"message {number} is from the {message.role}; user and assistant take turns."
+            )
+
+
+def _with_images(messages: Sequence[_Message], offered: Sequence[str], in_front: bool) -> tuple[Turn, ...]:
+    """The turns with an image for every mark, numbered; images that tags name stay as they are written."""
+    marks = [part for message in messages for part in message.parts if isinstance(part, _Mark)]
+    tags = sum(isinstance(part, Image) for message in messages for part in message.parts)
+    if offered and in_front and not marks and not tags:
+        first = replace(messages[0], parts=(*map(_Mark, offered), *messages[0].parts))
+        messages, marks = [first, *messages[1:]], [*map(_Mark, offered)]
+    open_marks = sum(mark.source is None for mark in marks)
+    if open_marks != len(offered) and (open_marks or not (marks or tags)):
+        raise Unusable(
+            "picture count", f"{_count(open_marks, 'mark')} for {_count(len(offered), 'picture')}."
+        )
+    if marks and tags:
+        raise Unusable("picture count", "some pictures are named by tags and others stand beside the text.")
+    coming = iter(offered)
+    turns = []
+    for message in messages:
+        content = [
+            Image(next(coming) if part.source is None else part.source) if isinstance(part, _Mark) else part
+            for part in message.parts
+        ]
+        turns.append(Turn(message.role, tuple(content), message.loss))
+    return tuple(number_images(turns)) if marks else tuple(turns)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
