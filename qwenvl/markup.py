@@ -128,12 +128,11 @@ _TAGS = {Ref: "ref", Box: "box", Quad: "quad"}
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue by "user", "assistant" or "system"; a plain str in `content` is `Text`."""
+    """One turn of a dialogue by "user", "assistant" or "system"; without `loss` training learns nothing of it."""
 
     role: str
     content: tuple[Segment | str, ...]
     loss: bool = True
-    """False: training learns nothing of this turn, which is there for what follows it."""
 
 
 def segments_of(content: Content) -> list[Segment]:
@@ -197,8 +196,7 @@ def join(pieces: Iterable[Rendered]) -> Rendered:
     """The pieces one after another."""
     pieces = list(pieces)
     offsets = accumulate((len(piece) for piece in pieces), initial=0)
-    placed = zip(offsets, pieces, strict=False)
-    starts = [offset + start for offset, piece in placed for start in piece.image_starts]
+    starts = [first + k for first, piece in zip(offsets, pieces, strict=False) for k in piece.image_starts]
     return Rendered(
         ids=tuple(chain.from_iterable(piece.ids for piece in pieces)),
         loss_mask=tuple(chain.from_iterable(piece.loss_mask for piece in pieces)),
@@ -236,20 +234,15 @@ def control(*names: str, tokenizer: Tokenizer, supervised: bool) -> Rendered:
 
 
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
-    """One turn in ChatML: role and question are not learned, symbols, answer and last newline are (paper 2.3).
-
-    Of a turn with `loss` False nothing is learned.
-    """
+    """In ChatML, where symbols, the answer and the last newline are learned (paper 2.3), unless `loss` is False."""
     before, behind = _around(turn.role, tokenizer, turn.loss)
-    answers = turn.loss and turn.role == "assistant"
-    return join([before, render(turn.content, tokenizer, queries, supervised=answers), behind])
+    learned = turn.loss and turn.role == "assistant"
+    return join([before, render(turn.content, tokenizer, queries, supervised=learned), behind])
 
 
 @lru_cache(maxsize=32)
 def _around(role: str, tokenizer: Tokenizer, loss: bool = True) -> tuple[Rendered, Rendered]:
-    start, end = (
-        control(name, tokenizer=tokenizer, supervised=loss) for name in ("<|im_start|>", "<|im_end|>")
-    )
+    start, end = (control(s, tokenizer=tokenizer, supervised=loss) for s in ("<|im_start|>", "<|im_end|>"))
     before = start + render(role, tokenizer, 1) + render("\n", tokenizer, 1)
     return before, end + render("\n", tokenizer, 1, supervised=loss)
 

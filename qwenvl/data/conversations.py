@@ -28,7 +28,7 @@ def samples(source: Path, root: Path | None = None) -> Iterator[tuple[str, Sampl
 
     Images may also lie below `root`. Raises ValueError when there is no shard, or one that is wholly unreadable.
     """
-    for shard in find_shards(str(source)):
+    for shard in find_shards(source):
         lines = _Lines(shard) if _holds_lines(shard) else None
         for number, (first, second) in enumerate(sample_index(shard).tolist()):
             where = f"{shard.name}:{number}" if lines is None else f"{shard.name}, line {lines.at(first)}"

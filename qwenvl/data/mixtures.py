@@ -94,7 +94,7 @@ def index(paths: Sequence[Path], table: Sequence[Row], root: Path | None = None)
     found: dict[tuple[str, str, Format], list[tuple[int, int]]] = {}
     unused: dict[str, int] = {}
     unusable: dict[str, tuple[int, str]] = {}
-    shards = tuple(shard for path in paths for shard in find_shards(str(path)))
+    shards = tuple(shard for path in paths for shard in find_shards(path))
     for number, shard in enumerate(shards):
         for place, (where, sample) in enumerate(samples(shard, root)):
             try:

@@ -227,7 +227,7 @@ def test_plan(run: Run) -> None:
             ("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y", "--model", "m"),
             "no --server named",
         ),
-        (("data", "inspect", "none"), "no shard at none"),
+        (("data", "inspect", "none"), "there is no none"),
         (("data", "inspect", "."), ". holds no sample"),
     ],
 )
