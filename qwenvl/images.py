@@ -88,6 +88,17 @@ def upright(image: pillow.Image) -> pillow.Image:
     return ImageOps.exif_transpose(image)
 
 
+def exif_orientation(data: bytes) -> int:
+    """The EXIF tag of an image file that turns it when it is shown: 1 (as stored) to 8; 1 where there is none."""
+    try:
+        found = (
+            pillow.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF")).getexif().get(0x0112, 1)
+        )
+    except Exception:  # no such file, or damaged EXIF: shown as stored
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
 def resize(image: pillow.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The RGB picture squashed to a `size` x `size` square; its aspect ratio is not kept."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:

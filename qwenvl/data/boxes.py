@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from qwenvl.markup import GRID, Box, Quad
@@ -23,17 +23,49 @@ class BadBox(ValueError):
     """A box that means nothing; the message is one of a few fixed reasons, so that it can be counted."""
 
 
-def from_corners(corners: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
-    """Left, top, right, bottom in pixels of a `width` x `height` picture; raises BadBox."""
-    if len(corners) != 4:
-        raise BadBox("box without four numbers")
-    x1, y1, x2, y2 = map(float, corners)
+class Frame(NamedTuple):
+    """An image as the author of its boxes saw it."""
+
+    width: int
+    """Pixels in which the boxes are measured."""
+    height: int
+    orientation: int = 1
+    """EXIF tag of the stored file where the author saw it turned by it (5 to 8), else 1."""
+
+
+def from_corners(
+    corners: Sequence[int | float], width: int, height: int, label: str | None = None, *, orientation: int = 1
+) -> Box:
+    """Left, top, right, bottom in pixels of a `width` x `height` image; raises BadBox.
+
+    `orientation`: EXIF tag of an image that the corners measure as it is shown; the box is that of the stored pixels.
+    """
+    x1, y1, x2, y2 = _four(corners)
     _check([(x1, y1), (x2, y2)], width, height)
     if x2 < x1 or y2 < y1:
         raise BadBox("box reversed")
     if x2 == x1 or y2 == y1:
         raise BadBox("box empty")
+    if orientation != 1:
+        (x1, y1), (x2, y2) = (_as_stored(x, y, width, height, orientation) for x, y in ((x1, y1), (x2, y2)))
+        x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+        width, height = height, width
     return Box.from_pixels(x1, y1, x2, y2, width, height, label)
+
+
+def _four(corners: Sequence[int | float]) -> list[float]:
+    try:
+        numbers = [float(corner) for corner in corners]
+    except (TypeError, ValueError, OverflowError):
+        raise BadBox("box without four numbers") from None
+    if len(numbers) != 4 or isinstance(corners, str):
+        raise BadBox("box without four numbers")
+    return numbers
+
+
+def _as_stored(x: float, y: float, width: int, height: int, orientation: int) -> tuple[float, float]:
+    """A point of an image on its side, from how it is shown (`width` x `height`) to how it is stored."""
+    return {5: (y, x), 6: (y, width - x), 7: (height - y, width - x), 8: (height - y, x)}[orientation]
 
 
 def _check(points: Sequence[tuple[int | float, int | float]], width: int, height: int) -> None:
@@ -46,12 +78,12 @@ def _check(points: Sequence[tuple[int | float, int | float]], width: int, height
         raise BadBox("box outside the picture")
 
 
-def from_coco(bbox: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
+def from_coco(
+    bbox: Sequence[int | float], width: int, height: int, label: str | None = None, *, orientation: int = 1
+) -> Box:
     """COCO, RefCOCO and Visual Genome: left, top, width, height in pixels."""
-    if len(bbox) != 4:
-        raise BadBox("box without four numbers")
-    x, y, across, down = map(float, bbox)
-    return from_corners((x, y, x + across, y + down), width, height, label)
+    x, y, across, down = _four(bbox)
+    return from_corners((x, y, x + across, y + down), width, height, label, orientation=orientation)
 
 
 def to_coco(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
@@ -62,9 +94,7 @@ def to_coco(box: Box, width: int, height: int) -> tuple[float, float, float, flo
 
 def from_shares(corners: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
     """GRIT and others: left, top, right, bottom as shares of the sides, 0 to 1."""
-    if len(corners) != 4:
-        raise BadBox("box without four numbers")
-    x1, y1, x2, y2 = map(float, corners)
+    x1, y1, x2, y2 = _four(corners)
     return from_corners((x1 * width, y1 * height, x2 * width, y2 * height), width, height, label)
 
 
@@ -75,7 +105,7 @@ def from_yolo(line: str, width: int, height: int, names: Sequence[str] = ()) -> 
     """
     cells = line.split()
     try:
-        number, shares = int(cells[0]), [float(cell) for cell in cells[1:]]
+        number, shares = _class(cells[0]), [float(cell) for cell in cells[1:]]
     except (ValueError, IndexError):
         raise BadBox("box without four numbers") from None
     if len(shares) in (4, 5):
@@ -86,6 +116,14 @@ def from_yolo(line: str, width: int, height: int, names: Sequence[str] = ()) -> 
     else:
         raise BadBox("box without four numbers")
     return from_shares(corners, width, height, names[number] if 0 <= number < len(names) else None)
+
+
+def _class(cell: str) -> int:
+    """The number of a class, which some tools write as `1.0`."""
+    number = float(cell)
+    if not number.is_integer():
+        raise ValueError(cell)
+    return int(number)
 
 
 def _around(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
@@ -100,44 +138,67 @@ def to_yolo(box: Box, number: int) -> str:
     return f"{number} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}"
 
 
-def from_voc(xml: str) -> Iterator[Box | BadBox]:
-    """Pascal VOC: one XML file per picture; pixels count from 1 there, and both corners belong to the box."""
-    root = _parse_xml(xml)
+def from_voc(
+    xml: str | ElementTree.Element, size: tuple[int, int] | None = None, *, orientation: int = 1
+) -> Iterator[Box | BadBox]:
+    """Pascal VOC: one XML file per image; pixels count from 1 there, and both corners belong to the box.
+
+    `size`, width and height in pixels: by default what the file says.
+    """
+    root = parse_xml(xml) if isinstance(xml, str) else xml
     for thing in root.iter("object"):
-        yield _attempt(partial(_voc_box, root, thing, thing.findtext("name")))
+        yield _attempt(partial(_voc_box, root, thing, thing.findtext("name"), size, orientation))
 
 
-def _voc_box(root: ElementTree.Element, thing: ElementTree.Element, label: str | None) -> Box:
+def _voc_box(
+    root: ElementTree.Element,
+    thing: ElementTree.Element,
+    label: str | None,
+    size: tuple[int, int] | None = None,
+    orientation: int = 1,
+) -> Box:
     left, top, right, bottom = (_number(thing, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax"))
-    corners = (left - 1, top - 1, right, bottom)
-    return from_corners(corners, int(_number(root, "size/width")), int(_number(root, "size/height")), label)
+    width, height = size or (int(_number(root, "size/width")), int(_number(root, "size/height")))
+    return from_corners((left - 1, top - 1, right, bottom), width, height, label, orientation=orientation)
 
 
-def from_labelme(annotation: Mapping[str, Any]) -> Iterator[Box | BadBox]:
-    """LabelMe JSON: shapes in pixels; one that is no rectangle gives the box around it."""
-    width, height = int(annotation["imageWidth"]), int(annotation["imageHeight"])
+def from_labelme(
+    annotation: Mapping[str, Any], size: tuple[int, int] | None = None, *, orientation: int = 1
+) -> Iterator[Box | BadBox]:
+    """LabelMe JSON: shapes in pixels; one that is no rectangle gives the box around it.
+
+    `size`, width and height in pixels: by default what the annotation says.
+    """
+    frame = Frame(*(size or (int(annotation["imageWidth"]), int(annotation["imageHeight"]))), orientation)
     for shape in annotation["shapes"]:
-        yield _attempt(partial(_labelme_box, shape, width, height))
+        yield _attempt(partial(_labelme_box, shape, frame))
 
 
-def _labelme_box(shape: Mapping[str, Any], width: int, height: int) -> Box:
-    points = [(float(x), float(y)) for x, y in shape["points"]]
-    if shape.get("shape_type") == "circle" and len(points) == 2:  # its centre, and a point on it
+def _labelme_box(shape: Any, frame: Frame) -> Box:
+    try:
+        points = [(float(x), float(y)) for x, y in shape["points"]]
+        kind, label = shape.get("shape_type"), shape.get("label")
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        raise BadBox("box without four numbers") from None
+    if kind == "circle" and len(points) == 2:  # its centre, and a point on it
         (x, y), (rim_x, rim_y) = points
         radius = math.hypot(rim_x - x, rim_y - y)
         points = [(x - radius, y - radius), (x + radius, y + radius)]
     if not points:
         raise BadBox("box without four numbers")
     corners = _around(*zip(*points, strict=True))
-    return from_corners(corners, width, height, shape.get("label"))
+    name = str(label) if isinstance(label, str | int | float) and not isinstance(label, bool) else None
+    return from_corners(corners, frame.width, frame.height, name, orientation=frame.orientation)
 
 
-def from_entities(xml: str) -> tuple[Mapping[str, list[Box]], list[BadBox]]:
+def from_entities(
+    xml: str | ElementTree.Element, size: tuple[int, int] | None = None, *, orientation: int = 1
+) -> tuple[Mapping[str, list[Box]], list[BadBox]]:
     """Flickr30K Entities, `Annotations/ID.xml`: phrase id -> its boxes, and what was wrong with others.
 
     Ids without a box are left out. Pixels count from 1 there as in VOC, and a few boxes touch 0.
     """
-    root = _parse_xml(xml)
+    root = parse_xml(xml) if isinstance(xml, str) else xml
     boxes: dict[str, list[Box]] = {}
     bad: list[BadBox] = []
     for thing in root.iter("object"):
@@ -146,7 +207,7 @@ def from_entities(xml: str) -> tuple[Mapping[str, list[Box]], list[BadBox]]:
         for edge in ("xmin", "ymin"):
             if (touching := thing.find(f"bndbox/{edge}")) is not None and touching.text == "0":
                 touching.text = "1"
-        box = _attempt(partial(_voc_box, root, thing, None))
+        box = _attempt(partial(_voc_box, root, thing, None, size, orientation))
         if isinstance(box, BadBox):
             bad.append(box)
             continue
@@ -240,7 +301,8 @@ def quad_from_corners(
     return Quad.from_pixels(points, width, height, label)
 
 
-def _parse_xml(xml: str) -> ElementTree.Element:
+def parse_xml(xml: str) -> ElementTree.Element:
+    """The root of an XML text; raises ValueError for one that is none, or declares entities."""
     if "<!ENTITY" in xml:  # a billion laughs: no annotation needs one
         raise ValueError("the XML annotation declares an entity; annotations have none.")
     try:
@@ -252,6 +314,9 @@ def _parse_xml(xml: str) -> ElementTree.Element:
 def _number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
     try:
-        return float(text or "")
+        number = float(text or "")
     except ValueError:
         raise BadBox("box without four numbers") from None
+    if not math.isfinite(number):
+        raise BadBox("box not finite")
+    return number

@@ -1,0 +1,144 @@
+"""The evaluation view: one question of a benchmark, and the files that it comes from."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from qwenvl.data.datasets.annotations import BadEntry
+from qwenvl.data.datasets.images import ImageFolder
+
+StoredImage: TypeAlias = str | bytes
+"""A path, or the bytes of a file where the annotation carries them."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of options, in their order."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One question, caption or phrase, with all that is needed to ask and to judge."""
+
+    id: str
+    images: tuple[StoredImage, ...] = ()
+    text: str = ""
+    """The question, the phrase to be found or the instruction; empty for captions."""
+    context: str = ""
+    """What is read before the question: a hint, solved examples, a description for the judge."""
+    options: tuple[str, ...] = ()
+    """A, B, C, ...; an empty text is not offered, and the others keep their letters."""
+    answers: tuple[str, ...] = ()
+    """Accepted answers, reference captions, or the letter of the right option; empty if a test server keeps them."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right, bottom in pixels."""
+    size: tuple[int, int] | None = None
+    """Width and height in pixels, where boxes are judged."""
+    group: str = ""
+    """The part of the benchmark that is reported by itself: subtask, question type, human or augmented."""
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of the options that are offered."""
+        return tuple(letter for letter, option in zip(LETTERS, self.options, strict=False) if option)
+
+    def option(self, letter: str) -> str:
+        """The text of an offered option by its letter."""
+        return self.options[LETTERS.index(letter)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a data set on this machine."""
+
+    data: Path
+    """Annotations or questions: a file, or a folder where the data set is one."""
+    answers: Path | None = None
+    """Answers, where they come in a file of their own (VQAv2, OKVQA, RefCOCO's instances)."""
+    images: Path | None = None
+    """Folder that image names are relative to; by default the folder of `data`, or the working one."""
+    training: bool = False
+    """Whether the training split is wanted, for solved examples, where one file holds several splits."""
+
+    @cached_property
+    def folder(self) -> ImageFolder:
+        """Where its images are looked for."""
+        if self.images is not None:
+            return ImageFolder(self.images)
+        return ImageFolder(self.data if self.data.is_dir() else self.data.parent, Path())
+
+    def image(self, *names: str) -> str:
+        """Path of the first of these names that is there, else of the first. Raises BadEntry for one outside."""
+        return str(self.folder.find(*names))
+
+
+# === From entries to samples ===
+
+
+def strictly(read: Callable[[T], Sample], entries: Iterable[T], where: Path) -> list[Sample]:
+    """The samples of all entries; a broken one raises ValueError, because a part of a benchmark is no benchmark."""
+    return checked(map(_told(read, where), entries), where)
+
+
+def _told(read: Callable[[T], Sample], where: Path) -> Callable[[T], Sample]:
+    """`read`, whose errors of types and values become sentences."""
+
+    def message(entry: T) -> Sample:
+        try:
+            return read(entry)
+        except BadEntry:
+            raise
+        except (TypeError, AttributeError, KeyError, IndexError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"{where} has the entry {str(entry)[:120]!r}, which cannot be read ({type(error).__name__}: {error}); "
+                "is it the right file, and of the version in docs/EVALUATION.md?"
+            ) from None
+
+    return message
+
+
+def checked(samples: Iterable[Sample], where: Path) -> list[Sample]:
+    """The samples as a list. Raises ValueError if there are none or two have the same id."""
+    kept: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.id in kept:
+            raise ValueError(f"{where} has the question id {sample.id!r} twice; every id must occur once.")
+        kept[sample.id] = sample
+    if not kept:
+        raise ValueError(f"{where} holds no question of this benchmark; is it the right file and split?")
+    return list(kept.values())
+
+
+def choice(sample: Sample, where: object) -> Sample:
+    """A question with options, of which `answers` names at most one. Raises BadEntry where it names none offered."""
+    if len(sample.options) > len(LETTERS):
+        raise BadEntry("too many options", f"{where} question {sample.id} has {len(sample.options)} options.")
+    if len(sample.letters) < 2:
+        raise BadEntry("no options", f"{where} question {sample.id} offers fewer than two options.")
+    if sample.answers and (len(sample.answers) > 1 or sample.answers[0] not in sample.letters):
+        raise BadEntry(
+            "answer is no option",
+            f"{where} question {sample.id} has the answer {', '.join(sample.answers)!r}, but offers "
+            f"{', '.join(sample.letters)}.",
+        )
+    return sample
+
+
+def letter_of(number: object, where: object) -> str:
+    """The letter of an option by its number, from 0. Raises BadEntry."""
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(LETTERS):
+        raise BadEntry(
+            "answer is no option", f"{where} has the answer {number!r}; expected the number of an option."
+        )
+    return LETTERS[number]
+
+
+def options_of(value: object, where: object) -> tuple[str, ...]:
+    """A list of options as texts, empty where there is none. Raises BadEntry."""
+    if not isinstance(value, list) or any(isinstance(one, list | Mapping) for one in value):
+        raise BadEntry(
+            "no options", f"{where} has the options {str(value)[:80]!r}; expected a list of texts."
+        )
+    return tuple("" if one is None else str(one) for one in value)
