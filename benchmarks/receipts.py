@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from qwenvl.data.clean.images import measure
-from qwenvl.data.readers.ocr import icdar
+from qwenvl.data.datasets import icdar
 from qwenvl.data.records import OcrPage, Skipped
 from qwenvl.data.tasks import record_of, task_of
 from qwenvl.markup import spell
@@ -43,7 +43,7 @@ def main(folder: Path) -> int:
     """Prints the counts and the farthest corner."""
     counts: Counter[str] = Counter()
     farthest = 0.0
-    for found in icdar([folder], folder):
+    for found in icdar.records([folder], folder):
         if isinstance(found, Skipped):
             counts[f"skipped: {found.kind}"] += 1
             continue

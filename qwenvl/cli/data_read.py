@@ -15,8 +15,9 @@ def data_read(
 
     READER is one of vqav2, gqa, vgqa, dvqa, ocr-vqa, docvqa, textvqa, chartqa, ai2d, grit-captions, grit-phrases,
     visual-genome, refcoco, refcoco+, refcocog, flickr30k-entities, coco, voc, yolo, labelme, icdar, coco-caption,
-    clean; or of cc3m, cc12m, sbu, web, whose raw pairs are written as JSON lines for `qwenvl data clean`. What cannot
-    be read is counted, and listed with its reason beside OUT, in a file that ends in .skipped.jsonl.
+    clean; or of cc3m, cc12m, sbu, web, whose raw pairs are written as JSON lines for `qwenvl data clean`. Every image is
+    opened. What cannot be used is counted, and listed with its reason beside OUT, in a file that ends in
+    .skipped.jsonl; where nothing can, OUT is not written and the exit status is 2.
 
       qwenvl data read gqa train.json --images images --out gqa.jsonl
 
@@ -24,13 +25,11 @@ def data_read(
         reader: Name of the data set.
         annotations: Its files, in the order that the error message names them.
         out: JSON lines.
-        images: Folder of the pictures; pictures that come in tars are written beside OUT.
+        images: Folder of the images, which names never leave; images that come in tars are written beside OUT.
     """
-    from collections import Counter
+    from qwenvl.data.datasets.table import read
+    from qwenvl.data.datasets.writer import write
 
-    from qwenvl.data.readers.table import read
-    from qwenvl.data.readers.writer import writer
-
-    counts: Counter[str] = writer(read(reader, annotations, images), out)
+    counts = write(read(reader, annotations, images), out)
     for kind, number in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{number:>10,}  {kind}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qwenvl.evaluation.annotations.sample import Sample
+    from qwenvl.data.datasets.sample import Sample
     from qwenvl.evaluation.benchmarks import Benchmark
     from qwenvl.evaluation.card import Card
     from qwenvl.evaluation.run import Job
@@ -74,7 +74,7 @@ def eval_run(
     if benchmark == "toyworld":
         _toyworld(checkpoint, name, limit, batch, prompt_format, out, json, device, dtype)
         return 0
-    from qwenvl.evaluation.annotations.sample import Source
+    from qwenvl.data.datasets.sample import Source
     from qwenvl.evaluation.benchmarks import benchmark as row_of
     from qwenvl.evaluation.run import Job, samples_of
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qwenvl.evaluation.annotations.sample import Sample
+    from qwenvl.data.datasets.sample import Sample
     from qwenvl.evaluation.card import Card
     from qwenvl.evaluation.predictions import Prediction
 

@@ -9,11 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwenvl.evaluation.annotations import captions, choices, dialogues, phrases, questions, toy
-from qwenvl.evaluation.annotations.sample import Sample, Source
+from qwenvl.data.datasets import (
+    ai2d,
+    chartqa,
+    coco,
+    docvqa,
+    exams,
+    flickr30k,
+    gqa,
+    grit_refexp,
+    mmbench,
+    ocrvqa,
+    refcoco,
+    scienceqa,
+    seed,
+    textvqa,
+    touchstone,
+    vizwiz,
+    vqav2,
+)
+from qwenvl.data.datasets import mme as mme_data
+from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
+from qwenvl.evaluation import toysamples
 from qwenvl.evaluation.scoring import (
     ANLS,
     CIDER,
@@ -154,9 +174,9 @@ INSTRUCT_BLIP = "InstructBLIP (Vicuna-13B)"
 PIX2STRUCT = "Pix2Struct-Large"
 
 
-def _captioning(name: str, title: str, split: str, published: Published) -> Benchmark:
+def _captioning(name: str, title: str, split: str, read: Read, published: Published) -> Benchmark:
     return Benchmark(
-        name=name, title=title, table="Table 4", split=split, read=captions.captions, ask=describe,
+        name=name, title=title, table="Table 4", split=split, read=read, ask=describe,
         decoding=CAPTION, metric=CIDER, published=published,
     )  # fmt: skip
 
@@ -181,7 +201,7 @@ def _question(
 
 def _phrase(name: str, title: str, split: str, base: float, chat: float, best: float) -> Benchmark:
     return Benchmark(
-        name=name, title=title, table="Table 6", split=split, read=phrases.refcoco(split), ask=find,
+        name=name, title=title, table="Table 6", split=split, read=refcoco.samples(split), ask=find,
         decoding=BOX, metric=IOU, published=Published(base, chat, best, SHIKRA), open_with=("<box>",),
     )  # fmt: skip
 
@@ -217,7 +237,7 @@ def _toy(
     choice = metric is LETTER
     return Benchmark(
         name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
-        read=toy.toy(kinds, "chatml" if chat else "raw"), ask=ask, decoding=None if choice else TOY, lettered=False,
+        read=toysamples.toy(kinds, "chatml" if chat else "raw"), ask=ask, decoding=None if choice else TOY, lettered=False,
         metric=metric, published=Published(None, None), prompt_format="chatml" if chat else "raw", numbered=chat,
         open_with=("<box>",) if metric is IOU else (),
     )  # fmt: skip
@@ -225,26 +245,26 @@ def _toy(
 
 ROWS = (
     # --- Table 4: captions and general questions
-    _captioning("flickr30k", "Flickr30K", "Karpathy test", Published(85.8, 81.0, 82.8, INSTRUCT_BLIP)),
-    _captioning("nocaps", "NoCaps", "val", Published(121.4, 120.2, 121.9, INSTRUCT_BLIP)),
-    _question("vqav2", "VQAv2", "test-dev, val", questions.vqa, VQA,
+    _captioning("flickr30k", "Flickr30K", "Karpathy test", flickr30k.samples, Published(85.8, 81.0, 82.8, INSTRUCT_BLIP)),
+    _captioning("nocaps", "NoCaps", "val", coco.samples, Published(121.4, 120.2, 121.9, INSTRUCT_BLIP)),
+    _question("vqav2", "VQAv2", "test-dev, val", vqav2.samples, VQA,
               Published(79.5, 78.2, 77.9, "Unified-IO-XL"), submit="vqa"),
-    _question("okvqa", "OKVQA", "val", questions.vqa, VQA, Published(58.6, 56.6, 54.0, "Unified-IO-XL")),
-    _question("gqa", "GQA", "testdev-balanced", questions.gqa, GQA, Published(59.3, 57.5, 49.5, INSTRUCT_BLIP)),
-    _choice("scienceqa", "ScienceQA-Img", "Table 4", "test, with picture", choices.scienceqa, choose_with_context,
+    _question("okvqa", "OKVQA", "val", vqav2.samples, VQA, Published(58.6, 56.6, 54.0, "Unified-IO-XL")),
+    _question("gqa", "GQA", "testdev-balanced", gqa.samples, GQA, Published(59.3, 57.5, 49.5, INSTRUCT_BLIP)),
+    _choice("scienceqa", "ScienceQA-Img", "Table 4", "test, with picture", scienceqa.samples, choose_with_context,
             Published(67.1, 68.2, 63.1, INSTRUCT_BLIP)),
-    _question("vizwiz", "VizWiz", "test-dev, val", questions.vizwiz, VQA,
+    _question("vizwiz", "VizWiz", "test-dev, val", vizwiz.samples, VQA,
               Published(35.2, 38.9, 33.4, INSTRUCT_BLIP), submit="vizwiz"),
     # --- Table 5: questions about text
-    _question("textvqa", "TextVQA", "val", questions.textvqa, VQA,
+    _question("textvqa", "TextVQA", "val", textvqa.samples, VQA,
               Published(63.8, 61.5, 52.6, "mPLUG-DocOwl"), table="Table 5"),
-    _question("docvqa", "DocVQA", "test, val", questions.docvqa, ANLS,
+    _question("docvqa", "DocVQA", "test, val", docvqa.samples, ANLS,
               Published(65.1, 62.6, 76.6, PIX2STRUCT), table="Table 5", decoding=LONG, submit="docvqa"),
-    _question("chartqa", "ChartQA", "test, human and augmented", questions.chartqa, RELAXED,
+    _question("chartqa", "ChartQA", "test, human and augmented", chartqa.samples, RELAXED,
               Published(65.7, 66.3, 58.6, PIX2STRUCT), table="Table 5", decoding=LONG),
-    _question("ai2d", "AI2D", "test", questions.ai2d, EXACT,
+    _question("ai2d", "AI2D", "test", ai2d.samples, EXACT,
               Published(62.3, 57.7, 42.1, PIX2STRUCT), table="Table 5"),
-    _question("ocrvqa", "OCR-VQA", "test", questions.ocrvqa, EXACT,
+    _question("ocrvqa", "OCR-VQA", "test", ocrvqa.samples, EXACT,
               Published(75.7, 70.5, 71.3, PIX2STRUCT), table="Table 5", decoding=LONG),
     # --- Table 6: referring expressions
     _phrase("refcoco-val", "RefCOCO val", "val", 89.36, 88.55, 87.83),
@@ -256,35 +276,35 @@ ROWS = (
     _phrase("refcocog-val", "RefCOCOg val", "val", 85.58, 85.96, 82.64),
     _phrase("refcocog-test", "RefCOCOg test", "test", 85.48, 86.32, 83.16),
     Benchmark(
-        name="grit", title="GRIT refexp", table="Table 6", split="test", read=phrases.grit, ask=find,
+        name="grit", title="GRIT refexp", table="Table 6", split="test", read=grit_refexp.samples, ask=find,
         decoding=BOX, metric=IOU_ABOVE, published=Published(78.22, None, 78.61, "Unified-IO"), open_with=("<box>",),
     ),
     # --- Table 7: instructions
-    _dialogue("touchstone-en", "TouchStone En", "En", dialogues.touchstone, CHAT, None,
+    _dialogue("touchstone-en", "TouchStone En", "En", touchstone.samples, CHAT, None,
               Published(None, 645.2, 605.4, "mPLUG-Owl")),
-    _dialogue("touchstone-cn", "TouchStone Cn", "Cn", dialogues.touchstone, CHAT, None,
+    _dialogue("touchstone-cn", "TouchStone Cn", "Cn", touchstone.samples, CHAT, None,
               Published(None, 401.2, 247.1, "VisualGLM")),
-    _choice("seed", "SEED-Bench", "Table 7", "all dimensions", choices.seed("all"), choose,
+    _choice("seed", "SEED-Bench", "Table 7", "all dimensions", seed.samples("all"), choose,
             Published(56.3, 58.2, 53.4, "InstructBLIP")),
-    _choice("seed-image", "SEED-Bench image", "Table 7", "dimensions 1-9", choices.seed("image"), choose,
+    _choice("seed-image", "SEED-Bench image", "Table 7", "dimensions 1-9", seed.samples("image"), choose,
             Published(62.3, 65.4, 58.8, "InstructBLIP")),
-    _choice("seed-video", "SEED-Bench video", "Table 7", "dimensions 10-12", choices.seed("video"), choose,
+    _choice("seed-video", "SEED-Bench video", "Table 7", "dimensions 10-12", seed.samples("video"), choose,
             Published(39.1, 37.8, 38.1, "InstructBLIP")),
-    _dialogue("mme-perception", "MME perception", "10 subtasks", dialogues.mme(mme.PERCEPTION), NEARLY_GREEDY, MME,
+    _dialogue("mme-perception", "MME perception", "10 subtasks", mme_data.samples(mme.PERCEPTION), NEARLY_GREEDY, MME,
               Published(None, 1487.58, 1212.82, "InstructBLIP")),
-    _dialogue("mme-cognition", "MME cognition", "4 subtasks", dialogues.mme(mme.COGNITION), NEARLY_GREEDY, MME,
+    _dialogue("mme-cognition", "MME cognition", "4 subtasks", mme_data.samples(mme.COGNITION), NEARLY_GREEDY, MME,
               Published(None, 360.71, 291.79, "InstructBLIP")),
     # --- Not in the paper, but in the release
     Benchmark(
-        name="mmbench", title="MMBench", table="release", split="dev, test", read=choices.mmbench,
+        name="mmbench", title="MMBench", table="release", split="dev, test", read=mmbench.samples,
         ask=choose_with_context, decoding=None, metric=CIRCULAR, published=Published(None, None), submit="mmbench",
     ),
     # --- Table 11: text only
-    _choice("mmlu", "MMLU", "Table 11", "test, 5-shot", choices.exam(("question", *"ABCD", "answer")), exam,
+    _choice("mmlu", "MMLU", "Table 11", "test, 5-shot", exams.samples(("question", *"ABCD", "answer")), exam,
             Published(50.7, None, 54.2, "Baichuan2-7B")),
-    _choice("cmmlu", "CMMLU", "Table 11", "test, 5-shot", choices.exam(), exam,
+    _choice("cmmlu", "CMMLU", "Table 11", "test, 5-shot", exams.samples(), exam,
             Published(49.5, None, 57.1, "Baichuan2-7B")),
-    _choice("ceval", "C-Eval", "Table 11", "val, 5-shot", choices.exam(split="val"), exam,
+    _choice("ceval", "C-Eval", "Table 11", "val, 5-shot", exams.samples(split="val"), exam,
             Published(51.1, None, 54.0, "Baichuan2-7B")),
     # --- The toy world: every kind of question in small (`--shots` with toyworld-vqa for solved examples)
     _toy("caption", "captions", ("caption",), CIDER),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.evaluation import judge
-from qwenvl.evaluation.annotations.sample import Sample, read_json, read_lines
+from qwenvl.data.datasets.annotations import load_json, load_lines
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction, write_whole
@@ -264,6 +265,6 @@ def read(folder: Path) -> tuple[list[Card], list[Record]]:
         raise ValueError(
             f"{folder} has no score.json; expected a folder that `qwenvl eval run` or `eval score` wrote."
         )
-    cards = [Card.from_json(record) for record in read_json(folder / "score.json")]
+    cards = [Card.from_json(record) for record in load_json(folder / "score.json")]
     scored = folder / "scored.jsonl"
-    return cards, read_lines(scored) if scored.exists() else []
+    return cards, load_lines(scored) if scored.exists() else []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.asking import Asker
 from qwenvl.images import preprocess
 from qwenvl.markup import Segment, Text

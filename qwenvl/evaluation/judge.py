@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl.evaluation.annotations.sample import Sample, field, read_lines
+from qwenvl.data.datasets.annotations import field, load_lines
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics.touchstone import Reply
 
 PLACES = (1, 2)
@@ -65,7 +66,7 @@ def to_file(asked: Sequence[Inquiry], path: Path) -> None:
 def from_file(path: Path) -> dict[tuple[str, int], str]:
     """Recorded replies by question and place."""
     replies: dict[tuple[str, int], str] = {}
-    for number, record in enumerate(read_lines(path), start=1):
+    for number, record in enumerate(load_lines(path), start=1):
         where = f"{path} line {number}"
         key = str(field(record, "id", where)), int(field(record, "place", where))
         if key[1] not in PLACES or key in replies:

@@ -16,7 +16,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from qwenvl.evaluation.annotations.sample import read_json
+from qwenvl.data.datasets.annotations import is_lines, load_json, load_lines
 
 ANSWER_FIELDS = ("plain", "answer", "prediction", "caption", "raw")
 """Where a line that another program wrote may keep its answer."""
@@ -111,11 +111,9 @@ def read_foreign(path: Path) -> dict[str, Prediction]:
 
 
 def _records(path: Path) -> list[Mapping[str, Any]]:
-    from qwenvl.evaluation.annotations.sample import is_lines, read_lines
-
     if is_lines(path):
-        return list(read_lines(path))
-    records = read_json(path)
+        return list(load_lines(path))
+    records = load_json(path)
     if not isinstance(records, list) or not all(isinstance(record, Mapping) for record in records):
         raise ValueError(
             f"{path} is not a list of objects; expected predictions as JSON lines or a JSON list."

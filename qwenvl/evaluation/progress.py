@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.evaluation.scoring import Metric, total
 

@@ -22,13 +22,13 @@ from typing import Any
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
 from qwenvl.evaluation import fewshot
-from qwenvl.evaluation.annotations.sample import Image, Sample, Source
+from qwenvl.data.datasets.sample import Sample, Source, StoredImage
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.generate.engine import Prompt
-from qwenvl.markup import Image as ImageSegment
+from qwenvl.markup import Image
 from qwenvl.markup import Segment, spell
 from qwenvl.runtime import Runtime
 
@@ -97,7 +97,7 @@ def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
         if sample.id in lost:
             continue  # counted as without an answer at the end
         content = fewshot.with_examples(sample, examples, row.ask)
-        digests = [_digest(segment.source) for segment in content if isinstance(segment, ImageSegment)]
+        digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
         key = blake2b(
             json.dumps([prompt_format, spell(content), digests, sample.options]).encode(), digest_size=12
         )
@@ -141,7 +141,7 @@ def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> lis
 
 
 @lru_cache(maxsize=100_000)
-def _digest(image: Image) -> str:
+def _digest(image: StoredImage) -> str:
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
     return blake2b(content, digest_size=12).hexdigest()
 
@@ -232,7 +232,10 @@ def _asked(
     prompts = [prompt for _, prompt in asked]
     if row.decoding is None:
         options = [_options(row, p.sample) for p, _ in asked]
-        answers = [_likeliest(logprobs) for logprobs in asker.likelihoods(prompts, options)]
+        answers = [
+            _likeliest(logprobs, p.sample.letters)
+            for logprobs, (p, _) in zip(asker.likelihoods(prompts, options), asked, strict=True)
+        ]
     else:
         begin = "".join(row.open_with)
         answers = [
@@ -249,13 +252,15 @@ def _asked(
 
 def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
     """What may follow the prompt, one text per option."""
-    return multiple_choice.continuations(len(sample.options)) if row.lettered else sample.options
+    return multiple_choice.continuations(sample.letters) if row.lettered else sample.options
 
 
-def _likeliest(logprobs: Sequence[tuple[float, ...]]) -> tuple[str, str, tuple[float, ...]]:
-    """The letter of the likeliest option, or nothing if a likelihood is not a number."""
+def _likeliest(
+    logprobs: Sequence[tuple[float, ...]], letters: Sequence[str]
+) -> tuple[str, str, tuple[float, ...]]:
+    """The letter of the likeliest of the options that are offered, or nothing if a likelihood is not a number."""
     choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
-    letter = "" if choice.chosen is None else multiple_choice.LETTERS[choice.chosen]
+    letter = "" if choice.chosen is None else letters[choice.chosen]
     return letter, letter, tuple(float(value) for value in choice.mean_nll if not math.isnan(value))
 
 

@@ -11,9 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, relaxed, vqa
-from qwenvl.evaluation.metrics.multiple_choice import LETTERS
 
 RESAMPLES = 1000
 """Bootstrap resamples of the items."""
@@ -208,7 +207,7 @@ def _letters(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredIt
     scored = []
     for sample, answer in zip(samples, answers, strict=True):
         letter = answer.strip()
-        known = len(letter) == 1 and letter in LETTERS[: len(sample.options)]
+        known = letter in sample.letters
         scored.append(
             ScoredItem(float(known and letter in sample.answers), letter if known else "", failed=not known)
         )
@@ -233,9 +232,9 @@ def _rotation_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[s
     for sample, verdict in zip(samples, scored, strict=True):
         question = rotated_question(sample)
         chosen.setdefault(question, [])
-        truth[question] = option_of(sample, sample.answers[0])
+        truth[question] = sample.option(sample.answers[0])
         if verdict.parsed:
-            chosen[question].append(option_of(sample, verdict.parsed))
+            chosen[question].append(sample.option(verdict.parsed))
     right = [most_chosen(options) == truth[question] for question, options in chosen.items()]
     return {
         "majority of rotations": 100 * float(np.mean(right)),
@@ -246,11 +245,6 @@ def _rotation_notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[s
 def rotated_question(sample: Sample) -> str:
     """MMBench's question of a rotation: rotation k of question i has the index k * 1,000,000 + i."""
     return str(int(sample.id) % ROTATION) if sample.id.isdecimal() else sample.id
-
-
-def option_of(sample: Sample, letter: str) -> str:
-    """The text of an option by its letter."""
-    return sample.options[LETTERS.index(letter)]
 
 
 def most_chosen(options: Sequence[str]) -> str | None:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from qwenvl.evaluation.annotations.sample import Sample
-from qwenvl.evaluation.metrics.multiple_choice import LETTERS
-from qwenvl.evaluation.scoring import most_chosen, option_of, rotated_question
+from qwenvl.data.datasets.sample import LETTERS, Sample
+from qwenvl.evaluation.scoring import most_chosen, rotated_question
 
 Answers = Mapping[str, str]
 
@@ -45,8 +44,8 @@ def _mmbench(samples: Sequence[Sample], answers: Answers, path: Path) -> None:
     said = {sample.id: answers[sample.id].strip() for sample in samples}
     chosen: dict[str, list[str]] = {}
     for sample in samples:
-        if said[sample.id] in tuple(LETTERS[: len(sample.options)]):
-            chosen.setdefault(rotated_question(sample), []).append(option_of(sample, said[sample.id]))
+        if said[sample.id] in sample.letters:
+            chosen.setdefault(rotated_question(sample), []).append(sample.option(said[sample.id]))
     rows = [["index", "question", "A", "B", "C", "D", "prediction"]]
     for sample in samples:
         options = [*sample.options, "", "", "", ""][:4]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwenvl.data.datasets import seed
 from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, ptb, relaxed, vqa
 from qwenvl.evaluation.metrics import multiple_choice as choice
 from qwenvl.evaluation.metrics.tally import Tally, tally, tally_by
@@ -295,7 +296,7 @@ def _multiple_choice(data: Record, checks: Checks) -> None:
         checks.known(case, "image hint question choices answer prompt continuations")
         ours = choice.scienceqa_prompt(case["image"], case["question"], case["choices"], case["hint"])
         checks("scienceqa prompt", EXACT).equal(ours, case["prompt"], case["question"])
-        letters = choice.continuations(len(case["choices"]))
+        letters = choice.continuations(choice.LETTERS[: len(case["choices"])])
         checks("scienceqa continuations", EXACT).equal(letters, case["continuations"], case["question"])
     record_fields = (
         "question_id question_type_id data_id question choice_a choice_b choice_c choice_d answer built"
@@ -323,7 +324,7 @@ def _multiple_choice(data: Record, checks: Checks) -> None:
 
 
 def _seed_built(case: Record, images: Sequence[str], check: Check) -> None:
-    prompt = choice.seed_prompt(images, case["question"], choice.seed_choices(case))
+    prompt = choice.seed_prompt(images, case["question"], seed.choices(case, case["question_id"]))
     ours = {"question_id": case["question_id"], "prompt": prompt, "answer": case["answer"]}
     check.equal(ours, case["built"], case["question_id"])
 

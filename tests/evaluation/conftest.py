@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl.evaluation.annotations.sample import Source
+from qwenvl.data.datasets.sample import Source
 from qwenvl.evaluation.metrics.mme import COGNITION, PERCEPTION
 
 MODEL = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"

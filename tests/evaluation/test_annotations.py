@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl.evaluation import card
-from qwenvl.evaluation.annotations.sample import Source
+from qwenvl.data.datasets.sample import Source
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.evaluation.predictions import Prediction
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwenvl.chat import Assistant
 from qwenvl.evaluation import fewshot
-from qwenvl.evaluation.annotations.sample import Sample, Source
+from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import FEW_SHOT, SHOTS, answer
 from qwenvl.evaluation.run import Job, plan, samples_of

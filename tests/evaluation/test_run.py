@@ -15,7 +15,7 @@ import pytest
 import qwenvl.cli as cli
 from qwenvl.evaluation import card
 from qwenvl.evaluation import run as running
-from qwenvl.evaluation.annotations.sample import Source
+from qwenvl.data.datasets.sample import Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_foreign, read_written
 from qwenvl.evaluation.progress import Running

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenvl.evaluation.annotations.sample import Sample
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.evaluation.scoring import EXACT, MME, RELAXED, VQA, ScoredItem, total
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image as pillow
 
-from qwenvl.evaluation.annotations.sample import Sample, Source
+from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.evaluation.run import Job, run, samples_of
 

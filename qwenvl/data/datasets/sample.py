@@ -1,5 +1,8 @@
 """The evaluation view: one question of a benchmark, and the files that it comes from."""
 
+import base64
+import binascii
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,13 +82,13 @@ class Source:
 
 def strictly(read: Callable[[T], Sample], entries: Iterable[T], where: Path) -> list[Sample]:
     """The samples of all entries; a broken one raises ValueError, because a part of a benchmark is no benchmark."""
-    return checked(map(_told(read, where), entries), where)
+    return checked(map(_in_sentences(read, where), entries), where)
 
 
-def _told(read: Callable[[T], Sample], where: Path) -> Callable[[T], Sample]:
+def _in_sentences(read: Callable[[T], Sample], where: Path) -> Callable[[T], Sample]:
     """`read`, whose errors of types and values become sentences."""
 
-    def message(entry: T) -> Sample:
+    def told(entry: T) -> Sample:
         try:
             return read(entry)
         except BadEntry:
@@ -96,7 +99,7 @@ def _told(read: Callable[[T], Sample], where: Path) -> Callable[[T], Sample]:
                 "is it the right file, and of the version in docs/EVALUATION.md?"
             ) from None
 
-    return message
+    return told
 
 
 def checked(samples: Iterable[Sample], where: Path) -> list[Sample]:
@@ -142,3 +145,25 @@ def options_of(value: object, where: object) -> tuple[str, ...]:
             "no options", f"{where} has the options {str(value)[:80]!r}; expected a list of texts."
         )
     return tuple("" if one is None else str(one) for one in value)
+
+
+def decoded(text: str, where: str) -> bytes:
+    """An image that stands in a cell in base64. Raises BadEntry."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadEntry("no base64", f"{where} has an image that is no base64; is the file cut off?") from None
+
+
+def corners_of(value: object, where: object) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in pixels. Raises BadEntry for what is not four finite numbers."""
+    try:
+        x1, y1, x2, y2 = map(float, value)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        x1 = y1 = x2 = y2 = math.nan
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise BadEntry(
+            "box without four numbers",
+            f"{where} has the bbox {str(value)[:60]}; expected left, top, right, bottom in pixels.",
+        )
+    return x1, y1, x2, y2

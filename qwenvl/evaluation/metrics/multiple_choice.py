@@ -5,28 +5,27 @@ and the choice itself: the smallest *mean* negative log-likelihood over the toke
 """
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SEED_FRAMES = 8
-"""Frames per video in the released script; the paper and its documents say 4."""
+from qwenvl.data.datasets.sample import LETTERS
+from qwenvl.data.datasets.seed import FRAMES as SEED_FRAMES
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """`A. first`, `B. second`, ... ValueError beyond 26 options."""
+    """`A. first`, `B. second`, ...; an empty option is left out. ValueError beyond 26 options."""
     if len(options) > len(LETTERS):
         raise ValueError(f"{len(options)} options; at most {len(LETTERS)} can be lettered.")
-    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False) if option]
 
 
-def continuations(count: int) -> list[str]:
+def continuations(letters: Iterable[str]) -> list[str]:
     """What is scored after the prompt, for each option: a space and its letter (one token each)."""
-    return [f" {letter}" for letter in LETTERS[:count]]
+    return [f" {letter}" for letter in letters]
 
 
 def scienceqa_prompt(image: str, question: str, choices: Sequence[str], hint: str | None) -> str:
@@ -121,8 +120,3 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int
         ids[i, width - len(row) :] = row
         mask[i, width - len(row) :] = 1
     return ids, mask
-
-
-def seed_choices(record: Mapping[str, str]) -> list[str]:
-    """The four options of a SEED-Bench record."""
-    return [record[f"choice_{letter}"] for letter in "abcd"]

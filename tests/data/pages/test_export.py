@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qwenvl import cli, markup
-from qwenvl.data.readers.ocr import icdar
+from qwenvl.data.datasets import icdar
 from qwenvl.data.records import OcrPage, Skipped, from_json
 from qwenvl.data.synth.pages.export import funnel, write_pages
 from qwenvl.data.synth.pages.fonts import Fonts
@@ -127,7 +127,7 @@ def written_receipts(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("folder", ["written", *[str(RECEIPTS)] * RECEIPTS.is_dir()])
 def test_receipts_into_the_ocr_format_and_back(folder: str, written_receipts: Path) -> None:
     place = written_receipts if folder == "written" else Path(folder)
-    records = list(icdar([place], place))
+    records = list(icdar.records([place], place))
     assert len(records) == len(list(place.glob("*.csv")))
     for record in records:
         assert isinstance(record, OcrPage), record

@@ -9,10 +9,9 @@ from itertools import count
 
 from PIL import Image as pillow
 
+from qwenvl.data.datasets.sample import LETTERS, Sample, Source
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import Scene, scene
-from qwenvl.evaluation.annotations.sample import Sample, Source
-from qwenvl.evaluation.metrics.multiple_choice import LETTERS
 from qwenvl.evaluation.toyitems import Item, items
 from qwenvl.markup import Box, Ref, Text, spell
 
