@@ -15,8 +15,8 @@ def data_read(
 
     READER is one of vqav2, gqa, vgqa, dvqa, ocr-vqa, docvqa, textvqa, chartqa, ai2d, grit-captions, grit-phrases,
     visual-genome, refcoco, refcoco+, refcocog, flickr30k-entities, coco, voc, yolo, labelme, icdar, coco-caption,
-    clean; or of cc3m, cc12m, sbu, web, whose raw pairs are written as JSON lines for `qwenvl data clean`. Every image is
-    opened. What cannot be used is counted, and listed with its reason beside OUT, in a file that ends in
+    clean; or of cc3m, cc12m, sbu, web, whose raw pairs are written as JSON lines for `qwenvl data clean`. Every image
+    is opened. What cannot be used is counted, and listed with its reason beside OUT, in a file that ends in
     .skipped.jsonl; where nothing can, OUT is not written and the exit status is 2.
 
       qwenvl data read gqa train.json --images images --out gqa.jsonl

@@ -92,10 +92,13 @@ def to_coco(box: Box, width: int, height: int) -> tuple[float, float, float, flo
     return x1, y1, x2 - x1, y2 - y1
 
 
-def from_shares(corners: Sequence[int | float], width: int, height: int, label: str | None = None) -> Box:
+def from_shares(
+    corners: Sequence[int | float], width: int, height: int, label: str | None = None, *, orientation: int = 1
+) -> Box:
     """GRIT and others: left, top, right, bottom as shares of the sides, 0 to 1."""
     x1, y1, x2, y2 = _four(corners)
-    return from_corners((x1 * width, y1 * height, x2 * width, y2 * height), width, height, label)
+    shares = (x1 * width, y1 * height, x2 * width, y2 * height)
+    return from_corners(shares, width, height, label, orientation=orientation)
 
 
 def from_yolo(line: str, width: int, height: int, names: Sequence[str] = ()) -> Box:

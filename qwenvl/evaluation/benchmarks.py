@@ -30,10 +30,10 @@ from qwenvl.data.datasets import (
 )
 from qwenvl.data.datasets import mme as mme_data
 from qwenvl.data.datasets.sample import Sample, Source
+from qwenvl.evaluation import toysamples
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
-from qwenvl.evaluation import toysamples
 from qwenvl.evaluation.scoring import (
     ANLS,
     CIDER,
@@ -237,15 +237,16 @@ def _toy(
     choice = metric is LETTER
     return Benchmark(
         name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
-        read=toysamples.toy(kinds, "chatml" if chat else "raw"), ask=ask, decoding=None if choice else TOY, lettered=False,
-        metric=metric, published=Published(None, None), prompt_format="chatml" if chat else "raw", numbered=chat,
-        open_with=("<box>",) if metric is IOU else (),
+        read=toysamples.toy(kinds, "chatml" if chat else "raw"), ask=ask,
+        decoding=None if choice else TOY, lettered=False, metric=metric, published=Published(None, None),
+        prompt_format="chatml" if chat else "raw", numbered=chat, open_with=("<box>",) if metric is IOU else (),
     )  # fmt: skip
 
 
 ROWS = (
     # --- Table 4: captions and general questions
-    _captioning("flickr30k", "Flickr30K", "Karpathy test", flickr30k.samples, Published(85.8, 81.0, 82.8, INSTRUCT_BLIP)),
+    _captioning("flickr30k", "Flickr30K", "Karpathy test", flickr30k.samples,
+                Published(85.8, 81.0, 82.8, INSTRUCT_BLIP)),
     _captioning("nocaps", "NoCaps", "val", coco.samples, Published(121.4, 120.2, 121.9, INSTRUCT_BLIP)),
     _question("vqav2", "VQAv2", "test-dev, val", vqav2.samples, VQA,
               Published(79.5, 78.2, 77.9, "Unified-IO-XL"), submit="vqa"),

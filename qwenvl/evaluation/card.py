@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwenvl.evaluation import judge
 from qwenvl.data.datasets.annotations import load_json, load_lines
 from qwenvl.data.datasets.sample import Sample
+from qwenvl.evaluation import judge
 from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction, write_whole

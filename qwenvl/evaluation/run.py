@@ -21,15 +21,14 @@ from typing import Any
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
-from qwenvl.evaluation import fewshot
 from qwenvl.data.datasets.sample import Sample, Source, StoredImage
+from qwenvl.evaluation import fewshot
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.generate.engine import Prompt
-from qwenvl.markup import Image
-from qwenvl.markup import Segment, spell
+from qwenvl.markup import Image, Segment, spell
 from qwenvl.runtime import Runtime
 
 WINDOW = 16

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import qwenvl.cli as cli
-from qwenvl.evaluation import card
 from qwenvl.data.datasets.sample import Sample
+from qwenvl.evaluation import card
 from qwenvl.evaluation.benchmarks import BENCHMARKS, FEW_SHOT_BENCHMARKS, TOY_TABLE, benchmark
 from qwenvl.evaluation.predictions import Prediction
 from qwenvl.markup import Image, Ref, Text

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qwenvl.chat import Assistant
-from qwenvl.evaluation import fewshot
 from qwenvl.data.datasets.sample import Sample, Source
+from qwenvl.evaluation import fewshot
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import FEW_SHOT, SHOTS, answer
 from qwenvl.evaluation.run import Job, plan, samples_of

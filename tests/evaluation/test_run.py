@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import qwenvl.cli as cli
+from qwenvl.data.datasets.sample import Source
 from qwenvl.evaluation import card
 from qwenvl.evaluation import run as running
-from qwenvl.data.datasets.sample import Source
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_foreign, read_written
 from qwenvl.evaluation.progress import Running
@@ -215,7 +215,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
         ('{"id": 1, "answer": "a"}\n{"id": 1, "answer": "b"}\n', "a second time"),
         ('{"id": 1}\n', "expected one of"),
         ('{"id": 1, "answer": 5}\n', "is a int; expected text"),
-        ('{"id": 1, "answer"\n', "line 1 is no JSON object"),
+        ('{"id": 1, "answer"\n', "line 1 is not valid JSON"),
     ],
 )
 def test_bad_predictions_are_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -40,8 +40,9 @@ class BadEntry(ValueError):
 
 def load_json(path: Path) -> Any:
     """The value of a JSON file, which may hold NaN; raises ValueError that names it."""
+    data = _bytes(path)
     try:
-        return parse_json(_bytes(path), str(path), limit=MAX_FILE, allow_nan=True)
+        return parse_json(data, str(path), limit=MAX_FILE, allow_nan=True)
     except ValueError as error:
         raise ValueError(f"{error} Is it the annotation file as it was published, or cut off?") from None
 
@@ -125,7 +126,7 @@ def _bytes(path: Path) -> bytes:
 
 def _bytes_exist(path: Path) -> None:
     if not path.exists():
-        raise FileNotFoundError(2, "No such file or directory", str(path))
+        raise ValueError(f"there is no file {path}; docs/EVALUATION.md says where each benchmark comes from.")
 
 
 # === XML ===
@@ -210,7 +211,7 @@ def by_name(value: Any, path: Path) -> Mapping[str, Any]:
     """The object in a JSON file; raises ValueError where it is something else."""
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"{path} is a {type(value).__name__}, not an object of entries by name; give the annotation file as published."
+            f"{path} is a {type(value).__name__}, not an object; give the annotation file as published."
         )
     return value
 

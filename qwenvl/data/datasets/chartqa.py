@@ -39,7 +39,7 @@ def records(files: Sequence[Path], images: Path) -> Found:
 
 
 def samples(source: Source) -> list[Sample]:
-    """A file, or the folder with test_human and test_augmented (.json or the release's .jsonl), the halves of the test."""
+    """A file, or the folder with test_human and test_augmented (.json, or .jsonl of the release): the whole test."""
     files = [source.data]
     if source.data.is_dir():
         parts = ("human", "augmented")

@@ -61,8 +61,7 @@ def question(sample: Sample, answer: str | None, source: str) -> Question:
 
 def image(stored: str | bytes | Path) -> Image:
     """An image that is there and whole. Raises BadEntry."""
-    if not isinstance(stored, bytes):
-        seen(Path(stored))
+    seen(stored if isinstance(stored, bytes) else Path(stored))
     return Image(stored if isinstance(stored, bytes) else str(stored))
 
 

@@ -1,4 +1,4 @@
-"""MMLU, CMMLU and C-Eval (paper Table 11): a CSV per subject of questions with four options; solved ones stand before."""
+"""MMLU, CMMLU and C-Eval (paper Table 11): a CSV per subject of questions with four options, solved ones first."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

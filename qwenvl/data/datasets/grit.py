@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data.boxes import BadBox, Frame, from_shares
+from qwenvl.data.clean.pairs import Row, Source, read_rows
+from qwenvl.data.columns import failed_download
 from qwenvl.data.datasets.annotations import BadEntry, size_of
 from qwenvl.data.datasets.entries import Found, one_by_one
 from qwenvl.data.datasets.images import ImageFolder, frame_of
 from qwenvl.data.records import GroundedCaption, Record, Referring, Skipped
-from qwenvl.data.shards import read_parquet
 from qwenvl.markup import Box, Image, Ref, Segment, segments_of
-from qwenvl.parsing import Damaged, json_lines
 
 LEAST_SCORE = 0.65
 """Confidence at least of a GRIT box, as Kosmos-2 used it; the paper does not say."""
@@ -68,9 +68,7 @@ def spans_of(
     return [Span(start, end, tuple(each)) for (start, end), each in sorted(boxes.items())], bad
 
 
-def _placed(
-    phrase: Any, length: int, frame: Frame, least_score: int | float
-) -> tuple[int, int, Box] | None:
+def _placed(phrase: Any, length: int, frame: Frame, least_score: int | float) -> tuple[int, int, Box] | None:
     """Start and end of a phrase in a caption of `length` characters, and its box; None below the score."""
     try:
         start, end, *corners, score = map(float, phrase)
@@ -82,28 +80,11 @@ def _placed(
         raise BadBox("score is not finite")
     if score < least_score:
         return None
-    return int(start), int(end), from_shares(corners, frame.width, frame.height, orientation=frame.orientation)
-
-
-class _Row(NamedTuple):
-    """A row of GRIT, with its image in memory or as a path."""
-
-    key: str
-    columns: Mapping[str, Any]
-    image: bytes | None
-
-
-def _rows(path: Path) -> Iterator[_Row | Skipped]:
-    if path.suffix == ".parquet":
-        for row in read_parquet(path):
-            yield _Row(str(row.get("key")), row, None)
-        return
-    for number, row in json_lines(path):
-        if isinstance(row, Damaged) or not isinstance(row, dict):
-            detail = row.reason if isinstance(row, Damaged) else "not an object"
-            yield Skipped(key=f"{path.name}:{number}", kind="broken JSON", detail=detail, source="GRIT")
-        else:
-            yield _Row(str(row.get("key")), row, None)
+    return (
+        int(start),
+        int(end),
+        from_shares(corners, frame.width, frame.height, orientation=frame.orientation),
+    )
 
 
 class _Grounded(NamedTuple):
@@ -115,22 +96,22 @@ class _Grounded(NamedTuple):
     bad: list[Skipped]
 
 
-def _entries(files: Sequence[Path]) -> Iterator[tuple[str, _Row | Skipped]]:
+def _entries(files: Sequence[Path]) -> Iterator[tuple[str, Row | Skipped]]:
     for path in files:
-        for row in _rows(path):
+        for row in read_rows(Source(path, "GRIT")):
             yield row.key, row
 
 
-def _grounded(folder: ImageFolder, row: _Row) -> _Grounded:
-    """Raises BadEntry for a row without an image or a caption."""
+def _grounded(folder: ImageFolder, row: Row) -> _Grounded:
+    """Of a row with its image, or a file of `folder` by its key. Raises BadEntry for a row without one or a caption."""
+    if (failure := failed_download(row.columns)) is not None:
+        raise BadEntry("failed download", failure)
     caption = next((row.columns[name] for name in ("caption", "text") if row.columns.get(name)), None)
     if not isinstance(caption, str) or not caption.strip():
         raise BadEntry("empty caption")
-    if row.image is None:
-        file = folder.by_stem(row.key)
-        image, frame = Image(str(file)), frame_of(file, size_of(row.columns))
-    else:
-        image, frame = Image(row.image), Frame(*(size_of(row.columns) or (1000, 1000)))
+    source = folder.by_stem(row.key) if row.image is None else row.image
+    frame = frame_of(source, size_of(row.columns))
+    image = Image(source if isinstance(source, bytes) else str(source))
     spans, bad = spans_of(row.columns, caption, frame)
     return _Grounded(image, caption, most_boxes(spans), bad)
 
@@ -140,7 +121,7 @@ def captions(files: Sequence[Path], images: Path) -> Found:
     return one_by_one(partial(_caption, ImageFolder(images)), _entries(files), "GRIT")
 
 
-def _caption(folder: ImageFolder, row: _Row | Skipped) -> Iterator[Record | Skipped]:
+def _caption(folder: ImageFolder, row: Row | Skipped) -> Iterator[Record | Skipped]:
     if isinstance(row, Skipped):
         yield row
         return
@@ -148,9 +129,7 @@ def _caption(folder: ImageFolder, row: _Row | Skipped) -> Iterator[Record | Skip
     yield from found.bad
     if not found.chosen:
         raise BadEntry("no usable box")
-    yield GroundedCaption(
-        image=found.image, caption=grounded(found.caption, found.chosen), source="GRIT"
-    )
+    yield GroundedCaption(image=found.image, caption=grounded(found.caption, found.chosen), source="GRIT")
 
 
 def phrases(files: Sequence[Path], images: Path) -> Found:
@@ -158,7 +137,7 @@ def phrases(files: Sequence[Path], images: Path) -> Found:
     return one_by_one(partial(_phrases, ImageFolder(images)), _entries(files), "GRIT")
 
 
-def _phrases(folder: ImageFolder, row: _Row | Skipped) -> Iterator[Record | Skipped]:
+def _phrases(folder: ImageFolder, row: Row | Skipped) -> Iterator[Record | Skipped]:
     if isinstance(row, Skipped):
         yield row
         return

@@ -9,7 +9,9 @@ from qwenvl.data.datasets.sample import Sample, Source, corners_of, strictly
 
 def samples(source: Source) -> list[Sample]:
     """A list (or JSON lines) of example_id, image and phrase, with a bbox and a size where they are public."""
-    records = load_lines(source.data) if is_lines(source.data) else listed(load_json(source.data), source.data)
+    records = (
+        load_lines(source.data) if is_lines(source.data) else listed(load_json(source.data), source.data)
+    )
     return strictly(partial(_sample, source), records, source.data)
 
 

@@ -20,12 +20,10 @@ from urllib.parse import unquote
 
 from qwenvl.data.boxes import Frame
 from qwenvl.data.clean.images import BadImage, measure
+from qwenvl.data.columns import IMAGES
 from qwenvl.data.datasets.annotations import BadEntry
 from qwenvl.files import inside, read_limited
 from qwenvl.images import exif_orientation
-
-ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff")
-"""Endings under which the image of an annotation file is looked for, in this order."""
 
 MAX_BYTES = 1 << 30
 """Bytes of an image file."""
@@ -57,9 +55,9 @@ class ImageFolder:
         """The image that has this name but for its ending, with whatever ending it has; `NAME.jpg` where none has."""
         folder, _, stem = _spelled(name).rpartition("/")
         found = self.find(name)
-        if found.suffix[1:].lower() in ENDINGS and found.is_file():
+        if found.suffix[1:].lower() in IMAGES and found.is_file():
             return found
-        return self.find(*(f"{folder}/{stem}.{ending}".lstrip("/") for ending in ENDINGS))
+        return self.find(*(f"{folder}/{stem}.{ending}".lstrip("/") for ending in IMAGES))
 
     def _find(self, folder: Path, name: str) -> Path | None:
         written = _spelled(name)
@@ -86,7 +84,7 @@ class ImageFolder:
         path = _inside(folder, like)
         if self._claimed.setdefault(path, written) != written:
             raise BadEntry(
-                "ambiguous image name",
+                "ambiguous picture name",
                 f"{written} and {self._claimed[path]} are both {path} here; keep their folders apart.",
             )
         return path
@@ -102,7 +100,7 @@ class ImageFolder:
                 return None
             if len(alike) > 1 and part not in alike:
                 raise BadEntry(
-                    "ambiguous image name",
+                    "ambiguous picture name",
                     f"{place} has no {part}, but {' and '.join(alike)}; rename one of them.",
                 )
             found.append(part if part in alike else alike[0])
@@ -112,7 +110,7 @@ class ImageFolder:
 
 def _spelled(name: object) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise BadEntry("no image name", f"{str(name)[:60]!r} is the name of the image; expected a text.")
+        raise BadEntry("no picture name", f"{str(name)[:60]!r} is the name of the image; expected a text.")
     return name.replace("\\", "/").removeprefix("./")
 
 
@@ -125,8 +123,8 @@ def _inside(folder: Path, name: str) -> Path:
     try:
         return inside(folder, name, "image name")
     except ValueError as error:
-        raise BadEntry("image outside its folder" if "leads out" in str(error) or "absolute" in str(error)
-                       else "unusable image name", str(error)) from None  # fmt: skip
+        raise BadEntry("picture outside its folder" if "leads out" in str(error) or "absolute" in str(error)
+                       else "unusable picture name", str(error)) from None  # fmt: skip
 
 
 def _relative(name: str, folder: Path) -> str:
@@ -174,33 +172,38 @@ class Seen(NamedTuple):
     """EXIF: 1 as stored; 2 to 8 mirrored, turned or both."""
 
 
-def seen(path: Path) -> Seen:
-    """Size and orientation of an image file that is whole. Raises BadEntry, with a kind that says why it is not."""
+def seen(image: Path | bytes) -> Seen:
+    """Size and orientation of an image that is whole. Raises BadEntry, with a kind that says why it is not."""
     try:
-        return _seen(path, path.stat().st_mtime_ns)
+        return _opened(image) if isinstance(image, bytes) else _read(image, image.stat().st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
-        raise BadEntry("missing image", f"there is no {path}") from None
+        raise BadEntry("missing picture", f"there is no {image!s}") from None
     except BadImage as error:
-        raise BadEntry(str(error), str(path)) from None
-    except BadEntry:
-        raise
+        raise BadEntry(str(error), _name(image)) from None
     except (OSError, ValueError) as error:
-        raise BadEntry("unreadable image", str(error)) from None
+        raise BadEntry("unreadable picture", str(error)) from None
 
 
 @lru_cache(maxsize=1024)
-def _seen(path: Path, _changed: int) -> Seen:
-    data = read_limited(path, MAX_BYTES)
+def _read(path: Path, _changed: int) -> Seen:
+    return _opened(read_limited(path, MAX_BYTES))
+
+
+def _opened(data: bytes) -> Seen:
     facts = measure(data)
     return Seen(facts.width, facts.height, exif_orientation(data))
 
 
-def frame_of(path: Path, said: tuple[int, int] | None) -> Frame:
+def _name(image: Path | bytes) -> str:
+    return "the image" if isinstance(image, bytes) else str(image)
+
+
+def frame_of(source: Path | bytes, said: tuple[int, int] | None) -> Frame:
     """How the author of an annotation saw an image, by the size that it says. Raises BadEntry.
 
     `said` None: nothing is known, and an image that its EXIF tag turns has no boxes that could be trusted.
     """
-    image = seen(path)
+    image = seen(source)
     stored, turned = (image.width, image.height), (image.height, image.width)
     as_stored = said is None or _scaled(said, stored)
     if image.orientation == 1 and as_stored:
@@ -213,11 +216,11 @@ def frame_of(path: Path, said: tuple[int, int] | None) -> Frame:
             return Frame(*said, image.orientation)
     if said is None or as_stored:
         raise BadEntry(
-            "image turned by EXIF",
-            f"{path} is turned when it is shown, and its annotation does not say how its boxes were drawn.",
+            "picture turned by EXIF",
+            f"{_name(source)} is turned when it is shown, and its annotation does not say how its boxes were drawn.",
         )
-    kind = "image on its side" if _scaled(said, turned) else "image of another size"
-    raise BadEntry(kind, f"{path} is {stored[0]} x {stored[1]}, its annotation says {said[0]} x {said[1]}.")
+    kind = "picture on its side" if _scaled(said, turned) else "picture of another size"
+    raise BadEntry(kind, f"{_name(source)} is {stored[0]} x {stored[1]}, its annotation says {said[0]} x {said[1]}.")
 
 
 def _scaled(said: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -25,7 +25,9 @@ def _phrases(folder: ImageFolder, path: Path) -> Iterator[Record | Skipped]:
         raise BadEntry("broken annotation", str(error)) from None
     shapes = field(sheet, "shapes", path)
     if not isinstance(shapes, list):
-        raise BadEntry("broken annotation", f"{path} has {str(shapes)[:60]!r} as its shapes; expected a list.")
+        raise BadEntry(
+            "broken annotation", f"{path} has {str(shapes)[:60]!r} as its shapes; expected a list."
+        )
     if not shapes:
         raise BadEntry("no box")
     name = str(sheet.get("imagePath") or "").replace("\\", "/").rpartition("/")[2]

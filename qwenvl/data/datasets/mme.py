@@ -25,7 +25,9 @@ def _subtask(source: Source, subtask: str) -> Iterator[Sample]:
     rows = _rows(source.data, subtask)
     for number, (name, question, answer) in enumerate(rows):
         if rows[number ^ 1 if number ^ 1 < len(rows) else 0][0] != name:
-            raise BadEntry("one question", f"{source.data} {subtask}: {name} has not its two questions in a row.")
+            raise BadEntry(
+                "one question", f"{source.data} {subtask}: {name} has not its two questions in a row."
+            )
         image = source.image(f"{subtask}/{name}", f"{subtask}/images/{name}", name)
         yield Sample(
             id=f"{subtask}/{name}/{number % 2}",

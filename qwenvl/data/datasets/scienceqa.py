@@ -13,7 +13,9 @@ def samples(source: Source) -> list[Sample]:
         lines = enumerate(load_lines(source.data), start=1)
         return strictly(partial(_line, source), lines, source.data)
     problems = by_name(load_json(source.data), source.data).items()
-    asked = (each for each in problems if field(each[1], "split", source.data) == "test" and each[1].get("image"))
+    asked = (
+        each for each in problems if field(each[1], "split", source.data) == "test" and each[1].get("image")
+    )
     return strictly(partial(_problem, source), asked, source.data)
 
 

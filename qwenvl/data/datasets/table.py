@@ -1,5 +1,6 @@
 """The training view of the data sets by name: `qwenvl data read NAME ...`, and the rows of Table 3 that they feed."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -62,9 +63,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
         "refcoco": Dataset(refcoco.records, "Ref Grounding", "refs(unc).p instances.json"),
         "refcoco+": Dataset(refcoco.records_plus, "Ref Grounding", "refs(unc).p instances.json"),
         "refcocog": Dataset(refcoco.records_g, "Ref Grounding", "refs(umd).p instances.json"),
-        "flickr30k-entities": Dataset(
-            flickr30k.entities, "Grounding", "the folders Annotations/ Sentences/"
-        ),
+        "flickr30k-entities": Dataset(flickr30k.entities, "Grounding", "the folders Annotations/ Sentences/"),
         "coco": Dataset(coco.boxes, "Ref Grounding", "instances_train2017.json"),
         "voc": Dataset(voc.records, "Ref Grounding", "the folder Annotations/"),
         "yolo": Dataset(yolo.records, "Ref Grounding", "the folder labels/ and classes.txt or data.yaml"),
@@ -81,12 +80,14 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
 
 
 def read(name: str, files: Sequence[Path], images: Path) -> Iterator[Record | Pair | Skipped]:
-    """What the data set `name` holds, entry by entry; raises ValueError for an unknown name or files in another form."""
+    """What a data set holds, entry by entry; raises ValueError for an unknown name or files in another form."""
     dataset = DATASETS.get(name)
     if dataset is None:
         raise ValueError(f"there is no reader {name!r}; known: {', '.join(DATASETS)}.")
     if not files:
         raise ValueError(f"no annotation file named; {name} needs {dataset.files}.")
+    if (missing := next((path for path in files if not path.exists()), None)) is not None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(missing))
     try:
         yield from dataset.records(files, images)
     except (KeyError, TypeError, AttributeError, IndexError) as error:

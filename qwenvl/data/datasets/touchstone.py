@@ -2,8 +2,8 @@
 
 from functools import partial
 
+from qwenvl.data.columns import IMAGES
 from qwenvl.data.datasets.annotations import field, load_table
-from qwenvl.data.datasets.images import ENDINGS
 from qwenvl.data.datasets.sample import Sample, Source, StoredImage, decoded, strictly
 
 
@@ -24,6 +24,6 @@ def _sample(source: Source, row: dict[str, str]) -> Sample:
 
 
 def _image(cell: str, source: Source) -> StoredImage:
-    if cell.lower().endswith(tuple(f".{ending}" for ending in ENDINGS)):
+    if cell.lower().endswith(tuple(f".{ending}" for ending in IMAGES)):
         return source.image(cell)
     return decoded(cell, f"{source.data}, image {cell[:40]!r} (neither a path nor base64),")

@@ -56,7 +56,9 @@ def sbu(files: Sequence[Path], images: Path) -> FoundPairs:
     """`sbu-captions-all.json` (image_urls, captions), or the two text files of URLs and of captions."""
     if len(files) == 1:
         sheet = by_name(load_json(files[0]), files[0])
-        urls, captions = (listed(field(sheet, name, files[0]), files[0]) for name in ("image_urls", "captions"))
+        urls, captions = (
+            listed(field(sheet, name, files[0]), files[0]) for name in ("image_urls", "captions")
+        )
     else:
         paths = expect(files, 2, "sbu-captions-all.json, or the text files of URLs and captions")
         urls, captions = (_whole_lines(path) for path in paths)

@@ -1,4 +1,4 @@
-"""Visual Genome (paper Table 3): questions (VGQA) and regions with phrases, by the sizes and URLs of image_data.json."""
+"""Visual Genome (paper Table 3): questions (VGQA), and regions with phrases; image_data.json knows the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from qwenvl.data.datasets.annotations import (
 from qwenvl.data.datasets.entries import Found, numbered, one_by_one, question
 from qwenvl.data.datasets.images import ImageFolder, frame_of
 from qwenvl.data.datasets.sample import Sample
-from qwenvl.data.records import Record, Referring, Skipped
+from qwenvl.data.records import Record, Referring
 from qwenvl.markup import Image
 
 
@@ -36,7 +36,7 @@ def _known(image_data: Path) -> Mapping[str, _Known]:
     known = {}
     for each in listed(load_json(image_data), image_data):
         try:
-            number = identity(each.get("image_id", each.get("id")), "image id")
+            number = identity(each.get("image_id", each.get("id")), "picture id")
             known[number] = _Known("/".join(words(each, "url", image_data).split("/")[-2:]), size_of(each))
         except (BadEntry, AttributeError):
             continue  # whoever asks for this image finds it unknown, and is counted
@@ -46,10 +46,10 @@ def _known(image_data: Path) -> Mapping[str, _Known]:
 def _image_id(*entries: Any) -> str:
     """The id of the image that an entry, or what holds it, is about."""
     found = (each.get(name) for each in entries if isinstance(each, Mapping) for name in ("image_id", "id"))
-    return identity(next((value for value in found if value is not None), None), "image id")
+    return identity(next((value for value in found if value is not None), None), "picture id")
 
 
-def _entries(path: Path, name: str, key: str) -> Iterator[tuple[object, tuple[Any, Any] | Skipped]]:
+def _entries(path: Path, name: str, key: str) -> Iterator[tuple[object, tuple[Any, Any]]]:
     """Every question or region with the image that holds it."""
     for number, image in enumerate(listed(load_json(path), path)):
         inner = image.get(name) if isinstance(image, Mapping) else None
@@ -77,14 +77,14 @@ def questions(files: Sequence[Path], images: Path) -> Found:
         )
         yield question(sample, sample.answers[0] if sample.answers else None, "VGQA")
 
-    return one_by_one(read, _entries(path, "qas", "qa_id"), "VGQA")  # type: ignore[arg-type]
+    return one_by_one(read, _entries(path, "qas", "qa_id"), "VGQA")
 
 
 def regions(files: Sequence[Path], images: Path) -> Found:
     """`region_descriptions.json` and `image_data.json`: a phrase and its box in pixels."""
     path, image_data = expect(files, 2, "region_descriptions.json and image_data.json")
     read = partial(_region, _known(image_data), ImageFolder(images), path)
-    return one_by_one(read, _entries(path, "regions", "region_id"), "Visual Genome")  # type: ignore[arg-type]
+    return one_by_one(read, _entries(path, "regions", "region_id"), "Visual Genome")
 
 
 def _region(
@@ -94,7 +94,7 @@ def _region(
     phrase = words(each, "phrase", path)
     number = _image_id({"image_id": each.get("image_id")}, {"image_id": image.get("id")}, image)
     if number not in known or not phrase:
-        raise BadEntry("unknown image" if phrase else "no phrase")
+        raise BadEntry("unknown picture" if phrase else "no phrase")
     bbox = [field(each, name, path) for name in ("x", "y", "width", "height")]
     file = folder.find(known[number].name)
     frame = frame_of(file, known[number].size)

@@ -34,7 +34,9 @@ def _phrases(folder: ImageFolder, path: Path) -> Iterator[Record | Skipped]:
         raise BadEntry("no box")
     file = _image(folder, root.findtext("filename"), path.stem)
     frame = frame_of(file, size_in(root))
-    yield from phrases(file, from_voc(root, (frame.width, frame.height), orientation=frame.orientation), "VOC")
+    yield from phrases(
+        file, from_voc(root, (frame.width, frame.height), orientation=frame.orientation), "VOC"
+    )
 
 
 def _image(folder: ImageFolder, name: str | None, stem: str) -> Path:

@@ -1,4 +1,4 @@
-"""Crawled pairs in the shards that cleaning reads and writes (paper Tables 2 and 3): LAION, COYO, DataComp and the like."""
+"""Crawled pairs (LAION, COYO and the like) in the shards that cleaning reads and writes (paper Tables 2 and 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def clean(files: Sequence[Path], images: Path) -> Found:
             if isinstance(sample, Skipped):
                 yield sample
             elif sample.image is None:
-                yield Skipped(key=sample.key, kind="no image", source=sample.source)
+                yield Skipped(key=sample.key, kind="no picture", source=sample.source)
             else:
                 language: Language = "zh" if HAN.search(sample.text) else "en"
                 yield Caption(

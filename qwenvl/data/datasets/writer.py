@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.clean.images import BadImage, measure
-from qwenvl.data.records import (
-    Dialogue,
-    Pair,
-    PlainText,
-    Record,
-    Skipped,
-    from_json,
-    kind_of,
-    to_json,
-)
+from qwenvl.data.records import Dialogue, Pair, PlainText, Record, Skipped, from_json, kind_of, to_json
 from qwenvl.data.shards import dump
 from qwenvl.files import atomic
 from qwenvl.markup import Image
@@ -32,8 +23,73 @@ def write(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
     """
     counts: Counter[str] = Counter()
     folder, aside = out.with_suffix(".images"), out.with_suffix(".skipped.jsonl")
-    first = ""
+    nothing: ValueError | None = None
     with atomic(aside) as reasons:
-        with _whole(out, counts, aside) as file:
-            pass
+        try:
+            with atomic(out) as file:
+                for each in found:
+                    kind, line = _line(each, folder)
+                    counts[kind] += 1
+                    (reasons if _is_skipped(kind) else file).write(line + b"\n")
+                if all(map(_is_skipped, counts)):
+                    raise _NothingUsableError(_why(counts, aside))
+        except _NothingUsableError as error:
+            nothing = error  # the reasons are written all the same
+    if not any(map(_is_skipped, counts)):
+        aside.unlink()
+    if nothing is not None:
+        raise nothing
     return counts
+
+
+class _NothingUsableError(ValueError):
+    """No entry became a record."""
+
+
+def _is_skipped(kind: str) -> bool:
+    return kind.startswith("skipped")
+
+
+def _why(counts: Counter[str], aside: Path) -> str:
+    if not counts:
+        return "The annotations hold no entry at all; are they the right files?"
+    reasons = ", ".join(f"{number:,} x {kind.partition(': ')[2]}" for kind, number in counts.most_common(4))
+    hint = (
+        "; --images names the folder that the names of images are relative to" if "picture" in reasons else ""
+    )
+    return f"No entry could be used: {reasons}; {aside} says of each what is wrong{hint}."
+
+
+def _line(each: Record | Pair | Skipped, folder: Path) -> tuple[str, bytes]:
+    """What is counted, and the line that says it."""
+    if isinstance(each, Skipped):
+        line = {"key": each.key, "source": each.source, "reason": each.kind, "detail": each.detail}
+        return f"skipped: {each.kind}", dump(line)
+    if isinstance(each, Pair):
+        return "raw pairs", dump(_raw(each))
+    if not isinstance(each, PlainText | Dialogue) and isinstance(each.image.source, bytes):
+        try:
+            each = dataclasses.replace(each, image=_saved(each.image.source, folder))
+        except BadImage as error:
+            return _line(Skipped(key="", kind=str(error), source=each.source), folder)
+    try:
+        written = to_json(each)
+        from_json(written)  # a record that cannot be read again would stop whoever reads the file
+    except ValueError as error:
+        return _line(
+            Skipped(key="", kind="text that spells a tag", detail=str(error), source=each.source), folder
+        )
+    return kind_of(each), written.encode("utf-8")
+
+
+def _raw(pair: Pair) -> dict[str, Any]:
+    names = ("key", "text", "source", "url", "width", "height", "clip_score")
+    return {name: value for name in names if (value := getattr(pair, name)) is not None}
+
+
+def _saved(image: bytes, folder: Path) -> Image:
+    path = folder / f"{hashlib.blake2b(image, digest_size=10).hexdigest()}.{measure(image).extension}"
+    if not path.exists():
+        with atomic(path, durable=False) as file:
+            file.write(image)
+    return Image(str(path))

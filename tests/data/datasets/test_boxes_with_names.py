@@ -5,10 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as pillow
 
-from qwenvl.data.readers.table import read
+from qwenvl.data.datasets.table import read
 from qwenvl.data.records import Referring, Skipped
 from qwenvl.markup import spell
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are in `pics`, below the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    Path("pics").mkdir()
+
+
+def paint(name: str, width: int, height: int, **options: Any) -> Path:
+    path = Path("pics", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pillow.new("RGB", (width, height)).save(path, **options)
+    return path
 
 
 def found(name: str, *files: Path, images: Path = Path("pics")) -> list[tuple[str, ...]]:
@@ -36,6 +51,7 @@ def test_coco(tmp_path: Path) -> None:
         ],
     }  # fmt: skip
     (tmp_path / "instances.json").write_text(json.dumps(sheet))
+    paint("000000000009.jpg", 640, 480)
     assert found("coco", tmp_path / "instances.json") == [
         ("skipped", "box outside the picture"), ("skipped", "box reversed"), ("skipped", "box not finite"),
         ("skipped", "box of a crowd"), ("skipped", "box without a name"),
@@ -61,11 +77,11 @@ def test_voc(tmp_path: Path) -> None:
         f"<annotation><filename>2007_000027.jpg</filename>{size}{boxes}</annotation>"
     )
     (annotations / "2007_000032.xml").write_text("<annotation>")
-    (tmp_path / "2007_000027.png").write_bytes(b"")
-    assert found("voc", annotations, images=tmp_path) == [
+    paint("2007_000027.png", 500, 250)
+    assert found("voc", annotations) == [
         ("skipped", "box reversed"),
-        (f"{tmp_path}/2007_000027.png", "dog", "<box>(100,100),(200,500)</box>"),
-        (f"{tmp_path}/2007_000027.png", "person", "<box>(0,0),(999,999)</box>"),
+        ("pics/2007_000027.png", "dog", "<box>(100,100),(200,500)</box>"),
+        ("pics/2007_000027.png", "person", "<box>(0,0),(999,999)</box>"),
         ("skipped", "broken annotation"),
     ]
 
@@ -78,6 +94,7 @@ def test_yolo(tmp_path: Path) -> None:
         "1 0.5 0.5 nan 0.1\n1 0.9 0.5 0.6 0.1\n1 0.1 0.2 0.3\n"
     )
     (tmp_path / "classes.txt").write_text("person\ndog\n")
+    paint("a.jpg", 64, 48)
     assert found("yolo", labels, tmp_path / "classes.txt") == [
         ("skipped", "box without a name"), ("skipped", "box without four numbers"), ("skipped", "box not finite"),
         ("skipped", "box outside the picture"), ("skipped", "box without four numbers"),
@@ -108,6 +125,7 @@ def test_labelme(tmp_path: Path) -> None:
         ],
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(sheet))
+    paint("a.png", 200, 100)
     assert found("labelme", tmp_path) == [
         ("skipped", "box empty"), ("skipped", "box outside the picture"), ("skipped", "box without four numbers"),
         ("pics/a.png", "dog", "<box>(100,100),(500,600)</box><box>(100,200),(200,800)</box>"),
@@ -117,10 +135,9 @@ def test_labelme(tmp_path: Path) -> None:
 
 def test_files_in_another_form_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"annotations": [{}], "images": [], "categories": []}')
-    with pytest.raises(
-        ValueError, match=r"not in the form of coco \(KeyError: 'image_id'\); give instances_train"
-    ):
-        found("coco", tmp_path / "a.json")
+    assert found("coco", tmp_path / "a.json") == [("skipped", "no field 'image_id'")]
     (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"not in the form of gqa \(AttributeError"):
+    with pytest.raises(ValueError, match=r"b\.json has no field 'categories'"):
+        found("coco", tmp_path / "b.json")
+    with pytest.raises(ValueError, match=r"b\.json is a list, not an object; give the annotation file"):
         found("gqa", tmp_path / "b.json")

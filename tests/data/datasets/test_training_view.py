@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as pillow
 
+from qwenvl.data.boxes import Frame
+from qwenvl.data.datasets.grit import Span, grounded, most_boxes, spans_of
+from qwenvl.data.datasets.table import DATASETS
+from qwenvl.data.datasets.vqav2 import most_confident
 from qwenvl.data.parquet import write_parquet
-from qwenvl.data.readers.grounding import Span, grit_spans, grounded, most_boxes
-from qwenvl.data.readers.questions import most_confident
-from qwenvl.data.readers.table import READERS
 from qwenvl.data.records import (
     Caption,
     GroundedCaption,
@@ -35,8 +36,21 @@ def save(path: Path, value: Any) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are in `pics`, below the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+
+def paint(*names: str, size: tuple[int, int] = (64, 48)) -> None:
+    for name in names:
+        path = Path("pics", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pillow.new("RGB", size).save(path)
+
+
 def read(name: str, *files: Path) -> list[Any]:
-    return list(READERS[name].read(files, Path("pics")))
+    return list(DATASETS[name].records(files, Path("pics")))
 
 
 def short(record: Record | Pair | Skipped) -> tuple[str, ...]:
@@ -75,6 +89,7 @@ def test_vqav2_takes_the_answer_of_maximum_confidence(given_answers: Any, chosen
 
 
 def test_vqav2(tmp_path: Path) -> None:
+    paint("COCO_train2014_000000458752.jpg", "COCO_train2014_000000000009.jpg")
     questions = save(
         tmp_path / "q.json",
         {
@@ -114,6 +129,7 @@ def test_vqav2(tmp_path: Path) -> None:
 
 
 def test_gqa(tmp_path: Path) -> None:
+    paint("2354786.jpg")
     row = {
         "imageId": "2354786",
         "question": "Is the sky dark?",
@@ -136,6 +152,7 @@ IMAGE_DATA = [
 
 
 def test_vgqa(tmp_path: Path) -> None:
+    paint("VG_100K_2/1.jpg")
     row = {
         "id": 1,
         "qas": [
@@ -154,6 +171,7 @@ def test_vgqa(tmp_path: Path) -> None:
 
 
 def test_dvqa_and_chartqa(tmp_path: Path) -> None:
+    paint("bar_train_00000001.png", "two_col_1.png")
     row = {
         "question": "How many bars are there?",
         "question_id": 1,
@@ -172,6 +190,7 @@ def test_dvqa_and_chartqa(tmp_path: Path) -> None:
 
 
 def test_ocr_vqa_reads_the_training_split(tmp_path: Path) -> None:
+    paint("761183272.jpg")
     book = {
         "imageURL": "http://images.com/P/0761183272.01._SCLZ.jpg",
         "questions": ["Who wrote this book?", "What is the genre?"],
@@ -187,6 +206,7 @@ def test_ocr_vqa_reads_the_training_split(tmp_path: Path) -> None:
 
 
 def test_docvqa_and_textvqa(tmp_path: Path) -> None:
+    paint("documents/xnbl0037_1.png", "0054c91397f2fe05.jpg")
     row = {
         "questionId": 337,
         "question": "what is the date?",
@@ -214,6 +234,7 @@ def test_docvqa_and_textvqa(tmp_path: Path) -> None:
 
 
 def test_ai2d(tmp_path: Path) -> None:
+    paint("0.png")
     sheet = {
         "imageName": "0.png",
         "questions": {
@@ -280,18 +301,12 @@ GRIT = {
 }
 
 
-def grit(name: str, path: Path) -> list[Any]:
-    """GRIT's rows beside a folder with the picture of `GRIT`."""
-    (path.parent / "pics").mkdir(exist_ok=True)
-    (path.parent / "pics" / f"{GRIT['key']}.jpg").write_bytes(b"a picture")
-    return list(READERS[name].read((path,), path.parent / "pics"))
-
-
 def test_grit(tmp_path: Path) -> None:
-    found = grit("grit-captions", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
+    paint("000000001.jpg", size=(1000, 500))
+    found = read("grit-captions", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
     assert [short(r) for r in found] == [
         (
-            f"{tmp_path}/pics/000000001.jpg",
+            "pics/000000001.jpg",
             "<ref>a wire hanger</ref><box>(20,0),(970,900)</box> with"
             "<ref> a paper cover that reads we heart our customers</ref>"
             "<box>(20,40),(970,970)</box>",
@@ -300,7 +315,7 @@ def test_grit(tmp_path: Path) -> None:
     assert isinstance(found[0], GroundedCaption)
     plain = "".join(s.text for s in found[0].caption if isinstance(s, Text | Ref))
     assert plain == GRIT["caption"], "without its tags it is the plain caption"
-    phrases = grit("grit-phrases", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
+    phrases = read("grit-phrases", save(tmp_path / "a.jsonl", json.dumps(GRIT)))
     assert [r.phrase for r in phrases] == ["a wire hanger", "a paper cover that reads we heart our customers"]
 
 
@@ -313,7 +328,8 @@ def test_bad_boxes_of_grit_are_counted() -> None:
         [0, 5, 0.1, 0.1, 0.2, 0.9, float("nan")],
         [0, 5, 0.1, 0.1, 0.1, 0.9, 0.9],
     ]
-    spans, skipped = grit_spans({**GRIT, "noun_chunks": bad, "ref_exps": None}, GRIT["caption"])
+    row: dict[str, Any] = {**GRIT, "noun_chunks": bad, "ref_exps": None}
+    spans, skipped = spans_of(row, row["caption"], Frame(1000, 500))
     assert spans == []
     assert [s.kind for s in skipped] == [
         "box reversed",
@@ -326,15 +342,17 @@ def test_bad_boxes_of_grit_are_counted() -> None:
 
 
 def test_a_broken_row_of_grit_costs_no_other(tmp_path: Path) -> None:
+    paint("000000001.jpg", size=(1000, 500))
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(GRIT)}\n{{broken\n{json.dumps(GRIT)}\n")
     for name in ("grit-captions", "grit-phrases"):
-        kinds = [each.kind for each in grit(name, tmp_path / "a.jsonl") if isinstance(each, Skipped)]
+        kinds = [each.kind for each in read(name, tmp_path / "a.jsonl") if isinstance(each, Skipped)]
         assert kinds == ["broken JSON"]
 
 
 def test_grit_from_parquet(tmp_path: Path) -> None:
+    paint("000000001.jpg", size=(1000, 500))
     write_parquet(tmp_path / "a.parquet", [GRIT])
-    (found,) = grit("grit-captions", tmp_path / "a.parquet")
+    (found,) = read("grit-captions", tmp_path / "a.parquet")
     assert isinstance(found, GroundedCaption)
 
 
@@ -342,6 +360,7 @@ def test_grit_from_parquet(tmp_path: Path) -> None:
 
 
 def test_visual_genome(tmp_path: Path) -> None:
+    paint("VG_100K_2/1.jpg", size=(800, 600))
     region = {
         "region_id": 1382,
         "width": 80,
@@ -363,6 +382,7 @@ def test_visual_genome(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
 def test_the_refcoco_family(tmp_path: Path, name: str) -> None:
+    paint("COCO_train2014_000000581857.jpg", size=(640, 480))
     sentence = {
         "tokens": ["the", "lady"],
         "raw": "THE LADY",
@@ -406,6 +426,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path) -> None
 
 
 def test_flickr30k_entities(tmp_path: Path) -> None:
+    paint("36979.jpg", size=(500, 250))
     xml = """<annotation><filename>36979.jpg</filename>
     <size><width>500</width><height>250</height><depth>3</depth></size>
     <object><name>1</name><name>2</name>
@@ -467,6 +488,7 @@ def test_lists_of_urls(tmp_path: Path) -> None:
 
 
 def test_coco_captions(tmp_path: Path) -> None:
+    paint("000000000009.jpg", size=(640, 480))
     sheet = {
         "images": [{"id": 9, "file_name": "000000000009.jpg", "width": 640, "height": 480}],
         "annotations": [
@@ -503,7 +525,7 @@ def test_icdar(tmp_path: Path) -> None:
         tmp_path / "000.csv",
         "72,25,326,25,326,64,72,64,TAN WOON, YANN\n1,2,3\n900,25,2000,25,2000,64,900,64,OUT\n",
     )
-    found = list(READERS["icdar"].read([tmp_path], tmp_path))
+    found = list(DATASETS["icdar"].records([tmp_path], tmp_path))
     assert [s.kind for s in found if isinstance(s, Skipped)] == [
         "line without eight numbers and a text",
         "box outside the picture",
@@ -514,7 +536,7 @@ def test_icdar(tmp_path: Path) -> None:
 
 
 def test_what_is_no_annotation_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read("gqa", save(tmp_path / "a.json", "{"))
-    with pytest.raises(ValueError, match="has no list 'data'"):
+    with pytest.raises(ValueError, match="has no field 'data'"):
         read("docvqa", save(tmp_path / "b.json", {}))
