@@ -220,7 +220,9 @@ def frame_of(source: Path | bytes, said: tuple[int, int] | None) -> Frame:
             f"{_name(source)} is turned when it is shown, and its annotation does not say how its boxes were drawn.",
         )
     kind = "picture on its side" if _scaled(said, turned) else "picture of another size"
-    raise BadEntry(kind, f"{_name(source)} is {stored[0]} x {stored[1]}, its annotation says {said[0]} x {said[1]}.")
+    raise BadEntry(
+        kind, f"{_name(source)} is {stored[0]} x {stored[1]}, its annotation says {said[0]} x {said[1]}."
+    )
 
 
 def _scaled(said: tuple[int, int], size: tuple[int, int]) -> bool:
