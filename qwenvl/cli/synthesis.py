@@ -80,8 +80,10 @@ def tell_faults(faults: Mapping[Path, str]) -> None:
     """What is wrong with files, one line each."""
     import sys
 
+    from qwenvl.terminal import printable
+
     for path, reason in list(faults.items())[:TOLD]:
-        print(f"{path}: {reason}", file=sys.stderr)
+        print(printable(f"{path}: {reason}"), file=sys.stderr)
     if len(faults) > TOLD:
         print(f"and {len(faults) - TOLD} more files of the kind", file=sys.stderr)
 

@@ -1,6 +1,5 @@
 """A page that shows what cleaning kept and dropped, rule by rule: the quickest way to see whether a rule is right."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.records import Pair
 from qwenvl.data.tars import read_tar
 from qwenvl.html import Html, element
+from qwenvl.images import open_image
 from qwenvl.parsing import Damaged, json_lines, read_json
 
 THUMBNAIL = 160
@@ -73,11 +73,8 @@ def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
 def thumbnail(image: bytes | pillow.Image, side: int = THUMBNAIL) -> Html:
     """An `<img>` with the picture in it, or a note that it cannot be shown; decoding is bounded and never raises."""
     try:
-        shown = pillow.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-        if shown.width * shown.height > 50_000_000:
-            return element("div", "too large to show", class_="bad")
-        return html.image(shown, side)
-    except Exception:
+        return html.image(open_image(image), side)
+    except (ValueError, MemoryError):
         return element("div", "cannot be decoded", class_="bad")
 
 

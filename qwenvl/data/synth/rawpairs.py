@@ -88,7 +88,7 @@ def caption(rng: random.Random, chinese: bool = False) -> str:
     )
 
 
-def image(rng: random.Random, width: int = 288, height: int = 216, quality: int = 60) -> bytes:
+def image(rng: random.Random, width: int = 320, height: int = 240, quality: int = 60) -> bytes:
     """A JPEG of soft coloured patches, unlike any other."""
     return encoded(patches(rng).resize((width, height), pillow.Resampling.BILINEAR), quality)
 
@@ -239,7 +239,10 @@ _COPY_RULES = (
 
 
 def planted(count: int, seed: int = 0, share: float = 0.5) -> list[Planted]:
-    """`count` raw pairs, about `share` of them with a defect, every kind of defect as often as the others."""
+    """`count` raw pairs, `share` of them (rounded down) with a defect, every kind of defect as often as the others.
+
+    The others are sound; every fifth pair is in Chinese.
+    """
     kinds = [*DEFECTS, *COPIES]
     pairs: list[Planted] = []
     sound: list[Planted] = []
@@ -248,7 +251,7 @@ def planted(count: int, seed: int = 0, share: float = 0.5) -> list[Planted]:
     for index in range(count):
         rng = random.Random(f"raw pairs {seed} {index}")
         pair = _sound(index, rng, seen)
-        if rng.random() < share:
+        if int((index + 1) * share) > int(index * share):
             name = kinds[defects % len(kinds)]
             defects += 1
             if name in DEFECTS:
@@ -292,7 +295,7 @@ def _copy(pair: Planted, name: str, sound: list[Planted], rng: random.Random) ->
         pair.text = model.text[:-1]
     else:
         with pillow.open(io.BytesIO(model.image)) as shown:
-            pair.image = encoded(shown.resize((270, 204), pillow.Resampling.BICUBIC), 50)
+            pair.image = encoded(shown.resize((300, 225), pillow.Resampling.BICUBIC), 50)
 
 
 def benchmark_texts() -> list[str]:
