@@ -194,7 +194,7 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
         ("qwenvl parity tests/golden --json", None),
         ("PYTHONHASHSEED=0 qwenvl parity --help", None),
         ("make test WORKERS=1", None),
-        ("pip install -e '.[serve,ui]'", None),
+        ("pip install -e '.[hf,ocr]'", None),
         ("qwenvl party tests/golden", "there is no command 'party'"),
         ("qwenvl parity --jsn", "the command line refuses it"),
         ("make tset", "no target tset"),
