@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from qwenvl.checkpoint.folder import load as load
     from qwenvl.checkpoint.folder import save as save
     from qwenvl.config import ModelConfig as ModelConfig
+    from qwenvl.drawing import draw_boxes as draw_boxes
     from qwenvl.generate.sampling import SamplingConfig as SamplingConfig
-    from qwenvl.images import draw_boxes as draw_boxes
     from qwenvl.markup import Box as Box
     from qwenvl.markup import Image as Image
     from qwenvl.markup import Quad as Quad
@@ -53,7 +53,7 @@ _HOME = {
     "Ref": "qwenvl.markup",
     "Box": "qwenvl.markup",
     "Quad": "qwenvl.markup",
-    "draw_boxes": "qwenvl.images",
+    "draw_boxes": "qwenvl.drawing",
 }
 __all__ = ["__version__", *_HOME]
 

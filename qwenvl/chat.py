@@ -21,10 +21,11 @@ from PIL import Image as pillow
 
 from qwenvl import markup
 from qwenvl.checkpoint import folder
+from qwenvl.drawing import draw_boxes
 from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
-from qwenvl.images import Source, draw_boxes, preprocess
+from qwenvl.images import Source, preprocess
 from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import Options, OptionValues, PromptFormat, changed

@@ -1,31 +1,34 @@
-"""Pictures: bytes to normalised pixels (paper 2.1 and 2.2), and boxes drawn back on the picture.
+"""Images: bytes to normalised pixels (paper 2.1 and 2.2), through the one door for whatever comes from outside.
 
     path | bytes | PIL | array --open_image--> RGB --resize--> uint8 square --normalise--> float32, channels first
 
 The squash to a square is Pillow's antialiased bicubic and the values are CLIP's, bit for bit what the released
 model was trained on. EXIF rotation is not applied and alpha is dropped, not composited, because the official code
 does neither. No URL is ever followed: whoever has one fetches it first.
+
+The door: six formats that Pillow decodes by itself (`FORMATS`), size and memory known before a pixel is decoded, no
+other program started, and one verdict. `opened` is the same door for who needs the header only.
 """
 
-import functools
 import io
-import math
+import os
 import re
-import unicodedata
-import zlib
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image as pillow
-from PIL import ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
-from qwenvl.markup import Box, Quad
+from qwenvl.files import open_regular
+from qwenvl.terminal import printable
 
 Source: TypeAlias = str | Path | bytes | pillow.Image | np.ndarray
-"""A path, the bytes of a file, a Pillow picture, or a uint8 array (height, width) or (height, width, 1 | 3 | 4)."""
+"""A path, the bytes of a file, a Pillow image, or a uint8 array (height, width) or (height, width, 1 | 3 | 4)."""
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in [0, 1], subtracted (OpenAI CLIP)."""
@@ -33,59 +36,121 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue in [0, 1], divided by (OpenAI CLIP)."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows forty more: some start Ghostscript (EPS), some hold an image of another size (ICO)."""
+
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded: 100 megapixels, read from the header before any memory is taken."""
+"""Largest image that is decoded: 100 megapixels, read from the header before any memory is taken."""
+
+MAX_WEBP_PIXELS = 40_000_000
+"""Largest WebP: its decoder takes 16 bytes a pixel, 640 MB for these, where the others take about 4."""
+
+MAX_BYTES = 1 << 30
+"""Largest file: 100 megapixels of 8 bytes fit."""
+
+MAX_WEBP_RATIO = 100_000
+"""Pixels per byte of a WebP: a white page reaches 20,000, the 34 bytes that unpack to any size millions."""
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
-_RUNS_PROGRAMS = frozenset({"EPS", "WMF"})  # Pillow would start Ghostscript or the system's own renderer
-
-PALETTE = (
-    "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4",
-    "#f032e6", "#bfef45", "#911eb4", "#fabed4", "#469990", "#dcbeff",
-)  # fmt: skip
-"""Colours of boxes: far from each other, and told from most pictures by the dark rim around them."""
-
-_FONTS = (
-    "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "uming.ttc",
-    "DejaVuSans.ttf", "arial.ttf", "Arial Unicode.ttf",
-)  # fmt: skip
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 
 T = TypeVar("T")
-Rectangle: TypeAlias = tuple[int, int, int, int]
 
 
-def open_image(source: Source) -> pillow.Image:
-    """The picture in RGB, as the official code sees it: alpha dropped (not composited), no EXIF rotation.
+class UnreadableImage(ValueError):
+    """What is no image, or none that is decoded; `reason` is one of a few fixed ones, so that it can be counted."""
 
-    Of an animation, the first frame. A Pillow picture that is RGB already is returned itself, not copied.
-    Raises ValueError for whatever is not a picture, is damaged, has no pixels or more than `MAX_PIXELS`.
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """"no picture", "damaged picture", "decompression bomb" or "picture without pixels"."""
+
+
+def open_image(source: Source, *, cut_deep: bool = False) -> pillow.Image:
+    """The image in RGB, as the official code sees it: alpha dropped (not composited), no EXIF rotation.
+
+    Of an animation, the first frame. Grey of more than 8 bits is scaled (`_eight_bits`); the official code cuts it off
+    at 255, which leaves white, and so does `cut_deep`, for comparisons with it. What a PNG says beside its pixels
+    (texts, profiles) may be damaged. A Pillow image that is RGB already is returned itself, not
+    copied. Raises ValueError for whatever is not an image in one of `FORMATS`, is damaged, has no pixels or too many.
     """
     if isinstance(source, pillow.Image):
-        return _decoded(source, "the Pillow picture")
+        _require_known(source)
+        return _decoded(source, "the Pillow picture", cut_deep)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, bytes):
-        return _from_file(io.BytesIO(source), "the bytes given")
     if isinstance(source, str) and _URL.match(source):
         raise ValueError(
             f"A picture was given as the URL {_short(source)!r}; pictures are never fetched: "
             "download it first and give its path or its bytes."
         )
-    if isinstance(source, str | Path):
-        return _from_path(Path(source))
-    raise ValueError(
-        f"A picture cannot be made from a {type(source).__name__}; "
-        "give a path, the bytes of a file, a Pillow picture or a uint8 array."
-    )
+    if not isinstance(source, str | Path | bytes):
+        raise ValueError(
+            f"A picture cannot be made from a {type(source).__name__}; "
+            "give a path, the bytes of a file, a Pillow picture or a uint8 array."
+        )
+    name = _name(source)
+    try:
+        with opened(source) as image:
+            return _decoded(image, name, cut_deep)
+    except UnreadableImage as error:
+        plain = _without_remarks(source) if error.reason == "damaged picture" else None
+        if plain is None:
+            raise
+        with opened(plain) as image:
+            return _decoded(image, name, cut_deep)
+
+
+@contextmanager
+def opened(source: str | Path | bytes) -> Iterator[pillow.Image]:
+    """The image of a file or of its bytes, its header read and its pixels not: for size, mode, format and `draft`.
+
+    Raises UnreadableImage where there is none in one of `FORMATS` or it is larger than the limits.
+    """
+    name = _name(source)
+    if isinstance(source, bytes):
+        yield _header(io.BytesIO(source), len(source), name)
+        return
+    try:
+        file = open_regular(Path(source))
+    except FileNotFoundError:
+        raise UnreadableImage(
+            f"No picture at {_short(str(source))!r}; check the path.", "no picture"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a pipe
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        message = f"Not readable: {name} ({printable(reason)}); give a readable picture file."
+        raise UnreadableImage(message, "no picture") from None
+    with file:
+        yield _header(file, os.fstat(file.fileno()).st_size, name)
 
 
 def upright(image: pillow.Image) -> pillow.Image:
-    """The picture turned as its EXIF orientation asks: for phone photos that would lie on their side.
+    """The image turned as its EXIF orientation asks: for phone photos that would lie on their side.
 
-    Never done by `open_image`, because the released model saw pictures unturned. Call it on what `open_image`
-    returned, or on a Pillow picture, before handing that over. Without EXIF: a copy.
+    Never done by `open_image`, because the released model saw images unturned: training, evaluation and answers all
+    read pixels as they are stored, and boxes are counted on those. Call it on what `open_image` returned, or on a
+    Pillow image, before handing that over. Without EXIF, or with EXIF that cannot be read: a copy.
     """
-    return ImageOps.exif_transpose(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's parsers raise a zoo of types
+        return image.copy()
+
+
+def lies_on_its_side(image: pillow.Image) -> bool:
+    """Whether EXIF asks for a quarter turn: boxes that a tool drew on the upright image then do not fit the stored one.
+
+    `image` may be undecoded (`opened`).
+    """
+    try:
+        return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:
+        return False
+
+
+_ORIENTATION = 0x0112
 
 
 def exif_orientation(data: bytes) -> int:
@@ -115,46 +180,149 @@ def normalise(levels: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray
     return pixels
 
 
-def preprocess(source: Source, size: int) -> Float32[np.ndarray, "3 {size} {size}"]:
+def preprocess(
+    source: Source, size: int, *, cut_deep: bool = False
+) -> Float32[np.ndarray, "3 {size} {size}"]:
     """What the vision encoder reads: channels first, values about -1.8 to 2.2.
 
-    Equal in every bit to what the official code computes with torchvision.
+    Equal in every bit to what the official code computes with torchvision; for grey of more than 8 bits with `cut_deep`
+    (see `open_image`).
     """
-    return normalise(resize(open_image(source), size))
+    return normalise(resize(open_image(source, cut_deep=cut_deep), size))
 
 
-def _from_path(path: Path) -> pillow.Image:
-    name = f"the file {_short(str(path))!r}"
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise ValueError(f"No picture at {_short(str(path))!r}; check the path.") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Not readable: {name} ({reason}); give a readable picture file.") from None
-    with file:
-        return _from_file(file, name)
+# === The door ===
 
 
-def _from_file(file: io.BytesIO | io.BufferedReader, name: str) -> pillow.Image:
-    image = _guard(lambda: pillow.open(file), name)
-    if image.format in _RUNS_PROGRAMS:
-        raise ValueError(
-            f"Not opened: {name} is {image.format}, which needs an outside program; convert it to PNG."
+def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
+    """The undecoded image, after all that can be known of it from its first bytes was held against the limits."""
+    if size > MAX_BYTES:
+        raise UnreadableImage(
+            f"A picture too large: {name} has {size:,} bytes, the limit is {MAX_BYTES:,}; make it smaller first.",
+            "decompression bomb",
         )
-    return _decoded(image, name)
+    start = file.read(32)
+    file.seek(0)
+    if (
+        start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    ):  # Pillow takes the memory for all pixels when it opens one
+        width, height = _webp_size(start)
+        _require_size(width, height, name, MAX_WEBP_PIXELS)
+        if width * height > MAX_WEBP_RATIO * size:
+            raise UnreadableImage(
+                f"A decompression bomb: {name} says that {size:,} bytes are {width} x {height} pixels.",
+                "decompression bomb",
+            )
+    image = _guard(lambda: _pillow_open(file), name)
+    _require_size(*image.size, name, MAX_PIXELS)
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        _require_size(_number(tags.get(322)), _number(tags.get(323)), name, MAX_PIXELS)  # of a tile
+    return image
 
 
-def _decoded(image: pillow.Image, name: str) -> pillow.Image:
+def _pillow_open(file: IO[bytes]) -> pillow.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of large images and odd tags; what matters is told in a sentence of ours
+        return pillow.open(file, formats=FORMATS)
+
+
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """Width and height in the first 30 bytes of a WebP, of each of its three kinds; 1 x 1 where they are damaged."""
+    kind = start[12:16]
+    if kind == b"VP8X" and len(start) >= 30:
+        return int.from_bytes(start[24:27], "little") + 1, int.from_bytes(start[27:30], "little") + 1
+    if kind == b"VP8L" and len(start) >= 25:
+        bits = int.from_bytes(start[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(start) >= 30:
+        return (
+            int.from_bytes(start[26:28], "little") & 0x3FFF or 1,
+            int.from_bytes(start[28:30], "little") & 0x3FFF or 1,
+        )
+    return 1, 1
+
+
+def _require_known(image: pillow.Image) -> None:
+    """A Pillow image whose pixels are still in its file is decoded by us, hence in one of `FORMATS`."""
+    lazy = isinstance(image, ImageFile.ImageFile) and image.im is None
+    if lazy and image.format not in (*FORMATS, "MPO", None):  # MPO: a JPEG with more behind it
+        raise _no_image(f"the Pillow picture, which is {image.format},")
+
+
+def _require_size(width: int, height: int, name: str, limit: int) -> None:
+    if width * height > limit:
+        raise UnreadableImage(_too_large(name, f"{width} x {height}", limit), "decompression bomb")
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 1
+
+
+def _decoded(image: pillow.Image, name: str, cut_deep: bool = False) -> pillow.Image:
     width, height = image.size
     if width * height == 0:
-        raise ValueError(
-            f"A picture without pixels: {name} is {width} x {height}; both sides must be at least 1."
+        raise UnreadableImage(
+            f"A picture without pixels: {name} is {width} x {height}; both sides must be at least 1.",
+            "picture without pixels",
         )
-    if width * height > MAX_PIXELS:
-        raise ValueError(_too_large(name, f"{width} x {height}"))
+    _require_size(width, height, name, MAX_PIXELS)
     _guard(image.load, name)
-    return image if image.mode == "RGB" else _guard(lambda: image.convert("RGB"), name)
+    if image.mode == "RGB":
+        return image
+    deep = image.mode.startswith(("I", "F")) and not cut_deep
+    eight = _eight_bits(image, name) if deep else image
+    return _guard(lambda: eight.convert("RGB"), name)
+
+
+def _eight_bits(image: pillow.Image, name: str) -> pillow.Image:
+    """Grey of 16 or 32 bits or in floats as 8 bits; Pillow's own conversion cuts off whatever is above 255.
+
+    16 bits lose their lower half, as those of a colour PNG do. Whole numbers of 32 bits are taken for 8 bits if none
+    is above 255, else for 16; floats for levels of [0, 1], else of [0, 255]. Others are refused: nobody knows which
+    is white.
+    """
+    levels = np.asarray(image)
+    low, high = float(levels.min()), float(levels.max())
+    if image.mode.startswith("I;16"):
+        bits = _number(
+            (getattr(image, "tag_v2", None) or {}).get(258, (16,))[0]
+        )  # a TIFF may hold 12 of them
+        scaled = levels >> max(0, min(bits, 16) - 8)
+    elif image.mode == "I" and low >= 0 and high < 1 << 16:
+        scaled = levels >> 8 if high > 255 else levels
+    elif image.mode == "F" and low >= 0 and high <= 255:  # a NaN fails
+        scaled = np.rint(levels * 255 if high <= 1 else levels)
+    else:
+        raise UnreadableImage(
+            f"A picture of unknown scale: {name} has grey levels from {low:g} to {high:g}; write it with 8 or 16 bits.",
+            "unknown grey scale",
+        )
+    eight = pillow.fromarray(scaled.astype(np.uint8))
+    eight.info = dict(image.info)
+    return eight
+
+
+def _without_remarks(source: str | Path | bytes) -> bytes | None:
+    """A PNG without all that stands beside its pixels, such as a text that is too long; None for what is no PNG."""
+    if isinstance(source, bytes):
+        data = source
+    else:
+        with open_regular(Path(source)) as file:
+            if file.read(8) != _PNG:
+                return None
+            data = _PNG + file.read(MAX_BYTES)
+    if not data.startswith(_PNG):
+        return None
+    kept, at = [_PNG], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _PIXEL_CHUNKS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _guard(decode: Callable[[], T], name: str) -> T:
@@ -163,17 +331,24 @@ def _guard(decode: Callable[[], T], name: str) -> T:
         return decode()
     except pillow.DecompressionBombError as error:
         size = re.search(r"\d+", str(error))
-        raise ValueError(_too_large(name, size[0] if size else "too many")) from None
+        message = _too_large(name, size[0] if size else "too many", MAX_PIXELS)
+        raise UnreadableImage(message, "decompression bomb") from None
     except UnidentifiedImageError:
-        raise ValueError(
-            f"Not a picture: {name} is in no format Pillow knows; give a JPEG, PNG or WebP."
-        ) from None
+        raise _no_image(name) from None
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"A damaged picture: {name} cannot be decoded ({error}); get a fresh copy of it."
+        raise UnreadableImage(
+            f"A damaged picture: {name} cannot be decoded ({printable(error)}); get a fresh copy of it.",
+            "damaged picture",
         ) from error
+
+
+def _no_image(name: str) -> UnreadableImage:
+    return UnreadableImage(
+        f"Not a picture: {name} is in no format that is opened ({', '.join(FORMATS)}); convert it to PNG.",
+        "no picture",
+    )
 
 
 def _from_array(array: np.ndarray) -> pillow.Image:
@@ -201,152 +376,14 @@ def _from_array(array: np.ndarray) -> pillow.Image:
     return _decoded(pillow.fromarray(np.ascontiguousarray(array)), "the array")
 
 
-def _too_large(name: str, size: str) -> str:
-    limit = f"{MAX_PIXELS // 10**6} megapixels"
-    return f"A picture too large: {name} is {size} pixels, the limit is {limit}; make it smaller first."
+def _too_large(name: str, size: str, limit: int) -> str:
+    most = f"{limit // 10**6} megapixels"
+    return f"A picture too large: {name} is {size} pixels, the limit is {most}; make it smaller first."
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "the bytes given" if isinstance(source, bytes) else f"the file {_short(str(source))!r}"
 
 
 def _short(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-# ---- Boxes on the picture -----------------------------------------------------------------------------------
-
-
-def draw_boxes(image: Source, boxes: Iterable[Box | Quad]) -> pillow.Image:
-    """A copy of the picture with every box and quadrilateral outlined, and its label and score beside it.
-
-    Coordinates are the model's, [0, 1000) of each side. Boxes of one label share a colour, which follows from the
-    label itself, so it stays from picture to picture unless two labels of one picture would share it. Lines and
-    letters grow with the picture; letters the built-in font lacks come from a font of the system, else become "?".
-    """
-    canvas = open_image(image).copy()
-    boxes = list(boxes)
-    colours = _colours(box.label for box in boxes)
-    width = max(2, round(math.sqrt(canvas.width * canvas.height) / 300))
-    corners = [_corners(box, canvas) for box in boxes]
-    for box, points in zip(boxes, corners, strict=True):
-        _outline(canvas, points, width, colours[box.label])
-    taken: list[Rectangle] = []
-    for box, points in zip(boxes, corners, strict=True):
-        if text := _caption(box):
-            taken.append(_tag(canvas, text, points, width, colours[box.label], taken))
-    return canvas
-
-
-def _colours(labels: Iterable[str | None]) -> dict[str | None, str]:
-    """A colour for each label: the one its spelling points at, or the next that is still free on this picture."""
-    colours: dict[str | None, str] = {}
-    for label in dict.fromkeys(labels):
-        start = zlib.crc32((label or "").strip().lower().encode()) % len(PALETTE)
-        order = PALETTE[start:] + PALETTE[:start]
-        colours[label] = next((colour for colour in order if colour not in colours.values()), order[0])
-    return colours
-
-
-def _corners(box: Box | Quad, canvas: pillow.Image) -> list[tuple[float, float]]:
-    if isinstance(box, Quad):
-        return list(box.to_pixels(*canvas.size))
-    left, top, right, bottom = box.to_pixels(*canvas.size)
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
-
-
-def _outline(canvas: pillow.Image, points: list[tuple[float, float]], width: int, colour: str) -> None:
-    """A closed line through the points over a thin dark rim, smoothed by drawing it larger than it will be."""
-    xs, ys = zip(*points, strict=True)
-    margin = 2 * width
-    left, top = int(min(xs)) - margin, int(min(ys)) - margin
-    across, down = int(max(xs)) + margin - left, int(max(ys)) + margin - top
-    scale = 3 if across * down <= 4_000_000 else 1
-    path = [((x - left) * scale, (y - top) * scale) for x, y in points]
-    for ink, pen, opacity in (("black", width + 2, 150), (colour, width, 255)):
-        mask = pillow.new("L", (across * scale, down * scale))
-        ImageDraw.Draw(mask).line([*path, *path[:2]], fill=opacity, width=pen * scale, joint="curve")
-        canvas.paste(ink, (left, top), mask.reduce(scale))
-
-
-def _caption(box: Box | Quad) -> str:
-    """The label on one line, cut where no picture has room, with the score (a probability) when there is one."""
-    words = _short(" ".join((box.label or "").split()), limit=80).split()
-    return " ".join([*words, f"{box.score:.2f}"] if box.score is not None else words)
-
-
-def _tag(
-    canvas: pillow.Image,
-    text: str,
-    points: list[tuple[float, float]],
-    width: int,
-    colour: str,
-    taken: list[Rectangle],
-) -> Rectangle:
-    """Write the text on a plate that touches the outline, wholly inside the picture, off the plates before it."""
-    text, font = _fitted(text, canvas, width)
-    ascent, descent = font.getmetrics()
-    pad = max(2, width)
-    across, down = math.ceil(font.getlength(text)) + 2 * pad, ascent + descent + pad
-    left, top = min(x for x, _ in points) - width / 2, min(y for _, y in points) - width / 2
-    right, bottom = max(x for x, _ in points) + width / 2, max(y for _, y in points) + width / 2
-    places = [(x, y) for y in (top - down, bottom, top, bottom - down) for x in (left, right - across)]
-    plates = []
-    for x, y in places:
-        x = round(min(max(x, 0), canvas.width - across))
-        y = round(min(max(y, 0), canvas.height - down))
-        plates.append((x, y, x + across, y + down))
-    plate = next((p for p in plates if not any(_overlap(p, other) for other in taken)), plates[0])
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=colour)
-    red, green, blue = ImageColor.getrgb(colour)[:3]
-    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
-    draw.text((plate[0] + pad, plate[1] + pad / 2), text, fill=ink, font=font)
-    return plate
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _fitted(text: str, canvas: pillow.Image, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text and a font in which it fits the picture: first smaller letters, then fewer."""
-    available = canvas.width - 2 * max(2, width)
-    size = max(12, round(math.sqrt(canvas.width * canvas.height) / 36))
-    text, font = _readable(text, size)
-    if (length := font.getlength(text)) > available:
-        text, font = _readable(text, max(10, int(size * available / length)))
-    short = text
-    while len(text) > 1 and font.getlength(short) > available:
-        text = text[:-1]
-        short = text.rstrip() + "..."
-    return short, font
-
-
-def _readable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """A font that has every letter of the text; where none has, the text with "?" for what cannot be drawn."""
-    builtin = _font(None, size)
-    assert builtin is not None
-    if text.isascii():
-        return text, builtin
-    for name in _FONTS:
-        font = _font(name, size)
-        if font is not None and all(map(functools.partial(_has, font), text)):
-            return text, font
-    plain = unicodedata.normalize("NFKD", text)  # an accent is lost before its letter is
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return re.sub(r"[^\x20-\x7e]+", "?", plain), builtin
-
-
-@functools.lru_cache(maxsize=32)
-def _font(name: str | None, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font of the system by its file name, None where it is not installed; the name None is Pillow's own."""
-    if name is None:
-        font = ImageFont.load_default(size)
-        assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-        return font
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
-
-
-def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """Whether the font draws the letter as anything but its sign for a missing one."""
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.images import MEAN, PALETTE, STD, draw_boxes, normalise, open_image, preprocess, upright
+from qwenvl.drawing import PALETTE, draw_boxes
+from qwenvl.images import MEAN, STD, normalise, open_image, preprocess, upright
 from qwenvl.markup import Box, Quad
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
@@ -84,8 +85,8 @@ PNG = encoded(Image.fromarray(noise(64, 64)), "PNG")
     [
         ("no/such/picture.png", "No picture at 'no/such/picture.png'; check the path"),
         ("nul\0.png", "Not readable: the file .* give a readable picture file"),
-        (str(GOLDEN), "Not readable: the file .*Is a directory.*"),
-        (str(GOLDEN / "cases.json"), "Not a picture: the file .* is in no format Pillow knows"),
+        (str(GOLDEN), "Not readable: the file .*is a folder; expected a file"),
+        (str(GOLDEN / "cases.json"), "Not a picture: the file .* is in no format that is opened"),
         (
             "https://example.com/a.jpg",
             "URL 'https://example.com/a.jpg'; pictures are never fetched: download it",
@@ -93,12 +94,12 @@ PNG = encoded(Image.fromarray(noise(64, 64)), "PNG")
         ("FILE:///etc/passwd", "pictures are never fetched"),
         ("data:image/png;base64,AAAA", "pictures are never fetched"),
         (b"", "Not a picture: the bytes given"),
-        (b"<svg></svg>", "Not a picture: the bytes given is in no format Pillow knows"),
+        (b"<svg></svg>", "Not a picture: the bytes given is in no format that is opened"),
         (JPEG[: len(JPEG) // 2], "A damaged picture: the bytes given cannot be decoded .*truncated"),
         (PNG[: len(PNG) // 2], "A damaged picture: the bytes given cannot be decoded"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            "is EPS, which needs an outside",
+            r"Not a picture: the bytes given is in no format that is opened \(JPEG, PNG, WEBP, GIF, BMP, TIFF\)",
         ),
         (
             Image.new("RGB", (0, 5)),

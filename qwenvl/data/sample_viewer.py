@@ -18,7 +18,7 @@ from qwenvl.data.shards import find_shards
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import Located
 from qwenvl.html import Html, element
-from qwenvl.images import draw_boxes, open_image
+from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad, parse
 from qwenvl.tokenizer import Tokenizer
 

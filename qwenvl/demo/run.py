@@ -28,9 +28,9 @@ from qwenvl.data.toy.questions import references
 from qwenvl.data.toy.worlds import scene
 from qwenvl.demo import report
 from qwenvl.demo.eval_points import EvalPoint, Examiner, ended, eval_point_rows, record_rows
+from qwenvl.drawing import draw_boxes
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
-from qwenvl.images import draw_boxes
 from qwenvl.markup import Box, Quad
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log

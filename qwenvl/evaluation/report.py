@@ -13,6 +13,7 @@ from PIL import Image as pillow
 
 from qwenvl import html as pages
 from qwenvl.data.toy.paint import render
+from qwenvl.drawing import draw_boxes
 from qwenvl.evaluation.benchmarks import TOY_TABLE
 from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
 from qwenvl.evaluation.predictions import write_whole
@@ -20,7 +21,7 @@ from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.scoring import CIDER
 from qwenvl.evaluation.toyworld import scene_named
 from qwenvl.html import Html, element
-from qwenvl.images import Source, draw_boxes, open_image
+from qwenvl.images import Source, open_image
 from qwenvl.markup import Box, Quad, parse
 
 SHOWN = 8

@@ -16,9 +16,10 @@ from PIL import ImageDraw, ImageFont
 from qwenvl import markup
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.records import Skipped
+from qwenvl.drawing import draw_boxes
 from qwenvl.generate import engine
 from qwenvl.generate.engine import Prompt
-from qwenvl.images import draw_boxes, open_image, preprocess
+from qwenvl.images import open_image, preprocess
 from qwenvl.markup import Box, Image, Quad, Segment
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
