@@ -213,7 +213,17 @@ def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
                 f"A decompression bomb: {name} says that {size:,} bytes are {width} x {height} pixels.",
                 "decompression bomb",
             )
-    image = _guard(lambda: _pillow_open(file), name)
+    try:
+        image = _guard(lambda: _pillow_open(file), name)
+    except UnreadableImage as error:
+        if error.reason == "no picture" and start.startswith(
+            (_PNG, b"\xff\xd8")
+        ):  # so Pillow says of a bad checksum
+            raise UnreadableImage(
+                f"A damaged picture: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
+                "damaged picture",
+            ) from None
+        raise
     _require_size(*image.size, name, MAX_PIXELS)
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
@@ -247,7 +257,7 @@ def _webp_size(start: bytes) -> tuple[int, int]:
 
 def _require_known(image: pillow.Image) -> None:
     """A Pillow image whose pixels are still in its file is decoded by us, hence in one of `FORMATS`."""
-    lazy = isinstance(image, ImageFile.ImageFile) and image.im is None
+    lazy = isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None
     if lazy and image.format not in (*FORMATS, "MPO", None):  # MPO: a JPEG with more behind it
         raise _no_image(f"the Pillow picture, which is {image.format},")
 

@@ -1,6 +1,8 @@
 """Pictures in, pixels and drawn boxes out. That the pixels are the official ones: parity/test_preprocess_parity.py."""
 
 import io
+import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl.data.clean.images import difference_hash, measure
 from qwenvl.drawing import PALETTE, draw_boxes
-from qwenvl.images import MEAN, STD, normalise, open_image, preprocess, upright
+from qwenvl.images import MEAN, STD, lies_on_its_side, normalise, open_image, opened, preprocess, upright
 from qwenvl.markup import Box, Quad
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
@@ -129,6 +132,112 @@ def test_an_image_of_more_than_100_megapixels_is_refused_from_its_header():
             ValueError, match=f"A picture too large: .*{size} pixels, the limit is 100 megapixels"
         ):
             open_image(header + PNG[24:29] + checksum + PNG[33:])
+
+
+@pytest.mark.parametrize("form", ["EPS", "ICO", "ICNS", "PCX", "PPM", "PDF"])
+def test_f80_f91_a_format_outside_the_list_is_no_picture_by_any_way(form, tmp_path, monkeypatch):
+    """EPS starts Ghostscript, ICO and ICNS hold another size than they say: from bytes, a path, or undecoded."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    data = encoded(Image.fromarray(noise(64, 64)), form)
+    (tmp_path / "photo.jpg").write_bytes(data)
+    sources = [data, tmp_path / "photo.jpg", str(tmp_path / "photo.jpg")]
+    if form not in ("PDF", "ICO"):  # Pillow only writes PDF, and decodes ICO when it opens one
+        sources.append(Image.open(io.BytesIO(data)))
+    for source in sources:
+        with pytest.raises(ValueError, match=r"Not a picture: .* is in no format that is opened"):
+            open_image(source)
+    if form != "PDF":
+        loaded = Image.open(io.BytesIO(data)) if form != "EPS" else Image.new("RGB", (64, 64))
+        loaded.load()
+        assert open_image(loaded).size == loaded.size  # pixels that the caller decoded are pixels
+
+
+def test_no_pipe_is_waited_for_and_no_device_is_read(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path, kind in ((tmp_path / "a.jpg", "pipe"), (Path("/dev/zero"), "device")):
+        with pytest.raises(ValueError, match=f"Not readable: .* is a {kind}"):
+            open_image(path)
+
+
+def test_f98_a_webp_of_34_bytes_is_refused_before_its_memory_is_taken():
+    white = encoded(Image.new("RGB", (300, 300), "white"), "WEBP", lossless=True)
+    start = white.index(b"VP8L") + 9
+    for side in (6_000, 10_000, 16_000):
+        size = (side - 1) | (side - 1) << 14 | int.from_bytes(white[start : start + 4], "little") >> 28 << 28
+        with pytest.raises(ValueError, match=r"decompression bomb|limit is 40 megapixels"):
+            open_image(white[:start] + size.to_bytes(4, "little") + white[start + 4 :])
+    assert open_image(encoded(Image.new("RGB", (2480, 3508), "white"), "WEBP", lossless=True)).size == (
+        2480,
+        3508,
+    )
+
+
+def test_a_tiff_whose_tile_is_larger_than_any_image_is_refused():
+    tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 200, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(200)
+    with pytest.raises(ValueError, match="A picture too large"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_f69_grey_of_sixteen_bits_is_scaled(form):
+    ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    levels = np.asarray(open_image(encoded(Image.fromarray(ramp), form)))
+    assert np.array_equal(levels[..., 0], ramp >> 8) and np.array_equal(levels[..., 0], levels[..., 2])
+    assert np.asarray(open_image(Image.fromarray(ramp)))[-1, -1, 0] == 255
+    assert (
+        np.asarray(open_image(encoded(Image.fromarray(ramp), form), cut_deep=True)).mean() > 250
+    )  # as the official
+
+
+def test_f69_floats_and_whole_numbers_of_32_bits_are_scaled():
+    grey = noise(8, 8)[..., 0]
+    unit = np.asarray(open_image(Image.fromarray((grey / 255).astype(np.float32))))[..., 0]
+    wide = np.asarray(open_image(encoded(Image.fromarray(grey.astype(np.float32)), "TIFF")))[..., 0]
+    small = np.asarray(open_image(Image.fromarray(grey.astype(np.int32))))[..., 0]
+    large = np.asarray(open_image(Image.fromarray(grey.astype(np.int32) << 8)))[..., 0]
+    for levels in (unit, wide, small, large):
+        assert np.array_equal(levels, grey)
+
+
+@pytest.mark.parametrize("levels", [np.float32([[0, np.nan]]), np.float32([[-1, 0]]), np.float32([[0, 1e30]]),
+                                    np.int32([[-5, 0]]), np.int32([[0, 1 << 20]])])  # fmt: skip
+def test_f69_grey_of_unknown_scale_is_refused(levels):
+    with pytest.raises(
+        ValueError, match="A picture of unknown scale: the Pillow picture has grey levels from"
+    ):
+        open_image(Image.fromarray(levels))
+
+
+def chunk(kind: bytes, data: bytes, harm: int = 0) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + (zlib.crc32(kind + data) ^ harm).to_bytes(4, "big")
+
+
+LONG = b"Comment\0\0" + zlib.compress(bytes(3 << 20))
+
+
+@pytest.mark.parametrize(
+    "remark", [chunk(b"zTXt", LONG), chunk(b"tEXt", b"a\0b", harm=1), chunk(b"iCCP", b"", harm=7)]
+)
+@pytest.mark.parametrize("place", [33, -12])
+def test_f105_what_stands_beside_the_pixels_of_a_png_does_not_decide(remark, place, tmp_path):
+    data = PNG[:place] + remark + PNG[place:]
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (data, tmp_path / "a.png"):
+        assert np.array_equal(np.asarray(open_image(source)), noise(64, 64))
+    assert measure(data, decode=True) == measure(data) == ("png", 64, 64)
+    assert difference_hash(data) == difference_hash(PNG)
+
+
+def test_exif_that_cannot_be_read_turns_nothing():
+    lying = encoded(Image.new("RGB", (200, 100)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    assert upright(open_image(lying)).size == (200, 100) and not lies_on_its_side(open_image(lying))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with opened(encoded(Image.new("RGB", (200, 100)), "JPEG", exif=exif)) as header:
+        assert lies_on_its_side(header)
 
 
 def test_a_size_below_one_is_refused():

@@ -17,6 +17,7 @@ from qwenvl.data.records import Record, images, kind_of
 from qwenvl.data.shards import find_shards
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import Located
+from qwenvl.drawing import draw_boxes
 from qwenvl.html import Html, element
 from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad, parse

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image as pillow
-
+from qwenvl.images import opened
 from qwenvl.train.stages import StageConfig
 
 _SPEED = ("tokens_per_second", "pictures_per_second", "mfu", "fill")
@@ -72,12 +71,12 @@ class TensorBoard:
         """The picture as it is on the disk."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with pillow.open(file) as opened:
-            width, height = opened.size
-        image = Summary.Image(
+        with opened(file) as image:
+            width, height = image.size
+        shown = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
         )
-        self._write(Summary(value=[Summary.Value(tag="predictions", image=image)]), step, None)
+        self._write(Summary(value=[Summary.Value(tag="predictions", image=shown)]), step, None)
 
     def _write(self, summary: Any, step: int, when: float | None) -> None:
         self._writer.file_writer.add_summary(summary, step, when)  # type: ignore[attr-defined]

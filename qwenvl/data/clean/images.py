@@ -4,20 +4,22 @@ Size and wholeness come from the headers and the last bytes: some microseconds. 
 end mark, or too few bytes for its size) is decoded, strictly; `decode=True` decodes every one.
 """
 
-import io
 import struct
-import warnings
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as pillow
-from PIL import UnidentifiedImageError
 
-from qwenvl.images import MAX_PIXELS
+from qwenvl.images import MAX_PIXELS, UnreadableImage, open_image, opened
 
 SUSPICIOUS = 60
 """Pixels per byte beyond which a JPEG is decoded before it is believed; one colour all over reaches about 50."""
+
+
+LARGE = 4_000_000
+"""Pixels above which a picture is reduced before its look is taken."""
 
 
 class Facts(NamedTuple):
@@ -35,7 +37,7 @@ class BadImage(ValueError):
 def measure(data: bytes, *, decode: bool = False) -> Facts:
     """Format and size of a picture, after making sure that it is whole.
 
-    Raises BadPicture: "no picture", "truncated picture", "damaged picture", "decompression bomb",
+    Raises BadImage: "no picture", "truncated picture", "damaged picture", "decompression bomb",
     "picture lies about its size", "picture without pixels".
     """
     facts = _jpeg(data) if data[:2] == b"\xff\xd8" else _png(data) if data[:8] == _PNG else None
@@ -78,22 +80,14 @@ def _png(data: bytes) -> Facts | None:
 
 def _by_pillow(data: bytes) -> Facts:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; we count them
-            with pillow.open(io.BytesIO(data)) as image:
-                extension = {"JPEG": "jpg", "TIFF": "tif"}.get(
-                    image.format or "", (image.format or "").lower()
-                )
-                return Facts(extension, *image.size)
-    except pillow.DecompressionBombError:
-        raise BadImage("decompression bomb") from None
-    except UnidentifiedImageError:
-        raise BadImage(
-            "truncated picture" if data[:2] == b"\xff\xd8" or data[:8] == _PNG else "no picture"
-        ) from None
-    except Exception:
-        cut = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-        raise BadImage("truncated picture" if cut else "damaged picture") from None
+        with opened(data) as image:
+            name = (image.format or "").lower()
+            return Facts({"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(name, name), *image.size)
+    except UnreadableImage as error:
+        known = data[:2] == b"\xff\xd8" or data[:8] == _PNG
+        short = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+        cut = error.reason == "damaged picture" and (known or short)
+        raise BadImage("truncated picture" if cut else error.reason) from None
 
 
 def _whole(data: bytes, facts: Facts) -> bool:
@@ -121,17 +115,15 @@ def _png_header_holds(data: bytes) -> bool:
 def _decode(data: bytes, facts: Facts) -> None:
     """All pixels, strictly: libjpeg's warnings count as errors where simplejpeg is there to hear them."""
     try:
-        with pillow.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            if (facts.width, facts.height) != image.size:
-                raise BadImage("picture lies about its size")
-            image.load()
-    except BadImage:
-        raise
-    except Exception as error:
+        mode, size = _through_the_door(data)
+    except UnreadableImage as error:
         message = str(error).lower()
         cut = any(word in message for word in ("truncat", "incomplete", "premature"))
-        raise BadImage("truncated picture" if cut else "damaged picture") from None
+        raise BadImage(
+            "truncated picture" if cut and error.reason == "damaged picture" else error.reason
+        ) from None
+    if (facts.width, facts.height) != size:
+        raise BadImage("picture lies about its size")
     simplejpeg = _simplejpeg() if facts.extension == "jpg" and mode in ("RGB", "L") else None
     if simplejpeg is not None:
         try:
@@ -139,6 +131,15 @@ def _decode(data: bytes, facts: Facts) -> None:
         except ValueError as error:
             lies = "premature" in str(error).lower() and data.rfind(b"\xff\xd9", -4096) >= 0
             raise BadImage("picture lies about its size" if lies else "damaged picture") from None
+
+
+def _through_the_door(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Mode and size of the image that training would decode."""
+    image = open_image(data)
+    if data[:2] != b"\xff\xd8":
+        return image.mode, image.size
+    with opened(data) as header:
+        return header.mode, image.size
 
 
 def _simplejpeg() -> Any:
@@ -151,12 +152,24 @@ def _simplejpeg() -> Any:
 def difference_hash(data: bytes) -> int:
     """64 bits of a picture's look (dHash): is each of 8 x 8 places darker than its right neighbour.
 
-    Scaling, recompression and small colour changes move few bits. Raises BadPicture.
+    Scaling, recompression and small colour changes move few bits. Raises BadImage.
     """
     try:
-        with pillow.open(io.BytesIO(data)) as image:
-            image.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
-            grey = np.asarray(image.convert("L").resize((9, 8), pillow.Resampling.BOX), np.int16)
+        if data[:2] == b"\xff\xd8":
+            with opened(data) as image:
+                image.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
+                grey = _nine_by_eight(image.convert("L"))
+        else:
+            image = open_image(data)
+            if image.width * image.height > LARGE:  # no second copy of it in grey
+                image = image.reduce(max(1, min(image.size) // 64))
+            grey = _nine_by_eight(image.convert("L"))
+    except UnreadableImage as error:
+        raise BadImage(error.reason) from None
     except Exception:
         raise BadImage("damaged picture") from None
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def _nine_by_eight(grey: pillow.Image) -> NDArray[np.int16]:
+    return np.asarray(grey.resize((9, 8), pillow.Resampling.BOX), np.int16)

@@ -22,6 +22,7 @@ from qwenvl.data.parquet import write_parquet
 from qwenvl.data.shards import dump, write_json_lines
 from qwenvl.data.tars import TarWriter, write_tar
 from qwenvl.files import atomic
+from qwenvl.images import open_image
 from qwenvl.parsing import json_lines
 
 KEPT = "kept"
@@ -294,8 +295,8 @@ def _copy(pair: Planted, name: str, sound: list[Planted], rng: random.Random) ->
     elif name == "almost same text":
         pair.text = model.text[:-1]
     else:
-        with pillow.open(io.BytesIO(model.image)) as shown:
-            pair.image = encoded(shown.resize((300, 225), pillow.Resampling.BICUBIC), 50)
+        shown = open_image(model.image)
+        pair.image = encoded(shown.resize((300, 225), pillow.Resampling.BICUBIC), 50)
 
 
 def benchmark_texts() -> list[str]:

@@ -8,7 +8,6 @@ Chromium is not part of the package: `apt-get install chromium`, or name another
 import base64
 import codecs
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -20,12 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from PIL import Image
-
 from qwenvl.data.records import Skipped
 from qwenvl.data.synth.pages.ink import seen_lines
 from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules
+from qwenvl.images import open_image
 
 BLANK = "about:blank"
 """The address of every page: it has no host, so relative links lead nowhere."""
@@ -200,8 +198,8 @@ class Browser:
         if self._page.evaluate("location.href") != BLANK:
             return None
         lines = [Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height]
-        image = Image.open(io.BytesIO(file))
-        seen = seen_lines(lines, image, Image.open(io.BytesIO(blank)))
+        image = open_image(file)
+        seen = seen_lines(lines, image, open_image(blank))
         return Page(image=image, lines=seen, source="html", file=file, unseen=len(lines) - len(seen))
 
     def _photograph(self, height: int) -> bytes:
