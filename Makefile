@@ -10,7 +10,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help demo data-demo test lint format clean check-style check-types check-layers check-tests
+.PHONY: help demo data-demo test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 data-demo: $(VENV)/.test
 	@$(BIN)/python benchmarks/data_demo.py --expect-ray
 
-test: $(VENV)/.test
+test: same-python $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests
 
 lint: $(VENV)/.test
@@ -51,8 +51,15 @@ check-tests:
 	@echo "== tests: every shape checked"
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not compile" \
 	    --jaxtyping-packages=qwenvl,typecheck.check --durations 10
-	@command -v chromium google-chrome >/dev/null || \
-	    echo "== not checked here: HTML pages in a real browser (no Chromium; Debian: apt-get install chromium)"
+	@echo "== what this machine lacks is named among the skipped tests above, with what to install"
+
+# An environment keeps the Python it was made with: `make test PYTHON=python3.13` must not test another.
+same-python:
+	@version='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	if [ -n "$(PYTHON)" ] && [ -x $(BIN)/python ] && \
+	   [ "$$("$(PYTHON)" -c "$$version")" != "$$($(BIN)/python -c "$$version")" ]; then \
+	    echo "$(VENV) was made with another Python than $(PYTHON); remove it first: make clean" >&2; exit 1; \
+	fi
 
 format: $(VENV)/.test
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
@@ -65,10 +72,10 @@ clean:
 
 # A name on PATH may be an empty promise (pyenv shims, Debian without venv): only one that runs counts.
 $(BIN)/python:
-	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	        echo "== set-up: $$($$python --version) -> $(VENV)"; \
-	        exec $$python -m venv $(VENV); \
+	@for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3.14 python3 python); do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "== set-up: $$("$$python" --version) -> $(VENV)"; \
+	        exec "$$python" -m venv $(VENV); \
 	    fi; \
 	done; \
 	echo "No Python 3.11 or newer with the venv module was found on PATH; install one" \

@@ -33,7 +33,7 @@ DOCS = sorted(
 )
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 OUR_PATH = re.compile(r"(?:qwenvl|tests|docs|recipes|benchmarks|\.ci)/[\w./*-]*")
-ORDINARY = {"cd", "git", "ls", "cat", "cp", "nvidia-smi", "torchrun", "curl", "tensorboard"}
+ORDINARY = {"cd", "source", "git", "ls", "cat", "cp", "nvidia-smi", "torchrun", "curl", "tensorboard"}
 """Commands a reader knows: shown for context, not checked."""
 
 
@@ -147,6 +147,8 @@ def misunderstood(words: list[str]) -> str | None:
     if name == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return next((f"no target {t}" for t in rest if "=" not in t and t not in targets), None)
+    if name == "pytest":
+        return next((f"no {path}" for path in rest if path[0] != "-" and not (ROOT / path).exists()), None)
     if name in ("python", "python3", "bash"):
         return None if rest[:1] == ["-m"] or (ROOT / rest[0]).is_file() else f"no file {rest[0]}"
     if name == "pip":

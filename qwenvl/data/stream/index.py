@@ -97,8 +97,15 @@ def _stamp(shard: Path) -> list[int]:
 def _kept(shard: Path, what: str) -> tuple[Path, Path]:
     """Where something about a shard is kept: beside it, or in the cache."""
     name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=12).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return shard.with_name(f".{shard.name}.{what}"), cache / "qwenvl" / "index" / f"{name}.{what}"
+    return shard.with_name(f".{shard.name}.{what}"), _cache() / "qwenvl" / "index" / f"{name}.{what}"
+
+
+def _cache() -> Path:
+    """The user's cache; a folder for temporary files where the user has no home, as in a container."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named)
+    home = os.path.expanduser("~")
+    return Path(home, ".cache") if home != "~" else Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
 
 
 def _read(file: Path) -> NDArray[np.int64] | None:
