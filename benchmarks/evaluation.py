@@ -8,39 +8,36 @@ time of this process is measured, not the clock. `benchmarks/metrics.py` times t
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from qwenvl.evaluation.annotations.sample import Sample
 
 from qwenvl.chat import Assistant
-from qwenvl.data.toy.worlds import scene
 from qwenvl.evaluation.asking import Asker, Decoding
-from qwenvl.evaluation.toyitems import Item, items
-from qwenvl.evaluation.toyworld import image_of
+from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
 DECODING = Decoding(max_new_tokens=24)
 
 
-def questions(images: int, prompt_format: str) -> list[Item]:
-    """All that is asked about the first pictures, but what is chosen by likelihood or asked with examples."""
-    asked = [item for k in range(images) for item in items(scene(1, k, "test"), k, 1, prompt_format)]
-    return [
-        item
-        for item in asked
-        if item.prompt_format == prompt_format and not item.options and len(item.scenes) == 1
-    ]
+def questions(images: int) -> list[Sample]:
+    """All that is asked about the first images, but what is chosen by likelihood."""
+    row = benchmark("toyworld")
+    asked = row.read(replace(row.source(None, prompt_format="raw"), limit=images))
+    return [sample for sample in asked if not sample.options]
 
 
-def answers(asker: Asker, asked: list[Item], batch: int) -> tuple[list[str], float]:
+def answers(asker: Asker, asked: list[Sample], batch: int) -> tuple[list[str], float]:
     """What the model writes, and seconds of processor time."""
     start, written = process_time(), []
     for at in range(0, len(asked), batch):
-        prompts = [asker.prompt([image_of(i.scenes[0]), *i.prompt]) for i in asked[at : at + batch]]
+        prompts = [asker.prompt(sample.content) for sample in asked[at : at + batch]]
         written += [answer.text for answer in asker.write(prompts, DECODING)]
     return written, process_time() - start
 
@@ -55,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     asker = Asker(Assistant.load(options.model, Runtime.detect(device="cpu", dtype="float32", seed=0)), "raw")
-    asked = questions(options.images, "raw")
+    asked = questions(options.images)
     answers(asker, asked[:16], 16)  # warm
     rates, said = {}, {}
     for batch in (1, 16):

@@ -18,7 +18,9 @@ import qwenvl
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
 from qwenvl.demo import report
-from qwenvl.evaluation.toyworld import GROUPS, ToyScores, evaluate_toyworld
+from qwenvl.evaluation.figures import Tally
+from qwenvl.evaluation.in_memory import score
+from qwenvl.evaluation.metrics.toy import GROUPS
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
@@ -94,7 +96,8 @@ def main() -> None:
     (sidecars / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
     (options.to / "curves.svg").unlink(missing_ok=True)
     folder.save(model, options.to, sidecars=sidecars)
-    scores = evaluate_toyworld(Assistant.load(options.to, Runtime.detect(device="cpu")), options.images)
+    assistant = Assistant.load(options.to, Runtime.detect(device="cpu"))
+    scores = score(assistant, "toyworld", limit=options.images).counts
     logs = {stage.name: read_log(options.run / stage.name / "log.jsonl") for stage in stages}
     curves = {name: [line["loss"] for line in log] for name, log in logs.items()}
     (options.to / "curves.svg").write_text(report.curve_sheet(curves))
@@ -103,7 +106,7 @@ def main() -> None:
 
 
 def card(
-    model: torch.nn.Module, options: argparse.Namespace, scores: ToyScores, logs: dict[str, list[dict]]
+    model: torch.nn.Module, options: argparse.Namespace, scores: Tally, logs: dict[str, list[dict]]
 ) -> str:
     """The text of MODEL_CARD.md."""
 

@@ -29,7 +29,6 @@ from qwenvl.images import Source, preprocess
 from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import Options, OptionValues, PromptFormat, changed
-from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
@@ -121,10 +120,7 @@ class Assistant:
         runtime = runtime or Runtime.detect(device=device, dtype=dtype)
         place = folder.resolve(checkpoint)
         tokenizer = Tokenizer.load(place)
-        settings = place / "generation_config.json"
-        prompt_format = (
-            PromptFormat.of(read_json(settings), str(settings)) if settings.exists() else PromptFormat()
-        )
+        prompt_format = PromptFormat.read(place)
         return cls(folder.load(place, runtime), tokenizer, prompt_format)
 
     def ask(

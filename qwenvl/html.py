@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from qwenvl.terminal import printable
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -136,5 +138,5 @@ def figure(pictures: Iterable[str], caption: Iterable[str], right: bool | None =
 
 def markdown(content: str) -> str:
     """Text as Markdown that shows it on one line: no markup, no link, no new cell of a table."""
-    line = html.escape(" ".join(content.split()), quote=False)
+    line = html.escape(printable(" ".join(content.split())), quote=False)
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 from qwenvl.config import from_dict
 from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.markup import SYSTEM
+from qwenvl.parsing import read_json
 
 RELEASED = SamplingConfig(greedy=False, top_p=0.3)
 """How Qwen-VL-Chat draws."""
@@ -50,6 +52,12 @@ class PromptFormat:
         sampling = {"greedy": False, "top_p": RELEASED.top_p}
         sampling |= {name: said.pop(name) for name in [*said] if name in SamplingConfig.__dataclass_fields__}
         return from_dict(PromptFormat, {**said, "sampling": sampling}, where)
+
+    @staticmethod
+    def read(place: Path) -> "PromptFormat":
+        """What the generation_config.json of a checkpoint's folder says, the release's values without one."""
+        settings = place / "generation_config.json"
+        return PromptFormat.of(read_json(settings), str(settings)) if settings.exists() else PromptFormat()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
 
     from qwenvl.data.datasets.sample import Sample
     from qwenvl.evaluation.benchmarks import Benchmark
-    from qwenvl.evaluation.card import Card
     from qwenvl.evaluation.run import Job
 
 
@@ -48,12 +47,12 @@ def eval_run(
     Args:
         checkpoint: A folder, a hub id or `tiny`.
         benchmark: A benchmark of docs/EVALUATION.md (flickr30k, vqav2, refcoco-val, ..., toyworld-vqa, ...), or
-            `toyworld`: the four figures of a tiny model's card.
+            `toyworld`: all kinds together, the four figures of a tiny model's card.
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
         images: Folder of its pictures; by default that of the data.
         out: Folder of the run; by default runs/eval/CHECKPOINT/BENCHMARK.
-        limit: Only the first questions (of toyworld: pictures, 2,000 by default).
+        limit: Only the first questions (of toyworld: images, 2,000 by default).
         shuffle: Seed of a random order, so that a limited run is a fair sample.
         shots: Solved examples before each question.
         examples: The file that the examples come from, such as the training split.
@@ -63,32 +62,80 @@ def eval_run(
         processes: Processes that share the questions.
         part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;
             `rank` takes both numbers from torchrun.
-        prompt_format: How toyworld asks: chatml, or raw for a model before stage 3; by default as the checkpoint says.
+        prompt_format: chatml, or raw as base models are asked; by default as the release's script asks, toyworld as the
+            checkpoint says.
         partial: Accept questions without an answer.
         json: Print one JSON object.
         device: auto, cpu, cuda or mps.
         dtype: auto, float32, bfloat16 or float16.
     """
-    name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
-    out = out or Path("runs", "eval", name, benchmark)
-    if benchmark == "toyworld":
-        _toyworld(checkpoint, name, limit, batch, prompt_format, out, json, device, dtype)
-        return 0
-    from qwenvl.data.datasets.sample import Source
+    from dataclasses import replace
+
+    from qwenvl.evaluation.benchmarks import TOY_TABLE
     from qwenvl.evaluation.benchmarks import benchmark as row_of
     from qwenvl.evaluation.run import Job, samples_of
 
     row = row_of(benchmark)
-    source, pool = row.source(data, answers, images), None
-    if examples is not None or (shots and data is None):  # the toy world makes its examples too
-        pool = Source(examples or source.data, examples_answers, images, training=True)
+    _require_fitting(processes, part, partial, json, examples, examples_answers, row.table == TOY_TABLE)
+    source, pool = row.source(data, answers, images, prompt_format), None
+    source = replace(source, prompt_format=_chosen(row, checkpoint, prompt_format))
+    if examples is not None or (shots and row.table == TOY_TABLE):  # the toy world makes its examples too
+        pool = replace(source, data=examples or source.data, answers=examples_answers, training=True)
+    name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
     job = Job(
-        checkpoint=checkpoint, benchmark=benchmark, source=source, out=out, limit=limit,
-        shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
+        checkpoint=checkpoint, benchmark=benchmark, source=source, out=out or Path("runs", "eval", name, benchmark),
+        limit=limit, shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
     )  # fmt: skip
     if part is not None:
         return _ask_part(job, part)
     return _ask(job, row, samples_of(job), name, processes, partial, json)
+
+
+def _require_fitting(
+    processes: int,
+    part: str | None,
+    partial: bool,
+    json: bool,
+    examples: Path | None,
+    examples_answers: Path | None,
+    toy: bool,
+) -> None:
+    """Raises ValueError for options that would do nothing."""
+    if processes < 1:
+        raise ValueError(f"--processes is {processes}; expected at least 1.")
+    if part is not None:
+        beside = (("--processes", processes > 1), ("--partial", partial), ("--json", json))
+        if unused := [option for option, given in beside if given]:
+            raise ValueError(
+                f"--part answers its share in this process and scores nothing; leave out {unused[0]}, or give it to "
+                "the command without --part."
+            )
+    if examples_answers is not None and examples is None:
+        raise ValueError(
+            "--examples-answers belongs to --examples; give the file that the examples come from."
+        )
+    if examples is not None and toy:
+        raise ValueError("the toy world makes its examples on the spot; leave out --examples.")
+
+
+def _chosen(row: "Benchmark", checkpoint: str, asked: str | None) -> str:
+    """The format that the questions are asked in; where that is not the checkpoint's own, stderr says so."""
+    from rich.console import Console
+
+    from qwenvl.checkpoint.folder import resolve
+    from qwenvl.options import PromptFormat
+
+    own = PromptFormat.read(resolve(checkpoint)).chat_format
+    chosen = asked or row.prompt_format or own
+    if asked is None and chosen != own:
+        Console(stderr=True).print(
+            f"{row.name} is asked in the format of the release's script, {chosen}, though this checkpoint answers in "
+            f"{own}; --prompt-format {own} asks it so.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return chosen
 
 
 def _ask(
@@ -104,16 +151,17 @@ def _ask(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from qwenvl.cli.eval_score import print_card
+    from qwenvl.cli.eval_score import print_cards
     from qwenvl.evaluation import card
     from qwenvl.evaluation.progress import Running
     from qwenvl.evaluation.run import missing_images, run
+    from qwenvl.terminal import printable
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     if lost := missing_images(samples):
-        first = next(iter(lost.items()))
+        which, path = next(iter(lost.items()))
         console.print(
-            f"{len(lost)} of {len(samples)} questions lack their picture, such as {first[0]}: {first[1]}"
+            printable(f"{len(lost)} of {len(samples)} questions lack their image, such as {which}: {path}")
         )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -124,17 +172,30 @@ def _ask(
             bar.update(line, completed=running.add(answered), description=f"{row.title} {running.text}")
 
         predictions = {p.id: p for p in run(job, processes=processes, report=report)}
-    judged_elsewhere = row.metric is None or not any(s.answers or s.box for s in samples)
-    if judged_elsewhere or not predictions:
+    scored_elsewhere = row.metric is None or not any(s.answers or s.box for s in samples)
+    if scored_elsewhere or not predictions:
         how = "--judge or --replay" if row.metric is None else "--submission"
         console.print(
             f"{len(predictions)} of {len(samples)} answered in {job.out}; next: `qwenvl eval score` {how}"
         )
         card.write(job.out, [], card.unjudged(samples, predictions))
+        if json:
+            _print_answered(row, name, len(predictions), len(samples))
         return 0 if partial or len(predictions) == len(samples) else 1
-    result, records = card.score(row, samples, predictions, model=name, shots=job.shots)
-    card.write(job.out, [result], records)
-    return print_card(result, job.out, partial=partial, json=json)
+    cards, records = card.score(
+        row, samples, predictions, model=name, shots=job.shots, prompt_format=job.source.prompt_format
+    )
+    card.write(job.out, cards, records)
+    whole = card.to_json(row, samples, predictions, cards) if json else None
+    return print_cards(cards, job.out, partial=partial, whole=whole)
+
+
+def _print_answered(row: "Benchmark", model: str, answered: int, expected: int) -> None:
+    """What is known of answers that a judge or a server scores."""
+    from json import dumps
+
+    facts = {"benchmark": row.name, "model": model, "answered": answered, "expected": expected, "score": None}
+    print(dumps(facts, ensure_ascii=False))
 
 
 def _ask_part(job: "Job", part: str) -> int:
@@ -156,50 +217,3 @@ def _ask_part(job: "Job", part: str) -> int:
     work(job, plan(job, samples_of(job)), int(number), int(parts))
     print(f"part {part} is in {job.out}; when all are, the same command without --part scores them")
     return 0
-
-
-def _toyworld(
-    checkpoint: str,
-    name: str,
-    limit: int | None,
-    batch: int,
-    prompt_format: str | None,
-    out: Path,
-    json: bool,
-    device: str,
-    dtype: str,
-) -> None:
-    from json import dumps
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from qwenvl.chat import Assistant
-    from qwenvl.evaluation import card
-    from qwenvl.evaluation.toyworld import evaluate_toyworld
-    from qwenvl.runtime import Runtime
-
-    assistant = Assistant.load(checkpoint, Runtime.detect(device=device, dtype=dtype, seed=0))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("toyworld")
-        scores = evaluate_toyworld(
-            assistant,
-            2000 if limit is None else limit,
-            batch=max(batch, 64),
-            prompt_format=prompt_format,
-            progress=lambda done, total: bar.update(line, completed=done, total=total),
-        )
-    cards: list[Card] = card.toy_cards(scores, name)
-    out.mkdir(parents=True, exist_ok=True)
-    card.write(out, cards, card.toy_records(scores))
-    if json:
-        print(dumps(scores.to_json(), ensure_ascii=False))
-        return
-    for own in cards:
-        score, blind = own.score, own.published.best or 0
-        print(
-            f"{own.title:<16} {score.value:6.2f} % ({score.low:.2f} .. {score.high:.2f}) of {score.n}",
-            end="; ",
-        )
-        print(f"without looking {blind:.2f} %")
-    print(f"predictions and scores in {out}; next: qwenvl eval report {out}")

@@ -1,7 +1,7 @@
 """`qwenvl eval score`: answers from a file, without a model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ def eval_score(
     model: str | None = None,
     submission: Path | None = None,
     judge: str | None = None,
-    judge_model: str = "gpt-4",
+    judge_model: str | None = None,
     dry_run: Path | None = None,
     replay: Path | None = None,
+    prompt_format: Literal["chatml", "raw"] | None = None,
     partial: bool = False,
     json: bool = False,
 ) -> int:
@@ -46,9 +47,11 @@ def eval_score(
         model: Name on the score card; by default that of the predictions' folder.
         submission: Write the file for the test server here instead of scoring.
         judge: URL of the judge, up to and with /v1.
-        judge_model: Its name there.
+        judge_model: Its name there; by default gpt-4.
         dry_run: Write what would be asked of the judge here, and ask nothing.
         replay: The judge's recorded replies; new ones are added when there is a --judge.
+        prompt_format: How the questions were asked, where not as the benchmark says: it stands on the card, and the toy
+            world's answers are told in its words.
         partial: Accept questions without an answer.
         json: Print one JSON object.
     """
@@ -57,7 +60,11 @@ def eval_score(
     from qwenvl.evaluation.predictions import read_foreign
 
     row = row_of(benchmark)
-    samples = row.read(row.source(data, answers, images))
+    _require_fitting(
+        submission, (out, model, partial, json), row.metric is None, (judge, dry_run, replay), judge_model
+    )
+    source = row.source(data, answers, images, prompt_format)
+    samples = row.read(source)
     found = read_foreign(predictions)
     if submission is not None:
         if row.submit is None:
@@ -67,18 +74,50 @@ def eval_score(
         return 0
     replies: Mapping[tuple[str, int], str] | None = None
     if row.metric is None:
-        replies = _scored(samples, found, judge, judge_model, dry_run, replay)
+        replies = _scored(samples, found, judge, judge_model or "gpt-4", dry_run, replay)
         if dry_run is not None:
             print(dry_run)
             return 0
-    elif judge or dry_run or replay:
-        raise ValueError(f"{benchmark} needs no judge; --judge, --dry-run and --replay are for TouchStone.")
     name = model or predictions.resolve().parent.name
-    result, records = card.score(row, samples, found, model=name, replies=replies)
+    cards, records = card.score(
+        row, samples, found, model=name, replies=replies, prompt_format=source.prompt_format
+    )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        card.write(out, [result], records)
-    return print_card(result, out, partial=partial, json=json)
+        card.write(out, cards, records)
+    whole = card.to_json(row, samples, found, cards) if json else None
+    return print_cards(cards, out, partial=partial, whole=whole)
+
+
+def _require_fitting(
+    submission: Path | None,
+    scoring: tuple[object, ...],
+    is_judged: bool,
+    judging: tuple[str | None, Path | None, Path | None],
+    judge_model: str | None,
+) -> None:
+    """Raises ValueError for options that would do nothing."""
+    url, dry_run, _ = judging
+    scores = [
+        name
+        for name, given in zip(("--out", "--model", "--partial", "--json"), scoring, strict=True)
+        if given
+    ]
+    asks = [name for name, given in zip(("--judge", "--dry-run", "--replay"), judging, strict=True) if given]
+    asks += ["--judge-model"] * (judge_model is not None)
+    if asks and not is_judged:
+        raise ValueError(f"{asks[0]} is for TouchStone alone, which a judge rates; leave it out.")
+    if submission is not None and (scores or asks):
+        raise ValueError(
+            f"--submission writes the server's file and scores nothing; leave out {(scores + asks)[0]}."
+        )
+    if dry_run is not None and (scores or len(asks) > 1):
+        others = [name for name in scores + asks if name != "--dry-run"]
+        raise ValueError(f"--dry-run writes the prompts and asks nothing; leave out {others[0]}.")
+    if judge_model is not None and url is None:
+        raise ValueError(
+            "--judge-model is the name of a model behind --judge; give its URL too, or leave it out."
+        )
 
 
 def _scored(
@@ -114,33 +153,49 @@ def _scored(
         return judge.replies(asked, endpoint, recorded, lambda done, _: bar.update(line, completed=done))
 
 
-def print_card(result: "Card", out: Path | None, *, partial: bool, json: bool) -> int:
-    """Print a card; exit status 1 if questions are without an answer and that was not asked for."""
+def print_cards(
+    cards: "Sequence[Card]", out: Path | None, *, partial: bool, whole: "Mapping[str, object] | None"
+) -> int:
+    """Print the cards of a benchmark, or one JSON object, `whole`.
+
+    Exit status 1 if questions are without an answer and that was not asked for.
+    """
     from rich.console import Console
 
-    score, console = result.score, Console(stderr=True)
-    if json:
+    from qwenvl.terminal import printable
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    if whole is not None:
         from json import dumps
 
-        print(dumps(result.to_json(), ensure_ascii=False))
+        print(dumps(whole, ensure_ascii=False))
     else:
-        paper = "" if result.paper is None else f"; the paper: {result.paper:g} ({result.difference:+.2f})"
-        print(
-            f"{result.title}  {result.metric} {score.value:.2f} ({score.low:.2f} .. {score.high:.2f}){paper}"
-        )
-        for name, value in score.notes.items():
-            print(f"  {name} {value:.2f}")
-        for name, (value, count) in score.groups.items():
-            print(f"  {name or 'other'}: {value:.2f} of {count}")
+        for own in cards:
+            print(printable(_line(own)))
+            for name, value in own.score.notes.items():
+                print(printable(f"  {name} {value:.2f}"))
+            for name, (value, count) in own.score.groups.items():
+                print(printable(f"  {name or 'other'}: {value:.2f} of {count}"))
         if out is not None:
-            print(f"scores and answers in {out}; next: qwenvl eval report {out}")
-    if score.failures:
-        console.print(
-            f"without anything readable, and so without a point: {score.failures} of {score.n} answers"
-        )
-    if score.complete:
-        return 0
-    console.print(
-        f"{score.n} of {score.expected} questions have a score", style=None if partial else "bold red"
-    )
-    return 0 if partial else 1
+            print(printable(f"scores and answers in {out}; next: qwenvl eval report {out}"))
+    for own in cards:
+        score = own.score
+        if score.failures:
+            console.print(
+                f"{own.title}: without anything readable, and so without a point: {score.failures} of {score.n} answers"
+            )
+        if not score.complete:
+            console.print(
+                f"{own.title}: {score.n} of {score.expected} questions have a score",
+                style=None if partial else "bold red",
+            )
+    return 0 if partial or all(own.score.complete for own in cards) else 1
+
+
+def _line(own: "Card") -> str:
+    score, against = own.score, ""
+    if own.paper is not None:
+        against = f"; the paper: {own.paper:g} ({own.difference:+.2f})"
+    elif own.published.best is not None:
+        against = f"; {own.published.best_name} {own.published.best:g}"
+    return f"{own.title}  {own.metric} {score.value:.2f} ({score.low:.2f} .. {score.high:.2f}) of {score.n}{against}"

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwenvl.chat import Assistant
+from qwenvl.evaluation.in_memory import score
+from qwenvl.evaluation.metrics.toy import GROUPS, Count
 from qwenvl.evaluation.predictions import write_whole
-from qwenvl.evaluation.toyitems import Count
-from qwenvl.evaluation.toyworld import GROUPS, evaluate_toyworld
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import PromptFormat
 from qwenvl.tokenizer import Tokenizer
@@ -58,13 +58,13 @@ class Examiner:
         prompt_format = PromptFormat(chat_format="chatml" if "chats" in stage.mixture else "raw")
         model.eval()
         assistant = Assistant(model, Tokenizer.load(self.run / "start"), prompt_format)
-        scores = evaluate_toyworld(assistant, self.images)
+        scores = score(assistant, "toyworld", limit=self.images)
         model.train()
         eval_point = {
             "stage": stage.name,
             "step": step,
             "seconds": seconds_trained(self.run),
-            "shares": shares(scores.groups),
+            "shares": shares(scores.counts.groups),
         }
         earlier = [
             line for line in read_log(self.file) if (line["stage"], line["step"]) != (stage.name, step)

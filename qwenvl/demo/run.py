@@ -29,9 +29,14 @@ from qwenvl.data.toy.worlds import scene
 from qwenvl.demo import report
 from qwenvl.demo.eval_points import EvalPoint, Examiner, ended, eval_point_rows, record_rows
 from qwenvl.drawing import draw_boxes
+from qwenvl.evaluation import in_memory
+from qwenvl.evaluation.card import Record
+from qwenvl.evaluation.in_memory import Scores
+from qwenvl.evaluation.metrics.toy import GROUPS
 from qwenvl.evaluation.predictions import write_whole
-from qwenvl.evaluation.toyworld import GROUPS, ToyPrediction, ToyScores, evaluate_toyworld, scene_named
-from qwenvl.markup import Box, Quad
+from qwenvl.evaluation.report import source_of
+from qwenvl.images import open_image
+from qwenvl.markup import Box, Quad, parse
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log
 from qwenvl.train.recipe import find_recipe, run_recipe, stages_of
@@ -114,7 +119,7 @@ def run(plan: Plan, console: Console) -> Path:
             "trained now": score(trained, plan.images, "trained now", console),
             "shipped": score(shipped, plan.images, "shipped", console),
         }
-    eval_points = ended(examiner.eval_points(), scores["trained now"].groups)
+    eval_points = ended(examiner.eval_points(), scores["trained now"].counts.groups)
     console.print(score_table(scores, clock))
     console.print(record_table(eval_points))
     losses = {
@@ -165,7 +170,7 @@ def show(answered: Answered, console: Console) -> Answered:
 # === 3: scoring ===
 
 
-def score(assistant: Assistant, images: int, name: str, console: Console) -> ToyScores:
+def score(assistant: Assistant, images: int, name: str, console: Console) -> Scores:
     """Score a model with a bar."""
     columns = (
         TextColumn("{task.description:16}"),
@@ -175,26 +180,30 @@ def score(assistant: Assistant, images: int, name: str, console: Console) -> Toy
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task(name, total=None)
-        return evaluate_toyworld(
-            assistant, images, progress=lambda done, total: bar.update(line, completed=done, total=total)
+        return in_memory.score(
+            assistant,
+            "toyworld",
+            limit=images,
+            progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
 
 
-def score_rows(scores: Mapping[str, ToyScores]) -> list[list[str]]:
+def score_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
     """A row per group: blind, then each model, in percent, and how many answers were scored."""
-    blind = next(iter(scores.values())).blind
+    counts = {name: each.counts for name, each in scores.items()}
+    first = next(iter(counts.values()))
     return [
         [
             group,
-            percent(blind[group].share),
-            *(percent(each.groups[group].share) for each in scores.values()),
-            f"{next(iter(scores.values())).groups[group].n:,}",
+            percent(first.blind[group].share),
+            *(percent(each.groups[group].share) for each in counts.values()),
+            f"{first.groups[group].n:,}",
         ]
         for group in GROUPS
     ]
 
 
-def score_table(scores: Mapping[str, ToyScores], clock: Clock) -> Table:
+def score_table(scores: Mapping[str, Scores], clock: Clock) -> Table:
     """The scores for the terminal."""
     table = Table(
         title=f"held-out pictures; trained in {clock.parts['training from scratch']:.0f} s",
@@ -228,7 +237,7 @@ def percent(share: float | None) -> str:
 def page(
     plan: Plan,
     answered: list[Answered],
-    scores: Mapping[str, ToyScores],
+    scores: Mapping[str, Scores],
     eval_points: Sequence[EvalPoint],
     losses: Mapping[str, list[float]],
     clock: Clock,
@@ -277,30 +286,30 @@ def page(
     )
 
 
-def gallery(scores: ToyScores) -> Iterator[report.Card]:
+def gallery(scores: Scores) -> Iterator[report.Card]:
     """A right answer of every kind, then wrong ones, boxes drawn."""
     wrong = one_of_each_kind(scores, right=False)[: SHOWN // 2]
-    for prediction in [*one_of_each_kind(scores, right=True)[: SHOWN - len(wrong)], *wrong]:
-        *others, last = [pillow.fromarray(render(scene_named(name))) for name in prediction.images]
-        shapes = [each for each in prediction.parsed if isinstance(each, Box | Quad)]
+    for record in [*one_of_each_kind(scores, right=True)[: SHOWN - len(wrong)], *wrong]:
+        *others, last = [open_image(source_of(name)) for name in record["images"]]
+        shapes = [each for each in parse(record["raw"]) if isinstance(each, Box | Quad)]
         yield report.Card(
             image=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),
-            asked=f"{prediction.kind}: {prediction.prompt.strip()}",
-            answered=prediction.raw,
-            expected=prediction.truth,
-            right=prediction.right,
+            asked=f"{record['group']}: {record['prompt'].replace('<img></img>', '').strip()}",
+            answered=record["parsed"],
+            expected=record["truth"],
+            right=record["right"],
         )
 
 
-def one_of_each_kind(scores: ToyScores, *, right: bool) -> list[ToyPrediction]:
-    """The first right (or wrong) prediction of each kind, each about another picture."""
-    chosen: dict[str, ToyPrediction] = {}
+def one_of_each_kind(scores: Scores, *, right: bool) -> list[Record]:
+    """The first right (or wrong) answer of each kind, each about another image."""
+    chosen: dict[str, Record] = {}
     seen: set[str] = set()
-    for prediction in scores.predictions:
-        fresh = prediction.kind not in chosen and not seen & set(prediction.images)
-        if fresh and prediction.right is right:
-            chosen[prediction.kind] = prediction
-            seen.update(prediction.images)
+    for record in scores.records:
+        fresh = record["group"] not in chosen and not seen & set(record["images"])
+        if fresh and record["right"] is right:
+            chosen[record["group"]] = record
+            seen.update(record["images"])
     return list(chosen.values())
 
 

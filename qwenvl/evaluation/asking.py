@@ -44,7 +44,7 @@ class Written:
 
 
 class Asker:
-    """A model that is asked in one manner: `raw` (the formats of Appendix B) or `chatml`."""
+    """A model that is asked in one prompt format: `raw` (the formats of Appendix B) or `chatml`."""
 
     def __init__(self, assistant: Assistant, prompt_format: str | None = None) -> None:
         """`prompt_format` None: the checkpoint's own."""
@@ -56,6 +56,14 @@ class Asker:
             )
         self.assistant = assistant
         self._pixels: OrderedDict[Image, Float32[np.ndarray, "3 side side"]] = OrderedDict()
+
+    def asked_in(self, prompt_format: str) -> "Asker":
+        """The same model asked in this format, with the pixels that are remembered."""
+        if prompt_format == self.prompt_format:
+            return self
+        other = Asker(self.assistant, prompt_format)
+        other._pixels = self._pixels
+        return other
 
     @property
     def prompt_format(self) -> str:

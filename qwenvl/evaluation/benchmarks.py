@@ -25,12 +25,13 @@ from qwenvl.data.datasets import (
     seed,
     textvqa,
     touchstone,
+    toyworld,
     vizwiz,
     vqav2,
 )
 from qwenvl.data.datasets import mme as mme_data
 from qwenvl.data.datasets.sample import Sample, Source
-from qwenvl.evaluation import toysamples
+from qwenvl.data.toy.items import QUESTIONS
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
@@ -45,10 +46,10 @@ from qwenvl.evaluation.scoring import (
     LETTER,
     MME,
     RELAXED,
+    TOY,
     VQA,
     Metric,
 )
-from qwenvl.evaluation.toyitems import QUESTIONS
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Image, Ref, Segment, Text
 from qwenvl.options import RELEASED
@@ -83,27 +84,47 @@ class Benchmark:
     read: Read
     ask: Ask
     decoding: Decoding | None
-    """None: the likeliest of the options, by its mean negative log-likelihood."""
+    """None: all are answered by the likeliest of their options, as questions with options are in any benchmark."""
     lettered: bool = True
     """Whether options are told apart by their letters, ` A`, ` B`, ..., or by their texts."""
     metric: Metric | None
     """None: a judge's (TouchStone)."""
     published: Published
-    prompt_format: Literal["raw", "chatml"] = "raw"
+    prompt_format: Literal["raw", "chatml"] | None = "raw"
+    """How the release's script asks, chat models too; None: as the checkpoint wants to be asked."""
     numbered: bool = False
     """In ChatML, whether pictures are introduced as `Picture k: ` (MME's script does not)."""
     open_with: tuple[str, ...] = ()
     """Control symbols that begin the answer."""
     submit: Literal["vqa", "vizwiz", "docvqa", "mmbench"] | None = None
     """Form of the file for the test server."""
+    takes_examples: bool = True
+    """Whether solved examples of another split can stand before its questions."""
+    unit: Callable[[Sample], str] = lambda sample: sample.id
+    """Questions that a limited run takes or leaves together: those about the same image, where they are few each."""
 
-    def source(self, data: Path | None, answers: Path | None = None, images: Path | None = None) -> Source:
-        """Where its questions are. Raises ValueError if they need files and none are given."""
-        if data is None and self.table != TOY_TABLE:
+    def source(
+        self,
+        data: Path | None,
+        answers: Path | None = None,
+        images: Path | None = None,
+        prompt_format: str | None = None,
+    ) -> Source:
+        """Where its questions are, and how they are asked.
+
+        Raises ValueError if they need files and none are given, or need none and some are.
+        """
+        prompt_format = prompt_format or self.prompt_format or "chatml"
+        if self.table == TOY_TABLE:
+            files = (("--data", data), ("--answers", answers), ("--images", images))
+            if given := [option for option, path in files if path is not None]:
+                raise ValueError(f"{self.name} is made on the spot and reads no files; leave out {given[0]}.")
+            return Source(Path(), prompt_format=prompt_format)
+        if data is None:
             raise ValueError(
                 f"{self.name} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
             )
-        return Source(data or Path(), answers, images)
+        return Source(data, answers, images, prompt_format=prompt_format)
 
 
 # === Prompts (paper Table 9) ===
@@ -155,6 +176,11 @@ def talk(sample: Sample) -> list[Segment]:
     return [*_images(sample), Text(sample.text)]
 
 
+def as_made(sample: Sample) -> list[Segment]:
+    """The toy world: markup of its own."""
+    return list(sample.content)
+
+
 def _images(sample: Sample) -> list[Segment]:
     return [Image(image) for image in sample.images]
 
@@ -164,7 +190,9 @@ def _images(sample: Sample) -> list[Segment]:
 CAPTION = Decoding(max_new_tokens=30, min_new_tokens=8)
 SHORT = Decoding(max_new_tokens=10, min_new_tokens=1)
 LONG = Decoding(max_new_tokens=100, min_new_tokens=1)
-TOY = Decoding(max_new_tokens=64)
+TOY_SHORT = Decoding(max_new_tokens=64)
+TOY_LONG = Decoding(max_new_tokens=160)
+"""The longest right answer, a caption with five boxes, has about 110 tokens."""
 BOX = Decoding(max_new_tokens=28, min_new_tokens=10)
 NEARLY_GREEDY = Decoding(max_new_tokens=512, sampling=SamplingConfig(greedy=False, top_p=0.01))
 CHAT = Decoding(max_new_tokens=512, sampling=RELEASED)
@@ -209,9 +237,10 @@ def _phrase(name: str, title: str, split: str, base: float, chat: float, best: f
 def _choice(
     name: str, title: str, table: str, split: str, read: Read, ask: Ask, published: Published
 ) -> Benchmark:
+    """Examinations bring solved examples of their own."""
     return Benchmark(
         name=name, title=title, table=table, split=split, read=read, ask=ask, decoding=None, metric=LETTER,
-        published=published,
+        published=published, takes_examples=ask is not exam,
     )  # fmt: skip
 
 
@@ -227,6 +256,7 @@ def _dialogue(
     return Benchmark(
         name=name, title=title, table="Table 7", split=split, read=read, ask=yes_or_no if metric else talk,
         decoding=decoding, metric=metric, published=published, prompt_format="chatml", numbered=metric is None,
+        takes_examples=metric is not None,
     )  # fmt: skip
 
 
@@ -237,9 +267,9 @@ def _toy(
     choice = metric is LETTER
     return Benchmark(
         name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
-        read=toysamples.toy(kinds, "chatml" if chat else "raw"), ask=ask,
-        decoding=None if choice else TOY, lettered=False, metric=metric, published=Published(None, None),
-        prompt_format="chatml" if chat else "raw", numbered=chat, open_with=("<box>",) if metric is IOU else (),
+        read=toyworld.of_kinds(kinds), ask=ask, decoding=None if choice else TOY_SHORT, lettered=False,
+        metric=metric, published=Published(None, None), prompt_format="chatml" if chat else "raw", numbered=chat,
+        open_with=("<box>",) if metric is IOU else (),
     )  # fmt: skip
 
 
@@ -307,7 +337,12 @@ ROWS = (
             Published(49.5, None, 57.1, "Baichuan2-7B")),
     _choice("ceval", "C-Eval", "Table 11", "val, 5-shot", exams.samples(split="val"), exam,
             Published(51.1, None, 54.0, "Baichuan2-7B")),
-    # --- The toy world: every kind of question in small (`--shots` with toyworld-vqa for solved examples)
+    # --- The toy world: all kinds of questions about an image, and each kind in small
+    Benchmark(
+        name="toyworld", title="Toy world", table=TOY_TABLE, split="test", read=toyworld.samples, ask=as_made,
+        decoding=TOY_LONG, lettered=False, metric=TOY, published=Published(None, None), prompt_format=None,
+        numbered=True, takes_examples=False, unit=toyworld.scene_of,
+    ),
     _toy("caption", "captions", ("caption",), CIDER),
     _toy("vqa", "questions", tuple(kind for kind in QUESTIONS if kind != "read"), EXACT),
     _toy("reading", "reading", ("read",), ANLS),
@@ -335,5 +370,5 @@ def benchmark(name: str) -> Benchmark:
 
         near = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there is no benchmark {name!r}; {hint}known: toyworld, {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"there is no benchmark {name!r}; {hint}known: {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]

@@ -15,21 +15,20 @@ from qwenvl.data.datasets.annotations import load_json, load_lines
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation import judge
 from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
+from qwenvl.evaluation.figures import Tally, tally, wilson
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction, write_whole
-from qwenvl.evaluation.scoring import CIDER, MME, Metric, Score, ScoredItem, total
-from qwenvl.evaluation.toyitems import Count
-from qwenvl.evaluation.toyworld import GROUPS, ToyScores
+from qwenvl.evaluation.scoring import CIDER, MME, TOY, Metric, Score, ScoredItem, total
 from qwenvl.markup import spell
 
 RATING = Metric("rating", lambda samples, answers: [], cluster=lambda sample: sample.id)
 """TouchStone: the mean of the judge's ratings x 100."""
 
-RIGHT_FROM: Mapping[str, float] = {MME.name: 2, RATING.name: 5, CIDER.name: 1}
+RIGHT_FROM: Mapping[str, float] = {MME.name: 2, RATING.name: 5, CIDER.name: 1, TOY.name: 1}
 """Value from which an answer is shown among the right ones, where that is not one half."""
 
 Record = dict[str, Any]
-EMBEDDED, TOY = "base64:", "toy:"
+EMBEDDED = "base64:"
 """How a picture that is no file begins in scored.jsonl."""
 
 
@@ -86,8 +85,11 @@ def score(
     model: str,
     shots: int = 0,
     replies: Mapping[tuple[str, int], str] | None = None,
-) -> tuple[Card, list[Record]]:
-    """Judge the answers to `samples`; those without one are counted in the card and not scored.
+    prompt_format: str | None = None,
+) -> tuple[list[Card], list[Record]]:
+    """Score the answers to `samples`; those without one are counted in the cards and not scored.
+
+    One card, or one for each figure of the benchmark. A `prompt_format` other than the benchmark's stands in the title.
 
     Raises ValueError for answers to unknown questions, for a split without public answers, and without any answer.
     """
@@ -97,9 +99,9 @@ def score(
             "are they of the same split, order and limit?"
         )
     answered = [sample for sample in samples if sample.id in predictions]
-    said = [predictions[sample.id].plain for sample in answered]
     if row.metric is None:
         return _rated(row, samples, predictions, replies or {}, model)
+    said = [row.metric.reads(predictions[sample.id]) for sample in answered]
     if not row.metric.boxes and (
         hidden := next((sample.id for sample in answered if not sample.answers), None)
     ):
@@ -108,19 +110,29 @@ def score(
             f"{'Write its file with --submission.' if row.submit else 'Use a split with public answers.'}"
         )
     scored = row.metric.score_items(answered, said)
+    records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, scored, strict=True)]
+    if row.metric.figures and answered:
+        return figure_cards(tally(row, samples, predictions), model), records
     notes = row.metric.notes(answered, said) if row.metric.notes and answered else None
     result = total(row.metric, answered, scored, expected=len(samples), notes=notes)
-    records = [_record(row, s, predictions[s.id], j) for s, j in zip(answered, scored, strict=True)]
-    return _card(row, result, model, shots, predictions), records
+    return [_card(row, result, model, shots, predictions, prompt_format)], records
 
 
 def _card(
-    row: Benchmark, result: Score, model: str, shots: int, predictions: Mapping[str, Prediction]
+    row: Benchmark,
+    result: Score,
+    model: str,
+    shots: int,
+    predictions: Mapping[str, Prediction],
+    prompt_format: str | None = None,
 ) -> Card:
     published = FEW_SHOT.get((row.name, shots), Published(None, None)) if shots else row.published
+    title = f"{row.title}, {shots}-shot" if shots else row.title
+    if prompt_format is not None and prompt_format != row.prompt_format:
+        title += f", asked {'in ChatML' if prompt_format == 'chatml' else 'raw'}"
     return Card(
         benchmark=row.name,
-        title=f"{row.title}, {shots}-shot" if shots else row.title,
+        title=title,
         table="Figure 4" if shots and row.table != TOY_TABLE else row.table,
         model=model,
         metric="rating" if row.metric is None else row.metric.name,
@@ -137,7 +149,7 @@ def _rated(
     predictions: Mapping[str, Prediction],
     replies: Mapping[tuple[str, int], str],
     model: str,
-) -> tuple[Card, list[Record]]:
+) -> tuple[list[Card], list[Record]]:
     """Each rating is an item; a reply that is no rating, or none at all, is counted and never scored."""
     asked = list(judge.inquiries(samples, {name: p.plain for name, p in predictions.items()}))
     by_id = {sample.id: sample for sample in samples}
@@ -153,7 +165,7 @@ def _rated(
     answered = len({sample.id for sample, _ in rated})
     result = Score(**{**result.__dict__, "n": answered, "expected": len(samples), "failures": failures})
     records = [_record(row, sample, predictions[sample.id], verdict) for sample, verdict in rated]
-    return _card(row, result, model, 0, predictions), records
+    return [_card(row, result, model, 0, predictions)], records
 
 
 def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: ScoredItem) -> Record:
@@ -164,12 +176,17 @@ def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Sco
         "score": verdict.value,
         "failed": verdict.failed,
         "right": verdict.value >= RIGHT_FROM.get((row.metric or RATING).name, 0.5),
-        "truth": " | ".join(dict.fromkeys(sample.answers)),
+        "truth": " | ".join(dict.fromkeys(_shown(row, sample, answer) for answer in sample.answers)),
         "group": sample.group,
         "images": [image if isinstance(image, str) else in_base64(image) for image in sample.images],
         "box": sample.box,
         "size": sample.size,
     }
+
+
+def _shown(row: Benchmark, sample: Sample, answer: str) -> str:
+    """The text of an option that has no letter in the prompt; else the answer."""
+    return sample.option(answer).strip() if sample.options and not row.lettered else answer
 
 
 def in_base64(image: bytes) -> str:
@@ -182,70 +199,53 @@ def unjudged(samples: Sequence[Sample], predictions: Mapping[str, Prediction]) -
     return [asdict(predictions[sample.id]) for sample in samples if sample.id in predictions]
 
 
-# === The toy world's four cards ===
+# === A benchmark of several figures ===
 
-TOY_TITLES = {
+FIGURE_TITLES = {
     "questions": "Questions", "captions": "Captions, exact", "grounding": "Boxes, Acc@0.5", "words": "Words read"
 }  # fmt: skip
 
 
-def toy_cards(scores: ToyScores, model: str) -> list[Card]:
-    """The groups of the toy world as cards; the rival is the baseline that does not look."""
-    kinds = scores.kinds
+def figure_cards(counts: Tally, model: str) -> list[Card]:
+    """A card per figure; the rival is the baseline that does not look."""
     cards = []
-    for name, members in GROUPS.items():
-        own = scores.groups[name]
-        if own.n:
-            value, (low, high) = 100 * own.correct / own.n, wilson(own)
-            parts = {
-                kind: (100 * (kinds[kind].share or 0), kinds[kind].n) for kind in members if kind in kinds
-            }
-            result = Score(value=value, low=low, high=high, n=own.n, expected=own.n, failures=0, groups=parts)
-            cards.append(
-                Card(
-                    benchmark=f"toyworld-{name}",
-                    title=TOY_TITLES[name],
-                    table=TOY_TABLE,
-                    model=model,
-                    metric="accuracy",
-                    score=result,
-                    published=Published(
-                        None, None, round(100 * (scores.blind[name].share or 0), 2), "without looking"
-                    ),
-                    seconds=scores.seconds / len(GROUPS),
-                )
+    for name, members in counts.figures.items():
+        own, blind = counts.groups[name], counts.blind[name].share or 0
+        if not own.n:
+            continue
+        (low, high), (failures, seconds) = wilson(own), counts.failures_and_seconds(name)
+        kinds = {kind: counts.kinds[kind] for kind in members if kind in counts.kinds}
+        result = Score(
+            value=100 * own.correct / own.n,
+            low=low,
+            high=high,
+            n=own.n,
+            expected=counts.expected[name].n,
+            failures=failures,
+            groups={kind: (100 * (count.share or 0), count.n) for kind, count in kinds.items()},
+        )
+        cards.append(
+            Card(
+                benchmark=f"{counts.benchmark}-{name}",
+                title=FIGURE_TITLES[name],
+                table=TOY_TABLE,
+                model=model,
+                metric="accuracy",
+                score=result,
+                published=Published(None, None, round(100 * blind, 2), "without looking"),
+                seconds=seconds,
             )
+        )
     return cards
 
 
-def wilson(count: Count) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent: right also at 0 and at 100 %."""
-    z, n = 1.96, count.n
-    share = count.correct / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(100 * (middle - half), 0.0), min(100 * (middle + half), 100.0)
-
-
-def toy_records(scores: ToyScores) -> list[Record]:
-    """Predictions of the toy world in the form of scored.jsonl; a picture is `toy:` and its scene's name."""
-    return [
-        {
-            "id": f"{prediction.images[-1]}/{prediction.kind}",
-            "prompt": prediction.prompt,
-            "raw": prediction.raw,
-            "plain": prediction.raw,
-            "parsed": prediction.raw,
-            "score": sum(c.correct for c in prediction.counts.values())
-            / sum(c.n for c in prediction.counts.values()),
-            "failed": False,
-            "right": prediction.right,
-            "truth": prediction.truth,
-            "group": prediction.kind,
-            "images": [TOY + name for name in prediction.images],
-        }
-        for prediction in scores.predictions
-    ]
+def to_json(
+    row: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, Prediction], cards: Sequence[Card]
+) -> Record:
+    """What --json prints of a benchmark: its card, or the counts of its figures."""
+    if row.metric is not None and row.metric.figures:
+        return tally(row, samples, predictions).to_json()
+    return cards[0].to_json()
 
 
 # === The folder ===

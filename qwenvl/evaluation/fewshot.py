@@ -6,7 +6,7 @@ Examples follow each other without separator or end symbol: prompt, space, answe
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from jaxtyping import Float32
 
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.asking import Asker
+from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.images import preprocess
-from qwenvl.markup import Segment, Text
+from qwenvl.markup import Box, Segment, Text
 
 SEED = 0
 AT_ONCE = 16
@@ -43,18 +44,26 @@ def by_likeness(
     return [list(map(int, row[::-1])) for row in order]
 
 
-def with_examples(
-    sample: Sample, examples: Sequence[Sample], ask: Callable[[Sample], list[Segment]]
-) -> list[Segment]:
-    """The question behind its solved examples."""
+def with_examples(sample: Sample, examples: Sequence[Sample], row: Benchmark) -> list[Segment]:
+    """The question behind its solved examples. Raises ValueError for an example without an answer."""
     content: list[Segment] = []
     for example in examples:
-        if not example.answers:
-            raise ValueError(
-                f"the example {example.id} has no answer; take examples from a split with public answers."
-            )
-        content += [*ask(example), Text(f" {Counter(example.answers).most_common(1)[0][0]}")]
-    return [*content, *ask(sample)]
+        content += [*row.ask(example), _solved(example, row)]
+    return [*content, *row.ask(sample)]
+
+
+def _solved(example: Sample, row: Benchmark) -> Segment:
+    """The answer as the model would write it: a box, the text of an option that has no letter, or the commonest."""
+    if row.metric is not None and row.metric.boxes and example.box and example.size:
+        return Box.from_pixels(*example.box, *example.size)
+    if not example.answers:
+        raise ValueError(
+            f"the example {example.id} has no answer; take examples from a split with public answers."
+        )
+    answer = Counter(example.answers).most_common(1)[0][0]
+    if example.options and not row.lettered:
+        answer = example.option(answer).strip()
+    return Text(f" {answer}")
 
 
 def _enough(pool: int, shots: int) -> None:

@@ -9,14 +9,18 @@ parsed, score, failed, truth                     added by scoring
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BufferedRandom
+from io import BufferedRandom, BytesIO
 from pathlib import Path
 from typing import Any
 
+from qwenvl.config import from_dict
 from qwenvl.data.datasets.annotations import is_lines, load_json, load_lines
+from qwenvl.files import atomic
+from qwenvl.parsing import Damaged, json_lines
 
 ANSWER_FIELDS = ("plain", "answer", "prediction", "caption", "raw")
 """Where a line that another program wrote may keep its answer."""
@@ -62,27 +66,32 @@ def append(file: BufferedRandom, predictions: Iterable[Prediction]) -> None:
 
 
 def read_written(folder: Path) -> dict[str, Prediction]:
-    """All predictions of a run's folder by key, whoever wrote them; a torn last line is left out."""
+    """All predictions of a run's folder by key, whoever wrote them; a torn last line is left out.
+
+    Raises ValueError for a line that no run wrote.
+    """
     found: dict[str, Prediction] = {}
     for path in sorted(folder.glob("predictions-*.jsonl")):
-        *lines, _ = path.read_bytes().split(b"\n")
-        for line in lines:
-            record = json.loads(line)
-            found[record["key"]] = Prediction(**{**record, "nll": tuple(record["nll"])})
+        whole = path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        for number, record in json_lines(BytesIO(whole), str(path)):
+            if isinstance(record, Damaged):
+                raise ValueError(f"{record.reason} Remove the line, and its question is asked again.")
+            prediction = _prediction(record, f"{path}, line {number}")
+            found[prediction.key] = prediction
     return found
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader never finds half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with atomic(path) as file:
+        file.write(text.encode())
 
 
 def read_foreign(path: Path) -> dict[str, Prediction]:
     """Answers by question id from JSON lines or a JSON list: ours, or any with an id and an answer.
 
-    Raises ValueError for an entry without either and for an id that occurs twice.
+    Raises ValueError for an entry without either, with a value of another type, and for an id that occurs twice.
     """
     found: dict[str, Prediction] = {}
     for number, record in enumerate(_records(path), start=1):
@@ -94,20 +103,27 @@ def read_foreign(path: Path) -> dict[str, Prediction]:
                 f"{where} has the fields {', '.join(record)}; expected one of {', '.join(ID_FIELDS)} and one of "
                 f"{', '.join(ANSWER_FIELDS)}."
             )
+        if not isinstance(record[name], str | int) or isinstance(record[name], bool):
+            raise ValueError(
+                f"{where} has the {name} {record[name]!r}; expected the number or the text of a question."
+            )
         key, answer = str(record[name]), record[said]
         if key in found:
             raise ValueError(f"{where} answers the question {key!r} a second time; every id must occur once.")
         if not isinstance(answer, str):
             raise ValueError(f"{where} has an answer that is a {type(answer).__name__}; expected text.")
-        seconds = float(record.get("seconds", 0))
-        found[key] = Prediction(
-            id=key,
-            prompt=record.get("prompt", ""),
-            raw=record.get("raw", answer),
-            plain=answer,
-            seconds=seconds,
-        )
+        optional = {name: record[name] for name in ("prompt", "seconds") if name in record}
+        own = {"id": key, "raw": record.get("raw", answer), "plain": answer, **optional}
+        found[key] = _prediction(own, where)
     return found
+
+
+def _prediction(record: Any, where: str) -> Prediction:
+    """A record of our own form. Raises ValueError for an unknown key, a value of another type or no finite number."""
+    prediction = from_dict(Prediction, record, where)
+    if not all(map(math.isfinite, (prediction.seconds, *prediction.nll))):
+        raise ValueError(f"{where} has seconds or nll that are no finite numbers; write it again.")
+    return prediction
 
 
 def _records(path: Path) -> list[Mapping[str, Any]]:

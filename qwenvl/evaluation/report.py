@@ -12,14 +12,12 @@ from pathlib import Path
 from PIL import Image as pillow
 
 from qwenvl import html as pages
-from qwenvl.data.toy.paint import render
 from qwenvl.drawing import draw_boxes
 from qwenvl.evaluation.benchmarks import TOY_TABLE
-from qwenvl.evaluation.card import EMBEDDED, TOY, Card, Record
+from qwenvl.evaluation.card import EMBEDDED, Card, Record
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.scoring import CIDER
-from qwenvl.evaluation.toyworld import scene_named
 from qwenvl.html import Html, element
 from qwenvl.images import Source, open_image
 from qwenvl.markup import Box, Quad, parse
@@ -223,7 +221,7 @@ def _figure(record: Record) -> Html:
 
 def _image(name: str, record: Record, last: bool) -> Html:
     try:
-        image = open_image(_source(name))
+        image = open_image(source_of(name))
     except ValueError:
         return element("p", "(picture not found)", class_="soft")
     boxes: list[Box | Quad] = []
@@ -234,10 +232,8 @@ def _image(name: str, record: Record, last: bool) -> Html:
     return pages.image(draw_boxes(shown, boxes) if boxes else shown, THUMBNAIL)
 
 
-def _source(name: str) -> Source:
+def source_of(name: str) -> Source:
     """What a picture of scored.jsonl stands for."""
-    if name.startswith(TOY):
-        return render(scene_named(name.removeprefix(TOY)), THUMBNAIL)
     return base64.b64decode(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
 
 

@@ -8,31 +8,25 @@ A second run of the same plan finds every key and asks nothing: it is a scoring.
 """
 
 import json
-import math
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder
-from qwenvl.data.datasets.sample import Sample, Source, StoredImage
+from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation import fewshot
+from qwenvl.evaluation.answering import Planned, answers, planned
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
-from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
-from qwenvl.generate.engine import Prompt
-from qwenvl.markup import Image, Segment, spell
 from qwenvl.runtime import Runtime
-
-WINDOW = 16
-"""Batches whose questions are sorted by length together: less padding, and still nearly in order."""
+from qwenvl.terminal import printable
 
 Report = Callable[[Sequence[tuple[str, str]]], None]
 """Called with the questions that were just answered and their answers."""
@@ -58,50 +52,52 @@ class Job:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError(f"--batch is {self.batch} and --limit {self.limit}; expected at least 1.")
+        if self.batch < 1 or (self.limit is not None and self.limit < 1) or self.shots < 0:
+            raise ValueError(
+                f"--batch is {self.batch}, --limit {self.limit} and --shots {self.shots}; expected a batch and a limit "
+                "of at least 1, and no fewer than 0 shots."
+            )
+        row = benchmark(self.benchmark)
+        if (self.shots or self.pool is not None) and not row.takes_examples:
+            raise ValueError(
+                f"{row.name} takes no solved examples: it has its own, or nobody's answers; leave out --shots."
+            )
         if bool(self.shots) != (self.pool is not None):
             raise ValueError("--shots and --examples belong together: how many, and the file they come from.")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One question on its way."""
-
-    sample: Sample
-    content: tuple[Segment, ...]
-    key: str
+        if self.rices and not self.shots:
+            raise ValueError("--rices says which solved examples are taken; give --shots, or leave it out.")
 
 
 # === Plan ===
 
 
 def samples_of(job: Job) -> list[Sample]:
-    """The questions of the job in its order."""
-    samples = benchmark(job.benchmark).read(job.source)
+    """The questions of the job in its order; a limit and an order of its own keep questions of a unit together."""
+    row = benchmark(job.benchmark)
+    # an order of its own draws from all; otherwise no more is made than is wanted
+    samples = row.read(replace(job.source, limit=job.limit if job.shuffle is None else None))
+    units: dict[str, list[Sample]] = {}
+    for sample in samples:
+        units.setdefault(row.unit(sample), []).append(sample)
+    order = list(units.values())
     if job.shuffle is not None:
-        random.Random(job.shuffle).shuffle(samples)
-    return samples[: job.limit]
+        random.Random(job.shuffle).shuffle(order)
+    return [sample for unit in order[: job.limit] for sample in unit]
 
 
 def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
-    """Prompts and keys; questions whose pictures are not there are left out (see `missing_images`)."""
+    """Prompts and keys; questions whose images are not there are left out (see `missing_images`)."""
     row = benchmark(job.benchmark)
     lost = set(missing_images(samples))
     drawn = _examples(job, samples, lost)
     model = _fingerprint(job.checkpoint)
-    prompt_format = f"{model} {row.decoding} {row.prompt_format} {row.open_with} {job.dtype}"
-    planned = []
+    questions = []
     for sample, examples in zip(samples, drawn, strict=True):
         if sample.id in lost:
             continue  # counted as without an answer at the end
-        content = fewshot.with_examples(sample, examples, row.ask)
-        digests = [_digest(segment.source) for segment in content if isinstance(segment, Image)]
-        key = blake2b(
-            json.dumps([prompt_format, spell(content), digests, sample.options]).encode(), digest_size=12
-        )
-        planned.append(Planned(sample, tuple(content), key.hexdigest()))
-    return planned
+        content = fewshot.with_examples(sample, examples, row)
+        questions.append(planned(sample, content, row, job.source.prompt_format, model, job.dtype))
+    return questions
 
 
 def missing_images(samples: Sequence[Sample]) -> dict[str, str]:
@@ -139,12 +135,6 @@ def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> lis
     return [[pool[index] for index in own] for own in chosen]
 
 
-@lru_cache(maxsize=100_000)
-def _digest(image: StoredImage) -> str:
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
-    return blake2b(content, digest_size=12).hexdigest()
-
-
 @lru_cache(maxsize=8)
 def _fingerprint(checkpoint: str) -> str:
     """Changes when a file of the checkpoint does: names, sizes and times, since weights are too large to read twice."""
@@ -163,104 +153,44 @@ def run(job: Job, *, processes: int = 1, report: Report | None = None) -> list[P
     """
     job.out.mkdir(parents=True, exist_ok=True)
     samples = samples_of(job)
-    planned = plan(job, samples)
+    questions = plan(job, samples)
     if processes == 1:
-        work(job, planned, report=report)
+        work(job, questions, report=report)
     else:
         _spawn(job, processes, report)
     answered = read_written(job.out)
     # Two questions with the same prompt share one answer.
-    return [replace(answered[p.key], id=p.sample.id) for p in planned if p.key in answered]
+    return [replace(answered[p.key], id=p.sample.id) for p in questions if p.key in answered]
 
 
 def work(
-    job: Job, planned: Sequence[Planned], part: int = 0, parts: int = 1, report: Report | None = None
+    job: Job, questions: Sequence[Planned], part: int = 0, parts: int = 1, report: Report | None = None
 ) -> None:
     """Ask every `parts`-th question from `part` on; an answer is on disk before it is reported."""
-    mine, known = planned[part::parts], read_written(job.out)
+    mine, known, row = questions[part::parts], read_written(job.out), benchmark(job.benchmark)
     if report is not None:
-        report([(p.sample.id, known[p.key].plain) for p in mine if p.key in known])
+        report([(p.sample.id, read(row, known[p.key])) for p in mine if p.key in known])
     todo = list({p.key: p for p in mine if p.key not in known}.values())
     if not todo:
         return
-    row, asker = benchmark(job.benchmark), _asker(job)
     with appending(job.out / f"predictions-{part}-of-{parts}.jsonl") as file:
-        for chunk in _batches(todo, job.batch):
-            refused: list[tuple[str, str]] = []
-            answers = _asked(asker, row, chunk, refused)
-            append(file, answers)
-            said = {answer.key: answer.plain for answer in answers}
-            for name, reason in refused:
-                print(f"not asked: question {name}: {reason}", file=sys.stderr)
+        for answered in answers(_asker(job), row, todo, job.batch):
+            append(file, answered.predictions)
+            said = {answer.key: read(row, answer) for answer in answered.predictions}
+            for name, reason in answered.refused:
+                print(printable(f"not asked: question {name}: {reason}"), file=sys.stderr)
             if report is not None:
                 report([(p.sample.id, said[p.key]) for p in mine if p.key in said])
 
 
+def read(row: Benchmark, answer: Prediction) -> str:
+    """An answer in the form that the benchmark's metric takes."""
+    return answer.plain if row.metric is None else row.metric.reads(answer)
+
+
 def _asker(job: Job) -> Asker:
     runtime = Runtime.detect(device=job.device, dtype=job.dtype, seed=0)
-    return Asker(Assistant.load(job.checkpoint, runtime), benchmark(job.benchmark).prompt_format)
-
-
-def _batches(todo: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
-    for at in range(0, len(todo), WINDOW * batch):
-        window = sorted(todo[at : at + WINDOW * batch], key=_length)
-        yield from (window[k : k + batch] for k in range(0, len(window), batch))
-
-
-def _length(planned: Planned) -> tuple[int, int]:
-    images = sum(isinstance(segment, Image) for segment in planned.content)
-    return images, len(spell(planned.content))
-
-
-def _asked(
-    asker: Asker, row: Benchmark, chunk: Sequence[Planned], refused: list[tuple[str, str]]
-) -> list[Prediction]:
-    """Answers to a batch; questions that cannot be asked (a damaged picture) are added to `refused` with the reason."""
-    start = perf_counter()
-    asked: list[tuple[Planned, Prompt]] = []
-    for p in chunk:
-        try:
-            seed = int(p.key[:8], 16)
-            prompt = asker.prompt(p.content, open_with=row.open_with, numbered=row.numbered, seed=seed)
-        except ValueError as error:
-            refused.append((p.sample.id, str(error)))
-        else:
-            asked.append((p, prompt))
-    if not asked:
-        return []
-    prompts = [prompt for _, prompt in asked]
-    if row.decoding is None:
-        options = [_options(row, p.sample) for p, _ in asked]
-        answers = [
-            _likeliest(logprobs, p.sample.letters)
-            for logprobs, (p, _) in zip(asker.likelihoods(prompts, options), asked, strict=True)
-        ]
-    else:
-        begin = "".join(row.open_with)
-        answers = [
-            (begin + written.text, written.plain, ()) for written in asker.write(prompts, row.decoding)
-        ]
-    seconds = (perf_counter() - start) / len(asked)
-    return [
-        Prediction(
-            id=p.sample.id, key=p.key, prompt=spell(p.content), raw=raw, plain=plain, nll=nll, seconds=seconds
-        )
-        for (p, _), (raw, plain, nll) in zip(asked, answers, strict=True)
-    ]
-
-
-def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
-    """What may follow the prompt, one text per option."""
-    return multiple_choice.continuations(sample.letters) if row.lettered else sample.options
-
-
-def _likeliest(
-    logprobs: Sequence[tuple[float, ...]], letters: Sequence[str]
-) -> tuple[str, str, tuple[float, ...]]:
-    """The letter of the likeliest of the options that are offered, or nothing if a likelihood is not a number."""
-    choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
-    letter = "" if choice.chosen is None else letters[choice.chosen]
-    return letter, letter, tuple(float(value) for value in choice.mean_nll if not math.isnan(value))
+    return Asker(Assistant.load(job.checkpoint, runtime), job.source.prompt_format)
 
 
 # === Several processes ===

@@ -11,8 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from qwenvl.data.datasets.sample import Sample
-from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, relaxed, vqa
+from qwenvl.data.datasets.sample import LETTERS, Sample
+from qwenvl.data.datasets.toyworld import SEED
+from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, relaxed, toy, vqa
+from qwenvl.evaluation.predictions import Prediction
+from qwenvl.markup import Text, parse
 
 RESAMPLES = 1000
 """Bootstrap resamples of the items."""
@@ -35,6 +38,8 @@ class ScoredItem:
     """What the metric read in the answer."""
     failed: bool = False
     """Nothing could be read: an empty answer, no box, neither yes nor no, no likelihood. Counted, never left out."""
+    counts: Mapping[str, toy.Count] = field(default_factory=dict)
+    """What of the answer was right, kind by kind, where the metric has figures."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ class Metric:
     """Whether an answer's value does not depend on the others, so that a running score can be shown."""
     notes: Callable[[Sequence[Sample], Sequence[str]], dict[str, float]] | None = None
     """Further scores of the whole that are shown beside, such as BLEU."""
+    tagged: bool = False
+    """Whether answers are read with their tags."""
+    figures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Scores that the benchmark is printed as, each over the counts of so many kinds; none: one score of the whole."""
+    blind: Callable[[Sequence[Sample]], list[str]] | None = None
+    """Answers of a guesser that does not look, which the figures are compared with."""
+
+    def reads(self, prediction: Prediction) -> str:
+        """The form of an answer that `score_items` takes."""
+        return prediction.raw if self.tagged else prediction.plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,3 +345,33 @@ CIRCULAR = Metric(
     notes=_rotation_notes,
 )
 MME = Metric("score", _yes_no, combine="sum of groups", cluster=image_of_question, itemwise=False)
+
+
+# === The toy world ===
+
+
+def _parts(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
+    """Every part of an answer counts by itself (`metrics.toy`); the value is the share of them that is right."""
+    scored = []
+    for sample, answer in zip(samples, answers, strict=True):
+        if sample.options:
+            counts = {sample.group: toy.Count(int(answer == sample.answers[0]), 1)}
+        else:
+            counts = toy.counts(sample.group, parse(sample.answers[0]), parse(answer) or [Text("")])
+        whole = sum(counts.values(), toy.Count())
+        parsed = sample.option(answer).strip() if answer in sample.letters else answer
+        scored.append(ScoredItem(whole.share or 0.0, parsed, failed=not answer.strip(), counts=counts))
+    return scored
+
+
+def _blind(samples: Sequence[Sample]) -> list[str]:
+    chat = any(sample.prompt_format == "chatml" for sample in samples)
+    guesser = toy.blind(SEED, "chatml" if chat else "raw")
+    said = [guesser.answer(sample.group, sample.text, sample.options) for sample in samples]
+    return [
+        LETTERS[sample.options.index(answer)] if sample.options else answer
+        for sample, answer in zip(samples, said, strict=True)
+    ]
+
+
+TOY = Metric("accuracy of parts", _parts, tagged=True, figures=toy.GROUPS, blind=_blind)

@@ -61,7 +61,7 @@ class QwenVL(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}; expected a number from 1.")
         if prompt_format not in (None, "raw", "chatml"):
-            raise ValueError(f"manner is {prompt_format!r}; expected raw or chatml.")
+            raise ValueError(f"prompt_format is {prompt_format!r}; expected raw or chatml.")
         runtime = Runtime.detect(device=device, dtype=dtype, seed=0)
         self.asker = Asker(Assistant.load(pretrained, runtime), prompt_format)
         self.device = runtime.device

@@ -25,7 +25,7 @@ def predictions(said: dict[str, str]) -> dict[str, Prediction]:
 def test_hand_made_answers_score_what_the_hand_says(name: str, small: Callable) -> None:
     made, row = small(name), benchmark(name)
     samples = row.read(made.source)
-    result, records = card.score(row, samples, predictions(made.said), model="hand")
+    (result,), records = card.score(row, samples, predictions(made.said), model="hand")
     assert result.score.value == pytest.approx(made.value, abs=1e-9)
     assert result.score.low <= result.score.value <= result.score.high
     assert (result.score.n, result.score.failures) == (len(samples), made.failures)
@@ -37,7 +37,7 @@ def test_a_part_of_the_answers_is_never_scored_as_the_whole(name: str, small: Ca
     made, row = small(name), benchmark(name)
     samples = row.read(made.source)
     first = dict(list(predictions(made.said).items())[:2])
-    result, _ = card.score(row, samples, first, model="hand")
+    (result,), _ = card.score(row, samples, first, model="hand")
     assert (result.score.n, result.score.expected, result.score.complete) == (2, len(samples), False)
 
 
@@ -52,7 +52,7 @@ def test_every_benchmark_of_the_paper_has_its_row_and_its_numbers() -> None:
 def test_rotations_of_mmbench_count_as_one_question_and_by_majority(small: Callable) -> None:
     made, row = small("mmbench"), benchmark("mmbench")
     samples = row.read(made.source)
-    result, records = card.score(row, samples, predictions(made.said), model="hand")
+    (result,), records = card.score(row, samples, predictions(made.said), model="hand")
     assert result.score.notes == {"majority of rotations": 100, "each rotation by itself": 75}
     assert [record["right"] for record in records] == [True, True, False, False, False, False, False, True]
 
@@ -136,12 +136,14 @@ def test_the_tiny_model_with_solved_examples(
     assert all(str(record["prompt"]).count("<img>") == 3 for record in records)
 
 
-@pytest.mark.parametrize("name", [name for name, row in BENCHMARKS.items() if row.table == TOY_TABLE])
+@pytest.mark.parametrize(
+    "name", [name for name, row in BENCHMARKS.items() if row.table == TOY_TABLE and not row.metric.figures]
+)
 def test_the_toy_world_is_a_benchmark_of_every_kind(name: str, tmp_path: Path) -> None:
     row = benchmark(name)
     samples = row.read(row.source(None))[:6]
     key = {sample.id: in_the_models_words(sample) for sample in samples}
-    result, _ = card.score(row, samples, predictions(key), model="key")
+    (result,), _ = card.score(row, samples, predictions(key), model="key")
     # CIDEr of a caption equal to its only reference: 250 for each length of n-grams that it has, up to four
     words = [min(4, len(sample.answers[0].split())) for sample in samples]
     whole = 250 * sum(words) / len(words) if name == "toyworld-caption" else 100

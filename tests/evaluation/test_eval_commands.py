@@ -154,6 +154,22 @@ def test_the_page_compares_runs_and_needs_nothing_from_outside(
         (["report"], "no runs named"),
         (["run", "tiny", "toyworld-vqa", "--part", "2/2"], "expected K/N"),
         (["run", "tiny", "toyworld-vqa", "--part", "rank"], "RANK and WORLD_SIZE"),
+        (["run", "tiny", "toyworld-two-pictures", "--prompt-format", "raw"], "in dialogues only"),
+        (
+            ["run", "tiny", "mmlu", "--data", ".", "--shots", "2", "--examples", "."],
+            "takes no solved examples",
+        ),
+        (["score", "okvqa", "--predictions", "x", "--judge", "http://x"], "--judge is for TouchStone alone"),
+        (
+            ["score", "okvqa", "--predictions", "x", "--judge-model", "x"],
+            "--judge-model is for TouchStone alone",
+        ),
+        (["score", "vqav2", "--predictions", "x", "--submission", "y", "--json"], "leave out --json"),
+        (["score", "touchstone-en", "--predictions", "x", "--dry-run", "y", "--replay", "z"], "out --replay"),
+        (
+            ["score", "touchstone-en", "--predictions", "x", "--replay", "y", "--judge-model", "z"],
+            "give its URL",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(
@@ -162,3 +178,92 @@ def test_bad_input_is_a_sentence(
     assert cli.main(["eval", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_f7_a_chat_model_is_asked_raw_only_with_notice_or_as_it_is_told(
+    small: Callable, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DocVQA of a ChatML checkpoint: raw as the release's script asks, which stderr says, or ChatML by option."""
+    data = ["--data", str(small("docvqa").source.data), "--out", str(tmp_path / "run")]
+    command = ["eval", "run", str(model), "docvqa", *data]
+    assert cli.main(command) == 0
+    out, error = capsys.readouterr()
+    assert (
+        "docvqa is asked in the format of the release's script, raw" in error
+        and "--prompt-format chatml" in error
+    )
+    assert out.startswith("DocVQA  ANLS")
+    raw = (tmp_path / "run" / "scored.jsonl").read_text()
+    assert cli.main([*command, "--prompt-format", "chatml"]) == 0
+    out, error = capsys.readouterr()
+    assert "is asked in the format" not in error and out.startswith("DocVQA, asked in ChatML  ANLS")
+    keys = [{json.loads(line)["key"] for line in text.splitlines()} for text in
+            (raw, (tmp_path / "run" / "scored.jsonl").read_text())]  # fmt: skip
+    assert not keys[0] & keys[1], "answers to the one are no answers to the other"
+
+
+def test_f7_json_of_answers_that_a_judge_scores(
+    small: Callable, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = small("touchstone-en")
+    command = ["eval", "run", str(model), "touchstone-en", "--data", str(made.source.data), "--json"]
+    assert cli.main([*command, "--limit", "1", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "benchmark": "touchstone-en", "model": model.name, "answered": 1, "expected": 1, "score": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "0", "answer": "red", "seconds": [1]}', "seconds is [1]"),
+        ('{"id": "0", "answer": "red", "seconds": "1"}', "seconds is '1'"),
+        ('{"id": "0", "answer": "red", "raw": 7}', "raw is 7"),
+        ('{"id": "0", "answer": "red", "prompt": {}}', "prompt is {}"),
+        ('{"id": ["0"], "answer": "red"}', "the id ['0']"),
+        ('{"id": null, "answer": "red"}', "the id None"),
+        ('{"id": "0", "answer": ["red"]}', "an answer that is a list"),
+        ("[1]", "expected an object"),
+        ('"text"', "expected an object"),
+    ],
+)
+def test_f97_a_prediction_of_another_type_is_a_sentence(
+    line: str, message: str, small: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "said.jsonl"
+    path.write_text(line + "\n")
+    source = small("docvqa").source
+    arguments = ["eval", "score", "docvqa", "--predictions", str(path), "--data", str(source.data)]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "said.jsonl" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"key": 1}', '{"id": "x", "key": "y", "nll": ["a"]}', "[" * 5000]
+)
+def test_f97_a_damaged_line_of_a_run_is_a_sentence(
+    line: str, small: Callable, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions-0-of-1.jsonl").write_text(line + "\n")
+    data = ["--data", str(small("docvqa").source.data), "--out", str(tmp_path)]
+    assert cli.main(["eval", "run", str(model), "docvqa", *data]) == 2
+    error = capsys.readouterr().err
+    assert "predictions-0-of-1.jsonl" in error and "Traceback" not in error
+
+
+def test_f98_what_a_card_shows_is_text(
+    said: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model's name and a title: no tag in Markdown or HTML, no link, no escape code; brackets are no markup."""
+    model, out = "[/red]<script>alert(1)</script>|[x](http://x)\x1b[31m", str(tmp_path / "[bold]")
+    assert cli.main(["eval", "score", *said("docvqa"), "--model", model, "--out", out]) == 0
+    assert f"scores and answers in {out}" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert cli.main(["eval", "report", out, "--out", str(page), "--title", "<b>title"]) == 0
+    table = page.with_suffix(".md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| DocVQA")]
+    assert len(rows) == 1 and "&lt;script&gt;" in rows[0] and r"\[x\]" in rows[0]
+    assert "<script>" not in table and "<b>" not in table and "\x1b" not in table
+    text = page.read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text

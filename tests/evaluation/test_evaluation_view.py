@@ -18,7 +18,7 @@ from .conftest import PHRASE_SAID, dump, lines, paint
 def scored(name: str, source: Source, said: dict[str, str]) -> float:
     row = benchmark(name)
     predictions = {key: Prediction(id=key, plain=text) for key, text in said.items()}
-    return card.score(row, row.read(source), predictions, model="hand")[0].score.value
+    return card.score(row, row.read(source), predictions, model="hand")[0][0].score.value
 
 
 def test_converted_questions_score_as_the_originals(small: Callable, tmp_path: Path) -> None:
@@ -130,15 +130,15 @@ def test_a_file_that_is_cut_off(small: Callable) -> None:
 
 
 def test_nothing_is_scored_for_a_nan_an_empty_answer_or_an_unknown_question(small: Callable) -> None:
-    from qwenvl.evaluation.run import _likeliest
+    from qwenvl.evaluation.answering import _likeliest
 
-    letter, plain, _ = _likeliest([(-0.1,), (float("nan"),)], "AB")
-    assert letter == plain == ""
+    chosen = _likeliest([(-0.1,), (float("nan"),)], "AB")
+    assert chosen.raw == chosen.plain == ""
     made = small("scienceqa")
     row = benchmark("scienceqa")
     samples = row.read(made.source)
     empty = {sample.id: Prediction(id=sample.id, plain="") for sample in samples}
-    result, _ = card.score(row, samples, empty, model="hand")
+    (result,), _ = card.score(row, samples, empty, model="hand")
     assert (result.score.value, result.score.failures) == (0, len(samples))
     with pytest.raises(ValueError, match="answer questions that scienceqa does not ask here, such as 'x'"):
         card.score(row, samples, {"x": Prediction(id="x")}, model="hand")

@@ -10,7 +10,7 @@ from qwenvl.chat import Assistant
 from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation import fewshot
 from qwenvl.evaluation.asking import Asker
-from qwenvl.evaluation.benchmarks import FEW_SHOT, SHOTS, answer
+from qwenvl.evaluation.benchmarks import FEW_SHOT, SHOTS, benchmark
 from qwenvl.evaluation.run import Job, plan, samples_of
 from qwenvl.markup import Image, Text
 
@@ -25,13 +25,13 @@ def test_random_examples_are_drawn_anew_for_every_question_from_seed_0() -> None
 def test_examples_follow_without_separator() -> None:
     solved = Sample(id="1", images=("a.jpg",), text="Q1?", answers=("no", "yes", "yes"))
     asked = Sample(id="2", images=("b.jpg",), text="Q2?")
-    content = fewshot.with_examples(asked, [solved], answer)
+    content = fewshot.with_examples(asked, [solved], benchmark("okvqa"))
     assert content == [Image("a.jpg"), Text("Q1? Answer:"), Text(" yes"), Image("b.jpg"), Text("Q2? Answer:")]
 
 
 def test_an_example_needs_an_answer_and_a_pool_its_size() -> None:
     with pytest.raises(ValueError, match="has no answer"):
-        fewshot.with_examples(Sample(id="2"), [Sample(id="1")], answer)
+        fewshot.with_examples(Sample(id="2"), [Sample(id="1")], benchmark("okvqa"))
     with pytest.raises(ValueError, match="8 examples from a pool of 5"):
         fewshot.at_random(1, 5, 8)
 

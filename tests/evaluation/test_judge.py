@@ -87,11 +87,11 @@ def test_ratings_are_averaged_and_everything_else_counted(
     replies = judge.replies(inquiries, endpoint, recorded)
     predictions = {name: Prediction(id=name, plain=text) for name, text in said.items()}
     row = benchmark("touchstone-en")
-    result, _ = card.score(row, samples, predictions, model="chat", replies=replies)
+    (result,), _ = card.score(row, samples, predictions, model="chat", replies=replies)
     # questions 1 and 2 are rated 8 and 7; 3 is no rating twice, 4 no answer twice, 0 was empty and not asked
     assert result.score.value == 750.0
     assert (result.score.n, result.score.expected, result.score.failures) == (2, 5, 4)
-    again, _ = card.score(row, samples, predictions, model="chat", replies=judge.from_file(recorded))
+    (again,), _ = card.score(row, samples, predictions, model="chat", replies=judge.from_file(recorded))
     assert again.score == result.score
 
 

@@ -139,7 +139,7 @@ def test_a_run_without_some_images_says_so_in_red_and_ends_with_1(
     command = ["eval", "run", str(model), "okvqa", "--data", str(source.data), "--out", str(job().out)]
     assert cli.main(command) == 1
     error = capsys.readouterr().err
-    assert "2 of 14 questions lack their picture, such as 3:" in " ".join(error.split())
+    assert "2 of 14 questions lack their image, such as 3:" in " ".join(error.split())
     assert "12 of 14 questions have a score" in error
     assert cli.main([*command, "--partial"]) == 0
 

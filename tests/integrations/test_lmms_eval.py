@@ -151,7 +151,10 @@ def test_likelihoods_are_losses_and_know_what_greedy_decoding_writes(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": "auto"}, "expected a number from 1"), ({"manner": "alpaca"}, "expected raw or chatml")],
+    [
+        ({"batch_size": "auto"}, "expected a number from 1"),
+        ({"prompt_format": "alpaca"}, "expected raw or chatml"),
+    ],
 )
 def test_bad_model_arguments_are_refused(kit: ModuleType, options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import scene
 from qwenvl.demo.eval_points import TARGETS, EvalPoint, ended, record_rows
-from qwenvl.evaluation.toyitems import Count
+from qwenvl.evaluation.metrics.toy import Count
 from qwenvl.runtime import Runtime
 
 Run = Callable[..., CompletedProcess[str]]

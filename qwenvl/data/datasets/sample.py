@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 from qwenvl.data.datasets.annotations import BadEntry
 from qwenvl.data.datasets.images import ImageFolder
+from qwenvl.markup import Segment
 
 StoredImage: TypeAlias = str | bytes
 """A path, or the bytes of a file where the annotation carries them."""
@@ -41,6 +42,10 @@ class Sample:
     """Width and height in pixels, where boxes are judged."""
     group: str = ""
     """The part of the benchmark that is reported by itself: subtask, question type, human or augmented."""
+    content: tuple[Segment, ...] = ()
+    """The whole prompt as markup, images in it, where the benchmark does not lay out `text` itself."""
+    prompt_format: str = ""
+    """`raw` or `chatml` where this question is asked in one of them whatever the run says."""
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -64,6 +69,10 @@ class Source:
     """Folder that image names are relative to; by default the folder of `data`, or the working one."""
     training: bool = False
     """Whether the training split is wanted, for solved examples, where one file holds several splits."""
+    prompt_format: str = "raw"
+    """`raw` or `chatml`: how the questions are asked, where their words depend on it (the toy world's)."""
+    limit: int | None = None
+    """How many of the first are wanted at least, where questions are made on the spot; None: all."""
 
     @cached_property
     def folder(self) -> ImageFolder:

@@ -1,8 +1,8 @@
-"""The toy world's questions as a benchmark: what is asked about a scene, what is right, and what is held against it.
+"""The toy world's questions as a benchmark asks them: which kinds about which scene, in which words.
 
-One picture is asked a handful of questions; the kinds take turns, so that all are asked equally often of many pictures.
+One image is asked a handful of questions; the kinds take turns, so that all are asked equally often of many pictures.
 
-| kind                    | asked as (raw / chatml)                     | right if                                |
+| kind                    | asked as (raw / chatml)                     | right if (`evaluation.metrics.toy`)     |
 |-------------------------|---------------------------------------------|-----------------------------------------|
 | color ... arithmetic    | format 2 / a question and a sentence        | same text                               |
 | caption                 | format 1                                    | same text                               |
@@ -15,11 +15,8 @@ One picture is asked a handful of questions; the kinds take turns, so that all a
 | few_shot                | two solved examples before it (raw in both) | same text                               |
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from qwenvl.data.toy.chats import chat
 from qwenvl.data.toy.questions import ASK, refer
@@ -35,8 +32,7 @@ from qwenvl.data.toy.tasks import (
 )
 from qwenvl.data.toy.worlds import COLORS, SHAPES, Dice, Scene
 from qwenvl.data.toy.worlds import scene as scene_of
-from qwenvl.evaluation.metrics.grounding import THRESHOLD, iou
-from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, parse, spell
+from qwenvl.markup import Image, Ref, Segment, Text
 
 SHOTS = 2
 """Solved examples before a question of the kind few_shot; they come from the split "train"."""
@@ -47,24 +43,8 @@ VALUES: Mapping[str, Sequence[str]] = {"color": COLORS, "shape": SHAPES}
 
 
 @dataclass(frozen=True)
-class Count:
-    """So many of so many."""
-
-    correct: int = 0
-    n: int = 0
-
-    def __add__(self, other: "Count") -> "Count":
-        return Count(self.correct + other.correct, self.n + other.n)
-
-    @property
-    def share(self) -> float | None:
-        """In 0..1; None of nothing."""
-        return self.correct / self.n if self.n else None
-
-
-@dataclass(frozen=True)
 class Item:
-    """One question about one scene or two; its prompt holds no picture yet."""
+    """One question about one scene or two; its prompt holds no image yet."""
 
     kind: str
     prompt_format: str
@@ -75,9 +55,6 @@ class Item:
     """Texts to choose from by likelihood; one of them is the answer."""
     examples: tuple["Item", ...] = ()
     """Solved before it in the same prompt."""
-
-
-# === What is asked ===
 
 
 def items(scene: Scene, number: int, seed: int, prompt_format: str) -> list[Item]:
@@ -190,99 +167,3 @@ def _few_shot(scene: Scene, number: int, seed: int) -> Iterator[Item]:
             ]
             index += 1
         yield Item("few_shot", "raw", (scene,), task.prompt, task.answer, examples=tuple(examples))
-
-
-# === What is right ===
-
-
-def score_items(item: Item, answer: Sequence[Segment]) -> dict[str, Count]:
-    """Counts of one answer under the names of the table above; a raw reference's opening tag may be left out."""
-    right = Count(int(same_text(answer, item.answer)), 1)
-    wanted = [segment for segment in item.answer if isinstance(segment, Box | Quad)]
-    if item.kind == "grounded_caption":
-        hits = _found(answer, item.answer, need_overlap=True)
-        plain = Count(int(_plain(answer) == _plain(item.answer)), 1)
-        return {"grounded_caption": plain, "grounded_boxes": Count(hits, len(wanted))}
-    if item.kind == "ocr":
-        if not wanted:
-            return {"ocr_no_text": right}
-        words = _found(answer, item.answer, need_overlap=False)
-        quads = _found(answer, item.answer, need_overlap=True)
-        return {"ocr": Count(words, len(wanted)), "ocr_quads": Count(quads, len(wanted))}
-    if wanted:  # refer, and "Find ..." about two pictures
-        first = next((segment for segment in answer if isinstance(segment, Box)), None)
-        return {item.kind: Count(int(first is not None and overlap(first, wanted[0]) >= THRESHOLD), 1)}
-    return {item.kind: right}
-
-
-def same_text(answer: Sequence[Segment], truth: Sequence[Segment]) -> bool:
-    """Equal as spelled, up to white space."""
-    return _squeezed(spell(answer)) == _squeezed(spell(truth))
-
-
-def overlap(one: Box | Quad, other: Box | Quad) -> float:
-    """Intersection over union, of a quad's upright extent; 0 if both are empty."""
-    value = float(iou(_extent(one), _extent(other))[0])
-    return value if value == value else 0.0
-
-
-def _extent(shape: Box | Quad) -> np.ndarray:
-    if isinstance(shape, Box):
-        return np.asarray([[shape.x1, shape.y1, shape.x2, shape.y2]], np.float32)
-    xs, ys = zip(*shape.points, strict=True)
-    return np.asarray([[min(xs), min(ys), max(xs), max(ys)]], np.float32)
-
-
-def _found(answer: Sequence[Segment], truth: Sequence[Segment], *, need_overlap: bool) -> int:
-    """How many labelled shapes of the truth the answer has: same label and, if needed, IoU at least 0.5.
-
-    Each shape of the answer counts once.
-    """
-    left = _labelled(answer)
-    hits = 0
-    for wanted in _labelled(truth):
-        for said in left:
-            same = said.label == wanted.label
-            if same and (not need_overlap or overlap(said, wanted) >= THRESHOLD):
-                left.remove(said)
-                hits += 1
-                break
-    return hits
-
-
-def _labelled(segments: Sequence[Segment]) -> list[Box | Quad]:
-    """The shapes with the phrases before them, spelled and read again so that both sides are labelled alike."""
-    return [segment for segment in parse(spell(segments)) if isinstance(segment, Box | Quad)]
-
-
-def _plain(segments: Sequence[Segment]) -> str:
-    return _squeezed("".join(segment.text for segment in segments if isinstance(segment, Text | Ref)))
-
-
-def _squeezed(text: str) -> str:
-    return " ".join(text.split())
-
-
-# === Without looking ===
-
-
-class Blind:
-    """The baseline that sees no picture: the most frequent training answer to the same prompt, else to the kind."""
-
-    def __init__(self, seed: int, prompt_format: str, scenes: int = 4000) -> None:
-        """Learns from the questions about so many scenes of the split "train"."""
-        by_prompt: dict[tuple[str, str], Counter[tuple[Segment, ...]]] = {}
-        by_kind: dict[str, Counter[tuple[Segment, ...]]] = {}
-        for number in range(scenes):
-            for item in items(scene_of(seed, number), number, seed, prompt_format):
-                by_prompt.setdefault((item.kind, spell(item.prompt)), Counter())[item.answer] += 1
-                by_kind.setdefault(item.kind, Counter())[item.answer] += 1
-        self._by_prompt = {key: answers.most_common(1)[0][0] for key, answers in by_prompt.items()}
-        self._by_kind = {kind: answers.most_common(1)[0][0] for kind, answers in by_kind.items()}
-
-    def answer(self, item: Item) -> tuple[Segment, ...]:
-        """Its answer; of several options the first, if the answer is none of them."""
-        said = self._by_prompt.get((item.kind, spell(item.prompt))) or self._by_kind.get(item.kind, ())
-        if item.options and spell(said) not in item.options:
-            return (Text(item.options[0]),)
-        return said

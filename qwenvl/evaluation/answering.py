@@ -1,0 +1,153 @@
+"""Questions on their way to a model, in batches of what can be asked together, and its answers.
+
+    for answered in answers(asker, row, questions, batch=16):    the order is not that of the questions
+        answered.predictions, answered.refused
+
+Nothing is kept here: `run` writes to disk what this yields, `in_memory` scores it at once.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from time import perf_counter
+
+from qwenvl.data.datasets.sample import Sample, StoredImage
+from qwenvl.evaluation.asking import Asker
+from qwenvl.evaluation.benchmarks import Benchmark
+from qwenvl.evaluation.metrics import multiple_choice
+from qwenvl.evaluation.predictions import Prediction
+from qwenvl.generate.engine import Prompt
+from qwenvl.markup import Content, Segment, segments_of, spell
+from qwenvl.markup import Image as ImageSegment
+
+WINDOW = 16
+"""Batches whose questions are sorted by length together: less padding, and still nearly in order."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One question on its way."""
+
+    sample: Sample
+    content: tuple[Segment, ...]
+    prompt_format: str
+    """`raw` or `chatml`."""
+    key: str
+    """Digest of all that the answer depends on; seeds what is drawn."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of a batch."""
+
+    predictions: Sequence[Prediction]
+    refused: Sequence[tuple[str, str]]
+    """Questions that cannot be asked (a damaged image), each with the reason."""
+
+
+def planned(sample: Sample, content: Content, row: Benchmark, prompt_format: str, *facts: object) -> Planned:
+    """A question with the key of its answer; `facts` are what else the answer depends on.
+
+    `prompt_format` is that of the run, which a question with one of its own does not follow.
+    """
+    own = sample.prompt_format or prompt_format
+    segments = tuple(segments_of(content))
+    images = [_digest(segment.source) for segment in segments if isinstance(segment, ImageSegment)]
+    depends = [
+        *map(str, facts),
+        str(row.decoding),
+        own,
+        row.open_with,
+        spell(segments),
+        images,
+        sample.options,
+    ]
+    key = blake2b(json.dumps(depends).encode(), digest_size=12).hexdigest()
+    return Planned(sample, segments, own, key)
+
+
+@lru_cache(maxsize=100_000)
+def _digest(image: StoredImage) -> str:
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return blake2b(content, digest_size=12).hexdigest()
+
+
+def answers(asker: Asker, row: Benchmark, questions: Sequence[Planned], batch: int) -> Iterator[Answered]:
+    """The answers batch by batch, each about as long as the others of its batch."""
+    for chunk in _batches(questions, batch):
+        yield _answered(asker.asked_in(chunk[0].prompt_format), row, chunk)
+
+
+def _batches(questions: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
+    kinds: dict[tuple[str, bool], list[Planned]] = {}
+    for each in questions:
+        kinds.setdefault((each.prompt_format, bool(each.sample.options)), []).append(each)
+    for alike in kinds.values():
+        for at in range(0, len(alike), WINDOW * batch):
+            window = sorted(alike[at : at + WINDOW * batch], key=_length)
+            yield from (window[k : k + batch] for k in range(0, len(window), batch))
+
+
+def _length(question: Planned) -> tuple[int, int]:
+    images = sum(isinstance(segment, ImageSegment) for segment in question.content)
+    return images, len(spell(question.content))
+
+
+def _answered(asker: Asker, row: Benchmark, chunk: Sequence[Planned]) -> Answered:
+    start = perf_counter()
+    refused: list[tuple[str, str]] = []
+    asked: list[tuple[Planned, Prompt]] = []
+    for each in chunk:
+        try:
+            asked.append((each, _prompt(asker, row, each)))
+        except ValueError as error:
+            refused.append((each.sample.id, str(error)))
+    if not asked:
+        return Answered((), refused)
+    said = _said(asker, row, asked)
+    seconds = (perf_counter() - start) / len(asked)
+    predictions = [
+        replace(
+            each, id=question.sample.id, key=question.key, prompt=spell(question.content), seconds=seconds
+        )
+        for (question, _), each in zip(asked, said, strict=True)
+    ]
+    return Answered(predictions, refused)
+
+
+def _prompt(asker: Asker, row: Benchmark, question: Planned) -> Prompt:
+    """Images are numbered in dialogues, but where the release's own dialogues do not number them."""
+    numbered = row.numbered or row.prompt_format == "raw"
+    seed = int(question.key[:8], 16)
+    return asker.prompt(question.content, open_with=row.open_with, numbered=numbered, seed=seed)
+
+
+def _said(asker: Asker, row: Benchmark, asked: Sequence[tuple[Planned, Prompt]]) -> list[Prediction]:
+    prompts = [prompt for _, prompt in asked]
+    if row.decoding is None or asked[0][0].sample.options:
+        options = [_options(row, question.sample) for question, _ in asked]
+        found = asker.likelihoods(prompts, options)
+        return [
+            _likeliest(logprobs, question.sample.letters)
+            for logprobs, (question, _) in zip(found, asked, strict=True)
+        ]
+    begin = "".join(row.open_with)
+    written = asker.write(prompts, row.decoding)
+    return [Prediction(id="", raw=begin + each.text, plain=each.plain) for each in written]
+
+
+def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
+    """What may follow the prompt, one text per option."""
+    return multiple_choice.continuations(sample.letters) if row.lettered else sample.options
+
+
+def _likeliest(logprobs: Sequence[tuple[float, ...]], letters: Sequence[str]) -> Prediction:
+    """The letter of the likeliest of the options that are offered, or nothing if a likelihood is not a number."""
+    choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
+    letter = "" if choice.chosen is None else letters[choice.chosen]
+    nll = tuple(float(value) for value in choice.mean_nll if not math.isnan(value))
+    return Prediction(id="", raw=letter, plain=letter, nll=nll)
