@@ -32,7 +32,9 @@ _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 class Writable(Protocol):
     """An open binary file."""
 
-    def write(self, data: bytes, /) -> int: ...
+    def write(self, data: bytes, /) -> int:
+        """Write at the end; returns the number of bytes written."""
+        ...
 
 
 class Member(NamedTuple):

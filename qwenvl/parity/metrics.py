@@ -78,6 +78,7 @@ class Checks:
         self.unknown |= set(record) - set(fields.split())
 
     def results(self) -> Iterator[Result]:
+        """What every check found, and a failure for a case that was not understood."""
         yield from (check.result() for check in self.made.values())
         if self.unknown or not self.made:
             note = (

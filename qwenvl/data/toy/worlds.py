@@ -88,15 +88,19 @@ class Dice:
         return self._random()
 
     def below(self, count: int) -> int:
+        """A whole number from 0, below `count`."""
         return int(self._random() * count)
 
     def chance(self, probability: float) -> bool:
+        """True as often as `probability` says."""
         return self._random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
+        """One of them, all equally likely."""
         return options[int(self._random() * len(options))]
 
     def shuffle(self, things: MutableSequence[T]) -> None:
+        """Put them in a random order, in place."""
         for last in range(len(things) - 1, 0, -1):
             other = self.below(last + 1)
             things[last], things[other] = things[other], things[last]
