@@ -1,6 +1,7 @@
 # make demo   the main job at CPU size: shipped model, training from scratch, report   (sets everything up first)
 # make test   style, types, layers, shapes and tests                                    (sets everything up first)
 # make data-demo  raw pairs with planted defects, cleaned in every way that must agree
+# make docs   the guides and the API reference as a static site in build/site
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -10,7 +11,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help demo data-demo test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs demo data-demo test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -20,6 +21,9 @@ demo: $(VENV)/.core
 
 data-demo: $(VENV)/.test
 	@$(BIN)/python benchmarks/data_demo.py --expect-ray
+
+docs: $(VENV)/.test
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "open build/site/index.html"
 
 test: same-python $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests

@@ -13,8 +13,11 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,3 +283,20 @@ def test_every_room_is_on_the_map() -> None:
         package for package in packages - {"__init__.py", "__main__.py"} if f"qwenvl/{package}" not in text
     }
     assert not missing, f"docs/PAPER_MAP.md does not say where {sorted(missing)} belong"
+
+
+def test_the_site_builds_without_a_broken_link_or_an_undocumented_name(tmp_path: Path) -> None:
+    """As `make docs` does, strict; nothing is downloaded, so it also builds where nothing can be."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    quiet = {
+        **os.environ,
+        "NO_MKDOCS_2_WARNING": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr + done.stdout
+    page = (tmp_path / "site/api/qwenvl/index.html").read_text()
+    assert "Assistant.ask" in page and "Answer one question." in page
+    loaded = re.findall(r'(?:src|href)="(?:https?:)?//[^"]+', page)
+    assert not [link for link in loaded if "src=" in link or "stylesheet" in link]
