@@ -5,6 +5,7 @@ row, line   columns by the names that collectors give them; an image as bytes, a
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ class Parts(NamedTuple):
     text: str | None
 
 
-def parts_of(suffixes: Collection[str]) -> Parts:
+@lru_cache(maxsize=256)
+def parts_of(suffixes: tuple[str, ...]) -> Parts:
     """Which files of a tar's sample are its images, its columns and its text."""
     columns, texts = _ending_in(suffixes, ("json",)), _ending_in(suffixes, TEXTS)
     return Parts(

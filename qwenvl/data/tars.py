@@ -147,6 +147,8 @@ class _Tape:
 
     def skip(self, size: int) -> bool:
         """Pass over so many bytes; False where they are not there."""
+        if size < BLOCK:
+            return len(self.read(size)) == size
         there = min(size, self._last - self.position)
         self.position += there
         self._file.seek(self.position)

@@ -110,7 +110,7 @@ def _of_group(group: Group, source: Source) -> Row | Skipped:
         name = next(each.name for each in group.members if each.damage is not None)
         detail = ": ".join(filter(None, (name, group.damage)))
         return lost(group.damage.partition(" (")[0], detail, b"".join(each.data for each in group.members))
-    parts = parts_of(named)
+    parts = parts_of(tuple(named))
     columns: dict[str, Any] = {}
     if parts.columns is not None:
         found = _object(key, named[parts.columns], source)

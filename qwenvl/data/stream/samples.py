@@ -85,7 +85,7 @@ def _of_tar(shard: Path, first: int, length: int) -> Sample:
         if member.size > LARGEST:
             raise Unusable("file too large", f"{member.name}, {member.size:,} bytes")
         files[suffix] = Located(shard, member.first, member.size, member.name)
-    parts = parts_of(files)
+    parts = parts_of(tuple(files))
     if parts.columns is not None:
         columns = _json(files[parts.columns].read())
     if parts.text is not None:
