@@ -12,6 +12,7 @@ from qwenvl.data import parquet
 from qwenvl.data.columns import (
     DIALOGUE_COLUMNS,
     IMAGE_COLUMNS,
+    IMAGES_COLUMNS,
     KEY_COLUMNS,
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -212,7 +213,7 @@ def _of_columns(key: str, columns: dict[str, Any], source: Source, raw: bytes = 
 def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str | None, str]:
     """Bytes of the image, its column taken away; or kind and detail of why there is none."""
     promised = []
-    for name in (*IMAGE_COLUMNS, "images"):
+    for name in (*IMAGE_COLUMNS, *IMAGES_COLUMNS):
         if name not in columns:
             continue
         value = columns[name]
