@@ -20,7 +20,7 @@ def data_clean(
     benchmarks: Path | None = None,
     decode: bool = False,
     aside: Literal["failed", "all"] = "failed",
-    root: Path | None = None,
+    images: Path | None = None,
     json: bool = False,
 ) -> int:
     """Clean WebDataset tars, parquet files or JSON lines into tars, shard by shard.
@@ -48,7 +48,7 @@ def data_clean(
         benchmarks: Folder of texts and pictures that must not be trained on.
         decode: Decode every picture instead of those in doubt.
         aside: Whose bytes are kept aside: of samples that failed, or of all that are dropped (for `data inspect`).
-        root: Folder below which the pictures lie that lines and rows name; without it that of their shard.
+        images: Folder below which paths of pictures may lead, beside that of their shard.
         json: Print the statistics as JSON.
     """
     from rich.console import Console
@@ -73,7 +73,7 @@ def data_clean(
         aside=aside,
         benchmarks=None if benchmarks is None else Benchmarks.read(benchmarks),
         scorer=scorer,
-        root=root,
+        images=images,
     )
     with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("shards", total=None)

@@ -1,6 +1,6 @@
 """`qwenvl data dialogues`: what stage 3 learns from (paper 3.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from qwenvl.data.dialogues import Ask
-    from qwenvl.data.records import Dialogue, Skipped
+    from qwenvl.data.records import Dialogue, Record, Skipped
 
 
 def data_dialogues(
@@ -58,8 +58,7 @@ def data_dialogues(
     from collections import Counter
 
     from qwenvl.data import dialogues
-    from qwenvl.data.records import from_json
-    from qwenvl.data.shards import dump, read_lines
+    from qwenvl.data.shards import dump
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them.")
@@ -69,8 +68,7 @@ def data_dialogues(
         raise ValueError(
             "give --out for the dialogues, or --dry-run, which is for self-instruction, without it."
         )
-    known = (from_json(line.decode("utf-8")) for path in records for _, line in read_lines(path))
-    groups = dialogues.by_image(known)
+    groups = dialogues.by_image(_read(records))
     found: Iterable[Dialogue | Skipped | dict[str, object]]
     if strategy == "localisation":
         found = dialogues.localisations(groups, questions, seed)
@@ -89,6 +87,21 @@ def data_dialogues(
     message = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
     print(dump(dict(counts)).decode() if json else message)
     return 0 if counts["dialogues"] else 1
+
+
+def _read(paths: Iterable[Path]) -> "Iterator[Record]":
+    """The records of JSON lines; raises ValueError that names the first line that is none."""
+    from qwenvl.data.records import from_values
+    from qwenvl.parsing import Damaged, json_lines
+
+    for path in paths:
+        for number, value in json_lines(path):
+            if isinstance(value, Damaged):
+                raise ValueError(value.reason)
+            try:
+                yield from_values(value)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def _show(found: "Iterable[Dialogue | Skipped | dict[str, object]]") -> int:

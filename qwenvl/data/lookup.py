@@ -9,7 +9,7 @@ Data never choose what is opened elsewhere: no URL is followed, no absolute path
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +18,9 @@ from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS
 from qwenvl.data.faults import Unusable
 from qwenvl.data.stream.samples import Located, Sample
 from qwenvl.files import inside
+
+OUTSIDE = "path outside the folder"
+"""Kind of what names a file elsewhere."""
 
 _PLACE = re.compile(r"(.+\.(?:tar|parquet))/(.+)#(\d+)\+(\d+)", re.DOTALL)
 
@@ -71,14 +74,22 @@ class Lookup:
     def _file(self, name: str) -> Path:
         """A file below one of the folders that data may name. Raises Unusable where there is none."""
         roots = [root for root in (self._sample.root, self._sample.folder) if root is not None]
-        allowed = [path for root in roots if _is_below(path := root / name, roots)]
-        if not allowed:
-            raise Unusable("path outside the folder", _refusal(roots[-1], name))
-        if there := next((path for path in allowed if _is_file(path)), None):
-            return there
-        if self._strict:
-            raise Unusable("missing picture", _missing(allowed[-1]))
-        return allowed[-1]
+        return file_below(roots, name, strict=self._strict)
+
+
+def file_below(roots: Sequence[Path], name: str, *, strict: bool = True) -> Path:
+    """The file that data mean by a name, below the first of the folders that has it.
+
+    Raises Unusable for a name that leads out of them all and, where `strict`, for one that no file has.
+    """
+    allowed = [path for root in roots if _is_below(path := root / name, roots)]
+    if not allowed:
+        raise Unusable(OUTSIDE, _refusal(roots[-1], name))
+    if there := next((path for path in allowed if _is_file(path)), None):
+        return there
+    if strict:
+        raise Unusable("missing picture", _missing(allowed[-1]))
+    return allowed[-1]
 
 
 def _is_below(path: Path, roots: Collection[Path]) -> bool:

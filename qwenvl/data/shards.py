@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from qwenvl import parsing
 from qwenvl.files import atomic
 
 LARGEST = 1 << 26
@@ -135,11 +134,3 @@ def write_json_lines(path: Path) -> Iterator[Callable[[Any], None]]:
             file.write(dump(value) + b"\n")
 
         yield write
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file (.gz too), line ends removed, empty ones passed over."""
-    for number, line in parsing.read_lines(path):
-        if isinstance(line, parsing.Damaged):
-            raise ValueError(line.reason)
-        yield number, line

@@ -238,3 +238,30 @@ def test_bad_input_is_one_sentence(
     Path("x.jsonl").touch()
     message = run(*args, status=2)
     assert complaint in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"{broken", "line 3 is not valid JSON"),
+        (b"\xff", "line 3 is not UTF-8"),
+        (b'{"kind": []}', "line 3: a line of kind"),
+        (b"[" * 50_000, "line 3 nests more than"),
+    ],
+)
+def test_f86_dialogues_name_the_line_that_is_no_record(
+    line: bytes, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = b'{"kind": "text", "text": "a\xe2\x80\xa8b"}'
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n\n" + line + b"\n")
+    words = [
+        "data",
+        "dialogues",
+        "localisation",
+        str(tmp_path / "a.jsonl"),
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert complaint in message and "a.jsonl" in message and message.count("\n") == 1

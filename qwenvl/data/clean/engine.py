@@ -70,8 +70,8 @@ class Settings:
     """Gets a picture by its URL; without it no URL is followed."""
     scorer: ScorerFactory | None = None
     """For pairs without a CLIP score."""
-    root: Path | None = None
-    """Folder below which the image files lie that lines and rows name; None: that of their shard."""
+    images: Path | None = None
+    """Folder below which paths of images may lead, beside that of their shard."""
 
     def steps(self) -> tuple[Step, ...]:
         """All rules in their order."""
@@ -126,7 +126,7 @@ Judged: TypeAlias = tuple[Sample, Verdict | None]
 
 def measured_samples(path: Path, settings: Settings) -> Iterator[Sample]:
     """Every sample of a shard, pairs with the size that their picture has."""
-    samples = read_samples(Source(path, settings.source, settings.fetch, settings.root))
+    samples = read_samples(Source(path, settings.source, settings.fetch, settings.images))
     return (_measured(sample, settings.decode) for sample in samples)
 
 

@@ -23,10 +23,12 @@ from qwenvl.data.columns import (
     image_of,
     parts_of,
 )
+from qwenvl.data.faults import Unusable
+from qwenvl.data.lookup import file_below
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import LARGEST, kind_of
 from qwenvl.data.tars import Group, grouped, name_and_suffix, read_tar
-from qwenvl.files import inside, read_limited
+from qwenvl.files import read_limited
 from qwenvl.parsing import MAX_FILE, Damaged, parse_json, read_lines
 
 Sample: TypeAlias = Pair | Skipped
@@ -37,9 +39,6 @@ Fetch: TypeAlias = Callable[[str], bytes]
 UNSORTED = "unsorted tar"
 """Kind of failure of a sample whose files do not stand side by side."""
 
-OUTSIDE = "picture outside"
-"""Kind of failure of a row that names a file outside the folder that is its own."""
-
 
 class Source(NamedTuple):
     """Where samples come from."""
@@ -48,8 +47,8 @@ class Source(NamedTuple):
     name: str
     """Data set: the source of every pair whose sample names none."""
     fetch: Fetch | None = None
-    root: Path | None = None
-    """Folder below which the image files lie that lines and rows name; None: that of the shard."""
+    images: Path | None = None
+    """Folder below which paths of images may lead, beside that of the shard."""
 
 
 class Row(NamedTuple):
@@ -230,7 +229,7 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
         else:
             promised.append(name)
     if (beside := image_beside(columns, source.path)) is not None:
-        return _file(str(beside.relative_to(source.path.parent)), source._replace(root=None))
+        return _file(str(beside.relative_to(source.path.parent)), source)
     known = _first(columns, URL_COLUMNS) or (columns.get("width") and columns.get("height"))
     if known and (source.fetch is not None or not promised):
         return None, None, ""  # judged by its columns
@@ -239,15 +238,11 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
 
 def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
     """The bytes of the file that a row names."""
-    root = source.root or source.path.parent
-    if source.root is not None and name.startswith(f"{source.root.absolute()}/"):
-        name = name.removeprefix(f"{source.root.absolute()}/")
+    folders = [folder for folder in (source.images, source.path.parent) if folder is not None]
     try:
-        path = inside(root, name, "picture")
-    except ValueError as error:
-        return None, OUTSIDE, str(error)
-    try:
-        return read_limited(path, LARGEST), None, ""
+        return read_limited(file_below(folders, name), LARGEST), None, ""
+    except Unusable as reason:
+        return None, reason.kind, reason.detail
     except (OSError, ValueError) as error:
         return None, "missing picture", f"{name}: {getattr(error, 'strerror', None) or error}"
 

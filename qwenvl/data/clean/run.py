@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from qwenvl.data.clean import duplicates, executors
 from qwenvl.data.clean.engine import Job, Settings, clean_shard, survey_shard
 from qwenvl.data.clean.executors import Executor, Map
-from qwenvl.data.clean.pairs import OUTSIDE, UNSORTED
+from qwenvl.data.clean.pairs import UNSORTED
 from qwenvl.data.clean.pipeline import UNSCORED, Funnel, rule_names
 from qwenvl.data.clean.presets import Thresholds
+from qwenvl.data.lookup import OUTSIDE
 from qwenvl.data.shards import dump, find_shards
 from qwenvl.files import atomic, owned
 from qwenvl.parsing import read_json
@@ -86,7 +87,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
         "source": settings.source,
         "decode": settings.decode,
         "aside": settings.aside,
-        "root": None if settings.root is None else str(settings.root),
+        "images": None if settings.images is None else str(settings.images),
         "hooks": [step.name for step in settings.hooks],
         "benchmarks": None if benchmarks is None else _fingerprint(benchmarks),
         "scorer": None if settings.scorer is None else repr(settings.scorer),
@@ -189,7 +190,7 @@ def table(outcome: Outcome) -> str:
 _ADVICE = {
     UNSCORED: "{} pairs have no CLIP score: give --clip MODEL, or --change clip_score=null to do without",
     UNSORTED: "{} samples of tars are torn: pack their files side by side, tar --sort=name -cf SHARD.tar -C FOLDER .",
-    OUTSIDE: "{} pictures lie outside the folder of their shard: give --root DIR, the folder below which they are",
+    OUTSIDE: "{} pictures lie outside the folder of their shard: give --images DIR, the folder that holds them",
 }
 
 

@@ -216,10 +216,10 @@ def test_f81_pictures_outside_are_told_with_the_option(
     lines = [{"image": name, "text": "a red dog here"} for name in ("../secret", "/etc/passwd", "/dev/zero")]
     (raw / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     status, out, err = said(capsys, raw, tmp_path / "out")
-    assert status == 2 and "3 pictures lie outside the folder of their shard: give --root DIR" in err
+    assert status == 2 and "3 pictures lie outside the folder of their shard: give --images DIR" in err
     assert not any(b"the secret" in data or b"root:" in data for data in contents(tmp_path / "out").values())
-    status, out, err = said(capsys, raw, tmp_path / "again", "--root", tmp_path)
-    assert '"picture outside"' in err and "not below" not in out
+    status, out, err = said(capsys, raw, tmp_path / "again", "--images", tmp_path)
+    assert '"path outside the folder"' in err and "not below" not in out
 
 
 def test_f90_names_of_sources_reach_the_terminal_escaped(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_actor_with_a_clip_scores_what_has_no_score(raw: Path, tmp_path: Path
         lines = [{"image": str(path), "text": caption(rng)} for path in images[shard::2]]
         (folder / f"{shard}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     scorer = scorer_of(str(tiny_clip(tmp_path / "clip")), "cpu")
-    settings = Settings(thresholds=Thresholds(clip_score=-1.0, short_side=64), scorer=scorer, root=raw)
+    settings = Settings(thresholds=Thresholds(clip_score=-1.0, short_side=64), scorer=scorer, images=raw)
     outcome = clean(folder, tmp_path / "ray", settings, executor="ray", workers=2)
     assert outcome == clean(folder, tmp_path / "inline", settings) and outcome.total.kept > 8
     kept = contents(tmp_path / "ray")
@@ -72,11 +72,11 @@ def test_what_goes_wrong_on_ray_is_the_same_error_here(raw: Path, tmp_path: Path
     no_scorer: Any = partial(int, "no model")
     for executor in ("ray", "inline"):
         with pytest.raises(ValueError, match=r"^invalid literal for int"):
-            settings = Settings(thresholds=limits, scorer=no_scorer, root=raw)
+            settings = Settings(thresholds=limits, scorer=no_scorer, images=raw)
             clean(tmp_path / "a.jsonl", tmp_path / executor, settings, executor=executor)
     dies: Any = partial(os._exit, 1)
     with pytest.raises(
         ValueError, match=r"^Ray lost a worker \(ActorDiedError\); .* goes on with the shards"
     ):
-        settings = Settings(thresholds=limits, scorer=dies, root=raw)
+        settings = Settings(thresholds=limits, scorer=dies, images=raw)
         clean(tmp_path / "a.jsonl", tmp_path / "dead", settings, executor="ray")
