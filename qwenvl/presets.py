@@ -1,5 +1,7 @@
 """Models by size: the paper's (Table 1), one for a single GPU, one for a CPU. Variants: `dataclasses.replace`."""
 
+from collections.abc import Callable, Mapping
+
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 
 
@@ -42,3 +44,12 @@ def demo(vocab_size: int, imgpad_id: int) -> ModelConfig:
         ),
         imgpad_id=imgpad_id,
     )
+
+
+PRESETS: Mapping[str, Callable[..., ModelConfig]] = {
+    "qwen_vl_7b": qwen_vl_7b,
+    "small": small,
+    "tiny": tiny,
+    "demo": demo,
+}
+"""What a recipe may name as its `preset`; the last two are functions of the vocabulary."""

@@ -1,14 +1,13 @@
 """`qwenvl plan`: memory, arithmetic and days of a stage, before it is launched."""
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from qwenvl.config import ModelConfig
     from qwenvl.train.parallelize import ParallelConfig
-    from qwenvl.train.plan import Plan
+    from qwenvl.train.plan import Adapt, Plan
     from qwenvl.train.stages import StageConfig
 
 
@@ -16,7 +15,7 @@ def plan(
     stage: Path,
     /,
     *,
-    model: str = "qwen_vl_7b",
+    model: str | None = None,
     gpus: int = 1,
     memory: float = 80.0,
     micro: int | None = None,
@@ -31,19 +30,21 @@ def plan(
     lora: int | None = None,
     json: bool = False,
 ) -> int:
-    """What a stage takes: parameters, memory by kind, FLOPs, speed and days. Exit status 1 if it does not fit.
+    """What a stage, or each stage of a recipe, takes: parameters, memory by kind, FLOPs, speed and days.
+
+    Exit status 1 if one does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
     assumption (MFU), everything else is counted. The options of parallelism are those of
     `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
-      qwenvl plan recipes/small/3-finetuning.toml --model small --memory 24
+      qwenvl plan recipes/small --memory 24
       qwenvl plan recipes/qwen_vl_7b/3-finetuning.toml --lora 64 --micro 1
 
     Args:
-        stage: A stage file.
-        model: A preset (qwen_vl_7b or small) or a model folder.
+        stage: A stage file, or a recipe folder for all of its stages; those that come along by name.
+        model: A preset (qwen_vl_7b or small) or a model folder; by default what the recipe of the stage names.
         gpus: That share an update.
         memory: Gigabytes (1e9 bytes) of each.
         micro: Documents per forward pass instead of the stage's own.
@@ -58,17 +59,10 @@ def plan(
         lora: Rank of low-rank adapters that learn in the stage's parts, over weights in bfloat16.
         json: Print one JSON object.
     """
-    import dataclasses
-
-    from qwenvl import presets
-    from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.train import plan as planning
     from qwenvl.train.parallelize import ParallelConfig
-    from qwenvl.train.stages import StageConfig
+    from qwenvl.train.recipe import find_recipe
 
-    config = getattr(presets, model)() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
-    read = StageConfig.read(stage)
-    read = read if micro is None else dataclasses.replace(read, micro_documents=micro)
     given = planning.Assumptions(
         gpus=gpus,
         memory=memory,
@@ -83,26 +77,76 @@ def plan(
             reduce_once_per_step=reduce_once_per_step,
         ),
     )
-    found = planning.plan(read, config, given, adapt=None if lora is None else _adapters(lora, read.trains))
+    if lora is not None and tensor > 1:
+        raise ValueError("--lora is not trained with --tensor: adapters are not cut; leave one of them out.")
+    place = find_recipe(stage)
+    stages, config = _stages(place, micro), _shape(place, model)
+    plans = {each.name: planning.plan(each, config, given, adapt=_adapters(each, lora)) for each in stages}
     if json:
         from json import dumps
 
-        derived = {"peak": found.peak, "fits": found.fits, "days": found.days, "fill": found.fill}
-        print(dumps(dataclasses.asdict(found) | derived))
-    else:
-        print(_told(found, read, given.gpus))
-    if not found.fits:
-        print(_advice(read, given.parallel), file=sys.stderr)
-    return 0 if found.fits else 1
+        facts = {name: _facts(found) for name, found in plans.items()}
+        print(dumps(facts if place.is_dir() else facts[stages[0].name]))
+    for each in stages:
+        found = plans[each.name]
+        if not json:
+            heading = f"== {each.name}\n" if place.is_dir() else ""
+            print(heading + _described(found, each, gpus))
+        if not found.fits:
+            print(_advice(each, given.parallel), file=sys.stderr)
+    return 0 if all(found.fits for found in plans.values()) else 1
 
 
-def _adapters(rank: int, parts: Sequence[str]) -> Callable[[Any], Any]:
+def _stages(place: Path, micro: int | None) -> "list[StageConfig]":
+    """The stage of a file, or those of a recipe that predict tokens: what `plan` counts."""
+    import dataclasses
+
+    from qwenvl.train.objectives import OBJECTIVES, next_token
+    from qwenvl.train.recipe import stages_of
+    from qwenvl.train.stages import StageConfig
+
+    stages = stages_of(place) if place.is_dir() else [StageConfig.read(place)]
+    counted = [each for each in stages if OBJECTIVES.get(each.objective) is next_token]
+    for each in stages:
+        if each not in counted:
+            print(f"{each.name} learns by {each.objective}, which is not planned.", file=sys.stderr)
+    if not counted:
+        raise ValueError(f"{place} has no stage that can be planned; give one that predicts the next token.")
+    return [dataclasses.replace(each, micro_documents=micro or each.micro_documents) for each in counted]
+
+
+def _shape(place: Path, model: str | None) -> "ModelConfig":
+    """The shape of the model: as asked for, else what the recipe names."""
+    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.presets import PRESETS
+    from qwenvl.train.recipe import Recipe
+    from qwenvl.train.untrained import shape_of
+
+    if model is not None:
+        return PRESETS[model]() if model in ("qwen_vl_7b", "small") else read_config(resolve(model))
+    folder = place if place.is_dir() else place.parent
+    if not (folder / "recipe.toml").exists():
+        raise ValueError(
+            f"{place} belongs to no recipe, so --model must say which model: qwen_vl_7b, small, a folder."
+        )
+    return shape_of(Recipe.read(folder))
+
+
+def _adapters(stage: "StageConfig", rank: int | None) -> "Adapt | None":
+    if rank is None:
+        return None
     from qwenvl.integrations.peft import Lora, add_lora
 
-    return partial(add_lora, lora=Lora(rank=rank, parts=tuple(parts)))
+    return lambda whole: add_lora(whole, Lora(rank=rank, parts=stage.trains))
 
 
-def _told(found: "Plan", stage: "StageConfig", gpus: int) -> str:
+def _facts(found: "Plan") -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {**asdict(found), "peak": found.peak, "fits": found.fits, "days": found.days, "fill": found.fill}
+
+
+def _described(found: "Plan", stage: "StageConfig", gpus: int) -> str:
     """The plan for a person."""
     learns, stays = sum(found.trainable.values()), sum(found.frozen.values())
     parts = ", ".join(f"{part} {count / 1e9:.3f}B" for part, count in found.trainable.items())

@@ -11,7 +11,9 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from errno import EACCES, EPERM, EROFS
 from importlib import import_module
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -33,7 +35,7 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
 
     @functools.wraps(function)
     def record(*positional: Any, **options: Any) -> Callable[[], int]:
-        return lambda: function(*positional, **options) or 0
+        return lambda: _writing(options.get("out"), lambda: function(*positional, **options)) or 0
 
     signature = _as_shown(inspect.signature(function))
     del record.__wrapped__  # or tyro would look through to the bare signature
@@ -109,6 +111,22 @@ def _unmarked(annotation: Any) -> tuple[Any, list[Any]]:
 def _plain(kind: Any) -> Any:
     choices = [choice for choice in get_args(kind) if choice is not NoneType]
     return choices[0] if NoneType in get_args(kind) and len(choices) == 1 else kind
+
+
+def _writing(out: object, run: Callable[[], int | None]) -> int | None:
+    """Run a command; that its output cannot be written is told with the option that names another place."""
+    try:
+        return run()
+    except OSError as error:
+        if not isinstance(out, Path) or error.errno not in (EACCES, EPERM, EROFS) or error.filename is None:
+            raise
+        refused, wanted = Path(str(error.filename)).absolute(), out.absolute()
+        if refused != wanted and refused not in wanted.parents and wanted not in refused.parents:
+            raise
+        reason = str(error.strerror).lower()
+        raise ValueError(
+            f"cannot write to {out} ({reason}: {error.filename}); name another place with --out."
+        ) from None
 
 
 def choices(config: type, *, leave_out: Sequence[str] = ()) -> Any:

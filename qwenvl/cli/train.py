@@ -54,10 +54,11 @@ def train(
       qwenvl train recipes/tiny/2-multitask.toml --init tiny --optim.peak-lr 1e-4
 
     Args:
-        recipe: A folder with recipe.toml and a file per stage, or one stage file.
+        recipe: A folder with recipe.toml and a file per stage, or one stage file; those that come along by name.
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
         data: Sources and other values by stage, as in recipes/qwen_vl_7b/data.toml; or the shards of a single stage.
+            Where a stage gets data, it no longer reads the toy world, unless the file says `mixture` too.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
@@ -75,9 +76,9 @@ def train(
     """
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
-    from qwenvl.train import distributed
+    from qwenvl.train import distributed, launcher
     from qwenvl.train.parallelize import ParallelConfig
-    from qwenvl.train.recipe import run_recipe, run_stage
+    from qwenvl.train.recipe import find_recipe, run_recipe, run_stage
 
     if processes < 1 or scale <= 0:
         raise ValueError(f"--processes is {processes}, --scale {scale}; expected 1 or more, and more than 0.")
@@ -89,8 +90,9 @@ def train(
         reduce_once_per_step=reduce_once_per_step,
         spike=spike,
     )
+    recipe = find_recipe(recipe)
     start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
-    with distributed.joined(processes):
+    with launcher.joined(processes):
         runtime = Runtime.detect(device=device, dtype="float32")
         if recipe.is_dir():
             if init is not None:
@@ -104,6 +106,10 @@ def train(
             if init is None:
                 raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
             read = StageConfig.read(recipe)
+            if start.stages and read.name not in start.stages:
+                raise ValueError(
+                    f"--data {data} says nothing about stage {read.name}; it has {', '.join(start.stages)}."
+                )
             read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
             run_stage(read, resolve(init), out / read.name, runtime, processes=processes, parallel=parallel)
             model = out / read.name / "model"
@@ -125,7 +131,7 @@ def _start(
 ) -> "Start":
     """What the options say, checked against each other."""
     from qwenvl.train.recipe import Start
-    from qwenvl.train.stages import read_changes
+    from qwenvl.train.stages import NO_TOYS, read_changes
 
     every = _given(stage)
     if changed := _given(optim):
@@ -139,12 +145,7 @@ def _start(
                 f"--data {data} is for one stage; a recipe needs a file with the data of each stage, see "
                 "recipes/qwen_vl_7b/data.toml."
             )
-        every |= {
-            "data": [{"paths": [str(data.absolute())]}],
-            "mixture": {},
-            "curriculum": {},
-            "curriculum_steps": 0,
-        }
+        every |= {**NO_TOYS, "data": [{"paths": [str(data.absolute())]}]}
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():
         raise ValueError(

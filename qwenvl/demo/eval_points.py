@@ -15,7 +15,9 @@ from qwenvl.evaluation.predictions import write_whole
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import PromptFormat
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.distributed import rank
 from qwenvl.train.log import read_log, seconds_trained
+from qwenvl.train.parallelize import whole
 from qwenvl.train.stages import StageConfig
 
 TARGETS = {"questions": 0.85, "captions": 0.75, "grounding": 0.55}
@@ -51,9 +53,12 @@ class Examiner:
         return self.run / "exams.jsonl"
 
     def __call__(self, model: QwenVL, stage: StageConfig, step: int) -> None:
-        """Examine the model if an exam is due after this many updates."""
+        """Examine the model, which the first process has whole, if an exam is due after this many updates."""
         due = {round(stage.optim.steps * (k + 1) / PER_STAGE) for k in range(PER_STAGE)}
         if "tasks" not in stage.mixture or step not in due:
+            return
+        model = whole(model)
+        if rank():
             return
         prompt_format = PromptFormat(chat_format="chatml" if "chats" in stage.mixture else "raw")
         model.eval()

@@ -5,6 +5,7 @@ RUN/<stage>/left_out-000.jsonl    a line per document that rank 0 had to leave o
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,25 +13,65 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qwenvl.data.packing import Rows
+from qwenvl.data.records import Skipped
 from qwenvl.data.shards import dump, find_shards
-from qwenvl.data.stream.batches import Batches, Prefetcher
+from qwenvl.data.stream.batches import Batches
+from qwenvl.data.stream.prefetcher import Prefetcher
 from qwenvl.data.stream.sources import Document, Stream
 from qwenvl.data.toy.streams import SOURCES, Vocabulary
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.files import atomic
 from qwenvl.parsing import read_json
+from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.stages import StageConfig
 
+LOOKED_AT = 64
+"""Documents that are looked at before the first update."""
+
+ADVICE = {
+    "over-long": "Documents are never cut: raise sequence_length, or make shorter ones.",
+    "picture at a URL": "Download the images; none is fetched while training.",
+}
+"""Kind of reason -> what to do, where it is not the paths or the data."""
+
+
+class MicroBatches:
+    """The micro-batches of a stage by the numbers of their documents, made here or by worker processes ahead."""
+
+    def __init__(self, made: Batches, stage: StageConfig, run_dir: Path | None) -> None:
+        """What is left out is noted in `run_dir`, where there is one."""
+        update, end = stage.documents, stage.documents * stage.optim.steps
+        self._prefetcher = Prefetcher(made, stage.workers, update=update, end=end) if stage.workers else None
+        self._make: Callable[[Sequence[int]], Rows] = self._prefetcher or made
+        self._file = None if run_dir is None else run_dir / f"left_out-{distributed.rank():03}.jsonl"
+
+    def __call__(self, documents: Sequence[int]) -> Rows:
+        """The rows of a micro-batch."""
+        rows = self._make(documents)
+        if rows.left_out and self._file is not None:
+            with self._file.open("ab") as lines:
+                lines.writelines(dump(_reason(each)) + b"\n" for each in rows.left_out)
+        return rows
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+
+def _reason(each: Skipped) -> dict[str, str]:
+    return {"sample": each.key, "kind": each.kind, "detail": each.detail, "shard": each.source}
+
 
 def batches(
     stage: StageConfig, tokenizer: Tokenizer, queries: int, run_dir: Path | None = None
-) -> Callable[[Sequence[int]], Rows]:
-    """The micro-batches of a stage by the numbers of their documents. Raises ValueError as `require_sources` does."""
+) -> MicroBatches:
+    """The micro-batches of a stage. Raises ValueError as `require_sources` and `look_at_the_first` do."""
     document = documents(stage, tokenizer, queries)
-    if run_dir is not None and isinstance(document, Stream) and distributed.rank() == 0:
-        require_same_data(document, run_dir / "data.json")
+    if run_dir is not None and isinstance(document, Stream):
+        distributed.on_rank0(lambda: _begin(document, stage, run_dir / "data.json"))
     made = Batches(
         document=document,
         row_length=stage.sequence_length,
@@ -42,27 +83,41 @@ def batches(
         fast=stage.fast_images,
         seed=stage.seed,
     )
-    update, end = stage.documents, stage.documents * stage.optim.steps
-    prefetcher = Prefetcher(made, stage.workers, update=update, end=end) if stage.workers else made
-    if run_dir is None:
-        return prefetcher
-    file = run_dir / f"left_out-{distributed.rank():03}.jsonl"
+    return MicroBatches(made, stage, run_dir)
 
-    def noted(documents: Sequence[int]) -> Rows:
-        rows = prefetcher(documents)
-        if rows.left_out:
-            with file.open("ab") as lines:
-                for each in rows.left_out:
-                    message = {
-                        "sample": each.key,
-                        "kind": each.kind,
-                        "detail": each.detail,
-                        "shard": each.source,
-                    }
-                    lines.write(dump(message) + b"\n")
-        return rows
 
-    return noted
+def _begin(document: Stream, stage: StageConfig, file: Path) -> None:
+    begins = not file.exists()
+    require_same_data(document, file)
+    if begins:
+        look_at_the_first(document, stage)
+
+
+def look_at_the_first(document: Stream, stage: StageConfig) -> None:
+    """Say on stderr how many of the first documents cannot be used, before hours are spent on the others.
+
+    Raises ValueError when none can. Whether an image is whole is seen only when it is decoded.
+    """
+    count = min(LOOKED_AT, stage.documents * stage.optim.steps)
+    reasons: dict[str, list[Skipped]] = {}
+    for number in range(count):
+        made = document(number).made
+        if isinstance(made, Skipped):
+            reasons.setdefault(made.kind, []).append(made)
+    if not reasons:
+        return
+    unusable = sum(map(len, reasons.values()))
+    message = "; ".join(
+        f"{len(found)} {kind}, such as {found[0].key}: {found[0].detail}"
+        for kind, found in sorted(reasons.items())
+    )
+    fix = ADVICE.get(max(reasons, key=lambda kind: len(reasons[kind])), "Correct the paths or the data.")
+    message = (
+        f"stage {stage.name}: {'none' if unusable == count else unusable} of the first {count} documents"
+    )
+    if unusable == count:
+        raise ValueError(f"{message} can be used ({printable(message)}). {fix}")
+    print(f"{message} cannot be used and are left out ({printable(message)}). {fix}", file=sys.stderr)
 
 
 def require_sources(stage: StageConfig) -> None:

@@ -1,12 +1,14 @@
-"""What stops a run or warns during it: a request to stop, a loss that runs away, a process slower than the others."""
+"""What ends a run or warns in it: a loss that runs away, nothing to learn from, a process slower than the others."""
 
 import math
 import statistics
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qwenvl.data.stream.batches import HOPELESS
+from qwenvl.train.data import left_out
 from qwenvl.train.stages import StageConfig
 
 HISTORY = 64
@@ -20,16 +22,6 @@ SLOW = 0.25
 
 EVERY = 20
 """Updates between two comparisons of the processes."""
-
-STOPPED = 75
-"""Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL of sysexits.h: try again later)."""
-
-
-class Stopped(SystemExit):
-    """The run was asked to stop (SIGTERM) and has saved its state."""
-
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
 
 
 class Spikes:
@@ -54,7 +46,7 @@ class Spikes:
         """Raises ValueError when loss or gradient is no number, or the loss has run away."""
         if not (math.isfinite(norm) and math.isfinite(loss)):
             raise ValueError(
-                f"stage {self.stage}: the gradient of update {step} is {norm} (loss {loss:.3f}); lower peak_lr and "
+                f"stage {self.stage}: the gradient of update {step + 1} is {norm} (loss {loss:.3f}); lower peak_lr and "
                 f"resume from {self.run_dir}."
             )
         if step == self.curriculum:
@@ -66,8 +58,39 @@ class Spikes:
         if self._high == IN_A_ROW:
             raise ValueError(
                 f"stage {self.stage}: the loss has been over {self.limit:g} times its median of {usual:.3f} for "
-                f"{IN_A_ROW} updates up to {step} (now {loss:.3f}); lower peak_lr and resume from {self.run_dir}, or "
-                "raise --spike if this is no fault."
+                f"{IN_A_ROW} updates up to {step + 1} (now {loss:.3f}); lower peak_lr and resume from {self.run_dir}, "
+                "or raise --spike if this is no fault."
+            )
+
+
+class Fruit:
+    """Whether anything is learned at all: a run that reads nothing, or changes nothing, is no success."""
+
+    def __init__(self, stage: StageConfig, run_dir: Path) -> None:
+        self._stage, self._run_dir = stage, run_dir
+        self._supervised = self._left_out = self._moved = 0.0
+        self._began = -1
+
+    def see(self, step: int, seen: Mapping[str, float], norm: float) -> None:
+        """Raises ValueError when of many documents, or of all of a stage, none was usable, or none taught anything."""
+        self._began = step if self._began < 0 else self._began
+        self._supervised += seen["supervised"]
+        self._left_out += seen["left_out"]
+        self._moved = max(self._moved, norm)
+        last = step + 1 == self._stage.optim.steps
+        if not self._supervised and (last or self._left_out >= HOPELESS):
+            reasons = left_out([self._run_dir])
+            message = "; ".join(
+                f"{count} {kind}, such as {example}" for kind, (count, example) in reasons.items()
+            )
+            raise ValueError(
+                f"stage {self._stage.name}: none of {self._left_out:.0f} documents could be used "
+                f"({message or 'no reason'}). Correct the paths or the data."
+            )
+        if last and not self._moved and not self._began:
+            raise ValueError(
+                f"stage {self._stage.name} trains {', '.join(self._stage.trains)} and no document taught them anything "
+                "(every gradient was zero); documents without images teach neither vision nor adapter."
             )
 
 

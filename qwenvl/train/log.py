@@ -1,15 +1,17 @@
 """What a run says: one JSON line per update in `log.jsonl`, from which everything else is drawn.
 
-    {"step": 0, "loss": 2.1, "losses": {"captions": 2.3, "text": 1.8}, "grad_norm": 1.5, "norms": {"llm": 1.2, ...},
+    {"step": 1, "loss": 2.1, "losses": {"captions": 2.3, "text": 1.8}, "grad_norm": 1.5, "norms": {"llm": 1.2, ...},
      "rates": {"llm": 2e-4, ...}, "tokens": 4096, "pictures": 8, "fill": 0.97, "tokens_per_second": 900.0,
      "pictures_per_second": 1.8, "mfu": 0.4, "seconds": 4.6, "time": 1795786000.0}
 
-`step` counts from 0, `seconds` since the start of the stage, `time` since 1970; `norms` are those before clipping.
+`step` is the number of updates done, from 1 as in TensorBoard and the names of states; `seconds` count from the start
+of the stage, `time` from 1970; `norms` are those before clipping.
 `mfu` is left out where nobody knows the peak of the device. A progress bar shows loss and speed to who is watching;
 TensorBoard and other trackers draw the lines (`track`).
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qwenvl.train import distributed
+from qwenvl.train import distributed, launcher
 from qwenvl.train.flops import peak
 from qwenvl.train.show import Shown, sheets, write_sheet
 from qwenvl.train.stages import StageConfig
@@ -36,7 +38,7 @@ class Log:
 
     def __init__(self, run_dir: Path, stage: StageConfig, device: torch.device, *, start: int) -> None:
         self._writes, self._run_dir = distributed.rank() == 0, run_dir
-        self._bar = _bar(shown=self._writes and not distributed.spoken_for())
+        self._bar = _bar(shown=self._writes and not launcher.spoken_for())
         self._task = self._bar.add_task(
             stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )
@@ -50,7 +52,7 @@ class Log:
         """Go on behind update `start`: in the file, in TensorBoard, in the tracker."""
         file = run_dir / "log.jsonl"
         known = read_log(file)
-        kept = [line for line in known if line["step"] < start]
+        kept = [line for line in known if line["step"] <= start]
         self._seconds = kept[-1]["seconds"] if kept else 0.0
         run_dir.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -80,7 +82,7 @@ class Log:
         rates: Mapping[str, float],
         flops: float,
     ) -> None:
-        """One update: smoothed on the bar, exact in the file. `seen` is the sum of all `Loss.counted`."""
+        """Update `step` (from 0): smoothed on the bar, exact in the file. `seen` is the sum of all `Loss.counted`."""
         if not self._writes:
             return
         now = time.perf_counter()
@@ -91,7 +93,7 @@ class Log:
         self._speed = 0.95 * self._speed + 0.05 * speed if self._speed else speed
         sources = [name.removeprefix("loss/") for name in seen if name.startswith("loss/")]
         line = {
-            "step": step,
+            "step": step + 1,
             "loss": loss,
             "seconds": round(self._seconds, 3),
             "tokens": int(seen["tokens"]),
@@ -114,6 +116,12 @@ class Log:
 
     def show(self, step: int, shown: Sequence[Shown]) -> None:
         """Sample predictions after `step` updates: a sheet and its text in RUN/predictions."""
+        if not shown:
+            print(
+                f"no sheet of predictions after update {step}: no document with a readable image.",
+                file=sys.stderr,
+            )
+            return
         file = write_sheet(self._run_dir / "predictions", step, shown)
         for tracker in self._trackers:
             tracker.sheet(step, file)
@@ -149,7 +157,7 @@ def following(stages: Mapping[Path, StageConfig]) -> Iterator[Callable[[], None]
                     loss, speed = (
                         fmean(line[key] for line in lines) for key in ("loss", "tokens_per_second")
                     )
-                    bar.update(task, completed=lines[-1]["step"] + 1, loss=loss, speed=speed)
+                    bar.update(task, completed=lines[-1]["step"], loss=loss, speed=speed)
 
         yield look
 
@@ -169,13 +177,15 @@ def mean_loss(seen: Mapping[str, float], of: str = "") -> float:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a line cut by a kill is left out."""
+    """The lines of a log; a line cut by a kill is left out. Earlier versions counted updates from 0."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
+    if lines and lines[0].get("step") == 0:
+        return [{**line, "step": line["step"] + 1} for line in lines]
     return lines
 
 

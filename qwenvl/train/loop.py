@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.distributed import ParallelDims
-from qwenvl.train.health import Spikes, Stopped, Stragglers
+from qwenvl.train.health import Fruit, Spikes, Stragglers
 from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
@@ -20,9 +22,13 @@ from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_share
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
+from qwenvl.train.stopping import Stopped, asked, hearing
 
 Watch = Callable[[QwenVL, StageConfig, int], None]
-"""Sees the model after an update: evaluators of rooms above this one come in as such functions."""
+"""Sees the model after an update, in every process: evaluators of packages above this one come in as such functions.
+
+Where no process holds the whole model (`ParallelConfig.cuts`), `parallelize.whole` gathers it in the first: all call it.
+"""
 
 
 def train(
@@ -39,31 +45,34 @@ def train(
     """Run a stage to its end in `run_dir`, going on from the newest state found there.
 
     `make_objective` replaces the objective that the stage names: documents from elsewhere, a part of the model. `watch`
-    is called in the first process while the others wait.
+    is called in every process.
     The documents of an update are numbered, so a run that was killed and one that was not see the same and end with
     the same weights, bit for bit; on another number of processes, the same but for rounding. Raises ValueError when
-    the loss is no longer a number or has run away; `Stopped` after SIGTERM, when the state is saved.
+    the loss is no longer a number or has run away, and when no document could be used; `Stopped` after SIGTERM or
+    Ctrl-C, when the state is saved.
     """
     parallel = parallel or ParallelConfig()
-    if watch and parallel.cuts:
-        raise ValueError(
-            "no process holds the whole model, so none can be shown it; set shard = none, tensor = 1."
-        )
     require_shares(stage, parallel, distributed.world_size())
     freeze(model, stage.trains)
     dims = ParallelDims(parallel.tensor, runtime.device)
     parallelize_(model, stage, parallel, dims)
-    objective = (make_objective or OBJECTIVES[stage.objective])(model, tokenizer, stage)
+    make = make_objective or partial(OBJECTIVES[stage.objective], run_dir=run_dir)
+    objective = make(model, tokenizer, stage)
     optimizers = make_optimizers(objective.module, stage.optim)
     trainable = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", objective.module, optimizers)
     spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
+    fruit = Fruit(stage, run_dir)
     model.train()
     with (
+        hearing(),
+        closing(objective),
         Saver(run_dir / "state") as saver,
         Log(run_dir, stage, runtime.device, start=start) as log,
-        distributed.asked_to_stop() as asked,
     ):
+        progress = f"of {stage.optim.steps} updates, saved in {run_dir}"
+        if start < stage.optim.steps and distributed.any_rank(asked()):
+            stop(f"stage {stage.name} has done {start} {progress}")
         for step in range(start, stage.optim.steps):
             began = time.perf_counter()
             counted, seconds = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
@@ -71,6 +80,7 @@ def train(
             dims.sum_gradients(trainable)
             norms = clip_gradients(objective.module, stage.optim.max_grad_norm, dims, seen["supervised"])
             spikes.see(step, mean_loss(seen), norms["all"])
+            fruit.see(step, seen, norms["all"])
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:
                 optimizer.step()
@@ -83,10 +93,11 @@ def train(
                 complete = whole(model)  # in the first process
                 if distributed.rank() == 0:
                     log.show(step + 1, show(complete, tokenizer, stage, objective.document))
-            if watch and distributed.rank() == 0:
+            if watch:
                 watch(model, stage, step + 1)
             if stops and not last:
-                stop(saver, stage, step + 1, run_dir)
+                saver.finish()
+                stop(f"stage {stage.name} has done {step + 1} {progress}")
             if stragglers.add(seconds, time.perf_counter() - began):
                 stragglers.compare(dims.everyones(stragglers.own), speaks=distributed.rank() == 0)
             distributed.barrier()
@@ -136,14 +147,9 @@ def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) 
     return [range(start, start + size) for start in starts[rank::ranks]]
 
 
-def stop(saver: Saver, stage: StageConfig, step: int, run_dir: Path) -> None:
-    """End the run in every process, when its state is saved. Raises `Stopped`."""
-    saver.finish()
+def stop(done: str) -> None:
+    """End the run in every process, when what is `done` is saved. Raises `Stopped`."""
     if distributed.rank() == 0:
-        print(
-            f"stopped as asked: stage {stage.name} has done {step} of {stage.optim.steps} updates, saved in {run_dir}; "
-            "the same command goes on.",
-            file=sys.stderr,
-        )
+        print(f"stopped as asked: {done}; the same command goes on.", file=sys.stderr)
     distributed.barrier()
     raise Stopped

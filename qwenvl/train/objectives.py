@@ -5,7 +5,7 @@ OpenCLIP's pre-training: the toy world tells for every patch what covers it, and
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Loss:
     images: int
     row_tokens: int
     """The same with padding."""
+    left_out: int = 0
+    """Documents that could not be used."""
     by_source: Mapping[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
     """Sum and count of the losses of each source of documents."""
 
@@ -55,6 +57,7 @@ class Loss:
             "tokens": self.tokens,
             "images": self.images,
             "row_tokens": self.row_tokens,
+            "left_out": self.left_out,
         }
         for source, (total, supervised) in self.by_source.items():
             found |= {f"loss/{source}": total.item(), f"supervised/{source}": supervised}
@@ -74,6 +77,8 @@ class Objective:
     """Arithmetic of an update, from the sum of its `Loss.counted`."""
     document: Callable[[int], Example | Skipped] | None = None
     """The documents themselves, where they are text and pictures, for sample predictions."""
+    close: Callable[[], None] = lambda: None
+    """Ends what reads ahead."""
 
 
 # === Next token (paper 3.1-3.3) ===
@@ -89,7 +94,8 @@ def next_token(
     queries = model.config.adapter.queries
     numbered = documents(stage, tokenizer, queries)
     batch = batches(stage, tokenizer, queries, run_dir)
-    return _next_token_over(model, stage, batch, lambda number: numbered(number).made)
+    found = _next_token_over(model, stage, batch, lambda number: numbered(number).made)
+    return replace(found, close=batch.close)
 
 
 def next_token_of(
@@ -146,6 +152,7 @@ def _next_token_over(
             tokens=int((rows.segments > 0).sum()),
             images=len(pixels),
             row_tokens=rows.ids.size,
+            left_out=len(rows.left_out),
             by_source=sums_by_source(each, rows),
         )
 
@@ -174,8 +181,13 @@ _CLASSES = (
 _BOX_WEIGHT = 20.0
 
 
-def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-    """For every patch: shape, colour, size, text, box and its digits of what covers it; each quarter's character."""
+def dense(
+    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
+) -> Objective:
+    """For every patch: shape, colour, size, text, box and its digits of what covers it; each quarter's character.
+
+    Nothing is left out, so that nothing is noted in `run_dir`.
+    """
     head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
     nn.init.zeros_(head.bias)
@@ -226,8 +238,8 @@ def dense(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
     return Objective(module=module, batch=batch, loss=loss, flops=flops)
 
 
-OBJECTIVES: Mapping[str, Callable[[QwenVL, Tokenizer, StageConfig], Objective]] = {
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "next_token": next_token,
     "dense_labels": dense,
 }
-"""What a stage file may name as its `objective`."""
+"""What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""

@@ -62,6 +62,10 @@ class ParallelConfig:
             raise ValueError(
                 f"tensor is {self.tensor} and spike {self.spike:g}; expected 1 process or more, and a spike above 1."
             )
+        if self.reduce_once_per_step and self.shard == "none":
+            raise ValueError(
+                "adding up gradients once a step needs shard = optimizer or full; none does so anyway."
+            )
 
 
 COLUMNS, ROWS = ColwiseParallel, RowwiseParallel

@@ -138,7 +138,8 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
             f"{stage.sequence_length}; lower --text-tokens or --images."
         )
     micro = stage.micro_documents
-    rows = math.ceil(micro / max(1.0, FILL * stage.sequence_length / document))
+    tokens = micro * document / stage.sequence_length
+    rows = max(math.ceil(tokens), round(tokens / FILL))  # four quarters of a row are one row, not two
     images = round(micro * given.images)
     micro_batches = stage.documents // micro
     parallel = given.parallel

@@ -20,34 +20,28 @@ import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
 from itertools import combinations, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import (
-    init_previous_token_heads_,
-    initialise_,
-    load_openclip_,
-    load_qwen_7b_,
-)
-from qwenvl.config import ModelConfig, from_dict
-from qwenvl.data.toy.streams import vocabulary_texts
+from qwenvl.config import from_dict
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed
+from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
 from qwenvl.train.log import following
-from qwenvl.train.loop import Watch, train
+from qwenvl.train.loop import Watch, stop, train
 from qwenvl.train.objectives import OBJECTIVES, next_token
 from qwenvl.train.parallelize import ParallelConfig, require_shares, whole
 from qwenvl.train.stages import StageConfig
+from qwenvl.train.stopping import asked, hearing
+from qwenvl.train.untrained import begin
 
 NO_STAGES = ("recipe.toml", "data.toml")
 """Files of a recipe folder that describe no stage."""
@@ -71,6 +65,10 @@ class Recipe:
     """Let the first block of the language model begin by reading the tokens before (`init_previous_token_heads_`)."""
     seed: int = 0
     """Seed of the random weights."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in presets.PRESETS:
+            raise ValueError(f"the preset is {self.preset!r}; expected one of {', '.join(presets.PRESETS)}.")
 
     def started_from(self, start: "Start") -> "Recipe":
         """The recipe with what a person chose instead."""
@@ -101,22 +99,54 @@ class Start:
     """Values of all stages, which go before."""
 
 
-def find_recipe(name: str) -> Path:
-    """The folder of a recipe by its name: in `recipes/` of a checkout, or inside an installed package."""
+def find_recipe(name: str | Path) -> Path:
+    """A recipe folder or a stage file: a path, or its place below `recipes/` of a checkout or an installed package.
+
+    `tiny`, `recipes/tiny`, `recipes/tiny/2-multitask.toml` and `tiny/2-multitask` are all found from anywhere. Raises
+    ValueError that names what there is.
+    """
+    given = Path(name)
+    if given.exists():
+        return given
+    inside = Path(*given.parts[given.parts[:1] == ("recipes",) :])
     package = Path(str(files("qwenvl")))
-    for place in (package.parent / "recipes" / name, package / "recipes" / name):
-        if place.is_dir():
-            return place
-    raise ValueError(
-        f"there is no recipe {name!r} beside {package}; reinstall qwenvl or give a recipe folder."
-    )
+    for root in (package.parent / "recipes", package / "recipes"):
+        for place in (root / inside, root / f"{inside}.toml"):
+            if place.exists() and place != root:
+                return place
+    raise ValueError(_not_there(given, inside, [package.parent / "recipes", package / "recipes"]))
+
+
+def _not_there(given: Path, inside: Path, roots: Sequence[Path]) -> str:
+    """The sentence about a name that is no recipe: what there is in its place."""
+    known = sorted({each.parent.name for root in roots for each in root.glob("*/recipe.toml")})
+    folders = [place for place in (given.parent, *(root / inside.parent for root in roots)) if place.name]
+    stages = [
+        each for folder in folders if (folder / "recipe.toml").exists() for each in _stage_files(folder)
+    ]
+    if stages:
+        there = f"the stages of {stages[0].parent} are {', '.join(each.name for each in stages)}"
+    else:
+        there = f"the recipes here are {', '.join(f'recipes/{each}' for each in known) or 'none: reinstall qwenvl'}"
+    near = get_close_matches(inside.name, [each.name for each in stages] or known, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no recipe folder or stage file {given}; {there}{hint}"
+
+
+def _stage_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.toml") if file.name not in NO_STAGES)
 
 
 def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:
     """The stages of a recipe in order. Raises ValueError for values of a stage that is not there."""
     given = start or Start()
-    files = sorted(file for file in folder.glob("*.toml") if file.name not in NO_STAGES)
-    stages = {stage.name: stage for stage in map(StageConfig.read, files)}
+    found = [StageConfig.read(file) for file in _stage_files(folder)]
+    stages = {stage.name: stage for stage in found}
+    if len(stages) < len(found) or not stages:
+        names = ", ".join(stage.name for stage in found)
+        raise ValueError(
+            f"{folder} has the stages {names or 'none'}; each needs a file and a name of its own."
+        )
     for name in given.stages:
         if name not in stages:
             raise ValueError(
@@ -146,7 +176,7 @@ def run_recipe(
     recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
     order = parallel_stages(stages)
     for stage in stages:  # before days are spent on the stage before
-        require_shares(stage, parallel, distributed.joining(processes))
+        require_shares(stage, parallel, launcher.joining(processes))
         if OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
     distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
@@ -156,9 +186,10 @@ def run_recipe(
         for together, init, model in zip(order, [run / "start", *models], models, strict=False)
         if not distributed.on_rank0(model.exists)
     ]
-    for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
-        group = processes if alone else 1  # parallel stages start processes of their own
-        distributed.run(group, _run_in_turn, list(jobs), run, runtime, processes, parallel, watch)
+    with hearing():
+        for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
+            group = processes if alone else 1  # parallel stages start processes of their own
+            launcher.run(group, _run_in_turn, list(jobs), run, runtime, processes, parallel, watch)
     return models[-1]
 
 
@@ -171,6 +202,8 @@ def _run_in_turn(
     watch: Watch | None,
 ) -> None:
     for together, init in jobs:
+        if distributed.any_rank(asked()):
+            stop(f"stage {together[0].name} has not begun")
         run_parallel_stages(together, init, run, runtime, processes=processes, parallel=parallel, watch=watch)
 
 
@@ -200,48 +233,6 @@ def number_of(name: str) -> str:
     return "".join(takewhile(str.isdigit, name)) or name
 
 
-def begin(recipe: Recipe, folder: Path, *, vocabulary: str = "") -> None:
-    """Write the model that stage 1 starts from and its vocabulary, unless it is there (Table 8, first rows).
-
-    Raises ValueError when the weights or the vocabulary do not fit the preset, or there is no vocabulary.
-    """
-    if folder.exists():
-        return
-    config, words = _shape_and_words(recipe, folder.parent / "vocabulary", vocabulary)
-    model = QwenVL(config)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    initialise_(model, generator, std=None if recipe.fan_in else 0.02)
-    if recipe.previous_token_heads:
-        init_previous_token_heads_(model.llm)
-    if recipe.vision:
-        load_openclip_(model, recipe.vision)
-    if recipe.llm:
-        load_qwen_7b_(model, recipe.llm)
-    checkpoint.save(model, folder, sidecars=words)
-
-
-def _shape_and_words(recipe: Recipe, trained: Path, vocabulary: str) -> tuple[ModelConfig, Path]:
-    """The shape of the model, and the folder of its vocabulary: trained here, or an official one."""
-    preset = getattr(presets, recipe.preset)
-    if recipe.merges:
-        tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
-        tokenizer.save(trained)
-        return preset(tokenizer.n_vocab, tokenizer.imgpad), trained
-    if not (vocabulary or recipe.llm):
-        raise ValueError(
-            "the recipe needs the official vocabulary; give --vocabulary with a folder that holds qwen.tiktoken or a "
-            "hub id such as Qwen/Qwen-VL."
-        )
-    words = checkpoint.resolve(vocabulary or recipe.llm)
-    tokenizer, config = Tokenizer.load(words), preset()
-    if tokenizer.imgpad != config.imgpad_id:
-        raise ValueError(
-            f"the vocabulary of {words} has <imgpad> at {tokenizer.imgpad}, the preset {recipe.preset} at "
-            f"{config.imgpad_id}; give the official qwen.tiktoken."
-        )
-    return config, words
-
-
 def run_stage(
     stage: StageConfig,
     init: Path,
@@ -257,7 +248,8 @@ def run_stage(
     `watch(model, stage, step)` is called after every update (see `train`); with several processes it must be a function
     that can be pickled.
     """
-    _train_stages({run_dir: stage}, init, runtime, processes, parallel or ParallelConfig(), watch)
+    with hearing():
+        _train_stages({run_dir: stage}, init, runtime, processes, parallel or ParallelConfig(), watch)
 
 
 def run_parallel_stages(
@@ -313,15 +305,15 @@ def _train_stages(
         if not distributed.on_rank0((run_dir / "model").exists)
     }
     for run_dir, stage in left.items():
-        require_shares(stage, parallel, distributed.joining(processes))
+        require_shares(stage, parallel, launcher.joining(processes))
         distributed.on_rank0(partial(_remember, run_dir, {"stage": stage, "parallel": parallel}))
     jobs = [(stage, init, run_dir, runtime, parallel, watch) for run_dir, stage in left.items()]
     if len(stages) == 1:
         for job in jobs:
-            distributed.run(processes, _train_stage, *job)
+            launcher.run(processes, _train_stage, *job)
     elif jobs:  # also the last of them, after a kill: in a process of its own, to the same bits
         with following(left) as look:
-            distributed.launch([distributed.WorkerGroup(processes, _train_stage, job) for job in jobs], look)
+            launcher.launch([launcher.WorkerGroup(processes, _train_stage, job) for job in jobs], look)
     for run_dir in left:
         distributed.on_rank0(partial(shutil.rmtree, run_dir / "state"))
 
@@ -345,17 +337,7 @@ def _train_stage(
     model = checkpoint.load(init, runtime)
     # who asks the model, while it learns too, shows it pictures of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
-    objective = partial(next_token, run_dir=run_dir) if stage.data else None
-    train(
-        model,
-        Tokenizer.load(init),
-        stage,
-        run_dir,
-        runtime,
-        parallel=parallel,
-        watch=watch,
-        make_objective=objective,
-    )
+    train(model, Tokenizer.load(init), stage, run_dir, runtime, parallel=parallel, watch=watch)
     trained = whole(model)
     distributed.on_rank0(lambda: _write(trained, run_dir / "model", init, stage))
 

@@ -5,9 +5,10 @@ A document tells by its labels what is prompt and what is answer, so this works 
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from PIL import Image as pillow
@@ -16,11 +17,12 @@ from PIL import ImageDraw, ImageFont
 from qwenvl import markup
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.records import Skipped
+from qwenvl.data.stream.images import opened
 from qwenvl.drawing import draw_boxes
 from qwenvl.generate import engine
 from qwenvl.generate.engine import Prompt
-from qwenvl.images import open_image, preprocess
-from qwenvl.markup import Box, Image, Quad, Segment
+from qwenvl.images import normalise, resize
+from qwenvl.markup import Box, Quad, Segment
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.stages import StageConfig
@@ -46,14 +48,14 @@ class Shown:
     answered: str
     """As the model wrote it, tags included, without its end symbol."""
     expected: str
-    image: Image | None
-    """The last picture of the document."""
+    image: pillow.Image | None
+    """The last image of the document."""
 
     def drawn(self) -> pillow.Image | None:
         """The picture with the boxes that were answered and, labelled so, those that were expected."""
         if self.image is None:
             return None
-        image = open_image(self.image.source)  # type: ignore[arg-type]
+        image = self.image
         scale = _CARD / image.width
         image = image.resize((_CARD, max(1, min(round(image.height * scale), 2 * _CARD))))
         wanted = [replace(each, label="expected") for each in _shapes(self.expected)]
@@ -65,39 +67,54 @@ def show(
 ) -> list[Shown]:
     """Greedy answers to documents that no update of the stage reads; the model is left as it was.
 
-    Documents with a picture come first, unusable ones are passed over. Where the data is finite, they are documents of
-    a later epoch.
+    Documents with an image come first; those that cannot be used, or whose images cannot be read, are passed over, so
+    there may be none. Where the data is finite, they are documents of a later epoch.
     """
     first = stage.optim.steps * stage.documents
-    usable = [made for made in map(document, range(first, first + TRIED)) if not isinstance(made, Skipped)]
-    different = {(each.ids, each.images): each for each in usable}
-    found = sorted(different.values(), key=lambda each: not each.images)
-    questions = [_question(each, tokenizer) for each in found[:SHOWN]]
+    found = list(islice(_readable(document, range(first, first + TRIED)), SHOWN))
+    if not found:
+        return []
+    questions = [_question(each, tokenizer) for each, _ in found]
     prompts = [
-        Prompt(ids=ids, pixels=tuple(preprocess(each.source, stage.image_size) for each in example.images))  # type: ignore[arg-type]
-        for example, (ids, _) in zip(found, questions, strict=False)
+        Prompt(ids=ids, pixels=tuple(normalise(resize(image, stage.image_size)) for image in images))
+        for (_, images), (ids, _) in zip(found, questions, strict=True)
     ]
     ends = (tokenizer.im_end, tokenizer.endoftext)
-    settings = engine.Settings(max_new_tokens=LONGEST_ANSWER, stop=tuple((end,) for end in ends))
-    was_training, config = model.training, model.config
-    model.eval()
-    model.config = config.at(
-        stage.image_size
-    )  # the engine takes pictures of the size that the stage trains at
-    try:
-        answers = engine.generate(model, prompts, settings)
-    finally:
-        model.config = config
-        model.train(was_training)
+    answers = _answers(model, stage, prompts, ends)
     return [
         Shown(
             asked=_last_turn(_text(question, tokenizer)),
-            answered=_text(_until(ends, answer.ids), tokenizer),
+            answered=_text(_until(ends, answer), tokenizer),
             expected=_text(_until(ends, expected), tokenizer),
-            image=example.images[-1] if example.images else None,
+            image=images[-1] if images else None,
         )
-        for example, (question, expected), answer in zip(found, questions, answers, strict=False)
+        for (_, images), (question, expected), answer in zip(found, questions, answers, strict=True)
     ]
+
+
+def _readable(
+    document: Callable[[int], Example | Skipped], numbers: Iterable[int]
+) -> Iterator[tuple[Example, list[pillow.Image]]]:
+    """Different documents that can be used, with their images: those that have some first."""
+    usable = [made for made in map(document, numbers) if not isinstance(made, Skipped)]
+    different = {(each.ids, each.images): each for each in usable}
+    for each in sorted(different.values(), key=lambda each: not each.images):
+        with suppress(ValueError, OSError):
+            yield each, [opened(image.source) for image in each.images]
+
+
+def _answers(
+    model: QwenVL, stage: StageConfig, prompts: Sequence[Prompt], ends: Sequence[int]
+) -> list[Sequence[int]]:
+    settings = engine.Settings(max_new_tokens=LONGEST_ANSWER, stop=tuple((end,) for end in ends))
+    was_training, config = model.training, model.config
+    model.eval()
+    model.config = config.at(stage.image_size)  # the engine takes images of the size that the stage trains at
+    try:
+        return [answer.ids for answer in engine.generate(model, prompts, settings)]
+    finally:
+        model.config = config
+        model.train(was_training)
 
 
 def _question(example: Example, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

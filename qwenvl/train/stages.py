@@ -163,29 +163,37 @@ class StageConfig:
 
 
 def read_changes(path: Path) -> dict[str, dict[str, Any]]:
-    """What a file changes, by the name of the stage: its data, mostly. Raises ValueError for anything but tables.
+    """What a file changes, by the name of the stage: its data, mostly, which takes the place of the toy world's.
+
+    Raises ValueError for anything but tables.
 
     [[2-multitask.data]]            [2-multitask.optim]
     paths = ["vqa.jsonl"]           peak_lr = 3e-5
     weight = 3.6
     """
-    changes = _read_toml(path)
+    changes = _read_toml(path, "a file of rows for each stage, see recipes/qwen_vl_7b/data.toml")
     for name, values in changes.items():
         if not isinstance(values, dict):
             raise ValueError(
                 f"{path} has {name!r} outside a table; write it under the name of a stage, such as [2-multitask]."
             )
+        if "data" in values:
+            changes[name] = {**NO_TOYS, **values}
     return changes
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+NO_TOYS: Mapping[str, Any] = {"mixture": {}, "curriculum": {}, "curriculum_steps": 0}
+"""What `data` puts in the place of the toy world, unless something else is said."""
+
+
+def _read_toml(
+    path: Path, what: str = "a stage file such as recipes/tiny/2-multitask.toml"
+) -> dict[str, Any]:
     """The values of a file, paths of data seen from its folder."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist; give a stage file such as recipes/tiny/2-multitask.toml."
-        ) from None
+        raise ValueError(f"{path} does not exist; give {what}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML ({error}); see recipes/tiny for an example.") from None
     for table in (values, *values.values()):

@@ -65,7 +65,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
-        self._write(Summary(value=values), line["step"] + 1, line.get("time"))
+        self._write(Summary(value=values), line["step"], line.get("time"))
 
     def sheet(self, step: int, file: Path) -> None:
         """The picture as it is on the disk."""
@@ -103,8 +103,8 @@ class Online:
 
     def line(self, line: Mapping[str, Any]) -> None:
         """All values of an update."""
-        if line["step"] >= self._sent:
-            self._library.log(scalars(line), step=line["step"] + 1)
+        if line["step"] > self._sent:
+            self._library.log(scalars(line), step=line["step"])
 
     def sheet(self, step: int, file: Path) -> None:
         """The picture as it is on the disk."""

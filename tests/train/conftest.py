@@ -1,13 +1,17 @@
 """A model so small that a stage takes a second, on documents of the toy world."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qwenvl.checkpoint import folder
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.shards import write_tar
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
@@ -30,6 +34,19 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(root / "vocabulary")
     folder.save(model, root / "model", sidecars=root / "vocabulary")
     return root / "model"
+
+
+@pytest.fixture(scope="session")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.tar"
+    with write_tar(file) as tar:
+        for number in range(12):
+            encoded = io.BytesIO()
+            Image.fromarray(np.full((30, 40, 3), 20 * number, dtype=np.uint8)).save(encoded, "JPEG")
+            tar.add(f"{number:03}.jpg", encoded.getvalue())
+            tar.add(f"{number:03}.txt", f"a plain wall of grey number {number}".encode())
+    return file
 
 
 def stage(**changes: object) -> StageConfig:

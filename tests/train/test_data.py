@@ -190,3 +190,64 @@ def test_the_tables_of_the_paper_are_in_the_mixture_file() -> None:
     assert weights["1-pretraining"] == [row.millions for row in PRETRAINING]
     assert weights["2-multitask"] == [row.millions for row in MULTITASK]
     assert list(message) == ["1-pretraining", "2-multitask", "3-finetuning"]
+
+
+# === F-5, F-12: told before hours are spent ===
+
+
+def captions(folder: Path, images: Sequence[bool]) -> Path:
+    """JSON lines of pairs; the images that are there are whole."""
+    from PIL import Image
+
+    lines = []
+    for number, there in enumerate(images):
+        if there:
+            Image.new("RGB", (30, 30)).save(folder / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "text": f"a plain wall {number}"}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return folder / "pairs.jsonl"
+
+
+@pytest.mark.parametrize("window", [0, 4, 32])
+def test_f5_a_run_without_a_usable_document_fails_before_its_first_update(
+    start: Path, tmp_path: Path, window: int
+) -> None:
+    from qwenvl.runtime import Runtime
+    from qwenvl.train.recipe import run_stage
+
+    message = texts(tmp_path, documents=4, micro_documents=2, window=window).changed(
+        {"data": [{"paths": [str(captions(tmp_path, [False] * 6))]}]}
+    )
+    cpu = Runtime.detect(device="cpu", dtype="float32")
+    with pytest.raises(
+        ValueError, match=r"none of the first 16 documents can be used \(16 missing picture, such"
+    ):
+        run_stage(message, start, tmp_path / "run", cpu)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_f12_documents_that_do_not_fit_are_told_at_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches(texts(data, sequence_length=32), BYTES, 4, tmp_path)
+    message = capsys.readouterr().err
+    assert (
+        "of the first 64 documents cannot be used and are left out" in message
+        and "over-long, such as" in message
+    )
+    assert "Documents are never cut: raise sequence_length, or make shorter ones." in message
+    batches(texts(data, sequence_length=32), BYTES, 4, tmp_path)
+    assert not capsys.readouterr().err, "a run that goes on has been told"
+
+
+def test_f5_a_run_that_changes_nothing_fails(start: Path, data: Path, tmp_path: Path) -> None:
+    """Text teaches neither vision nor adapter."""
+    from qwenvl.runtime import Runtime
+    from qwenvl.train.recipe import run_stage
+
+    message = texts(data, sequence_length=640, documents=4, window=4).changed(
+        {"trains": ["vision", "adapter"]}
+    )
+    cpu = Runtime.detect(device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="trains vision, adapter and no document taught them anything"):
+        run_stage(message, start, tmp_path, cpu)

@@ -23,7 +23,7 @@ def test_a_loss_that_runs_away_stops_the_run() -> None:
         assert spikes.spiking
     with pytest.raises(
         ValueError,
-        match=r"stage trial: the loss has been over 4 times its median of 1\.1\d* for 5 updates up to 70 "
+        match=r"stage trial: the loss has been over 4 times its median of 1\.1\d* for 5 updates up to 71 "
         r"\(now 5\.000\); lower peak_lr and resume from runs/x, or raise --spike if this is no fault",
     ):
         spikes.see(70, 5.0, 1.0)

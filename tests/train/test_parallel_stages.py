@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwenvl.runtime import Runtime
-from qwenvl.train import distributed
+from qwenvl.train import launcher
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.recipe import model_of, parallel_stages, run_parallel_stages
@@ -83,10 +83,10 @@ def die_when_the_other_waits(where: Path) -> None:
 def test_when_a_crew_fails_the_others_are_asked_to_stop(tmp_path: Path) -> None:
     glances: list[None] = []
     with pytest.raises(ChildProcessError, match="process 0 of 1 was ended by SIGKILL"):
-        distributed.launch(
+        launcher.launch(
             [
-                distributed.WorkerGroup(1, wait_for_the_end, (tmp_path,)),
-                distributed.WorkerGroup(1, die_when_the_other_waits, (tmp_path,)),
+                launcher.WorkerGroup(1, wait_for_the_end, (tmp_path,)),
+                launcher.WorkerGroup(1, die_when_the_other_waits, (tmp_path,)),
             ],
             lambda: glances.append(None),
         )

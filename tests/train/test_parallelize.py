@@ -17,7 +17,7 @@ import qwenvl.cli as cli
 from qwenvl.checkpoint import folder
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed
+from qwenvl.train import distributed, launcher
 from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
@@ -88,7 +88,7 @@ def alone(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_spread_learns_what_one_process_learns(
     start: Path, alone: Path, tmp_path: Path, processes: int, cases: Mapping[str, Case]
 ) -> None:
-    distributed.run(processes, train_each, start, tmp_path, cases)
+    launcher.run(processes, train_each, start, tmp_path, cases)
     for name, (trial, _) in cases.items():
         known, message = alone / name.split(",")[0], tmp_path / name
         expected, lines = read_log(known / "log.jsonl"), read_log(message / "log.jsonl")
@@ -166,7 +166,7 @@ def parallel_too_far(start: Path) -> None:
 def test_children_tell_their_errors(start: Path) -> None:
     """The sentence of a spawned process reaches the caller as it was raised."""
     with pytest.raises(ValueError, match=r"llm\.heads is 2, which tensor parallelism of 4 does not divide"):
-        distributed.run(2, parallel_too_far, start)
+        launcher.run(2, parallel_too_far, start)
 
 
 def die_second() -> None:
@@ -178,7 +178,7 @@ def test_a_process_that_was_killed_is_named() -> None:
     with pytest.raises(
         ChildProcessError, match="process 1 of 2 was ended by SIGKILL; a run goes on from its last"
     ):
-        distributed.run(2, die_second)
+        launcher.run(2, die_second)
 
 
 def test_the_launch_script_speaks_our_options() -> None:
@@ -198,4 +198,4 @@ def test_torchrun_and_processes_exclude_each_other(monkeypatch: pytest.MonkeyPat
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="torchrun has started 2 processes, --processes asks for 4 more"):
-        distributed.joined(4).__enter__()
+        launcher.joined(4).__enter__()

@@ -91,7 +91,7 @@ def killed(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate(timeout=60)
     assert run.returncode == -signal.SIGKILL and not (folder / "trial" / "model").exists()
-    assert [line["step"] for line in read_log(log)] == list(range(len(read_log(log))))
+    assert [line["step"] for line in read_log(log)] == list(range(1, len(read_log(log)) + 1))
     return folder / "trial"
 
 

@@ -4,9 +4,6 @@ What grows with the data stays outside: a few shards per worker are under way at
 hold the n-grams of benchmarks) are sent once to each worker, not with every shard.
 """
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory, Settings
 from qwenvl.data.records import Pair
+from qwenvl.processes import Workers
 
 Executor: TypeAlias = Literal["inline", "process", "ray"]
 
@@ -60,8 +58,7 @@ _SETTINGS: Settings | None = None
 
 @contextmanager
 def _processes(number: int, settings: Settings) -> Iterator[Map]:
-    context = multiprocessing.get_context("spawn")  # forking after threads were started can deadlock
-    with ProcessPoolExecutor(number, mp_context=context, initializer=_begin, initargs=(settings,)) as pool:
+    with ProcessPoolExecutor(number, mp_context=Workers(), initializer=_begin, initargs=(settings,)) as pool:
 
         def handed_out(work: Work, jobs: Sequence[Job]) -> Iterator[Any]:
             waiting = iter(jobs)
@@ -84,19 +81,8 @@ def _processes(number: int, settings: Settings) -> Iterator[Map]:
 
 
 def _begin(settings: Settings) -> None:
-    """In a new worker: the settings, and a watch on the parent.
-
-    A killed run leaves no worker behind that would wait for ever, or write beside the run that resumes it.
-    """
+    """In a new worker: the settings."""
     global _SETTINGS
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
     _SETTINGS = settings
 
 

@@ -1,4 +1,4 @@
-"""Documents into micro-batches of packed rows, alone or by worker processes ahead of time.
+"""Documents into micro-batches of packed rows.
 
 Documents are packed window by window, a window being more than a micro-batch, because few documents leave rows half
 empty. Its rows are dealt in a random order to as many micro-batches as the window has documents for:
@@ -15,14 +15,9 @@ So a micro-batch is a function of (seed, number) alone: how many ranks share an 
 whether the run was stopped in between change nothing.
 """
 
-import multiprocessing
-import os
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from qwenvl.data.formats import Example
 from qwenvl.data.packing import Rows, assemble, fit, joined
@@ -34,9 +29,6 @@ from qwenvl.markup import Image
 
 HOPELESS = 32
 """A window of at least so many documents of which none can be used is no accident."""
-
-AHEAD = 2
-"""Micro-batches that each worker is ahead."""
 
 FULL = 0.97
 """Share of a row above which a task alone fills it well enough."""
@@ -147,68 +139,3 @@ class Batches:
                     continue
                 whole[-1].append((task, replace(each, images=squares)))
         return whole, left_out
-
-
-class Prefetcher:
-    """The same micro-batches, made by worker processes before they are asked for.
-
-    Which micro-batches this process reads is learned from what it asks for: every so many of an update, and the same
-    ones of the next.
-    """
-
-    def __init__(self, batches: Batches, workers: int, *, update: int, end: int) -> None:
-        """`update` is how many documents an update has, `end` how many the stage reads."""
-        self._micro, self._update, self._end, self._depth = batches.micro, update, end, AHEAD * workers
-        self._pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(batches,)
-        )
-        self._coming: dict[int, Future[Rows]] = {}
-        self._asked: list[int] = []
-        self._offsets: list[int] = []
-
-    def __call__(self, documents: Sequence[int]) -> Rows:
-        """The rows of a micro-batch; raises what making them raised."""
-        first = documents[0]
-        for start in [first, *islice(self.following(first), self._depth)]:
-            if start not in self._coming:
-                self._coming[start] = self._pool.submit(_make, range(start, start + self._micro))
-        for start in [start for start in self._coming if start < first]:
-            self._coming.pop(start).cancel()  # announced and not asked for
-        return self._coming.pop(first).result()
-
-    def following(self, first: int) -> Iterator[int]:
-        """Note that a micro-batch was asked for; where those begin that will be next, none while nothing is known."""
-        begin = first - first % self._update
-        if self._asked and self._asked[-1] < begin:  # the first of an update: the last one is known whole
-            self._offsets = [start % self._update for start in self._asked]
-            self._asked = []
-        self._asked.append(first)
-        offsets: Sequence[int] = self._offsets
-        if not offsets and len(self._asked) > 1:
-            offsets = range(self._asked[0] % self._update, self._update, first - self._asked[-2])
-        for update in range(begin, self._end, self._update) if offsets else ():
-            yield from (update + each for each in offsets if update + each > first)
-
-
-_here: list[Batches] = []
-
-
-def _begin(batches: Batches) -> None:
-    """What a worker does first; it ends with the process that it works for, however that ends."""
-    _here[:] = [batches]
-    if batches.fast:
-        import torch
-
-        torch.set_num_threads(1)  # of each worker: their number is what was asked for
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make(documents: Sequence[int]) -> Rows:
-    return _here[0](documents)

@@ -8,6 +8,7 @@ fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of th
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image as pillow
 
 from qwenvl.data.stream.samples import Located
 from qwenvl.images import MAX_PIXELS, open_image, resize
@@ -18,11 +19,16 @@ def square(source: object, size: int, *, fast: bool = False) -> UInt8[np.ndarray
 
     Raises ValueError for whatever is no picture, OSError for a file that cannot be read.
     """
-    given = source.read() if isinstance(source, Located) else source
     if not fast:
-        return resize(open_image(given), size)  # type: ignore[arg-type]
+        return resize(opened(source), size)
+    given = source.read() if isinstance(source, Located) else source
     levels = _of_jpeg(given)
     return _squashed(np.array(open_image(given)) if levels is None else levels, size)  # type: ignore[arg-type]
+
+
+def opened(source: object) -> pillow.Image:
+    """The image in RGB, wherever it lies. Raises as `square`."""
+    return open_image(source.read() if isinstance(source, Located) else source)  # type: ignore[arg-type]
 
 
 def _of_jpeg(given: object) -> UInt8[np.ndarray, "height width 3"] | None:

@@ -16,8 +16,9 @@ from qwenvl.data.formats import Example
 from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import DOCUMENT, Rows
 from qwenvl.data.records import Skipped
-from qwenvl.data.stream.batches import Batches, Prefetcher
+from qwenvl.data.stream.batches import Batches
 from qwenvl.data.stream.order import Draw, permuted
+from qwenvl.data.stream.prefetcher import Prefetcher
 from qwenvl.data.stream.sources import Document, SourceConfig, Stream
 from qwenvl.images import normalise, open_image, preprocess, resize
 
@@ -184,6 +185,7 @@ def test_workers_give_the_same_batches(batches: Batches) -> None:
     prefetcher = Prefetcher(batches, 2, update=16, end=48)
     for number in (1, 3, 5, 7, 8, 11):  # it may also ask for others than it is expected to
         assert equal(prefetcher(micro(number)), batches(micro(number)))
+    prefetcher.close()
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2), (2, 4)])
@@ -200,7 +202,8 @@ def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
     program = f"""if True:
         import os, sys, time
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from qwenvl.data.stream.batches import Prefetcher, Batches, _make
+        from qwenvl.data.stream.batches import Batches
+        from qwenvl.data.stream.prefetcher import Prefetcher
         made = Batches(document=print, row_length=8, packing="isolated", pad_id=0, micro=1)
         reader = Prefetcher(made, 1, update=1, end=0)
         print(reader._pool.submit(os.getpid).result(), flush=True)

@@ -1,0 +1,96 @@
+"""Processes that work for this one: they leave signals to it, and end when it ends, however that comes.
+
+A terminal, `timeout` and job schedulers send SIGINT and SIGTERM to every process of a group or a job. One process, the
+one that a person started, decides what follows from that; the others hear it from there.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
+"""What asks a whole group of processes to stop."""
+
+
+class Worker(SpawnProcess):
+    """A spawned process that is deaf to `SIGNALS` from its first moment on and ends with its parent.
+
+    Because it does not hear SIGTERM, `terminate` kills it.
+    """
+
+    def start(self) -> None:
+        """Start it with `SIGNALS` blocked: one that comes while it still imports waits until `listen`."""
+        resource_tracker.ensure_running()  # else it would be started in between, and unblock them
+        with _blocked():
+            super().start()
+
+    def run(self) -> None:
+        """In the new process: watch the parent, then do the work."""
+        _end_with_parent()
+        self.listen()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        super().run()
+
+    def listen(self) -> None:
+        """Say what `SIGNALS` do in this process; called before the first can arrive."""
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+
+    def terminate(self) -> None:
+        """End it at once."""
+        self.kill()
+
+
+class Workers(SpawnContext):
+    """What a `ProcessPoolExecutor` takes as its `mp_context` to work in processes of this kind; it knows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[Worker] = []
+
+    def Process(self, *args: Any, **keywords: Any) -> Worker:  # type: ignore[override]
+        """One more process, not started yet."""
+        worker = Worker(*args, **keywords)
+        self._started.append(worker)
+        return worker
+
+    def kill(self) -> None:
+        """End all of them at once."""
+        for worker in self._started:
+            if worker.pid is not None:
+                with suppress(ValueError, ProcessLookupError):  # ended and forgotten before
+                    worker.kill()
+
+
+def end_workers() -> None:
+    """End whatever still works for this process: before it leaves, because leaving waits for its children."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Let `SIGNALS` to this thread wait; a process that is started meanwhile begins with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as the parent has gone, also when it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,159 @@
+"""`train` and `plan` as they are typed: names that are found from anywhere, options that mean something."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwenvl.cli import main
+from qwenvl.train import recipe
+from qwenvl.train.log import read_log
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of a user whose qwenvl came from a wheel: its recipes stand inside the package."""
+    package = tmp_path / "site-packages" / "qwenvl"
+    shutil.copytree(RECIPES, package / "recipes")
+    monkeypatch.setattr(recipe, "files", lambda _: package)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return package / "recipes"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence with which a command refuses."""
+    assert main([str(word) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("qwenvl: error: ") and len(told.splitlines()) == 1
+    return told
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("tiny", "tiny"),
+        ("recipes/tiny", "tiny"),
+        ("recipes/tiny/2-multitask.toml", "tiny/2-multitask.toml"),
+        ("small/3-finetuning", "small/3-finetuning.toml"),
+    ],
+)
+def test_f10_recipes_are_found_from_a_wheel(installed: Path, given: str, found: str) -> None:
+    assert recipe.find_recipe(given) == installed / found
+    Path("tiny").mkdir()
+    assert recipe.find_recipe("tiny") == Path("tiny"), "what is here goes first"
+
+
+def test_f10_a_mistyped_name_is_told_what_there_is(
+    installed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("train", "plan"):
+        told = said(capsys, command, "recipes/tinny")
+        assert "no recipe folder or stage file recipes/tinny" in told and "did you mean tiny?" in told
+        assert "recipes/demo, recipes/qwen_vl_7b, recipes/small, recipes/tiny" in told
+    told = said(capsys, "train", "recipes/tiny/2-multitusk.toml", "--init", "tiny")
+    assert "1-pretraining.toml, 2-multitask.toml" in told and "did you mean 2-multitask.toml?" in told
+    Path("empty").mkdir()
+    assert "empty has no recipe.toml" in said(capsys, "train", "empty")
+
+
+def test_f10_a_whole_recipe_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/small", "--memory", "40", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert list(facts) == ["1-pretraining", "2-multitask", "3-finetuning"]
+    assert main(["plan", "recipes/small", "--memory", "2"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count("does not fit") == 3 and "== 2-multitask" in told.out
+
+
+def test_f46_documents_that_fill_a_row_are_one_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four documents of 512 tokens in a row of 2,048, as benchmarks/gpu.py packs them; and not fewer than needed."""
+    stage = (RECIPES / "qwen_vl_7b" / "2-multitask.toml").read_text().replace("window", "# window")
+    (tmp_path / "recipe.toml").write_text('preset = "small"\n')
+    for documents, rows in ((4, 1), (5, 2), (40, 10)):
+        (tmp_path / "2.toml").write_text(
+            stage.replace("documents = 4096", f"documents = {documents}").replace(
+                "micro_documents = 64", f"micro_documents = {documents}"
+            )
+        )
+        text = 2048 // 4 - 64 - 2  # `small` has 64 queries
+        main(["plan", str(tmp_path / "2.toml"), "--text-tokens", str(text), "--json", "--memory", "1000"])
+        assert json.loads(capsys.readouterr().out)["rows"] == rows
+
+
+def test_f88_a_preset_is_a_name_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(RECIPES / "small" / "1-pretraining.toml", tmp_path)
+    for name in ("dataclass", "replace", "__name__", "ModelConfig"):
+        (tmp_path / "recipe.toml").write_text(f'preset = "{name}"\n')
+        assert f"the preset is '{name}'; expected one of qwen_vl_7b, small" in said(capsys, "train", tmp_path)
+
+
+def test_f41_data_takes_the_place_of_the_toy_world(
+    start: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it comes as shards or as a file of rows; a file that says `mixture` keeps it."""
+    stage = RECIPES / "tiny" / "2-multitask.toml"
+    rows = tmp_path / "data.toml"
+    rows.write_text(f'[[2-multitask.data]]\npaths = ["{shard}"]\n[other]\nseed = 1\n')
+    sizes = [
+        "--stage.image-size",
+        56,
+        "--stage.documents",
+        4,
+        "--stage.micro-documents",
+        4,
+        "--optim.steps",
+        2,
+    ]
+    sizes += [
+        "--stage.window",
+        0,
+        "--stage.sequence-length",
+        128,
+        "--optim.warmup-steps",
+        0,
+        "--device",
+        "cpu",
+    ]
+    for given, name in ((shard, "shards"), (rows, "rows")):
+        words = ["train", stage, "--init", start, "--data", given, "--out", tmp_path / name, *sizes]
+        assert main(list(map(str, words))) == 0
+        (run,) = (tmp_path / name).iterdir()
+        kept = json.loads((run / "stage.json").read_text())
+        assert not kept["mixture"] and kept["data"][0]["paths"] == [str(shard)]
+        assert {source for line in read_log(run / "log.jsonl") for source in line["losses"]} == {"caption"}
+        assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2], "as TensorBoard counts"
+    rows.write_text("[3-finetuning]\nseed = 1\n")
+    told = said(capsys, "train", stage, "--init", start, "--data", rows, "--out", tmp_path / "none")
+    assert "says nothing about stage 2-multitask; it has 3-finetuning" in told
+
+
+def test_f44_a_place_that_cannot_be_written_names_the_option(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root every folder can be written, so the refusal is made here."""
+    out = tmp_path / "locked" / "runs"
+
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "locked"))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    told = said(capsys, "train", RECIPES / "tiny" / "2-multitask.toml", "--init", start, "--out", out)
+    assert (
+        f"cannot write to {out} (permission denied: {tmp_path / 'locked'}); name another place with --out"
+        in told
+    )
+
+
+def test_options_that_would_do_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = RECIPES / "small" / "2-multitask.toml"
+    once = "adding up gradients once a step needs shard = optimizer or full"
+    assert once in said(capsys, "train", stage, "--init", "tiny", "--reduce-once-per-step")
+    assert once in said(capsys, "plan", stage, "--shard", "none", "--reduce-once-per-step")
+    assert "--init is for one stage file" in said(capsys, "train", "tiny", "--init", "tiny")
+    assert "adapters are not cut" in said(capsys, "plan", stage, "--lora", 4, "--tensor", 2, "--gpus", 2)
