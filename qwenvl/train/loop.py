@@ -27,7 +27,7 @@ from qwenvl.train.stopping import Stopped, asked, hearing
 Watch = Callable[[QwenVL, StageConfig, int], None]
 """Sees the model after an update, in every process: evaluators of packages above this one come in as such functions.
 
-Where no process holds the whole model (`ParallelConfig.cuts`), `parallelize.whole` gathers it in the first: all call it.
+Where no process holds the whole model (`ParallelConfig.cuts`), `parallelize.whole` gathers it: all call it.
 """
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl import presets
 from qwenvl.cli import main
 from qwenvl.train import recipe
 from qwenvl.train.log import read_log
+from qwenvl.train.plan import Assumptions, plan
+from qwenvl.train.stages import StageConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -69,21 +72,14 @@ def test_f10_a_whole_recipe_is_planned(capsys: pytest.CaptureFixture[str]) -> No
     assert told.out.count("does not fit") == 3 and "== 2-multitask" in told.out
 
 
-def test_f46_documents_that_fill_a_row_are_one_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Four documents of 512 tokens in a row of 2,048, as benchmarks/gpu.py packs them; and not fewer than needed."""
-    stage = (RECIPES / "qwen_vl_7b" / "2-multitask.toml").read_text().replace("window", "# window")
-    (tmp_path / "recipe.toml").write_text('preset = "small"\n')
-    for documents, rows in ((4, 1), (5, 2), (40, 10)):
-        (tmp_path / "2.toml").write_text(
-            stage.replace("documents = 4096", f"documents = {documents}").replace(
-                "micro_documents = 64", f"micro_documents = {documents}"
-            )
-        )
-        text = 2048 // 4 - 64 - 2  # `small` has 64 queries
-        main(["plan", str(tmp_path / "2.toml"), "--text-tokens", str(text), "--json", "--memory", "1000"])
-        assert json.loads(capsys.readouterr().out)["rows"] == rows
+def test_f46_documents_that_fill_a_row_are_one_row() -> None:
+    """Four documents of a quarter of a row each, as benchmarks/gpu.py packs them; and not fewer rows than needed."""
+    stage = StageConfig.read(RECIPES / "small" / "2-multitask.toml")
+    text = stage.sequence_length // 4 - 64 - 2  # `small` has 64 queries
+    given = Assumptions(text_tokens=float(text), memory=1000.0)
+    for documents, rows in ((4, 1), (5, 2), (40, 10), (400, 103)):
+        sized = stage.changed({"documents": documents, "micro_documents": documents, "window": 0})
+        assert plan(sized, presets.small(), given).rows == rows
 
 
 def test_f88_a_preset_is_a_name_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
