@@ -92,7 +92,7 @@ def train(
     )
     recipe = find_recipe(recipe)
     start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
-    with launcher.joined(processes):
+    with launcher.joined(processes), distributed.owning(out):
         runtime = Runtime.detect(device=device, dtype="float32")
         if recipe.is_dir():
             if init is not None:

@@ -107,17 +107,17 @@ def look_at_the_first(document: Stream, stage: StageConfig) -> None:
     if not reasons:
         return
     unusable = sum(map(len, reasons.values()))
-    message = "; ".join(
+    listed = "; ".join(
         f"{len(found)} {kind}, such as {found[0].key}: {found[0].detail}"
         for kind, found in sorted(reasons.items())
     )
     fix = ADVICE.get(max(reasons, key=lambda kind: len(reasons[kind])), "Correct the paths or the data.")
-    message = (
+    counted = (
         f"stage {stage.name}: {'none' if unusable == count else unusable} of the first {count} documents"
     )
     if unusable == count:
-        raise ValueError(f"{message} can be used ({printable(message)}). {fix}")
-    print(f"{message} cannot be used and are left out ({printable(message)}). {fix}", file=sys.stderr)
+        raise ValueError(f"{counted} can be used ({printable(listed)}). {fix}")
+    print(f"{counted} cannot be used and are left out ({printable(listed)}). {fix}", file=sys.stderr)
 
 
 def require_sources(stage: StageConfig) -> None:
@@ -206,7 +206,7 @@ def left_out(run_dirs: Iterable[Path]) -> dict[str, tuple[int, str]]:
     seen: dict[tuple[str, str, str], str] = {}
     for run_dir in run_dirs:
         for file in sorted(run_dir.glob("left_out-*.jsonl")):
-            for text in file.read_text(encoding="utf-8").splitlines():
+            for text in file.read_text(encoding="utf-8").split("\n"):
                 with suppress(json.JSONDecodeError):  # a line that a kill cut
                     line = json.loads(text)
                     seen.setdefault((line["kind"], line["shard"], line["sample"]), line["detail"])

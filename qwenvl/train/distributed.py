@@ -4,7 +4,9 @@ One process is not a special case: every function here is then the identity. `la
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+
+from qwenvl.files import owned
 
 Result = TypeVar("Result")
 
@@ -75,6 +79,14 @@ def on_rank0(work: Callable[[], Result]) -> Result:
     return env[0]
 
 
+@contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """The first process owns `folder` for all. Raises ValueError in every process when another run writes into it."""
+    with ExitStack() as stack:
+        on_rank0(lambda: stack.enter_context(owned(folder)))
+        yield
+
+
 class ParallelDims:
     """The processes as a grid, data x tensor: rows read different documents, those of a row share each matrix."""
 
@@ -83,7 +95,7 @@ class ParallelDims:
 
     def __init__(self, tensor: int, device: torch.device) -> None:
         processes = world_size()
-        assert processes % tensor == 0, "see spread.require_shares"
+        assert processes % tensor == 0, "see parallelize.require_shares"
         if dist.is_initialized():
             shape = (processes // tensor, tensor)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))

@@ -63,7 +63,7 @@ class Spikes:
             )
 
 
-class Fruit:
+class Starvation:
     """Whether anything is learned at all: a run that reads nothing, or changes nothing, is no success."""
 
     def __init__(self, stage: StageConfig, run_dir: Path) -> None:

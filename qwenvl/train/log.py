@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qwenvl.files import atomic
 from qwenvl.train import distributed, launcher
 from qwenvl.train.flops import peak
 from qwenvl.train.show import Shown, sheets, write_sheet
@@ -55,7 +56,8 @@ class Log:
         kept = [line for line in known if line["step"] <= start]
         self._seconds = kept[-1]["seconds"] if kept else 0.0
         run_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with atomic(file) as out:
+            out.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = file.open("a")
         board = TensorBoard(run_dir / "tensorboard", kept, sheets(run_dir / "predictions", start))
         self._trackers: list[Tracker] = [board]
@@ -179,7 +181,7 @@ def mean_loss(seen: Mapping[str, float], of: str = "") -> float:
 def read_log(file: Path) -> list[dict[str, Any]]:
     """The lines of a log; a line cut by a kill is left out. Earlier versions counted updates from 0."""
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    for text in file.read_text().split("\n") if file.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -14,7 +14,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.distributed import ParallelDims
-from qwenvl.train.health import Fruit, Spikes, Stragglers
+from qwenvl.train.health import Spikes, Starvation, Stragglers
 from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import OBJECTIVES, Objective
 from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
@@ -62,7 +62,7 @@ def train(
     trainable = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", objective.module, optimizers)
     spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
-    fruit = Fruit(stage, run_dir)
+    starvation = Starvation(stage, run_dir)
     model.train()
     with (
         hearing(),
@@ -80,7 +80,7 @@ def train(
             dims.sum_gradients(trainable)
             norms = clip_gradients(objective.module, stage.optim.max_grad_norm, dims, seen["supervised"])
             spikes.see(step, mean_loss(seen), norms["all"])
-            fruit.see(step, seen, norms["all"])
+            starvation.see(step, seen, norms["all"])
             set_learning_rates(optimizers, stage.optim, step)
             for optimizer in optimizers:
                 optimizer.step()

@@ -17,7 +17,6 @@ after the other where there are not, and their parts are put together. A stage w
 import dataclasses
 import json
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,7 +29,9 @@ from typing import Any
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.config import from_dict
+from qwenvl.files import atomic
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import read_toml
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
@@ -80,7 +81,7 @@ class Recipe:
         file = folder / "recipe.toml"
         if not file.exists():
             raise ValueError(f"{folder} has no recipe.toml; give a recipe folder such as recipes/tiny.")
-        return from_dict(Recipe, tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+        return from_dict(Recipe, read_toml(file), str(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +323,8 @@ def _remember(run_dir: Path, values: Mapping[str, StageConfig | ParallelConfig])
     """Write the resolved values beside the run, a file each."""
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, value in values.items():
-        (run_dir / f"{name}.json").write_text(json.dumps(dataclasses.asdict(value), indent=2) + "\n")
+        with atomic(run_dir / f"{name}.json") as file:
+            file.write(f"{json.dumps(dataclasses.asdict(value), indent=2)}\n".encode())
 
 
 def _train_stage(

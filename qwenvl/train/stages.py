@@ -4,7 +4,6 @@ A stage is one value; nothing asks for its name. It is read from a TOML file of 
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from qwenvl.config import from_dict
 from qwenvl.data.packing import PACKINGS
 from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.files import component
+from qwenvl.parsing import read_toml
 
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
@@ -106,6 +107,11 @@ class StageConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        component(self.name, "the name of a stage")
+        if self.name == "start":
+            raise ValueError(
+                "a stage is called start, which is where a run keeps its untrained model; rename it."
+            )
         for name in ("image_size", "sequence_length", "documents", "micro_documents", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -191,11 +197,9 @@ def _read_toml(
 ) -> dict[str, Any]:
     """The values of a file, paths of data seen from its folder."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; give {what}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML ({error}); see recipes/tiny for an example.") from None
     for table in (values, *values.values()):
         for row in table.get("data", []) if isinstance(table, dict) else []:
             if isinstance(row, dict) and isinstance(row.get("paths"), list):

@@ -8,6 +8,7 @@ import pytest
 
 from qwenvl import presets
 from qwenvl.cli import main
+from qwenvl.files import owned
 from qwenvl.train import recipe
 from qwenvl.train.log import read_log
 from qwenvl.train.plan import Assumptions, plan
@@ -153,3 +154,24 @@ def test_options_that_would_do_nothing_are_refused(capsys: pytest.CaptureFixture
     assert once in said(capsys, "plan", stage, "--shard", "none", "--reduce-once-per-step")
     assert "--init is for one stage file" in said(capsys, "train", "tiny", "--init", "tiny")
     assert "adapters are not cut" in said(capsys, "plan", stage, "--lora", 4, "--tensor", 2, "--gpus", 2)
+
+
+@pytest.mark.parametrize("name", ["../..", "/etc/qwenvl", "a/b", "", ".hidden", "start"])
+def test_f82_f92_a_stage_is_a_folder_of_its_run_and_no_other_place(
+    start: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (RECIPES / "tiny" / "2-multitask.toml").read_text().replace('"2-multitask"', json.dumps(name))
+    (tmp_path / "stage.toml").write_text(text)
+    told = said(capsys, "train", tmp_path / "stage.toml", "--init", start, "--out", tmp_path / "deep" / "run")
+    assert "name" in told
+    assert {each.name for each in tmp_path.iterdir()} <= {"stage.toml", "deep"}
+
+
+def test_two_runs_do_not_share_a_folder(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with owned(tmp_path / "run"):
+        told = said(
+            capsys, "train", RECIPES / "tiny/2-multitask.toml", "--init", start, "--out", tmp_path / "run"
+        )
+    assert "is being written by process" in told

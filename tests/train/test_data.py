@@ -134,7 +134,7 @@ def test_a_stage_opens_with_other_documents() -> None:
     with pytest.raises(ValueError, match=r"has curriculum_steps = 2 and curriculum = {}; give both"):
         stage(curriculum_steps=2)
     with pytest.raises(
-        ValueError, match=r"has curriculum_steps = 0 and opening = {'lookups': 1.0}; give both"
+        ValueError, match=r"has curriculum_steps = 0 and curriculum = {'lookups': 1.0}; give both"
     ):
         stage(curriculum={"lookups": 1.0})
     with pytest.raises(ValueError, match=r"opens with lookups and has no mixture to go on with"):

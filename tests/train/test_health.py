@@ -53,7 +53,7 @@ def test_a_run_that_has_just_begun_is_not_judged() -> None:
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
 def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
     with pytest.raises(
-        ValueError, match=r"the gradient of update 3 is (1\.0|inf) \(loss (nan|1\.000)\); lower"
+        ValueError, match=r"the gradient of update 4 is (1\.0|inf) \(loss (nan|1\.000)\); lower"
     ):
         Spikes(stage(), Path("runs/x"), 4.0).see(3, loss, norm)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import qwenvl.cli as cli
 from qwenvl.checkpoint import folder
+from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
@@ -65,6 +66,15 @@ FOUR: Mapping[str, Case] = {
 }
 
 
+def look(run: Path, model: QwenVL, stage: StageConfig, step: int) -> None:
+    """Called in every process, which together can have the whole model looked at, however it is cut."""
+    complete = whole(model)
+    (run / f"seen-{distributed.rank()}-{step}").touch()
+    if distributed.rank() == 0:
+        assert complete.llm.head.weight.shape == (complete.config.llm.vocab_size, complete.config.llm.hidden)
+        assert torch.isfinite(complete(torch.arange(8)[None])).all()
+
+
 def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
     """In every process: one case after the other."""
     torch.set_num_threads(1)
@@ -72,7 +82,8 @@ def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
     assert ParallelDims(1, CPU.device).everyones(distributed.rank()) == everyone
     for name, (trial, parallel) in cases.items():
         model = folder.load(start, CPU)
-        train(model, Tokenizer.load(start), trial, out / name, CPU, parallel=parallel)
+        watch = partial(look, out / name)
+        train(model, Tokenizer.load(start), trial, out / name, CPU, parallel=parallel, watch=watch)
         trained = whole(model)
         distributed.on_rank0(lambda trained=trained, name=name: folder.save(trained, out / name / "model"))
 
@@ -107,6 +118,10 @@ def test_every_spread_learns_what_one_process_learns(
             torch.testing.assert_close(
                 tensor, weights[part], rtol=1e-3, atol=near, msg=lambda m, at=(name, part): f"{at}: {m}"
             )
+        seen = {(rank, step) for rank in range(processes) for step in (1, 2, 3)}
+        assert {each.name for each in message.glob("seen-*")} == {
+            f"seen-{rank}-{step}" for rank, step in seen
+        }
         sheets = list((message / "predictions").glob("step-*.jsonl"))
         assert [len(sheet.read_text().splitlines()) for sheet in sheets] == [SHOWN] * bool(trial.show_every)
 
@@ -152,9 +167,6 @@ def test_what_does_not_divide_is_told(start: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learns by Muon, which needs whole matrices; set muon = false"):
         run_stage(MUON, start, tmp_path / "muon", CPU, processes=2, parallel=ParallelConfig(shard="full"))
     assert not any(tmp_path.iterdir()), "told before anything is spawned or written"
-    cut = ParallelConfig(shard="full")
-    with pytest.raises(ValueError, match="no process holds the whole model, so none can be shown it"):
-        train(model, Tokenizer.load(start), TRIAL, start, CPU, parallel=cut, watch=lambda *_: None)
     with pytest.raises(ValueError, match="tensor is 0 and spike 4; expected 1 process or more"):
         ParallelConfig(tensor=0)
 
