@@ -92,29 +92,33 @@ def train(
     )
     recipe = find_recipe(recipe)
     start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
+    alone = None if recipe.is_dir() else _stage_alone(recipe, start, scale)
+    if (alone is None) != (init is None):
+        raise ValueError(
+            "--init CKPT (a model folder, a hub id or `tiny`) is for one stage file, which needs it; a recipe folder "
+            "starts from its own recipe.toml."
+        )
     with launcher.joined(processes), distributed.owning(out):
         runtime = Runtime.detect(device=device, dtype="float32")
-        if recipe.is_dir():
-            if init is not None:
-                raise ValueError(
-                    "--init is for one stage file; a recipe folder starts from its own recipe.toml."
-                )
+        if alone is None:
             model = run_recipe(
                 recipe, out, runtime, processes=processes, scale=scale, parallel=parallel, start=start
             )
         else:
-            if init is None:
-                raise ValueError("a single stage needs --init CKPT: a model folder, a hub id or `tiny`.")
-            read = StageConfig.read(recipe)
-            if start.stages and read.name not in start.stages:
-                raise ValueError(
-                    f"--data {data} says nothing about stage {read.name}; it has {', '.join(start.stages)}."
-                )
-            read = read.changed(start.stages.get(read.name, {})).changed(start.every_stage).scaled(scale)
-            run_stage(read, resolve(init), out / read.name, runtime, processes=processes, parallel=parallel)
-            model = out / read.name / "model"
+            model = out / alone.name / "model"
+            run_stage(
+                alone, resolve(str(init)), model.parent, runtime, processes=processes, parallel=parallel
+            )
         if distributed.rank() == 0:
             _tell(out, model)
+
+
+def _stage_alone(file: Path, start: "Start", scale: float) -> StageConfig:
+    """The stage of a file with what the options and their file say about it."""
+    stage = StageConfig.read(file)
+    if start.stages and stage.name not in start.stages:
+        raise ValueError(f"--data says nothing about stage {stage.name}; it has {', '.join(start.stages)}.")
+    return stage.changed(start.stages.get(stage.name, {})).changed(start.every_stage).scaled(scale)
 
 
 def _tell(out: Path, model: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from qwenvl.data.formats import Example
+from qwenvl.data.records import Skipped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
@@ -70,9 +72,8 @@ def train(
         Saver(run_dir / "state") as saver,
         Log(run_dir, stage, runtime.device, start=start) as log,
     ):
-        progress = f"of {stage.optim.steps} updates, saved in {run_dir}"
         if start < stage.optim.steps and distributed.any_rank(asked()):
-            stop(f"stage {stage.name} has done {start} {progress}")
+            stop_in(stage, start, run_dir)
         for step in range(start, stage.optim.steps):
             began = time.perf_counter()
             counted, seconds = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
@@ -90,18 +91,30 @@ def train(
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
                 saver.save(step + 1, objective.module, optimizers)
             if objective.document and due(step + 1, stage.show_every, stage):
-                complete = whole(model)  # in the first process
-                if distributed.rank() == 0:
-                    log.show(step + 1, show(complete, tokenizer, stage, objective.document))
+                show_all(model, tokenizer, stage, objective.document, log, step + 1)
             if watch:
                 watch(model, stage, step + 1)
             if stops and not last:
                 saver.finish()
-                stop(f"stage {stage.name} has done {step + 1} {progress}")
+                stop_in(stage, step + 1, run_dir)
             if stragglers.add(seconds, time.perf_counter() - began):
                 stragglers.compare(dims.everyones(stragglers.own), speaks=distributed.rank() == 0)
             distributed.barrier()
     model.eval()
+
+
+def show_all(
+    model: QwenVL,
+    tokenizer: Tokenizer,
+    stage: StageConfig,
+    document: Callable[[int], Example | Skipped],
+    log: Log,
+    done: int,
+) -> None:
+    """Predictions of the model after `done` updates, by the first process, which all give their share of it."""
+    complete = whole(model)
+    if distributed.rank() == 0:
+        log.show(done, show(complete, tokenizer, stage, document))
 
 
 def due(done: int, every: int, stage: StageConfig) -> bool:
@@ -145,6 +158,11 @@ def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) 
     first, size = step * stage.documents, stage.micro_documents
     starts = range(first, first + stage.documents, size)
     return [range(start, start + size) for start in starts[rank::ranks]]
+
+
+def stop_in(stage: StageConfig, done: int, run_dir: Path) -> None:
+    """End a stage after so many updates, see `stop`."""
+    stop(f"stage {stage.name} has done {done} of {stage.optim.steps} updates, saved in {run_dir}")
 
 
 def stop(done: str) -> None:

@@ -152,7 +152,7 @@ def test_options_that_would_do_nothing_are_refused(capsys: pytest.CaptureFixture
     once = "adding up gradients once a step needs shard = optimizer or full"
     assert once in said(capsys, "train", stage, "--init", "tiny", "--reduce-once-per-step")
     assert once in said(capsys, "plan", stage, "--shard", "none", "--reduce-once-per-step")
-    assert "--init is for one stage file" in said(capsys, "train", "tiny", "--init", "tiny")
+    assert "is for one stage file, which needs it" in said(capsys, "train", "tiny", "--init", "tiny")
     assert "adapters are not cut" in said(capsys, "plan", stage, "--lora", 4, "--tensor", 2, "--gpus", 2)
 
 
