@@ -11,7 +11,7 @@ from PIL import Image
 from qwenvl.checkpoint import folder
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
-from qwenvl.data.shards import write_tar
+from qwenvl.data.tars import write_tar
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer

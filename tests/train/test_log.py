@@ -13,7 +13,7 @@ from PIL import Image as pillow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwenvl.checkpoint import folder
-from qwenvl.data.shards import write_tar
+from qwenvl.data.tars import write_tar
 from qwenvl.data.toy.streams import Vocabulary, chat_document, task_document
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
