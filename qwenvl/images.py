@@ -194,7 +194,7 @@ def preprocess(
 # === The door ===
 
 
-def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
+def _header(file: IO[bytes] | io.BytesIO, size: int, name: str) -> pillow.Image:
     """The undecoded image, after all that can be known of it from its first bytes was held against the limits."""
     if size > MAX_BYTES:
         raise UnreadableImage(
@@ -231,7 +231,7 @@ def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
     return image
 
 
-def _pillow_open(file: IO[bytes]) -> pillow.Image:
+def _pillow_open(file: IO[bytes] | io.BytesIO) -> pillow.Image:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"

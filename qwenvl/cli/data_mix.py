@@ -22,7 +22,7 @@ def data_mix(
 
     What cannot be used is counted, and left out.
 
-      qwenvl data mix vqa.jsonl grit.jsonl pages/ --out stage2.jsonl --total 100000
+      qwenvl data mix vqa.jsonl pages/ --out stage2.jsonl --total 100000
 
     Args:
         records: JSON lines, tars or parquet files, or folders of them: whatever training reads.

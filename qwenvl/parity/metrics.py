@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwenvl.data.datasets import seed
 from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme, ptb, relaxed, vqa
 from qwenvl.evaluation.metrics import multiple_choice as choice
@@ -340,7 +342,7 @@ def _likelihood(case: Record, number: int, checks: Checks) -> None:
     checks("scoring pred", EXACT).equal(ours.chosen, case["pred"], number)
     checks("scoring pred_letter", EXACT).equal(letter, case["pred_letter"], number)
     checks("scoring correct", EXACT).equal(ours.chosen == case["answer"], bool(case["correct"]), number)
-    checks("scoring sum_rule_pred", EXACT).equal(int(ours.nll_sums.argmin()), case["sum_rule_pred"], number)
+    checks("scoring sum_rule_pred", EXACT).equal(int(np.argmin(ours.nll_sums)), case["sum_rule_pred"], number)
 
 
 def _collate(data: Record, checks: Checks) -> None:

@@ -63,13 +63,13 @@ def _lengthen(grams: Ints, words: Ints, sentence_of: Ints) -> tuple[Ints, Ints, 
     """
     inside = np.flatnonzero(sentence_of[:-1] == sentence_of[1:])
     ends = words[inside + 1]
-    pairs = grams[inside] * (words.max(initial=0) + 1) + ends
+    pairs = grams[inside] * (np.max(words, initial=0) + 1) + ends
     return np.unique(pairs, return_inverse=True)[1].reshape(-1), ends, sentence_of[inside]
 
 
 def _clipped_cosine(grams: Ints, sentence_of: Ints, image_of: Ints, images: int) -> Floats:
     """For each reference, the clipped cosine of its picture's caption with it. Sentences: captions, then references."""
-    kinds = int(grams.max(initial=0)) + 1
+    kinds = int(np.max(grams, initial=0)) + 1
     entries, times = _runs(np.sort(sentence_of * kinds + grams))  # one per sentence and n-gram in it
     sentence, gram = np.divmod(entries, kinds)
     first = int(np.searchsorted(sentence, images))  # captions' entries lie before it

@@ -90,7 +90,7 @@ class Choice:
     def chosen(self) -> int | None:
         """Index of the likeliest option, the first on a tie; None if any likelihood is not a number."""
         means = self.mean_nll
-        return None if np.isnan(means).any() else int(means.argmin())
+        return None if np.isnan(means).any() else int(np.argmin(means))
 
 
 def choose(logprobs: Sequence[Sequence[float] | NDArray[Any]], lengths: Sequence[int]) -> Choice:
