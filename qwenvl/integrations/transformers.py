@@ -7,9 +7,9 @@
 `python -m qwenvl.integrations.transformers serve FOLDER` is `transformers serve` after this import.
 """
 
+import sys
 from pathlib import Path
 
-import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -50,9 +50,8 @@ def _register() -> None:
     AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)
     AutoTokenizer.register(QwenVLConfig, slow_tokenizer_class=QwenVLTokenizer, exist_ok=True)
     AutoTokenizer.register(OfficialConfig, slow_tokenizer_class=QWenTokenizer, exist_ok=True)
-    setattr(
-        transformers, ARCHITECTURE, QwenVLForConditionalGeneration
-    )  # where `architectures` is looked up by name
+    # Where the name in `architectures` is looked up; its own imports put another module there than the first.
+    setattr(sys.modules["transformers"], ARCHITECTURE, QwenVLForConditionalGeneration)
 
 
 _register()

@@ -85,7 +85,7 @@ def context(
         seen = None
     else:
         seen = _visible(known, places, fixed_length(past) or stored + tokens, hidden)
-    stretch = None if training else long_context(config, flat, hidden, past)
+    stretch = None if training else long_context(config, position_ids, hidden, past)
     return AttentionContext(
         rotation=rotary_tables(position_ids, config, stretch),
         query_scale=None if stretch is None else log_n_scale(position_ids, config),
@@ -94,7 +94,7 @@ def context(
     )
 
 
-def long_context(config: LLMConfig, mask: Tensor | None, hidden: Tensor, past: Cache | None) -> Tensor | None:
+def long_context(config: LLMConfig, positions: Tensor, hidden: Tensor, past: Cache | None) -> Tensor | None:
     """Each row's stretch, fixed by its prompt and remembered on the cache; None while all is within training.
 
     A static cache that has room beyond the trained length is told at the prompt, so that no later step has to ask.
@@ -106,10 +106,8 @@ def long_context(config: LLMConfig, mask: Tensor | None, hidden: Tensor, past: C
     stored = 0 if past is None else past.get_seq_length()
     if (max_remaining or stored + hidden.shape[1]) <= config.sequence_length:
         return None
-    prompts = [hidden.shape[1] if stored == 0 else 1] * len(hidden)
-    if mask is not None and stored == 0:
-        prompts = mask.sum(1).tolist()
-    alpha = torch.tensor([ntk_alpha(max(1, int(n)), config) for n in prompts], device=hidden.device)
+    furthest = positions.amax(1).expand(len(hidden)) + 1 if stored == 0 else torch.ones(len(hidden))
+    alpha = torch.tensor([ntk_alpha(max(1, int(n)), config) for n in furthest.tolist()], device=hidden.device)
     if past is not None and stored == 0:
         past.ntk_alpha = alpha
     return alpha

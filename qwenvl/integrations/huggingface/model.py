@@ -4,6 +4,7 @@ The model's children are the parts themselves, so tensors keep their names: what
 reads, and the other way round. An official folder is read in place.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -111,6 +112,10 @@ class QwenVLModel(PreTrainedModel):
         """Replace them."""
         self.llm.embed = value  # type: ignore[assignment]
 
+    def get_decoder(self, *_: Any) -> Any:
+        """The model itself: its parts are no models of transformers."""
+        return self
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Visual tokens (images, queries, hidden)."""
         return self.adapter(self.vision(pixel_values.to(self.vision.position.dtype)))
@@ -131,11 +136,11 @@ class QwenVLModel(PreTrainedModel):
         `cache` is what transformers 5.24 calls `past_key_values`; `cache_position` (before 5.3) says what it says.
         """
         hidden = self._embed(input_ids, inputs_embeds, pixel_values)
-        past = self._cache(past_key_values if cache is None else cache, use_cache)
+        past = self._cache_for(past_key_values if cache is None else cache, use_cache)
         read = self._read(hidden, attention_mask, position_ids, past, output_hidden_states, output_attentions)
         return self._returned(read, return_dict)
 
-    def _cache(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
+    def _cache_for(self, past: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache that was handed in, or a new one where one is wanted."""
         keeps = self.config.use_cache and not self.training if use_cache is None else use_cache
         recomputed = self.gradient_checkpointing and self.training
@@ -294,7 +299,7 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         The loss is the mean over the learned tokens, or their sum over `num_items_in_batch`.
         """
         hidden = self._embed(input_ids, inputs_embeds, pixel_values)
-        past = self._cache(past_key_values if cache is None else cache, use_cache)
+        past = self._cache_for(past_key_values if cache is None else cache, use_cache)
         read = self._read(hidden, attention_mask, position_ids, past, output_hidden_states, output_attentions)
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.llm.head(read.last_hidden_state[:, kept])
@@ -307,13 +312,19 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         )
         return self._returned(output, return_dict)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in transformers; pictures are shown once, at every step only by versions before 5.15."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        past, first = inputs.get(CACHE), kwargs.get("is_first_iteration", False)
-        if past is not None and not first:
-            inputs["pixel_values"] = None
-        return inputs
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers; pictures are shown with the prompt, to an assistant model too, and not again."""
+        kwargs["inputs_embeds"] = inputs_embeds
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        past = inputs.get(CACHE)
+        prompt = kwargs.get("is_first_iteration") or past is None or int(past.get_seq_length()) == 0
+        inputs["pixel_values"] = kwargs.get("pixel_values") if prompt else None
+        known = inspect.signature(QwenVLForConditionalGeneration.forward).parameters
+        return {
+            name: value for name, value in inputs.items() if name in known
+        }  # without `tokenizer` and the like
 
     def _expand_inputs_for_generation(
         self,

@@ -123,7 +123,7 @@ class QwenVLProcessor(ProcessorMixin):
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
-    ) -> BatchFeature:
+    ) -> Any:
         """A prompt or a batch of prompts; the pictures of one without places stand before it, as base models want them.
 
         `images` is one picture, a list for one text, or a list of lists. A prompt is markup: `<|im_start|>` and
@@ -132,6 +132,8 @@ class QwenVLProcessor(ProcessorMixin):
         """
         if videos is not None or audio is not None:
             raise ValueError("this model sees pictures alone; expected no `videos` and no `audio`.")
+        if text is None and _is_text(images):  # called as a tokenizer is: by `generate(tokenizer=processor)`
+            return self.tokenizer(images, **kwargs)
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         if wrong := [each for each in texts if not isinstance(each, str)]:
             raise ValueError(f"a text is a {type(wrong[0]).__name__}; expected strings.")
@@ -266,6 +268,11 @@ class QwenVLProcessor(ProcessorMixin):
                 raise ValueError("padding='max_length' without max_length; give the length to pad to.")
             width = max(width, options["max_length"])
         return -(-width // multiple) * multiple
+
+
+def _is_text(value: Any) -> bool:
+    listed = isinstance(value, list | tuple) and len(value) > 0
+    return isinstance(value, str) or (listed and all(isinstance(each, str) for each in value))
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

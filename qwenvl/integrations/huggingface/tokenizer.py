@@ -25,8 +25,8 @@ class QwenVLTokenizer(PreTrainedTokenizer):
             for name, token in self.core.specials.items()
         }
         kwargs.pop("added_tokens_decoder", None)
-        kwargs.setdefault("padding_side", "left")
-        super().__init__(**{**kwargs, "eos_token": SPECIALS[0], "pad_token": SPECIALS[0]})
+        fixed = {"eos_token": SPECIALS[0], "pad_token": SPECIALS[0], "special_tokens_pattern": "none"}
+        super().__init__(**{"padding_side": "left", **kwargs, **fixed})
 
     @property
     def vocab_size(self) -> int:
