@@ -303,7 +303,9 @@ def _extension(image: bytes) -> str:
         return "jpg"
     if image[:4] == b"\x89PNG":
         return "png"
-    return "webp" if image[8:12] == b"WEBP" else "gif" if image[:3] == b"GIF" else "img"
+    if image[:4] in (b"II*\0", b"MM\0*"):
+        return "tif"
+    return "webp" if image[8:12] == b"WEBP" else "gif" if image[:3] == b"GIF" else "bmp"
 
 
 def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped) -> None:

@@ -294,6 +294,9 @@ def _texts(columns: dict[str, Any]) -> list[Any]:
     """The captions of a row, taken away: those of a list under any of the names, or the one text."""
     several = next((name for name in TEXTS_COLUMNS if isinstance(columns.get(name), list)), None)
     found = columns.pop(several) if several is not None else _pop(columns, TEXT_COLUMNS)
+    for name in TEXT_COLUMNS:  # img2dataset's tars have a caption twice; cleaning changes one text
+        if found is not None and columns.get(name) == found:
+            del columns[name]
     return (found or [None]) if isinstance(found, list) else [found]
 
 

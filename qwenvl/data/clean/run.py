@@ -60,7 +60,7 @@ def clean(
     `progress` is told (shards done, shards in all). Raises ValueError where `out` holds the results of other settings
     or other inputs.
     """
-    paths = find_shards(source, deep=True)
+    paths = [path for path in find_shards(source, deep=True) if not path.is_relative_to(out)]
     if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
     with owned(out):

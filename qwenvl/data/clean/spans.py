@@ -15,8 +15,10 @@ def moved(extra: Mapping[str, Any], before: str, after: str) -> tuple[Mapping[st
 
     Of a phrase that comes several times each keeps its turn; where there are now fewer or more, all are gone.
     """
-    if not any(isinstance(extra.get(name), list) for name in COLUMNS):
-        return extra, False
+    if isinstance(extra.get("caption"), str) or not any(
+        isinstance(extra.get(name), list) for name in COLUMNS
+    ):
+        return extra, False  # none, or of a caption that is another text
     changed, lost = dict(extra), False
     for name in COLUMNS:
         if isinstance(rows := extra.get(name), list):

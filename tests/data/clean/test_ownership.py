@@ -1,5 +1,6 @@
 """What a run leaves: names that are safe and its own, one owner, and nothing that a kill left damaged."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,19 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image as pillow
 
 from qwenvl.cli import main
+from qwenvl.data import layouts
 from qwenvl.data.clean.engine import Job, Settings
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.run import clean, table
-from qwenvl.data.records import Pair
+from qwenvl.data.datasets.table import read
+from qwenvl.data.faults import Unusable
+from qwenvl.data.parquet import write_parquet
+from qwenvl.data.records import GroundedCaption, Pair
 from qwenvl.data.shards import find_shards
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import read_sample
 from qwenvl.data.synth.rawpairs import planted
 from qwenvl.data.tars import TarWriter, write_tar
 from qwenvl.files import owned
+from qwenvl.markup import spell
 
 SETTINGS = Settings(thresholds=Thresholds(languages=None))
 IMAGES = [pair.image for pair in planted(3, share=0.0)]
@@ -248,3 +255,60 @@ def test_a_tar_of_ours_holds_names_of_any_length(tmp_path: Path) -> None:
         tar.add("x" * 200 + ".txt", b"1")
     with tarfile.open(tmp_path / "a.tar") as tar_file:
         assert tar_file.getnames() == ["x" * 200 + ".txt"]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_kept_image_of_every_format_is_an_image_again(form: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pillow.open(io.BytesIO(IMAGES[0])).save(buffer, form)
+    raw = raw_shards(tmp_path / "raw", ["1"])
+    (raw / "image.jpg").write_bytes(buffer.getvalue())
+    assert clean(raw, tmp_path / "out", SETTINGS).total.kept == 1
+    (found,) = read_samples(Source(tmp_path / "out/00000.tar", ""))
+    assert isinstance(found, Pair) and found.image == buffer.getvalue()
+    assert read_sample(
+        tmp_path / "out/00000.tar", *sample_index(tmp_path / "out/00000.tar")[0].tolist()
+    ).images
+
+
+def test_the_output_may_lie_below_the_input(tmp_path: Path) -> None:
+    raw = raw_shards(tmp_path / "raw", ["1", "2"], shards=2)
+    assert clean(raw, raw / "clean", SETTINGS).total.kept == 4
+    (raw / "clean/done/00001.json").unlink()
+    assert clean(raw, raw / "clean", SETTINGS).resumed == 1
+
+
+def test_f102_grit_as_img2dataset_leaves_it_keeps_its_boxes(tmp_path: Path) -> None:
+    """A tar, cleaned (its text is edited), read as GRIT: boxes on their phrases, as from the tar itself."""
+    caption = "A small dog &amp; a cat on a wooden boat"
+    chunks = [
+        [0, 11, 0.1, 0.1, 0.4, 0.4, 0.9],
+        [18, 23, 0.5, 0.5, 0.9, 0.9, 0.8],
+        [27, 40, 0.0, 0.5, 1.0, 1.0, 0.7],
+    ]
+    (tmp_path / "raw").mkdir()
+    with write_tar(tmp_path / "raw/00000.tar") as tar:
+        for key in ("000000001", "000000002"):
+            row = {"key": key, "caption": caption, "status": "success", "noun_chunks": chunks, "ref_exps": []}
+            tar.add(f"{key}.jpg", IMAGES[0])
+            tar.add(f"{key}.json", json.dumps({**row, "width": 288, "height": 216}).encode())
+            tar.add(f"{key}.txt", caption.encode())
+    columns = {"key": "000000003", "caption": caption, "status": "failed_to_download", "noun_chunks": chunks}
+    write_parquet(tmp_path / "raw/00000.parquet", [columns])
+    assert clean(tmp_path / "raw", tmp_path / "out", SETTINGS).total.kept == 2
+    raw, kept = (
+        [
+            spell(each.caption)
+            for each in read("grit-captions", [path], tmp_path)
+            if isinstance(each, GroundedCaption)
+        ]
+        for path in (tmp_path / "raw/00000.tar", tmp_path / "out/00000.tar")
+    )
+    assert len(raw) == 2 == len(kept) and "<ref> a cat</ref><box>(500,500)," in raw[0]
+    assert kept[0].replace(" &", " &amp;") == raw[0]
+    (skipped,) = read("grit-captions", [tmp_path / "raw/00000.parquet"], tmp_path)
+    assert getattr(skipped, "kind", None) == "failed download"
+    for shard in (tmp_path / "raw/00000.tar", tmp_path / "out/00000.tar"):
+        for place in sample_index(shard).tolist():
+            with pytest.raises(Unusable, match=r"noun_chunks.*data read grit-captions"):
+                layouts.read(read_sample(shard, *place))
