@@ -4,18 +4,21 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from qwenvl.cli import main
 from qwenvl.data.clean.images import BadImage, difference_hash, measure
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.parquet import write_parquet
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import dump, find_shards
 from qwenvl.data.tars import write_tar
+from qwenvl.images import open_image
 
 RNG = np.random.default_rng(0)
 
@@ -272,3 +275,84 @@ def test_what_is_no_shard(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "x"}))
     (tmp_path / ".a.tar.tmp").write_text("")
     assert [path.name for path in find_shards(tmp_path)] == ["b.jsonl"]
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 300 300\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_f80_f98_no_command_of_cleaning_starts_another_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """EPS among web pictures: no picture for clean (each look at pixels), calibrate and inspect."""
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *words, **options: started.append(words))
+    monkeypatch.setattr("os.system", started.append)
+    texts = ["a plain red square on a wall", "a plain blue circle on a wall", "a small green dog by a door"]
+    (tmp_path / "raw").mkdir()
+    files = [("0.jpg", encoded(size=(400, 300))), ("1.jpg", EPS), ("2.png", EPS + bytes(100))]
+    texted = [(f"{k}.txt", text.encode()) for k, text in enumerate(texts)]
+    raw_tar(tmp_path / "raw/a.tar", [each for pair in zip(files, texted, strict=True) for each in pair])
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/a.txt").write_text("what is the colour of the very large bus")
+    (tmp_path / "bench/b.png").write_bytes(encoded("PNG", (300, 300)))
+    changes = ["clip_score=null", "near_images=3", "short_side=100"]
+    words = [
+        "data",
+        "clean",
+        "raw",
+        "out",
+        "--benchmarks",
+        "bench",
+        "--aside",
+        "all",
+        "--decode",
+        "--change",
+        *changes,
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert main(["data", "inspect", "out", "--out", "page.html"]) == 0
+    assert main(["data", "calibrate", "raw", "--target", "0.3", "--change", *changes]) == 0
+    assert not started
+    told = json.loads((tmp_path / "out/statistics.json").read_text())["total"]
+    assert told["kept"] == 1 and told["failed"] == {"no picture": 2}
+    assert "picture" in capsys.readouterr().out
+    (tmp_path / "bench/b.png").write_bytes(EPS)
+    assert main(["data", "clean", "raw", "again", "--benchmarks", "bench"]) == 2, (
+        "a benchmark that cannot be seen"
+    )
+    assert not started
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, *, right: bool = True) -> bytes:
+    """The PNG with one more chunk behind its header."""
+    checksum = zlib.crc32(kind + data) ^ (not right)
+    return png[:33] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum) + png[33:]
+
+
+@pytest.mark.parametrize(
+    "png",
+    [
+        with_chunk(PNG, b"tEXt", b"Comment\0words", right=False),
+        with_chunk(PNG, b"iCCP", b"profile\0\0not packed", right=True),
+        with_chunk(PNG, b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100 << 20))),
+        with_chunk(PNG, b"tEXt", b"Comment\0" + b"x" * (2 << 20)),
+    ],
+)
+def test_f105_remarks_of_a_png_are_no_reason_to_lose_it(png: bytes, tmp_path: Path) -> None:
+    """One verdict: what cleaning keeps is what training opens, with and without decoding everything."""
+    for decode in (False, True):
+        assert measure(png, decode=decode) == ("png", 64, 48)
+    assert open_image(png).size == (64, 48)
+    raw_tar(tmp_path / "a.tar", [("0.png", png), ("0.txt", b"words")])
+    assert outcome(tmp_path / "a.tar") == ["words"]
+
+
+def test_f105_pixels_that_are_damaged_are_damaged_everywhere() -> None:
+    large = encoded("PNG", (300, 200))
+    at = large.index(b"IDAT") + 500
+    damaged = large[:at] + bytes(byte ^ 255 for byte in large[at : at + 40]) + large[at + 40 :]
+    with pytest.raises(BadImage, match="damaged picture"):
+        measure(damaged, decode=True)
+    with pytest.raises(ValueError, match="damaged picture"):
+        open_image(damaged)
