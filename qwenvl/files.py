@@ -15,10 +15,13 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 LONGEST_NAME = 200
 """Bytes of one path component: file systems allow 255, and suffixes are still to come."""
@@ -219,6 +222,33 @@ def safe_key(text: str) -> str:
         return text
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{raw[: LONGEST_NAME - 60].decode('utf-8', 'ignore')}-{digits}"
+
+
+def spelling(name: str) -> str:
+    """What names have in common that differ only in letter case, in the form of accents (NFC, NFD) or in %20."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(name)).casefold())
+
+
+def lookalike(path: Path) -> Path | None:
+    """The one file beside a missing `path` whose name has its spelling; None where there is none, or several."""
+    found = names_by_spelling(path.parent).get(spelling(path.name), ())
+    return path.with_name(found[0]) if len(found) == 1 else None
+
+
+def names_by_spelling(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """The names in a folder by their `spelling`; nothing where there is no such folder."""
+    try:
+        return _names_by_spelling(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _names_by_spelling(folder: Path, _changed: int) -> Mapping[str, tuple[str, ...]]:
+    names: dict[str, tuple[str, ...]] = {}
+    for name in sorted(os.listdir(folder)):
+        names[spelling(name)] = (*names.get(spelling(name), ()), name)
+    return names
 
 
 # === Reading ===

@@ -24,7 +24,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image as pillow
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
-from qwenvl.files import open_regular
+from qwenvl.files import lookalike, open_regular
 from qwenvl.terminal import printable
 
 Source: TypeAlias = str | Path | bytes | pillow.Image | np.ndarray
@@ -115,9 +115,9 @@ def opened(source: str | Path | bytes) -> Iterator[pillow.Image]:
     try:
         file = open_regular(Path(source))
     except FileNotFoundError:
-        raise UnreadableImage(
-            f"No picture at {_short(str(source))!r}; check the path.", "no picture"
-        ) from None
+        like = lookalike(Path(source))
+        hint = "check the path" if like is None else f"{like.name!a} is there, which is written otherwise"
+        raise UnreadableImage(f"No picture at {_short(str(source))!r}; {hint}.", "no picture") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a pipe
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         message = f"Not readable: {name} ({printable(reason)}); give a readable picture file."
@@ -156,10 +156,9 @@ _ORIENTATION = 0x0112
 def exif_orientation(data: bytes) -> int:
     """The EXIF tag of an image file that turns it when it is shown: 1 (as stored) to 8; 1 where there is none."""
     try:
-        found = (
-            pillow.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF")).getexif().get(0x0112, 1)
-        )
-    except Exception:  # no such file, or damaged EXIF: shown as stored
+        with opened(data) as image:
+            found = image.getexif().get(0x0112, 1)
+    except Exception:  # no image, or EXIF that cannot be read: shown as stored
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

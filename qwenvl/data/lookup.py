@@ -12,12 +12,11 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS
 from qwenvl.data.faults import Unusable
 from qwenvl.data.stream.samples import Located, Sample
-from qwenvl.files import inside
+from qwenvl.files import inside, lookalike
 
 OUTSIDE = "path outside the folder"
 """Kind of what names a file elsewhere."""
@@ -122,19 +121,13 @@ def _missing(path: Path) -> str:
     try:
         if path.exists():
             return f"{path}, which is no file."
-        there = os.listdir(path.parent)
     except OSError:
         return f"{said}."
-    wanted = _folded(path.name)
-    near = next((each for each in there if _folded(each) == wanted), None)
-    if near is None:
-        return f"{said}."
-    return f"{said}; {near!a} is there, {_difference(path.name, near)}."
-
-
-def _folded(name: str) -> str:
+    near = lookalike(Path(str(path).replace("\\", "/")))
     return (
-        unicodedata.normalize("NFC", unquote(name.replace("\\", "/").rpartition("/")[2])).casefold().strip()
+        f"{said}."
+        if near is None
+        else f"{said}; {near.name!a} is there, {_difference(path.name, near.name)}."
     )
 
 

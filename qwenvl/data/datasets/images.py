@@ -11,18 +11,16 @@ from the one to the other where the sizes tell which it was; where they cannot, 
 
 import os
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from qwenvl.data.boxes import Frame
 from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.columns import IMAGES
 from qwenvl.data.datasets.annotations import BadEntry
-from qwenvl.files import inside, read_limited
+from qwenvl.files import inside, names_by_spelling, read_limited, spelling
 from qwenvl.images import exif_orientation
 
 MAX_BYTES = 1 << 30
@@ -37,19 +35,24 @@ class ImageFolder:
     def __init__(self, *folders: Path) -> None:
         self.folders = folders
         self._claimed: dict[Path, str] = {}
-        self._listed: dict[Path, Mapping[str, tuple[str, ...]]] = {}
 
     def find(self, *names: str) -> Path:
         """The file that the first of these names has that is there; where none is, the path of the first.
 
         Raises BadEntry for a name that leads out of the folder or fits several files.
         """
+        refused: list[BadEntry] = []
         for name in names:
             for folder in self.folders:
-                if (path := self._find(folder, name)) is not None:
-                    return path
+                try:
+                    if (path := self._find(folder, name)) is not None:
+                        return path
+                except BadEntry as error:
+                    refused.append(error)
+        if len(refused) == len(names) * len(self.folders):
+            raise refused[0]
         name = _spelled(names[0])
-        return _inside(self.folders[0], name.rpartition("/")[2] if _drive(name) else name)
+        return self.folders[0] / (name.rpartition("/")[2] if _drive(name) else name)
 
     def by_stem(self, name: str) -> Path:
         """The image that has this name but for its ending, with whatever ending it has; `NAME.jpg` where none has."""
@@ -70,7 +73,7 @@ class ImageFolder:
             return path
         parts = PurePosixPath(written).parts
         for tail in (parts, _after(folder, parts)):
-            if tail and (like := self._alike(folder, tail)) is not None:
+            if tail and (like := _alike(folder, tail)) is not None:
                 return _inside(folder, like)
         return None
 
@@ -78,7 +81,7 @@ class ImageFolder:
         """The file for `C:/data/images/one.jpg`: the longest end of the path that is there."""
         parts = PurePosixPath(_DRIVE.sub("", written, count=1)).parts
         tails = [parts[start:] for start in range(len(parts))]
-        like = next((found for tail in tails if (found := self._alike(folder, tail)) is not None), None)
+        like = next((found for tail in tails if (found := _alike(folder, tail)) is not None), None)
         if like is None:
             return None
         path = _inside(folder, like)
@@ -88,24 +91,6 @@ class ImageFolder:
                 f"{written} and {self._claimed[path]} are both {path} here; keep their folders apart.",
             )
         return path
-
-    def _alike(self, folder: Path, parts: Sequence[str]) -> str | None:
-        """The path below `folder` that is spelled like this; None where there is none, BadEntry for several."""
-        place, found = folder, []
-        for part in parts:
-            if place not in self._listed:
-                self._listed[place] = _names(place)
-            alike = self._listed[place].get(_key(part), ())
-            if part in ("..", "/") or not alike:
-                return None
-            if len(alike) > 1 and part not in alike:
-                raise BadEntry(
-                    "ambiguous picture name",
-                    f"{place} has no {part}, but {' and '.join(alike)}; rename one of them.",
-                )
-            found.append(part if part in alike else alike[0])
-            place = place / found[-1]
-        return "/".join(found) if place.is_file() else None
 
 
 def _spelled(name: object) -> str:
@@ -135,28 +120,28 @@ def _relative(name: str, folder: Path) -> str:
 
 def _after(folder: Path, parts: Sequence[str]) -> tuple[str, ...]:
     """`train/1.jpg` in a folder that is itself called `train` is `1.jpg`."""
-    own = [_key(part) for part in folder.resolve().parts]
+    own = [spelling(part) for part in folder.resolve().parts]
     for length in range(len(parts) - 1, 0, -1):
-        if [_key(part) for part in parts[:length]] == own[-length:]:
+        if [spelling(part) for part in parts[:length]] == own[-length:]:
             return tuple(parts[length:])
     return ()
 
 
-def _key(name: str) -> str:
-    """What names have in common that differ in Unicode form, letter case or %20 only."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(name)).casefold())
-
-
-def _names(folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """The names in a folder by what they have in common with other spellings."""
-    names: dict[str, tuple[str, ...]] = {}
-    try:
-        found = sorted(os.listdir(folder))
-    except OSError:
-        return {}
-    for name in found:
-        names[_key(name)] = (*names.get(_key(name), ()), name)
-    return names
+def _alike(folder: Path, parts: Sequence[str]) -> str | None:
+    """The path below `folder` that is spelled like this; None where there is none, BadEntry for several."""
+    place, found = folder, []
+    for part in parts:
+        alike = names_by_spelling(place).get(spelling(part), ())
+        if part in ("..", "/") or not alike:
+            return None
+        if len(alike) > 1 and part not in alike:
+            raise BadEntry(
+                "ambiguous picture name",
+                f"{place} has no {part}, but {' and '.join(alike)}; rename one of them.",
+            )
+        found.append(part if part in alike else alike[0])
+        place = place / found[-1]
+    return "/".join(found) if place.is_file() else None
 
 
 # === What the file itself says ===
