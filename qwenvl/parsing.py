@@ -41,11 +41,18 @@ class Damaged:
     """One sentence that names the file and the line."""
 
 
-def parse_json(text: str | bytes, where: str, *, limit: int = MAX_LINE, allow_nan: bool = False) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    *,
+    limit: int = MAX_LINE,
+    allow_nan: bool = False,
+    allow_halves: bool = False,
+) -> Any:
     """The value of a JSON text that `where` names in messages; raises ValueError for all that is wrong with it.
 
     `limit` is in bytes (characters of a string). With `allow_nan` NaN and infinities, which Python writes though
-    JSON has none, are read.
+    JSON has none, are read; with `allow_halves` so are halves of surrogate pairs.
     """
     if len(text) > limit:
         raise ValueError(f"{where} is larger than {limit:,} bytes, the most that is read of it.")
@@ -53,35 +60,35 @@ def parse_json(text: str | bytes, where: str, *, limit: int = MAX_LINE, allow_na
     try:
         value = json.loads(words, **_number_checks(words, allow_nan))
     except RecursionError:
-        raise ValueError(_too_deep(where)) from None
+        raise ValueError(too_deep(where)) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON ({error}); correct it or write it again.") from None
     except _RefusedNumberError as error:
         raise ValueError(f"{where} holds {error}; write a number that fits 64 bits, or a string.") from None
     _require_shallow(value, words, where)
-    if _SURROGATE.search(words):
+    if not allow_halves and _SURROGATE.search(words):
         _require_whole_characters(value, where)
     return value
 
 
-def read_json(path: Path, *, limit: int = MAX_FILE) -> Any:
+def read_json(path: Path, *, limit: int = MAX_FILE, allow_halves: bool = False) -> Any:
     """The value of a JSON file; raises ValueError with one sentence when it is missing, broken or beyond a limit."""
     try:
         data = read_limited(path, limit)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; is {path.parent} the right folder?") from None
-    return parse_json(data, str(path), limit=limit)
+    return parse_json(data, str(path), limit=limit, allow_halves=allow_halves)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table of a TOML file; raises ValueError when it is broken or beyond a limit, OSError when it is missing."""
     words = _utf8(read_limited(path, MAX_TOML), str(path))
     if any(line.partition("=")[0].count(".") > MAX_DEPTH for line in words.splitlines()):
-        raise ValueError(_too_deep(str(path)))  # a key with n dots costs n * n
+        raise ValueError(too_deep(str(path)))  # a key with n dots costs n * n
     try:
         value = tomllib.loads(words)
     except RecursionError:
-        raise ValueError(_too_deep(str(path))) from None
+        raise ValueError(too_deep(str(path))) from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from None
     _require_shallow(value, words, str(path))
@@ -207,7 +214,8 @@ def _utf8(data: bytes, where: str) -> str:
         raise ValueError(f"{where} is not UTF-8 ({found} at {error.start}); save it as UTF-8.") from None
 
 
-def _too_deep(where: str) -> str:
+def too_deep(where: str) -> str:
+    """The sentence for what nests deeper than `MAX_DEPTH`."""
     return f"{where} nests more than {MAX_DEPTH} objects and lists in each other, the most that is read."
 
 
@@ -220,7 +228,7 @@ def _require_shallow(value: Any, words: str, where: str) -> None:
         level = [each for group in inner for each in group if isinstance(each, dict | list)]
         if not level:
             return
-    raise ValueError(_too_deep(where))
+    raise ValueError(too_deep(where))
 
 
 def _require_whole_characters(value: Any, where: str) -> None:

@@ -31,6 +31,7 @@ from qwenvl.data.records import (
 from qwenvl.data.shards import dump
 from qwenvl.files import atomic
 from qwenvl.markup import Image, Ref, Segment, Text, Turn, spell
+from qwenvl.parsing import MAX_LINE, parse_json, read_json
 
 # === Joining annotations ===
 
@@ -178,7 +179,7 @@ def server(url: str, key: str | None = None, timeout: int | float = 120) -> Ask:
         )
         try:
             with urllib.request.urlopen(call, timeout=timeout) as reply:
-                return json.loads(reply.read())
+                return parse_json(reply.read(MAX_LINE), "its reply")
         except (OSError, ValueError) as error:
             raise ValueError(f"the server at {url} did not answer ({error}).") from None
 
@@ -192,7 +193,7 @@ def dialogue_of(response: dict[str, Any], image: Image, key: str) -> Dialogue | 
     """
     try:
         written = response["choices"][0]["message"]["content"]
-        listed = json.loads(written[written.index("[") : written.rindex("]") + 1])
+        listed = parse_json(written[written.index("[") : written.rindex("]") + 1], "the reply")
         pairs = [(str(each["question"]).strip(), str(each["answer"]).strip()) for each in listed]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         return Skipped(key=key, kind="reply not in form", detail=str(error)[:200], source="self-instruction")
@@ -244,7 +245,7 @@ def remembered(ask: Ask, folder: Path) -> Ask:
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         path = folder / f"{hashlib.blake2b(dump(body), digest_size=16).hexdigest()}.json"
         if path.exists():
-            return json.loads(path.read_bytes())
+            return read_json(path)
         reply = ask(body)
         with atomic(path, durable=False) as file:
             file.write(dump(reply))

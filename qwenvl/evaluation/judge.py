@@ -17,6 +17,7 @@ from typing import Any
 from qwenvl.data.datasets.annotations import field, load_lines
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics.touchstone import Reply
+from qwenvl.parsing import MAX_LINE, parse_json
 
 PLACES = (1, 2)
 """Where the model's answer stands: Assistant 1 in the first round, Assistant 2 in the second."""
@@ -111,7 +112,7 @@ class Endpoint:
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"},
         )
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.load(response)
+            return parse_json(response.read(MAX_LINE), self.url)
 
 
 def replies(

@@ -25,6 +25,7 @@ from qwenvl.evaluation.answering import Planned, answers, planned
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
+from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.terminal import printable
 
@@ -126,7 +127,7 @@ def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> lis
         kept = job.out / f"rices-{job.shots}.json"
         there = [sample for sample in samples if sample.id not in lost]
         wanted = [_fingerprint(job.checkpoint), [s.id for s in there], [s.id for s in pool]]
-        stored = json.loads(kept.read_text()) if kept.exists() else {}
+        stored = read_json(kept) if kept.exists() else {}
         if stored.get("of") != wanted:
             stored = {"of": wanted, "chosen": fewshot.by_likeness(_asker(job), there, pool, job.shots)}
             write_whole(kept, json.dumps(stored))

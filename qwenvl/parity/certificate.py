@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qwenvl.parsing import read_json
+
 Status = Literal["PASS", "FIXED", "FAIL", "NOT RUN"]
 
 STATUSES: tuple[Status, ...] = ("PASS", "FIXED", "FAIL", "NOT RUN")
@@ -147,7 +149,7 @@ def _is_release_folder(path: Path) -> bool:
 def _reader(file: Path) -> str | None:
     """The module that reads a JSON file; None if there is none, or the file is not JSON."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, allow_halves=True)
     except (ValueError, OSError):
         return None
     return next((reader for reader, recognises in READERS.items() if recognises(data)), None)

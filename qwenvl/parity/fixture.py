@@ -4,7 +4,6 @@ A `Case` hands out what was recorded and remembers what was asked for: a key or 
 called descriptive makes the case fail, so that a certificate never passes what it did not look at.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,7 @@ class Case:
 
 def read_cases(path: Path) -> list[Any]:
     """The list in a file of cases."""
-    cases = json.loads(path.read_text(encoding="utf-8"))
+    cases = read_json(path)
     return cases if isinstance(cases, list) else cases["cases"]
 
 

@@ -5,7 +5,6 @@ result per kind of recorded value, with the largest difference. Every recorded f
 is not understood fails.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from qwenvl.evaluation.metrics import anls, captions, exact, gqa, grounding, mme
 from qwenvl.evaluation.metrics import multiple_choice as choice
 from qwenvl.evaluation.metrics.tally import Tally, tally, tally_by
 from qwenvl.parity.certificate import Result
+from qwenvl.parsing import read_json
 
 EXACT, ROUNDING, FLOAT32 = 0.0, 1e-9, 1e-6
 
@@ -108,7 +108,7 @@ def recognises(data: Any) -> bool:
 def _certify_file(file: Path) -> Iterator[Result]:
     checks = Checks(file.name)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
         reader = _reader(data) if isinstance(data, Mapping) else None
         if reader is None:
             yield Result(file.name, "FAIL", None, EXACT, "case not understood")

@@ -4,7 +4,6 @@ Pixels after the resize must be equal, every one; the float values to 1e-4 of th
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image as pillow
 
 from qwenvl import images
 from qwenvl.parity.certificate import Result
+from qwenvl.parsing import read_json
 
 TOLERANCE = 1e-4
 """Of the standard deviation of the channel with the smallest; never below 2e-6, the rounding of a float32 mean."""
@@ -27,7 +27,7 @@ def certify(path: Path) -> Iterator[Result]:
     """One result for the constants and one for every recorded picture at every recorded size."""
     path = Path(path)
     path = path / "cases.json" if path.is_dir() else path
-    fixture = json.loads(path.read_text(encoding="utf-8"))
+    fixture = read_json(path)
     if not isinstance(fixture, dict) or not fixture.get("cases"):
         yield Result("preprocess", "FAIL", None, None, "case not understood: no list of cases")
         return

@@ -1,6 +1,5 @@
 """Facts of the published checkpoints: their configurations and the names, shapes and number of their weights."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -8,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.parity.certificate import Result
+from qwenvl.parsing import read_json
 
 
 def certify(path: Path) -> Iterator[Result]:
     """Results for `official_state_dict.json`, for a published `config.json`, or for the folder that holds one."""
     path = Path(path)
     file = path / "config.json" if path.is_dir() else path
-    data = json.loads(file.read_text(encoding="utf-8"))
+    data = read_json(file)
     if "total_params" in data:
         yield from _weights(data)
     else:

@@ -1,6 +1,5 @@
 """Fixtures of the sampling warpers and of the official stop-word rule (`sampling.json`), checked against ours."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from qwenvl.generate.sampling import SamplingConfig, stopped, warp
 from qwenvl.parity.certificate import Result
+from qwenvl.parsing import read_json
 
 TOLERANCE = 1e-4
 """Of the standard deviation of the recorded probabilities; never below the rounding of float32, 1e-6."""
@@ -19,7 +19,7 @@ _PARAMETERS = frozenset({"temperature", "top_k", "top_p", "repetition_penalty"})
 
 def certify(path: Path) -> Iterator[Result]:
     """One result for every recorded distribution and for every recorded decision of the stop-word processor."""
-    fixture = json.loads(Path(path).read_text(encoding="utf-8"))
+    fixture = read_json(Path(path))
     if not isinstance(fixture, dict) or not (fixture.get("cases") or fixture.get("stop_words")):
         yield Result("sampling", "FAIL", None, None, "case not understood: no list of cases")
         return

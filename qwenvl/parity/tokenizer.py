@@ -5,7 +5,6 @@ users of this project meet (`Tokenizer`, `markup`) must give the same, or differ
 """
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 from qwenvl.parity import dialogue_cases, text_cases
 from qwenvl.parity.certificate import NotHere, Result
 from qwenvl.parity.text_cases import Case
+from qwenvl.parsing import read_json
 from qwenvl.tokenizer import VOCABULARY_FILE, Tokenizer
 
 # === The kinds of files ===
@@ -112,7 +112,7 @@ def certify(path: Path, vocab: Path | None = None) -> Iterator[Result]:
 
 
 def _certify_file(file: Path, vocabulary: Path | NotHere) -> Iterator[Result]:
-    data = json.loads(file.read_text(encoding="utf-8"))
+    data = read_json(file, allow_halves=True)
     kind = _kind_of(data, file.stem)
     if kind is None:
         yield Result(

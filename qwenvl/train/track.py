@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwenvl.images import opened
+from qwenvl.parsing import read_json
 from qwenvl.train.stages import StageConfig
 
 _SPEED = ("tokens_per_second", "pictures_per_second", "mfu", "fill")
@@ -95,7 +96,7 @@ class Online:
         file = run_dir / "track.json"
         if not file.exists():
             file.write_text(json.dumps({"name": f"{run_dir.name}-{uuid.uuid4().hex[:8]}"}) + "\n")
-        name = json.loads(file.read_text())["name"]
+        name = str(read_json(file)["name"])
         own = {"id": name, "dir": str(run_dir)} if library == "wandb" else {}
         settings = dataclasses.asdict(stage)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's answer

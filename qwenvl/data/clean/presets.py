@@ -6,7 +6,6 @@ moves them until the share that Table 2 reports remains of *your* copy of the so
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from types import MappingProxyType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qwenvl.data.clean.rules import Detector
-from qwenvl.parsing import read_json
+from qwenvl.parsing import parse_json, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +188,13 @@ def chosen(preset: str, thresholds: Path | None, changes: Sequence[str]) -> tupl
     limits = row.thresholds if thresholds is None else Thresholds.read(thresholds)
     for change in changes:
         name, _, value = change.partition("=")
-        try:
-            limits = limits.changed({name: json.loads(value)})
-        except (json.JSONDecodeError, RecursionError):
-            limits = limits.changed({name: value})
+        limits = limits.changed({name: _value(value)})
     return row, limits
+
+
+def _value(text: str) -> Any:
+    """What stands behind `--change NAME=`: JSON, else a word."""
+    try:
+        return parse_json(text, "the value")
+    except ValueError:
+        return text

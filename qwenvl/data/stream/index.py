@@ -29,6 +29,7 @@ from qwenvl.data import parquet
 from qwenvl.data.shards import is_packed, kind_of
 from qwenvl.data.tars import grouped, skim_tar
 from qwenvl.files import atomic
+from qwenvl.parsing import too_deep
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -196,7 +197,9 @@ def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
             length = len(text[at:stop].encode())
             yield start, length
             start, behind, at = start + length, stop, stop
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(too_deep(str(shard))) from None
+    except ValueError as error:
         raise ValueError(f"{shard} is not valid JSON ({error}); expected a list of samples.") from None
 
 

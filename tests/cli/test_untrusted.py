@@ -1,0 +1,110 @@
+"""What strangers send ends in one sentence, by every command: nothing hangs, nothing is a traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwenvl import cli
+
+DEEP = "[" * 50_000 + "]" * 50_000
+CLEAR = "\x1b[2J\x1b]0;title\x07"
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder; what it prints on both streams. It never raises and never hangs."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: object, status: int | None = None) -> str:
+        capsys.readouterr()
+        code = cli.main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert status is None or code == status, out + err
+        assert "Traceback" not in out + err
+        return out + err
+
+    return call
+
+
+DEEP_COMMANDS = {
+    "mix": ("data", "mix", "deep.jsonl", "--out", "out.jsonl", "--total", "2"),
+    "inspect": ("data", "inspect", "deep.jsonl", "--tokenizer", "tiny"),
+    "check": ("data", "check", "deep.jsonl"),
+    "check json": ("data", "check", "deep.json"),
+    "finetune": ("finetune", "tiny", "--data", "deep.jsonl", "--out", "tuned"),
+    "read coco": ("data", "read", "coco", "deep.json", "--out", "out.jsonl"),
+    "read gqa": ("data", "read", "gqa", "deep.json", "--out", "out.jsonl"),
+    "read grit": ("data", "read", "grit-phrases", "deep.jsonl", "--out", "out.jsonl"),
+    "read labelme": ("data", "read", "labelme", "deep.json", "--out", "out.jsonl"),
+    "read vqav2": ("data", "read", "vqav2", "deep.json", "deep.json", "--out", "out.jsonl"),
+    "clean thresholds": ("data", "clean", "good.jsonl", "out", "--thresholds", "deep.json"),
+    "clean": ("data", "clean", "deep.jsonl", "out"),
+    "clean benchmarks": ("data", "clean", "good.jsonl", "out", "--benchmarks", "deep.json"),
+    "calibrate": ("data", "calibrate", "deep.jsonl"),
+    "dialogues": ("data", "dialogues", "deep.jsonl", "--out", "out.jsonl"),
+    "score": ("eval", "score", "vqav2", "--predictions", "deep.json", "--data", "deep.json"),
+    "report": ("eval", "report", "scores"),
+    "ask": ("ask", "model", "What?"),
+    "convert": ("convert", "model", "new"),
+    "recipe": ("train", "recipe", "--out", "run"),
+    "stage": ("train", "recipe/1-a.toml", "--init", "tiny", "--out", "run"),
+    "parity": ("parity", "golden"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP_COMMANDS)
+def test_f86_deep_json_and_toml_end_in_a_sentence(name: str, run: Run, tmp_path: Path) -> None:
+    for file in ("deep.json", "deep.jsonl", "model/config.json", "scores/score.json", "golden/cases.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(DEEP + "\n")
+    (tmp_path / "recipe").mkdir()
+    for file in ("recipe.toml", "1-a.toml"):
+        (tmp_path / "recipe" / file).write_text(f"name = {DEEP}\n")
+    (tmp_path / "good.jsonl").write_text(
+        json.dumps({"text": "a sentence about a red bus", "url": "http://a/b"}) + "\n"
+    )
+    told = run(*DEEP_COMMANDS[name])
+    assert told.strip() and len(told) < 5_000, told[:2000]
+    assert "recursion" not in told.lower()
+
+
+# === Recipes ===
+
+STAGE = """
+name = {name}
+trains = ["vision", "adapter", "llm"]
+image_size = 112
+sequence_length = 64
+documents = 2
+micro_documents = 1
+packing = "isolated"
+[optim]
+peak_lr = 1e-4
+final_lr = 1e-5
+warmup_steps = 1
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("name", ["../..", "/tmp/evil", "a/b", "..", "a\\\\b", "", ".hidden", "x\\u001b[2J"])
+def test_f82_f92_a_stage_name_is_one_component_of_a_path(name: str, run: Run, tmp_path: Path) -> None:
+    """`../..` wrote a model two folders up, an absolute name deleted a folder called `state` there."""
+    (tmp_path / "stage.toml").write_text(STAGE.format(name=f'"{name}"'))
+    (tmp_path / "state").mkdir()
+    assert "The stage name " in run("train", "stage.toml", "--init", "tiny", "--out", "deep/run", status=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage.toml", "state"]
+
+
+@pytest.mark.parametrize(
+    "preset", ["dataclass", "replace", "__name__", "ModelConfig", "Mapping", "small", "", "7"]
+)
+def test_f88_a_preset_is_looked_up_in_a_table(preset: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "recipe.toml").write_text(f'preset = "{preset}"\nmerges = 40\n')
+    (tmp_path / "recipe" / "1-a.toml").write_text(STAGE.format(name='"1-a"'))
+    told = run("train", "recipe", "--out", "run", status=2)
+    assert f"the recipe has preset = '{preset}'" in told and "tiny, demo" in told
