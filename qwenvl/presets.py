@@ -52,4 +52,7 @@ PRESETS: Mapping[str, Callable[..., ModelConfig]] = {
     "tiny": tiny,
     "demo": demo,
 }
-"""What a recipe may name as its `preset`; the last two are functions of the vocabulary."""
+"""What a recipe may name as its `preset`."""
+
+OWN_VOCABULARY = frozenset({"tiny", "demo"})
+"""Presets over a vocabulary that is trained for them, whose sizes they take; the others are over the official one."""

@@ -70,6 +70,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.preset not in presets.PRESETS:
             raise ValueError(f"the preset is {self.preset!r}; expected one of {', '.join(presets.PRESETS)}.")
+        if bool(self.merges) != (self.preset in presets.OWN_VOCABULARY):
+            raise ValueError(
+                f"the recipe has merges = {self.merges} and the preset {self.preset!r}; give merges, the size of a "
+                f"vocabulary trained here, with {' and '.join(sorted(presets.OWN_VOCABULARY))} and with no other."
+            )
 
     def started_from(self, start: "Start") -> "Recipe":
         """The recipe with what a person chose instead."""

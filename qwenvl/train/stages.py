@@ -107,7 +107,7 @@ class StageConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
-        component(self.name, "the name of a stage")
+        component(self.name, "stage name")
         if self.name == "start":
             raise ValueError(
                 "a stage is called start, which is where a run keeps its untrained model; rename it."
