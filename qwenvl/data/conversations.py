@@ -38,7 +38,7 @@ def samples(source: Path, root: Path | None = None) -> Iterator[tuple[str, Sampl
                 yield where, reason
                 continue
             name = sample.columns.get("id")
-            where = sample.where if kind_of(shard) == "tar" else where
+            where = sample.where if kind_of(shard) in ("tar", "folder") else where
             where += f" (id {name})" if isinstance(name, str | int) else ""
             yield where, replace(sample, where=where, root=root)
 

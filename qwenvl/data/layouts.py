@@ -212,6 +212,10 @@ def _caption(columns: dict[str, Any], sample: Sample, offered: list[str], epoch:
     """Chinese where a character of the text is (as `qwenvl data read clean` has it)."""
     found = list(pairs_of(sample.where, columns, None, Source(sample.folder, "")))
     pairs = [each for each in found if isinstance(each, Pair)]
+    if not pairs and len(offered) > 1:
+        raise Unusable(
+            "picture count", f"{len(offered)} pictures and no text that says what to do with them."
+        )
     if not pairs and not offered:
         keys = ", ".join(sorted(sample.columns)[:8]) or "nothing"
         raise Unusable("form", f"no layout that is read has these keys: {keys}.")

@@ -65,7 +65,7 @@ class Lookup:
             return Located(shard, int(place[3]), int(place[4]), place[2])
         return self._file(name)
 
-    def _member(self, name: str) -> Located | None:
+    def _member(self, name: str) -> Located | Path | None:
         images = self._sample.images
         base = Path(name).name
         return images.get(name) or next((images[key] for key in images if Path(key).name == base), None)

@@ -4,21 +4,24 @@ tar       `tars`: key.jpg and key.json side by side         .tar .tar.gz .tgz
 parquet   `parquet`: a row for each sample                  .parquet
 lines     a JSON object a line                              .jsonl .ndjson .jsonl.gz .ndjson.gz
 list      the official fine-tuning JSON; by its name only   .json
+folder    a tar unpacked: key.jpg and key.json in it        a folder without shards
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from qwenvl.data.columns import IMAGES, TEXTS
 from qwenvl.files import atomic
 
 LARGEST = 1 << 26
 """Bytes at most of a file in a tar, a cell of parquet, a line: 64 MiB. What is larger is counted and not read."""
 
-Kind: TypeAlias = Literal["tar", "parquet", "lines", "list"]
+Kind: TypeAlias = Literal["tar", "parquet", "lines", "list", "folder"]
 
 SUFFIXES: Mapping[str, Kind] = MappingProxyType(
     {
@@ -42,6 +45,8 @@ def suffix_of(path: Path) -> str | None:
 def kind_of(path: Path) -> Kind:
     """How the shard is read. Raises ValueError for a file that is none."""
     suffix = suffix_of(path)
+    if suffix is None and path.is_dir():
+        return "folder"
     if suffix is None:
         raise ValueError(f"{path} is no shard; expected a file that ends in {', '.join(SUFFIXES)}.")
     return SUFFIXES[suffix]
@@ -49,16 +54,18 @@ def kind_of(path: Path) -> Kind:
 
 def is_packed(path: Path) -> bool:
     """Whether a shard is gzipped, by its first bytes: to be unpacked before a sample in its middle can be read."""
+    if kind_of(path) not in ("tar", "lines"):
+        return False
     with path.open("rb") as file:
-        return kind_of(path) in ("tar", "lines") and file.read(2) == b"\x1f\x8b"
+        return file.read(2) == b"\x1f\x8b"
 
 
 def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
     """One shard, those in a folder (`deep`: and in the folders below it), or what a pattern with * finds.
 
     Sorted by path, so that the order of samples is the same on every machine. Fine-tuning JSON counts by its name
-    alone, what stands beside a shard and belongs to it does not (`without_sidecars`), nor does what `qwenvl data clean`
-    put aside. Raises ValueError where there is none.
+    alone; what stands beside a shard and belongs to it (`without_sidecars`) does not count, nor does what `qwenvl data
+    clean` put aside. A folder of loose samples is a shard itself, unless `deep`. Raises ValueError where there is none.
     """
     path = Path(source)
     if path.is_file():
@@ -71,9 +78,25 @@ def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
     else:
         found = _matching(path)
     shards = [each for each in found if suffix_of(each) and each.is_file() and not _is_put_aside(each, path)]
+    if not shards and not deep and path.is_dir() and keys_in(path):
+        return [Path(os.path.abspath(path))]
     if not shards:
         raise ValueError(f"no shard in {path}; expected files that end in {', '.join(SUFFIXES)}.")
     return without_sidecars(sorted(shards))
+
+
+def keys_in(folder: Path) -> list[str]:
+    """Keys of the samples whose files lie loose in a folder, as `qwenvl data synth pages --format folder` leaves them.
+
+    Such a key has an image; one of them at least has a text or columns too, or it is just a folder of images.
+    """
+    files: dict[str, set[str]] = {}
+    for path in folder.iterdir():
+        stem, _, suffix = path.name.partition(".")
+        if stem:
+            files.setdefault(stem, set()).add(suffix.lower())
+    keys = sorted(key for key, suffixes in files.items() if suffixes & {*IMAGES})
+    return keys if any(files[key] & {"json", *TEXTS} for key in keys) else []
 
 
 def _matching(pattern: Path) -> list[Path]:

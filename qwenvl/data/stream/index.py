@@ -4,6 +4,7 @@
     lines               first byte and length of the line
     list                the same of an element of the list: the official fine-tuning JSON
     parquet             row group, and row in it
+    folder              number of the key in their order, and 0
 
 The table is made once and kept beside the shard as `.NAME.index.npy` (in the user's cache where the folder cannot be
 written). Its first row is the size and the time of the shard that it was made from: a shard that changed is read anew.
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data import parquet
-from qwenvl.data.shards import is_packed, kind_of
+from qwenvl.data.shards import is_packed, keys_in, kind_of
 from qwenvl.data.tars import grouped, skim_tar
 from qwenvl.files import atomic
 from qwenvl.parsing import too_deep
@@ -186,8 +187,8 @@ def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
     start = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = raw[start:].decode("utf-8")
-        if text.lstrip()[:1] != "[":  # a line for each sample under the other name
-            yield from _in_lines(shard)
+        if text.lstrip()[:1] != "[":  # one sample, or a line for each under the other name
+            yield from [(start, len(raw) - start)] if _is_one_object(text) else _in_lines(shard)
             return
         decoder, at = json.JSONDecoder(), text.index("[") + 1
         behind = 0  # characters whose bytes are in `start`
@@ -197,10 +198,24 @@ def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
             length = len(text[at:stop].encode())
             yield start, length
             start, behind, at = start + length, stop, stop
+        if text[at:].strip() != "]":
+            raise ValueError(f"after {len(text[:at]):,} characters its list ends otherwise than with a ]")
     except RecursionError:
         raise ValueError(too_deep(str(shard))) from None
     except ValueError as error:
         raise ValueError(f"{shard} is not valid JSON ({error}); expected a list of samples.") from None
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a text of several lines is one object, written to be read by people."""
+    try:
+        json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        try:
+            return isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            return False
+    return False
 
 
 def _past(text: str, at: int) -> int:
@@ -216,4 +231,14 @@ def _in_parquet(shard: Path) -> Iterator[tuple[int, int]]:
                 yield group, row
 
 
-_FINDERS = {"tar": _in_tar, "lines": _in_lines, "list": _in_list, "parquet": _in_parquet}
+def _in_folder(shard: Path) -> Iterator[tuple[int, int]]:
+    yield from ((number, 0) for number in range(len(keys_in(shard))))
+
+
+_FINDERS = {
+    "tar": _in_tar,
+    "lines": _in_lines,
+    "list": _in_list,
+    "parquet": _in_parquet,
+    "folder": _in_folder,
+}

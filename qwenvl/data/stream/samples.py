@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data import parquet
 from qwenvl.data.columns import failed_download, image_beside, parts_of
 from qwenvl.data.faults import Unusable
-from qwenvl.data.shards import LARGEST, kind_of
+from qwenvl.data.shards import LARGEST, keys_in, kind_of
 from qwenvl.data.stream.index import plain
 from qwenvl.data.tars import is_hidden, name_and_suffix, skim_tar
+from qwenvl.files import read_limited
 from qwenvl.parsing import parse_json
 
 
@@ -47,7 +49,7 @@ class Sample:
     """Shard and key, for messages."""
     columns: Mapping[str, Any]
     """The JSON of the sample; `text` where it has a text file."""
-    images: Mapping[str, Located]
+    images: Mapping[str, Located | Path]
     """Those that the shard itself holds, by name."""
     folder: Path
     """Where relative paths of pictures start."""
@@ -62,6 +64,8 @@ def read_sample(shard: Path, first: int, second: int) -> Sample:
             return _of_tar(shard, first, second)
         case "parquet":
             return _of_parquet(shard, first, second)
+        case "folder":
+            return _of_folder(shard, first)
     if second > LARGEST:
         raise Unusable("line too long", f"{second:,} bytes, at most {LARGEST:,}")
     with plain(shard).open("rb") as file:
@@ -92,8 +96,29 @@ def _of_tar(shard: Path, first: int, length: int) -> Sample:
         text = _utf8(files[parts.text].read())
     if text is not None:
         columns = {**columns, "text": text}
-    images = {files[suffix].name: files[suffix] for suffix in parts.images}
+    images: dict[str, Located | Path] = {files[suffix].name: files[suffix] for suffix in parts.images}
     return Sample(where=f"{shard.name}, {key}", columns=columns, images=images, folder=shard.parent)
+
+
+def _of_folder(folder: Path, number: int) -> Sample:
+    key = _keys(folder, folder.stat().st_mtime_ns)[number]
+    files = {name_and_suffix(path.name)[1]: path for path in folder.glob(f"{escape(key)}.*")}
+    parts = parts_of(files)
+    try:
+        columns = _json(read_limited(files[parts.columns], LARGEST)) if parts.columns is not None else {}
+        if parts.text is not None:
+            columns = {**columns, "text": _utf8(read_limited(files[parts.text], LARGEST))}
+    except Unusable:
+        raise
+    except ValueError as error:
+        raise Unusable("file too large", str(error)) from None
+    images: dict[str, Located | Path] = {files[suffix].name: files[suffix] for suffix in parts.images}
+    return Sample(where=f"{folder.name}, {key}", columns=columns, images=images, folder=folder)
+
+
+@lru_cache(maxsize=8)
+def _keys(folder: Path, stamp: int) -> list[str]:
+    return keys_in(folder)
 
 
 def _of_parquet(shard: Path, group: int, row: int) -> Sample:
@@ -102,7 +127,9 @@ def _of_parquet(shard: Path, group: int, row: int) -> Sample:
         raise Unusable("cell too large", f"more than {LARGEST:,} bytes")
     if (failure := failed_download(columns)) is not None:
         raise Unusable("failed download", failure)
-    images = {name: Located(shard, group, row, name) for name in _images_of(columns)}
+    images: dict[str, Located | Path] = {
+        name: Located(shard, group, row, name) for name in _images_of(columns)
+    }
     held = {name.partition("[")[0] for name in images}
     columns = {name: value for name, value in columns.items() if name not in held}
     if not images and (beside := image_beside(columns, shard)) is not None:
@@ -141,7 +168,8 @@ def _json(raw: bytes) -> dict[str, Any]:
     try:
         found = parse_json(text, "it", allow_nan=True)
     except ValueError as error:
-        raise Unusable("broken JSON", str(error)[:200]) from None
+        said = str(error) if b"\n" in raw.strip() else str(error).replace("line 1 column", "column")
+        raise Unusable("broken JSON", said[:200]) from None
     if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
         return {"conversations": found}  # Energon's: the messages alone
     if not isinstance(found, dict):
