@@ -46,6 +46,10 @@ def data_check(
     from qwenvl.data.check import Finding, message
     from qwenvl.tokenizer import Tokenizer
 
+    if model is None and (train or lora or modules):
+        raise ValueError(
+            "--train, --lora and --modules ask what of a model would learn; name it with --model."
+        )
     place = resolve(model or "tiny")
     queries = read_config(place).adapter.queries
     report = checked(file, Tokenizer.load(place), queries, sequence_length, images)

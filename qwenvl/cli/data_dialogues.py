@@ -17,6 +17,7 @@ def data_dialogues(
     /,
     *,
     out: Path | None = None,
+    images: Path | None = None,
     questions: int = 3,
     together: int = 2,
     seed: int = 0,
@@ -41,8 +42,9 @@ def data_dialogues(
 
     Args:
         strategy: localisation, several-pictures or self-instruction.
-        records: JSON lines as `qwenvl data read` writes them.
+        records: JSON lines as `qwenvl data read` writes them, or what else training reads.
         out: JSON lines of dialogues; not needed for a dry run.
+        images: Folder below which paths of images may lead, beside those of the records.
         questions: Questions in a dialogue at most (several-pictures: about each picture).
         together: several-pictures: pictures in a dialogue.
         seed: Another seed draws otherwise.
@@ -68,7 +70,12 @@ def data_dialogues(
         raise ValueError(
             "give --out for the dialogues, or --dry-run, which is for self-instruction, without it."
         )
-    groups = dialogues.by_image(_read(records))
+    asked = {"together": together != 2, "seed": seed != 0, "server": server, "model": model, "at-once": at_once != 4,
+             "language": language != "English", "key-from": key_from != "OPENAI_API_KEY"}  # fmt: skip
+    if unused := [name for name, given in asked.items() if given and name not in _USED[strategy]]:
+        raise ValueError(f"{strategy} has no use for --{unused[0]}; leave it out.")
+    counts: Counter[str] = Counter()
+    groups = dialogues.by_image(_known(records, images, out, counts))
     found: Iterable[Dialogue | Skipped | dict[str, object]]
     if strategy == "localisation":
         found = dialogues.localisations(groups, questions, seed)
@@ -80,7 +87,7 @@ def data_dialogues(
         ask = None if out is None else _server(server, key_from, out)
         options = {"turns": questions, "language": language}
         found = dialogues.self_instruct(groups.values(), ask, model, at_once=at_once, **options)
-    counts: Counter[str] = Counter({"images": len(groups)})
+    counts = Counter({"images": len(groups), **counts})
     if out is None:
         return _show(found)
     _write(found, out, format, counts)
@@ -89,19 +96,40 @@ def data_dialogues(
     return 0 if counts["dialogues"] else 1
 
 
-def _read(paths: Iterable[Path]) -> "Iterator[Record]":
-    """The records of JSON lines; raises ValueError that names the first line that is none."""
-    from qwenvl.data.records import from_values
-    from qwenvl.parsing import Damaged, json_lines
+_USED = {
+    "localisation": ("seed",),
+    "several-pictures": ("seed", "together"),
+    "self-instruction": ("server", "model", "at-once", "language", "key-from"),
+}
+"""Strategy -> the options of its own that it uses."""
 
-    for path in paths:
-        for number, value in json_lines(path):
-            if isinstance(value, Damaged):
-                raise ValueError(value.reason)
+
+def _known(
+    records: tuple[Path, ...], images: Path | None, out: Path | None, counts: "Counter[str]"
+) -> "Iterator[Record]":
+    """The records of all files, images by the names that they have in OUT; what cannot be used is counted."""
+    import sys
+
+    from qwenvl.data.conversations import samples
+    from qwenvl.data.faults import Unusable
+    from qwenvl.data.layouts import read, with_images
+    from qwenvl.data.lookup import name_of
+    from qwenvl.markup import Image
+    from qwenvl.terminal import printable
+
+    folder = Path() if out is None else out.parent
+    for path in records:
+        for where, sample in samples(path, images):
             try:
-                yield from_values(value)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+                if isinstance(sample, Unusable):
+                    raise sample
+                record = read(sample, strict=False).record
+            except Unusable as reason:
+                counts[f"unusable: {reason.kind}"] += 1
+                if counts[f"unusable: {reason.kind}"] == 1:
+                    print(f"{printable(where)}, {reason.kind}: {printable(reason.detail)}", file=sys.stderr)
+                continue
+            yield with_images(record, lambda image: Image(name_of(image.source, folder)))
 
 
 def _show(found: "Iterable[Dialogue | Skipped | dict[str, object]]") -> int:
@@ -141,6 +169,7 @@ def _write(
     from qwenvl.data.records import Dialogue, Skipped, to_json
     from qwenvl.data.shards import dump
     from qwenvl.files import atomic
+    from qwenvl.terminal import printable
 
     quiet = not sys.stderr.isatty()
     shown = track(found, "dialogues", console=Console(stderr=True), disable=quiet, transient=True)
@@ -159,4 +188,4 @@ def _write(
                 assert isinstance(each, Skipped)
                 counts[f"skipped: {each.kind}"] += 1
                 if counts[f"skipped: {each.kind}"] == 1:
-                    print(f"picture {each.key}, {each.kind}: {each.detail}", file=sys.stderr)
+                    print(f"picture {each.key}, {each.kind}: {printable(each.detail)}", file=sys.stderr)

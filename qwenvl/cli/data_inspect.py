@@ -46,6 +46,10 @@ def data_inspect(
     if count < 1:
         raise ValueError(f"--count {count}; expected at least 1.")
     if (src / "cleaning.json").is_file():
+        if tokenizer or queries or images or row_length != 2048 or packing != "isolated":
+            raise ValueError(
+                f"{src} is a cleaning run, of which pairs are shown and no ids; give --count alone."
+            )
         text = gallery.page(src, count)
     else:
         if tokenizer is None:

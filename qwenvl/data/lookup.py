@@ -37,6 +37,14 @@ def names_in(columns: dict[str, Any]) -> list[str]:
     return names
 
 
+def name_of(source: object, folder: Path) -> str:
+    """What a file in `folder` calls an image that was found: a path from there, absolute if it lies elsewhere."""
+    path = source.shard if isinstance(source, Located) else Path(str(source))
+    real, base = path.resolve(), folder.resolve()
+    name = real.relative_to(base).as_posix() if real.is_relative_to(base) else str(real)
+    return f"{name}/{source.name}#{source.first}+{source.second}" if isinstance(source, Located) else name
+
+
 class Lookup:
     """Names of images -> where they are, for one sample."""
 

@@ -16,10 +16,11 @@ from qwenvl.data.clean.presets import PRESETS
 from qwenvl.data.conversations import samples
 from qwenvl.data.faults import Unusable
 from qwenvl.data.layouts import read, with_images
+from qwenvl.data.lookup import name_of
 from qwenvl.data.records import Record, images, to_values
 from qwenvl.data.shards import find_shards, write_json_lines
 from qwenvl.data.stream.index import sample_index
-from qwenvl.data.stream.samples import Located, Sample, read_sample
+from qwenvl.data.stream.samples import Sample, read_sample
 from qwenvl.data.tasks import Format, formats_of
 from qwenvl.markup import Image
 
@@ -193,19 +194,11 @@ def write(drawn: Iterable[tuple[Group, int]], sources: Sources, out: Path) -> in
                 read_sample(sources.shards[shard], *tables[shard][place].tolist()), root=sources.root
             )
             record = with_images(
-                read(sample, strict=False).record, lambda image: Image(_name(image.source, out.parent))
+                read(sample, strict=False).record, lambda image: Image(name_of(image.source, out.parent))
             )
             outside += any(Path(str(image.source)).is_absolute() for image in images(record))
             put({"format": group.format, "record": to_values(record)})
     return outside
-
-
-def _name(source: object, folder: Path) -> str:
-    """What a line of a mixture in `folder` calls an image."""
-    path = source.shard if isinstance(source, Located) else Path(str(source))
-    real, base = path.resolve(), folder.resolve()
-    name = real.relative_to(base).as_posix() if real.is_relative_to(base) else str(real)
-    return f"{name}/{source.name}#{source.first}+{source.second}" if isinstance(source, Located) else name
 
 
 def compare(groups: Sequence[Group], shares: Sequence[int], table: Sequence[Row]) -> str:

@@ -243,25 +243,21 @@ def test_bad_input_is_one_sentence(
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b"{broken", "line 3 is not valid JSON"),
-        (b"\xff", "line 3 is not UTF-8"),
-        (b'{"kind": []}', "line 3: a line of kind"),
-        (b"[" * 50_000, "line 3 nests more than"),
+        (b"{broken", "line 3, broken JSON"),
+        (b"\xff", "line 3, broken UTF-8"),
+        (b'{"kind": ["text"]}', "line 3, broken record: a line of kind"),
+        (b"[" * 50_000, "line 3, broken JSON: it nests more than"),
     ],
 )
 def test_f86_dialogues_name_the_line_that_is_no_record(
     line: bytes, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = b'{"kind": "text", "text": "a\xe2\x80\xa8b"}'
-    (tmp_path / "a.jsonl").write_bytes(good + b"\n\n" + line + b"\n")
-    words = [
-        "data",
-        "dialogues",
-        "localisation",
-        str(tmp_path / "a.jsonl"),
-        "--out",
-        str(tmp_path / "out.json"),
-    ]
-    assert cli.main(words) == 2
-    message = capsys.readouterr().err
-    assert complaint in message and "a.jsonl" in message and message.count("\n") == 1
+    """It is counted, and the others are used."""
+    good = b'{"kind": "referring", "image": "a.jpg", "phrase": "a\xe2\x80\xa8b", "boxes": [[1, 2, 3, 4]]}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n" + line + b"\n" + good)
+    words = ["data", "dialogues", "localisation", tmp_path / "a.jsonl", "--out", tmp_path / "out.json"]
+    assert cli.main([*map(str, words), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert complaint in shown.err and shown.err.count("\n") == 1
+    counts = json.loads(shown.out)
+    assert counts["dialogues"] == 1 and sum(n for kind, n in counts.items() if "unusable" in kind) == 1

@@ -1,0 +1,244 @@
+"""Today's layouts of training data are read, by one reader; what cannot be read that way is told, never passed over."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as pillow
+
+import qwenvl.cli as cli
+from qwenvl.data.check import check
+from qwenvl.data.conversations import read_conversations, samples
+from qwenvl.data.faults import Unusable
+from qwenvl.data.formats import IGNORE, Example
+from qwenvl.data.layouts import TrainingSample, read
+from qwenvl.data.stream.samples import Sample
+from qwenvl.data.stream.sources import SourceConfig, Stream
+from qwenvl.data.tars import write_tar
+from qwenvl.markup import Box, Image, spell
+from qwenvl.tokenizer import Tokenizer
+
+BYTES = Tokenizer({bytes([value]): value for value in range(256)})
+HUMAN, GPT = {"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}
+ASKED, ANSWERED = {"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": "red"}
+PARTS = [{"type": "image"}, {"type": "text", "text": "Colour?"}]
+DIALOGUE = "Picture 1: <img></img>\nColour?|red"
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    pillow.new("RGB", (16, 12), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def told(found: TrainingSample) -> str:
+    """Prompt and answer, or the turns, as text."""
+    if found.turns:
+        return "|".join(spell(turn.content) for turn in found.turns)
+    return f"{found.format}: {getattr(found.record, 'question', '')}{getattr(found.record, 'text', '')}"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for colour in ("red", "blue"):
+        (tmp_path / f"{colour}.png").write_bytes(png(colour))
+    return tmp_path
+
+
+def everyone(file: Path, longest: int = 2048) -> tuple[list[str], list[str], list[str]]:
+    """What check, the reader of fine-tuning and the stream of training make of a file: one verdict."""
+    checked = check(samples(file), BYTES, 4)
+    stream = Stream(
+        sources=(SourceConfig(paths=(str(file),)),), tokenizer=BYTES, queries=4, longest=longest, seed=0
+    )
+    made = [stream(number).made for number in range(checked.total)]
+    usable = [each for each in made if isinstance(each, Example)]
+    assert sorted(each.ids for each in usable) == sorted(
+        each.example(BYTES, 4).ids for each in checked.usable
+    )
+    return (
+        [told(each) for each in checked.usable],
+        sorted(finding.kind for finding in checked.findings),
+        sorted({each.kind for each in made if not isinstance(each, Example)}),
+    )
+
+
+READ: list[tuple[dict[str, Any], str]] = [
+    ({"image": "red.png", "conversations": [HUMAN, GPT]}, DIALOGUE),
+    ({"images": ["red.png"], "conversations": [HUMAN, GPT]}, DIALOGUE),
+    ({"images": [{"path": "red.png", "bytes": None}], "conversations": [HUMAN, GPT]}, DIALOGUE),
+    ({"image": "red.png", "conversations": json.dumps([HUMAN, GPT])}, DIALOGUE),
+    ({"images": ["red.png"], "messages": [ASKED, ANSWERED]}, DIALOGUE),
+    ({"images": ["red.png"], "messages": [{"role": "user", "content": "Colour?"}, ANSWERED]}, DIALOGUE),
+    ({"images": ["red.png"], "messages": [{"role": "user", "content": PARTS}, ANSWERED]}, DIALOGUE),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "red.png", "url": None}, PARTS[1]]},
+                ANSWERED,
+            ]
+        },
+        DIALOGUE,
+    ),
+    ({"images": ["red.png"], "texts": [{"user": "Colour?", "assistant": "red"}]}, DIALOGUE),
+    ({"image": "red.png", "query": "<image>Colour?", "response": "red"}, DIALOGUE),
+    ({"query": "And?", "response": "no", "history": [["Is it?", "yes"]]}, "Is it?|yes|And?|no"),
+    ({"instruction": "Add", "input": "1, 2", "output": "3"}, "Add\n1, 2|3"),
+    ({"image": "red.png", "question": "Colour?", "answer": "red"}, "question: Colour?"),
+    ({"image": "red.png", "question": "<image>\nColour?", "answers": ["red", "rot", "red"]}, "question: Colour?"),
+    ({"question": "2 + 2?", "answer": "4"}, "2 + 2?|4"),
+    ({"image": "red.png", "caption": "a red field"}, "caption: a red field"),
+    (
+        {"images": ["red.png", "blue.png"], "messages": [{**ASKED, "content": "<image>\n<image>\nWhich?"}, ANSWERED]},
+        "Picture 1: <img></img>\nPicture 2: <img></img>\nWhich?|red",
+    ),
+    (
+        {"image": "red.png", "conversations": [{"from": "human", "value": "Colour?\n<image>"}, GPT]},
+        "Colour?\nPicture 1: <img></img>\n|red",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sample", "expected"), READ)
+def test_f60_todays_layouts_are_read(folder: Path, sample: dict[str, Any], expected: str) -> None:
+    (folder / "a.json").write_text(json.dumps([sample]))
+    assert everyone(folder / "a.json") == ([expected], [], [])
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"images": ["red.png", "blue.png"], "conversations": [HUMAN, GPT]}, "picture count"),
+    ({"conversations": [HUMAN, GPT]}, "picture count"),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "picture count"),
+    ({"image": "red.png", "conversations": [{"from": "user", "value": "<img>blue.png</img>?"}, GPT]}, "picture count"),
+    ({"photo": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "picture count"),
+    ({"image": "nowhere.png", "conversations": [HUMAN, GPT]}, "missing picture"),
+    ({"images": ["red.png", "blue.png"], "text": "two"}, "picture count"),
+    ({"images": ["red.png"], "messages": [{"role": "user", "content": [*PARTS, PARTS[0]]}, ANSWERED]}, "picture count"),
+    ({"question": "<image>?", "answer": "red"}, "picture count"),
+    ({"video": "a.mp4", "messages": [{"role": "user", "content": "What?"}, ANSWERED]}, "unused content"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWERED]}, "unused content"),
+    ({"tools": "[x]", "conversations": [{"from": "user", "value": "a"}, GPT]}, "unused content"),
+    ({"history": [["a", "b"]], "conversations": [{"from": "user", "value": "a"}, GPT]}, "unused content"),
+    ({"conversations": [{"from": "user", "value": "a"}, {**GPT, "weight": 0.5}]}, "unused content"),
+    ({"messages": [{"role": "user", "content": "a"}, {**ANSWERED, "tool_calls": [1]}]}, "unused content"),
+    ({"question": "Which?", "answer": "B", "options": ["x", "y"]}, "unused content"),
+    ({"messages": [{"role": "user", "content": 5}, ANSWERED]}, "form"),
+    ({"messages": [5]}, "form"),
+    ({"conversations": [["a", "b"]]}, "form"),
+    ({"system": ["x"], "conversations": [{"from": "user", "value": "a"}, GPT]}, "form"),
+    ({"image": "red.png", "caption": "a dog", "noun_chunks": [[0, 5, 0, 0, 1, 1, 1]]}, "unused content"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sample", "kind"), REFUSED)
+def test_f60_f101_what_is_there_and_not_used_is_found(
+    folder: Path, sample: dict[str, Any], kind: str
+) -> None:
+    (folder / "a.json").write_text(json.dumps([sample]))
+    assert everyone(folder / "a.json") == ([], [kind], [kind])
+
+
+def test_f61_parquet_of_the_hub_is_read(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    image = {"bytes": png("red"), "path": "red.png"}
+    rows: dict[str, dict[str, Any]] = {
+        "llava": {"image": image, "conversations": [HUMAN, GPT]},
+        "cauldron": {"images": [image], "texts": [{"user": "Colour?", "assistant": "red"}]},
+        "messages": {"images": [image], "messages": [ASKED, ANSWERED]},
+        "questions": {"image": image, "question": "Colour?", "answer": "red"},
+        "two": {"images": [image, image], "messages": [ASKED, ANSWERED]},
+    }
+    for name, row in rows.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 3), folder / f"{name}.parquet")
+    for name in ("llava", "cauldron", "messages"):
+        assert everyone(folder / f"{name}.parquet") == ([DIALOGUE] * 3, [], [])
+    assert everyone(folder / "questions.parquet") == (["question: Colour?"] * 3, [], [])
+    assert everyone(folder / "two.parquet") == ([], ["picture count"], ["picture count"])
+    (first, *_) = read_conversations(folder / "cauldron.parquet")
+    assert first.images[0].source.read() == png("red")  # type: ignore[attr-defined]
+
+
+def test_f61_a_tar_of_pictures_and_dialogues_is_read(folder: Path) -> None:
+    with write_tar(folder / "a.tar") as tar:
+        for key, written in (
+            ("0", {"image": "elsewhere/1.jpg", "conversations": [HUMAN, GPT]}),
+            ("1", [HUMAN, GPT]),
+            ("2", {"conversations": [{"from": "human", "value": "Colour?"}, GPT]}),
+        ):
+            tar.add(f"{key}.png", png("red"))
+            tar.add(f"{key}.json", json.dumps(written).encode())
+    assert everyone(folder / "a.tar") == ([DIALOGUE] * 2, ["picture count"], ["picture count"])
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_f65_lines_are_split_at_newlines_only(folder: Path, separator: str) -> None:
+    lines = [{"query": f"a{separator}b", "response": "c"}, {"query": "d", "response": f"e{separator}"}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "a.jsonl").write_text(f"\ufeff{text}\n", encoding="utf-8")
+    assert everyone(folder / "a.jsonl")[0] == [f"a{separator}b|c", f"d|e{separator}"]
+
+
+def test_f65_a_broken_line_is_named_by_its_number(folder: Path) -> None:
+    good = json.dumps({"query": "a", "response": "b"})
+    (folder / "a.jsonl").write_text(f'{good}\n\n{{"query": "a",}}\n{good}\n')
+    (finding,) = check(samples(folder / "a.jsonl"), BYTES, 4).findings
+    assert finding.kind == "broken JSON" and finding.example.startswith("a.jsonl, line 3: ")
+    assert "line 1" not in finding.example
+    (folder / "deep.jsonl").write_text("[" * 50_000 + f"\n{good}\n")
+    assert everyone(folder / "deep.jsonl") == (["a|b"], ["broken JSON"], ["broken JSON"])
+
+
+def test_f74_one_object_written_for_people_is_a_sample(folder: Path) -> None:
+    (folder / "a.json").write_text(json.dumps({"query": "a", "response": "b"}, indent=1))
+    assert everyone(folder / "a.json") == (["a|b"], [], [])
+    (folder / "cut.json").write_text(json.dumps([{"query": "a", "response": "b"}] * 2)[:-1])
+    with pytest.raises(ValueError, match="ends otherwise than with a ]"):
+        list(samples(folder / "cut.json"))
+
+
+def labels(found: TrainingSample) -> str:
+    return BYTES.decode([label for label in found.example(BYTES, 4).labels if label != IGNORE])
+
+
+def test_f74_f101_system_and_turns_without_loss_are_used(folder: Path) -> None:
+    """`system` as a key and as a turn; an answer with `"loss": false` or `"weight": 0` is seen and not learned."""
+    turns = [{"from": "user", "value": "a"}, {"from": "gpt", "value": "FIRST", "loss": False},
+             {"from": "user", "value": "b"}, {"from": "gpt", "value": "SECOND", "weight": 1}]  # fmt: skip
+    for written in (
+        {"system": "In French.", "conversations": turns},
+        {"conversations": [{"from": "system", "value": "In French."}, *turns]},
+    ):
+        (folder / "a.json").write_text(json.dumps([written]))
+        (found,) = read_conversations(folder / "a.json")
+        ids = BYTES.decode(list(found.example(BYTES, 4).ids))
+        assert "system\nIn French.<|im_end|>" in ids and "FIRST" in ids and "helpful" not in ids
+        assert "SECOND" in labels(found) and "FIRST" not in labels(found)
+    turns[1]["weight"] = turns[3]["weight"] = 0
+    with pytest.raises(Unusable, match="nothing learned"):
+        read(Sample(where="", columns={"conversations": turns}, images={}, folder=folder)).example(BYTES, 4)
+
+
+def test_f101_keys_that_nothing_reads_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = {"id": 1, "difficulty": "hard", "query": "a\x1b[31m", "response": "b", "\x1b]0;x": 1}
+    (folder / "a.json").write_text(json.dumps([sample] * 3))
+    assert check(samples(folder / "a.json"), BYTES, 4).not_read == {"difficulty": 3, "\x1b]0;x": 3}
+    assert cli.main(["data", "check", str(folder / "a.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "not read: difficulty (3), \\x1b]0;x (3)" in shown and "\x1b" not in shown
+
+
+def test_a_reader_of_boxes_sees_those_of_every_kind(folder: Path) -> None:
+    lines = [
+        {"kind": "referring", "image": "red.png", "phrase": "it", "boxes": [[1, 2, 3, 4]]},
+        {"image": "red.png", "conversations": [HUMAN, {"from": "gpt", "value": "<box>(1,2),(3,4)</box>"}]},
+    ]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = check(samples(folder / "a.jsonl"), BYTES, 4)
+    assert report.boxes == 2 and not report.findings
+    assert Box(1, 2, 3, 4) in report.usable[1].turns[1].content
+    assert [each.images for each in report.usable] == [(Image(folder / "red.png"),)] * 2
