@@ -21,6 +21,7 @@ from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
 from qwenvl.data.clean.pairs import Source, pairs_of
+from qwenvl.data.columns import TEXT_COLUMNS, TEXTS_COLUMNS
 from qwenvl.data.faults import Unusable, foreign_marks
 from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.lookup import Lookup, names_in
@@ -212,7 +213,11 @@ def _caption(columns: dict[str, Any], sample: Sample, offered: list[str], epoch:
     """Chinese where a character of the text is (as `qwenvl data read clean` has it)."""
     found = list(pairs_of(sample.where, columns, None, Source(sample.folder, "")))
     pairs = [each for each in found if isinstance(each, Pair)]
-    if not pairs and len(offered) > 1:
+    if (
+        not pairs
+        and len(offered) > 1
+        and not {*map(str.lower, sample.columns)} & {*TEXT_COLUMNS, *TEXTS_COLUMNS}
+    ):
         raise Unusable(
             "picture count", f"{len(offered)} pictures and no text that says what to do with them."
         )
