@@ -103,7 +103,7 @@ def _of_tar(shard: Path, first: int, length: int) -> Sample:
 def _of_folder(folder: Path, number: int) -> Sample:
     key = _keys(folder, folder.stat().st_mtime_ns)[number]
     files = {name_and_suffix(path.name)[1]: path for path in folder.glob(f"{escape(key)}.*")}
-    parts = parts_of(files)
+    parts = parts_of(tuple(files))
     try:
         columns = _json(read_limited(files[parts.columns], LARGEST)) if parts.columns is not None else {}
         if parts.text is not None:
