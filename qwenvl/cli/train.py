@@ -26,6 +26,7 @@ def train(
     out: Path = Path("runs/train"),
     init: str | None = None,
     data: Path | None = None,
+    images: Path | None = None,
     init_vision: str | None = None,
     init_llm: str | None = None,
     vocabulary: str | None = None,
@@ -59,6 +60,7 @@ def train(
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
         data: Sources and other values by stage, as in recipes/qwen_vl_7b/data.toml; or the shards of a single stage.
             Where a stage gets data, it no longer reads the toy world, unless the file says `mixture` too.
+        images: Folder below which paths of images in the shards of --data may lead, beside the folders of the shards.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
@@ -91,7 +93,7 @@ def train(
         spike=spike,
     )
     recipe = find_recipe(recipe)
-    start = _start(stage, optim, data, recipe, (init_vision, init_llm, vocabulary))
+    start = _start(stage, optim, data, images, recipe, (init_vision, init_llm, vocabulary))
     alone = None if recipe.is_dir() else _stage_alone(recipe, start, scale)
     if (alone is None) != (init is None):
         raise ValueError(
@@ -131,7 +133,12 @@ def _tell(out: Path, model: Path) -> None:
 
 
 def _start(
-    stage: Any, optim: Any, data: Path | None, recipe: Path, places: tuple[str | None, str | None, str | None]
+    stage: Any,
+    optim: Any,
+    data: Path | None,
+    images: Path | None,
+    recipe: Path,
+    places: tuple[str | None, str | None, str | None],
 ) -> "Start":
     """What the options say, checked against each other."""
     from qwenvl.train.recipe import Start
@@ -141,6 +148,10 @@ def _start(
     if changed := _given(optim):
         every["optim"] = changed
     stages: dict[str, Any] = {}
+    if images is not None and (data is None or data.suffix == ".toml"):
+        raise ValueError(
+            "--images is for --data SHARDS; in a file of sources each row says `images` for itself."
+        )
     if data is not None and data.suffix == ".toml":
         stages = read_changes(data)
     elif data is not None:
@@ -149,7 +160,8 @@ def _start(
                 f"--data {data} is for one stage; a recipe needs a file with the data of each stage, see "
                 "recipes/qwen_vl_7b/data.toml."
             )
-        every |= {**NO_TOYS, "data": [{"paths": [str(data.absolute())]}]}
+        root = {} if images is None else {"images": str(images.absolute())}
+        every |= {**NO_TOYS, "data": [{"paths": [str(data.absolute())], **root}]}
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():
         raise ValueError(

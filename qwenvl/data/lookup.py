@@ -95,7 +95,7 @@ def file_below(roots: Sequence[Path], name: str, *, strict: bool = True) -> Path
     if there := next((path for path in allowed if _is_file(path)), None):
         return there
     if strict:
-        raise Unusable("missing picture", _missing(allowed[-1]))
+        raise Unusable("missing picture", _missing(allowed[-1], name))
     return allowed[-1]
 
 
@@ -123,20 +123,20 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _missing(path: Path) -> str:
-    """That there is no such file, and which of its folder has nearly that name."""
+def _missing(path: Path, name: str) -> str:
+    """That there is no such file, and which of its folder has nearly that name, or where it is seen from."""
     said = f"{path}, which does not exist"
     try:
         if path.exists():
             return f"{path}, which is no file."
     except OSError:
         return f"{said}."
-    near = lookalike(Path(str(path).replace("\\", "/")))
-    return (
-        f"{said}."
-        if near is None
-        else f"{said}; {near.name!a} is there, {_difference(path.name, near.name)}."
-    )
+    plain = path.parent / path.name.strip().replace("\\", "/")
+    if (near := plain if _is_file(plain) else lookalike(plain)) is not None:
+        return f"{said}; {near.name!a} is there, {_difference(path.name, near.name)}."
+    if not Path(name).is_absolute() and _is_file(Path(name)):
+        return f"{said}; the working folder has it: give --images {Path.cwd()}."
+    return f"{said}."
 
 
 def _difference(name: str, near: str) -> str:

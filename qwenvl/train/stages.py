@@ -204,4 +204,6 @@ def _read_toml(
         for row in table.get("data", []) if isinstance(table, dict) else []:
             if isinstance(row, dict) and isinstance(row.get("paths"), list):
                 row["paths"] = [str(path.parent.absolute() / str(each)) for each in row["paths"]]
+            if isinstance(row, dict) and isinstance(row.get("images"), str) and row["images"]:
+                row["images"] = str(path.parent.absolute() / row["images"])
     return values

@@ -88,3 +88,12 @@ def test_an_image_in_a_tar_is_named_by_its_place(data: Path) -> None:
     assert name_of(data.parent / "secret/b.png", data) == str(data.parent / "secret/b.png")
     with pytest.raises(Unusable, match="path outside"):
         lookup(data / "images")("../pages.tar/0.jpg#512+2048")
+
+
+def test_an_image_that_lies_below_the_working_folder_is_told(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `qwenvl data read` names images when its output is in another folder."""
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(Unusable, match="give --images"):
+        lookup(data)("data/images/a.png")

@@ -251,3 +251,12 @@ def test_f5_a_run_that_changes_nothing_fails(start: Path, data: Path, tmp_path: 
     cpu = Runtime.detect(device="cpu", dtype="float32")
     with pytest.raises(ValueError, match="trains vision, adapter and no document taught them anything"):
         run_stage(message, start, tmp_path, cpu)
+
+
+def test_f81_images_of_a_row_are_seen_from_its_file(tmp_path: Path) -> None:
+    """`images` of a row and `--images` say below which folder paths in the data may lead."""
+    from qwenvl.train.stages import read_changes
+
+    (tmp_path / "data.toml").write_text('[[1-pretraining.data]]\npaths = ["a.jsonl"]\nimages = "coco"\n')
+    (row,) = read_changes(tmp_path / "data.toml")["1-pretraining"]["data"]
+    assert row == {"paths": [str(tmp_path / "a.jsonl")], "images": str(tmp_path / "coco")}
