@@ -142,7 +142,8 @@ def _said(asker: Asker, row: Benchmark, asked: Sequence[tuple[Planned, Prompt]])
 
 def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
     """What may follow the prompt, one text per option."""
-    return multiple_choice.continuations(sample.letters) if row.lettered else sample.options
+    offered = [option for option in sample.options if option]
+    return multiple_choice.continuations(sample.letters) if row.lettered else offered
 
 
 def _likeliest(logprobs: Sequence[tuple[float, ...]], letters: Sequence[str]) -> Prediction:
