@@ -71,7 +71,10 @@ def load_table(path: Path, delimiter: str, columns: Sequence[str] = ()) -> list[
     """Rows of a CSV or TSV file by column name; `columns` are the names if the file has none in its first line."""
     csv.field_size_limit(sys.maxsize)  # MMBench and TouchStone carry images in their cells
     reader = csv.DictReader(io.StringIO(load_text(path), newline=""), columns or None, delimiter=delimiter)
-    rows = list(reader)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({error}); is it the annotation file?") from None
     for number, row in enumerate(rows, start=1):
         if None in row or any(value is None for value in row.values()):
             raise ValueError(

@@ -14,6 +14,7 @@ from qwenvl.data.datasets.annotations import BadEntry, size_of
 from qwenvl.data.datasets.entries import Found, one_by_one
 from qwenvl.data.datasets.images import ImageFolder, frame_of
 from qwenvl.data.records import GroundedCaption, Record, Referring, Skipped
+from qwenvl.data.shards import find_shards
 from qwenvl.markup import Box, Image, Ref, Segment, segments_of
 
 LEAST_SCORE = 0.65
@@ -97,7 +98,7 @@ class _Grounded(NamedTuple):
 
 
 def _entries(files: Sequence[Path]) -> Iterator[tuple[str, Row | Skipped]]:
-    for path in files:
+    for path in (shard for file in files for shard in find_shards(file)):
         for row in read_rows(Source(path, "GRIT")):
             yield row.key, row
 

@@ -91,33 +91,28 @@ class Source:
 
 def strictly(read: Callable[[T], Sample], entries: Iterable[T], where: Path) -> list[Sample]:
     """The samples of all entries; a broken one raises ValueError, because a part of a benchmark is no benchmark."""
-    return checked(map(_in_sentences(read, where), entries), where)
-
-
-def _in_sentences(read: Callable[[T], Sample], where: Path) -> Callable[[T], Sample]:
-    """`read`, whose errors of types and values become sentences."""
-
-    def told(entry: T) -> Sample:
-        try:
-            return read(entry)
-        except BadEntry:
-            raise
-        except (TypeError, AttributeError, KeyError, IndexError, OverflowError, ValueError) as error:
-            raise ValueError(
-                f"{where} has the entry {str(entry)[:120]!r}, which cannot be read ({type(error).__name__}: {error}); "
-                "is it the right file, and of the version in docs/EVALUATION.md?"
-            ) from None
-
-    return told
+    return checked(map(read, entries), where)
 
 
 def checked(samples: Iterable[Sample], where: Path) -> list[Sample]:
-    """The samples as a list. Raises ValueError if there are none or two have the same id."""
+    """The samples as a list. Raises ValueError for a broken entry, if there are none, or two have the same id."""
     kept: dict[str, Sample] = {}
-    for sample in samples:
-        if sample.id in kept:
-            raise ValueError(f"{where} has the question id {sample.id!r} twice; every id must occur once.")
-        kept[sample.id] = sample
+    try:
+        for sample in samples:
+            if sample.id in kept:
+                raise BadEntry(
+                    "id twice", f"{where} has the question id {sample.id!r} twice; every id must occur once."
+                )
+            kept[sample.id] = sample
+    except BadEntry:
+        raise
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, ValueError) as error:
+        last = next(reversed(kept), None)
+        place = "its first question" if last is None else f"the question behind {last!r}"
+        raise ValueError(
+            f"{where} cannot be read at {place} ({type(error).__name__}: {error}); is it the right file, and of the "
+            "version in docs/EVALUATION.md?"
+        ) from None
     if not kept:
         raise ValueError(f"{where} holds no question of this benchmark; is it the right file and split?")
     return list(kept.values())

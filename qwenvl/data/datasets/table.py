@@ -55,8 +55,8 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
         "textvqa": Dataset(textvqa.records, "VQA", "TextVQA_0.5.1_train.json"),
         "chartqa": Dataset(chartqa.records, "VQA", "train_human.json train_augmented.json"),
         "ai2d": Dataset(ai2d.records, "VQA", "the folder questions/"),
-        "grit-captions": Dataset(grit.captions, "Grounding", "tars, parquet or .jsonl"),
-        "grit-phrases": Dataset(grit.phrases, "Ref Grounding", "tars, parquet or .jsonl"),
+        "grit-captions": Dataset(grit.captions, "Grounding", "tars, parquet, .jsonl or their folder"),
+        "grit-phrases": Dataset(grit.phrases, "Ref Grounding", "tars, parquet, .jsonl or their folder"),
         "visual-genome": Dataset(
             visual_genome.regions, "Ref Grounding", "region_descriptions.json image_data.json"
         ),
@@ -74,7 +74,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
         "cc3m": Dataset(urls.cc3m, "raw", "Train_GCC-training.tsv"),
         "cc12m": Dataset(urls.cc12m, "raw", "cc12m.tsv"),
         "sbu": Dataset(urls.sbu, "raw", "sbu-captions-all.json"),
-        "web": Dataset(web.pairs, "raw", "parquet, .tar or .jsonl"),
+        "web": Dataset(web.pairs, "raw", "parquet, .tar, .jsonl or their folder"),
     }
 )
 

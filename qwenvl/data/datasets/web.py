@@ -7,12 +7,13 @@ from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.datasets.annotations import files_of
 from qwenvl.data.datasets.entries import Found, FoundPairs
 from qwenvl.data.records import Caption, Language, Skipped
+from qwenvl.data.shards import find_shards
 from qwenvl.markup import Image
 
 
 def pairs(files: Sequence[Path], images: Path) -> FoundPairs:
     """LAION-style parquet, img2dataset tars, JSON lines, as raw pairs."""
-    for path in files:
+    for path in (shard for file in files for shard in find_shards(file)):
         yield from read_samples(Source(path, path.stem))
 
 

@@ -1,5 +1,6 @@
 """Annotation files in the form their authors published, written small: what becomes of every row."""
 
+import io
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from qwenvl.data.records import (
     Referring,
     Skipped,
 )
+from qwenvl.data.tars import write_tar
 from qwenvl.markup import Box, Quad, Ref, Text, spell
 
 
@@ -354,6 +356,27 @@ def test_grit_from_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [GRIT])
     (found,) = read("grit-captions", tmp_path / "a.parquet")
     assert isinstance(found, GroundedCaption)
+
+
+@pytest.mark.parametrize("name", ["grit-captions", "grit-phrases"])
+def test_f102_grit_as_img2dataset_leaves_it(tmp_path: Path, name: str) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rows = [{**GRIT, "key": f"00000000{k}", "status": "success", "error_message": None} for k in range(3)]
+    rows[2] |= {"status": "failed_to_download", "error_message": "404"}
+    image = io.BytesIO()
+    pillow.new("RGB", (1000, 500)).save(image, "JPEG")
+    with write_tar(shards / "00000.tar") as tar:
+        for row in rows[:2]:
+            tar.add(f"{row['key']}.jpg", image.getvalue())
+            tar.add(f"{row['key']}.json", json.dumps(row).encode())
+    write_parquet(shards / "00000.parquet", rows)
+    expected = 1 if name == "grit-captions" else 2
+    for source in (shards, shards / "00000.tar"):
+        found = read(name, source)
+        assert [record.image.source for record in found] == [image.getvalue()] * 2 * expected
+    lost = read(name, shards / "00000.parquet")
+    assert [each.kind for each in lost] == ["missing picture", "missing picture", "failed download"]
 
 
 # === Other grounding sets ===
