@@ -20,7 +20,8 @@ from torch import Tensor
 from qwenvl.generate.grammar import Grammar, State
 from qwenvl.generate.prompts import Prompt, check, device_of, embed, left_padded, longest_row
 from qwenvl.generate.sampling import GREEDY, SamplingConfig, sample, stopped
-from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
+from qwenvl.model.cache import KVCache
+from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.model.vlm import QwenVL
 
 SEEDS = 2**32
@@ -120,19 +121,19 @@ def _stream(
         ids, logprobs = _choose(batch.logits(), rows, settings, grammar)
         # The one point where the host waits for the device: both numbers of every row come over together.
         pairs = torch.stack([ids.double(), logprobs.double()], dim=1).tolist()
-        for row, (token, logprob) in zip(rows, pairs, strict=True):
+        for row, (token, logprob) in sorted(zip(rows, pairs, strict=True), key=lambda pair: pair[0].number):
             if logprob != logprob:
                 raise ValueError(
                     f"the model's probabilities for prompt {row.number} are not numbers (NaN, computed in "
                     f"{model.llm.head.weight.dtype}); float16 overflows on some models, use bfloat16 or float32."
                 )
             yield row.write(int(token), logprob, settings, grammar)
-        going = [index for index, row in enumerate(rows) if row.end is None]
-        if not going:
+        ended = [index for index, row in enumerate(rows) if row.end is not None]
+        if len(ended) == len(rows):
             return
-        if len(going) < len(rows):
-            rows = [rows[index] for index in going]
-            ids = ids[batch.keep(going)]
+        if ended:
+            order = batch.free(ended)
+            rows, ids = [rows[index] for index in order], ids[order]
         batch.step(ids)
 
 
@@ -212,13 +213,12 @@ class _Batch:
     def logits(self) -> Float[Tensor, "batch vocab"]:
         return self.model.llm.head(self.last)
 
-    def keep(self, going: list[int]) -> Int[Tensor, " kept"]:
-        """Let the other rows go; returns the indices as a tensor."""
-        index = torch.tensor(going, device=self.positions.device)
-        self.cache.select(index)
-        self.positions, self.alpha = self.positions[index], self.alpha[index]
-        self.segments = None if self.segments is None else self.segments[index]
-        return index
+    def free(self, rows: list[int]) -> list[int]:
+        """Let these rows go; returns, for every place left, who has it now."""
+        order = self.cache.free(rows)
+        self.positions, self.alpha = self.positions[order], self.alpha[order]
+        self.segments = None if self.segments is None else self.segments[order]
+        return order
 
     def step(self, ids: Int[Tensor, " batch"]) -> None:
         """Feed one token to every row."""

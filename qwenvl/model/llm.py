@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from qwenvl.config import LLMConfig
+from qwenvl.model.cache import KVCache
 from qwenvl.model.vision import merge_heads, sdpa
 
 LONG_ROW = 1024
@@ -44,7 +45,7 @@ class LLM(nn.Module):
         *,
         positions: Int[Tensor, "batch tokens"] | None = None,
         segments: Int[Tensor, "batch tokens"] | None = None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
         long_context: Float[Tensor, " batch"] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
@@ -87,7 +88,7 @@ class AttentionContext:
     """Cosines and sines of `rotary_tables`."""
     query_scale: Float[Tensor, "_ 1 tokens 1"] | None
     mask: Float[Tensor, "_ 1 tokens keys"] | BlockMask | Documents | None
-    cache: "KVCache | None"
+    cache: KVCache | None
 
 
 class Block(nn.Module):
@@ -199,41 +200,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, eps=self.eps) * self.weight
 
 
-class KVCache:
-    """Keys (after rotation) and values of the tokens seen so far, in buffers of fixed capacity.
-
-    `segments` remembers which cached positions belong to which document (0 = padding); None until a call gives them.
-    """
-
-    def __init__(
-        self, config: LLMConfig, batch: int, capacity: int, *, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
-        shape = (config.layers, batch, config.heads, capacity, config.head_width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.segments: Tensor | None = None
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that fit in a row."""
-        return self.keys.shape[3]
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens of one layer behind `length`; returns everything stored, new tokens included."""
-        stop = self.length + key.shape[2]
-        assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
-        keys, values = self.keys[layer].narrow(2, 0, stop), self.values[layer].narrow(2, 0, stop)
-        keys.narrow(2, self.length, key.shape[2]).copy_(key)
-        values.narrow(2, self.length, key.shape[2]).copy_(value)
-        return keys, values
-
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep these rows of the batch, in this order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.segments = None if self.segments is None else self.segments[rows]
-
-
 def attention_mask(
     segments: Int[Tensor, "batch tokens"] | None,
     tokens: int,
@@ -258,13 +224,30 @@ def attention_mask(
     assert segments is not None or cache is None or cache.segments is None, "the cached tokens have segments"
     if cache and segments is not None:
         cache.segments = segments if cache.segments is None else torch.cat([cache.segments, segments], dim=1)
-    if segments is None and (start == 0 or tokens == 1):
+    if segments is None and tokens == 1 and cache:
+        return hide_unwritten(None, cache, hidden)
+    if segments is None and start == 0:
         return None
     if segments is None:
         segments = known = torch.zeros(1, start + tokens, dtype=torch.long, device=hidden.device)
     else:
         known = segments if cache is None or cache.segments is None else cache.segments
-    return dense_mask(segments[:, -tokens:], known, hidden)
+    mask = dense_mask(segments[:, -tokens:], known, hidden)
+    return mask if cache is None else hide_unwritten(mask, cache, hidden)
+
+
+def hide_unwritten(
+    mask: Float[Tensor, "_ 1 tokens written"] | None, cache: KVCache, hidden: Float[Tensor, "_ tokens _"]
+) -> Float[Tensor, "_ 1 tokens keys"] | None:
+    """The mask over all positions that `cache.extend` will return, where those are more than have been written."""
+    tokens = hidden.shape[1]
+    written = cache.length + tokens
+    unwritten = cache.visible(tokens) - written
+    if not unwritten:
+        return mask
+    if mask is None:
+        mask = hidden.new_zeros(1, 1, tokens, written)
+    return F.pad(mask, (0, unwritten), value=-torch.inf)
 
 
 def dense_mask(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.adapter import Adapter
-from qwenvl.model.llm import LLM, KVCache
+from qwenvl.model.cache import KVCache
+from qwenvl.model.llm import LLM
 from qwenvl.model.vision import VisionTransformer
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from qwenvl import markup
 from qwenvl.generate import engine
 from qwenvl.generate.prompts import device_of
-from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
+from qwenvl.model.cache import KVCache
+from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.parity import official
 from qwenvl.parity.fixture import Case, Fixture
 

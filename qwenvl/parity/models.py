@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qwenvl import images
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.official import from_official, to_official
-from qwenvl.model.llm import BRANCHES, KVCache, ntk_alpha
+from qwenvl.model.cache import KVCache
+from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.parity import answers, chats
 from qwenvl.parity.certificate import Result
 from qwenvl.parity.fixture import UNREADABLE, Case, Fixture, read_cases
@@ -242,7 +243,7 @@ def _check_cache(
     fixture.model.hidden(row, pixels, cache=cache, long_context=long_context)
     for name, recorded, stored in (("past_key", keys, cache.keys), ("past_value", values, cache.values)):
         for layer, tensor in recorded.items():
-            case.close(f"{name}.{layer}", stored[layer, 0].transpose(0, 1)[kept], tensor)
+            case.close(f"{name}.{layer}", stored[layer][0].transpose(0, 1)[kept], tensor)
 
 
 def _loss(logits: Tensor, labels: list[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from qwenvl.config import POSITION_GRID, AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model import llm
 from qwenvl.model.adapter import sine_cosine_2d
+from qwenvl.model.cache import KVCache, bucket
 from qwenvl.model.llm import (
     BRANCHES,
-    KVCache,
     RMSNorm,
     attend,
     attention_mask,
@@ -112,14 +113,46 @@ def test_a_padded_batch_through_the_cache(model):
         assert close(second[row, -1], model(alone)[0, -1])
 
 
-def test_rows_taken_out_of_a_cache(model):
-    ids, more = words(3, 7), words(3, 2)
-    cache = cache_for(3, 9)
-    model(ids, segments=torch.full((3, 7), BRANCHES), cache=cache)
-    kept = torch.tensor([2, 0])
-    cache.select(kept)
-    ours = model(more[kept], segments=torch.full((2, 2), BRANCHES), cache=cache)
-    assert close(ours, model(torch.cat([ids, more], dim=1))[kept, 7:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gone", [[0], [2], [1, 3], [0, 1, 4], [0, 1, 2, 3]])
+def test_rows_that_leave_a_cache(model, gone, dtype):
+    """Whoever stays goes on as if nothing had happened, and only rows from the end have moved."""
+    model = deepcopy(model).to(dtype)
+    ids, more = words(5, 7), words(5, 3)
+    caches = [KVCache(CONFIG.llm, 5, 10, device="cpu", dtype=dtype) for _ in range(2)]
+    for cache in caches:
+        model(ids, segments=torch.full((5, 7), BRANCHES), cache=cache)
+    order = caches[0].free(gone)
+    assert sorted(order) == [row for row in range(5) if row not in gone]
+    assert sum(place != row for place, row in enumerate(order)) == sum(row < len(order) for row in gone)
+    for step in range(3):
+        one = torch.full((5, 1), BRANCHES)
+        ours = model(more[order, step, None], segments=one[order], cache=caches[0])
+        assert close(ours, model(more[:, step, None], segments=one, cache=caches[1])[order])
+
+
+def test_f45_a_row_that_leaves_takes_no_memory(model):
+    """Its place is filled in place: the buffers are where they were, and nothing as large as them was made."""
+    cache = cache_for(8, 300)
+    model(words(8, 260), cache=cache)
+    before = [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        cache.free([0, 5])
+    assert [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)] == before
+    asked = sum(max(event.cpu_memory_usage, 0) for event in profile.events() or [])
+    assert asked < cache.keys[0].nbytes / 8
+
+
+def test_a_cache_grows_by_buckets_and_gives_the_same(model):
+    """Across several bucket borders, one token at a time, in the precision whose attention reads whole buckets."""
+    assert [bucket(n) for n in (1, 64, 65, 512, 513, 769)] == [64, 64, 128, 512, 768, 1024]
+    small = deepcopy(model).to(torch.bfloat16)
+    ids = words(2, 140)
+    cache = KVCache(CONFIG.llm, 2, 140, device="cpu", dtype=torch.bfloat16)
+    parts = [small(ids[:, :60], cache=cache)]
+    parts += [small(ids[:, at : at + 1], cache=cache) for at in range(60, 140)]
+    assert cache.keys[0].shape[2] == 192
+    assert torch.allclose(torch.cat(parts, dim=1), small(ids), atol=0.1)
 
 
 def test_a_cache_that_is_too_small(model):

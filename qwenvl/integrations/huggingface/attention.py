@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from qwenvl.config import LLMConfig
+from qwenvl.model.cache import KVCache
 from qwenvl.model.llm import (
     BRANCHES,
     AttentionContext,
     Block,
-    KVCache,
     attention_mask,
     log_n_scale,
     ntk_alpha,
@@ -30,7 +30,7 @@ class LayerCache(KVCache):
 
     def __init__(self, past: Cache, places: Tensor) -> None:
         self.past, self.places = past, places
-        self.keys: Tensor  # those of the layer that was extended last
+        self.latest: Tensor  # the keys of the layer that was extended last
 
     def __bool__(self) -> bool:
         return True
@@ -40,8 +40,8 @@ class LayerCache(KVCache):
         at = {
             "cache_position": self.places
         }  # what a static cache of transformers 5.0 goes by; later ones count
-        self.keys, values = self.past.update(key, value, layer, at)
-        return self.keys, values
+        self.latest, values = self.past.update(key, value, layer, at)
+        return self.latest, values
 
 
 def fixed_length(past: Cache | None) -> int:
@@ -124,7 +124,7 @@ def weights_of(block: Block, hidden: Tensor, around: AttentionContext) -> Tensor
     if around.query_scale is not None:
         query = query * around.query_scale.to(query.dtype)
     if isinstance(around.cache, LayerCache):
-        key = around.cache.keys
+        key = around.cache.latest
     scores = query @ key.transpose(-1, -2) * layer.head_width**-0.5
     if around.mask is not None:
         scores = scores + around.mask
