@@ -193,7 +193,7 @@ def preprocess(
 # === The door ===
 
 
-def _header(file: IO[bytes] | io.BytesIO, size: int, name: str) -> pillow.Image:
+def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
     """The undecoded image, after all that can be known of it from its first bytes was held against the limits."""
     if size > MAX_BYTES:
         raise UnreadableImage(
@@ -230,7 +230,7 @@ def _header(file: IO[bytes] | io.BytesIO, size: int, name: str) -> pillow.Image:
     return image
 
 
-def _pillow_open(file: IO[bytes] | io.BytesIO) -> pillow.Image:
+def _pillow_open(file: IO[bytes]) -> pillow.Image:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"

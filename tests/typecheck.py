@@ -1,5 +1,14 @@
-"""What checks every annotation while the tests run: beartype, with integers welcome where floats are asked for."""
+"""What checks every annotation while the tests run: beartype, with two readings that it lacks.
 
-from beartype import BeartypeConf, beartype
+Integers are welcome where floats are asked for, and a file in memory is a binary file (beartype's own protocol of
+`IO[bytes]` names attributes that `io.BytesIO` has not).
+"""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import io
+from typing import IO
+
+from beartype import BeartypeConf, FrozenDict, beartype
+
+check = beartype(
+    conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({IO[bytes]: IO[bytes] | io.BytesIO}))
+)
