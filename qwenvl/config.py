@@ -13,6 +13,18 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 POSITION_GRID = 16
 """Side of the stored grid of vision positions: 16 x 16 at every resolution, interpolated to the patches."""
 
+LARGEST_WIDTH = 1 << 20
+"""Channels, heads or queries of a part: a hundred times the largest models."""
+
+LARGEST: Mapping[str, float] = {
+    "layers": 10_000,
+    "vocab_size": 1 << 27,
+    "sequence_length": 1 << 27,
+    "image_size": 1 << 14,
+    "rope_base": 1e12,
+}
+"""What a config.json may say at most; a larger number is a mistake, or meant to take all memory."""
+
 Config = TypeVar("Config")
 
 
@@ -197,8 +209,12 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
 def _require_positive(config: Any) -> None:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not value > 0:
             raise ValueError(f"{type(config).__name__}.{item.name} is {value}; it must be positive.")
+        if value > (most := LARGEST.get(item.name, LARGEST_WIDTH)):
+            raise ValueError(f"{type(config).__name__}.{item.name} is {value:g}; at most {most:,} is built.")
 
 
 def _require_divides(small: str, divisor: int, big: str, number: int) -> None:

@@ -6,6 +6,7 @@ Data, checkpoints and recipes from strangers name files. Every such name passes 
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -119,6 +120,30 @@ def owned(folder: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(file)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Holds a lock on a folder that has no other trace; yields whether it could be had."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(file)
+
+
+def swapped(one: Path, other: Path) -> bool:
+    """Two files or folders change places in one step, so that nobody ever finds neither; False where it cannot be."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; Python has no name for it
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _lock(file: int, folder: Path) -> None:

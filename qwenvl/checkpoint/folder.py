@@ -5,8 +5,11 @@ without remote code and without unpickling objects. Writing goes to a folder bes
 only when complete.
 """
 
+import contextlib
 import errno
 import json
+import math
+import os
 import re
 import shutil
 import tempfile
@@ -25,6 +28,7 @@ from qwenvl.checkpoint.gptq import dequantised
 from qwenvl.checkpoint.official import from_official, is_official, to_official
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.config import ModelConfig
+from qwenvl.files import inside, locked, swapped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
@@ -53,6 +57,9 @@ BESIDE = (
 )
 """Keys that the ecosystem writes beside the shape; they change nothing here."""
 
+MAX_SETTINGS = 16 << 20
+"""Bytes of a config.json."""
+
 SHARD_BYTES = 4_000_000_000
 """Weights above this are split over several files."""
 
@@ -77,6 +84,10 @@ _OWN_FILE = re.compile(
         [*map(re.escape, SIDECARS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
     )
 )
+
+
+_UNFINISHED = re.compile(r"\.(?P<target>.+)-unfinished-[a-z0-9_]{8}(?P<replaced>-replaced)?", re.DOTALL)
+"""Folders that are being filled."""
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -108,7 +119,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def read_config(folder: Path) -> ModelConfig:
     """The model's shape, from our own or an official config.json."""
-    values = read_json(folder / "config.json")
+    values = _settings(folder)
     if not isinstance(values, dict):
         raise ValueError(
             f"{folder}/config.json holds {type(values).__name__}; expected an object with the model's shape."
@@ -131,8 +142,7 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
     Raises ValueError for a missing or truncated file and for missing, unknown or misshapen tensors, by name.
     """
     runtime, folder = runtime or Runtime.detect(), resolve(checkpoint)
-    model = _without_memory(read_config(folder))
-    stored = our_tensors(folder, model)
+    model, stored = our_tensors(folder)
     state = {name: each.read().to(runtime.device, runtime.dtype) for name, each in stored.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -153,8 +163,8 @@ def save(model: QwenVL, folder: str | Path, *, sidecars: Path | None = None) -> 
 def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> None:
     """Rewrite a checkpoint folder as `qwenvl` or `official`, tensor by tensor: bits and precisions stay as they are."""
     folder = resolve(source)
-    config = read_config(folder)
-    stored = our_tensors(folder, _without_memory(config))
+    model, stored = our_tensors(folder)
+    config = model.config
     if to == MODEL_TYPE:
         values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     elif to == "official":
@@ -175,11 +185,9 @@ def _write_converted_config(
     ours = values["model_type"] == MODEL_TYPE
     if ours:
         write_config(unfinished, values)
-    remembered = folder / (
-        "config.json" if is_official(read_json(folder / "config.json")) else OFFICIAL_CONFIG
-    )
+    remembered = folder / ("config.json" if is_official(_settings(folder)) else OFFICIAL_CONFIG)
     (unfinished / OFFICIAL_CONFIG).unlink(missing_ok=True)
-    official = read_json(remembered) if remembered.exists() else {}
+    official = read_json(remembered, limit=MAX_SETTINGS) if remembered.exists() else {}
     kept = (
         is_official(official) and "quantization_config" not in official and from_official(official) == config
     )
@@ -189,21 +197,38 @@ def _write_converted_config(
         write_config(unfinished, values)
 
 
-def _without_memory(config: ModelConfig) -> QwenVL:
-    """The model on the meta device: names and shapes without values."""
+def our_tensors(folder: Path) -> tuple[QwenVL, dict[str, Stored]]:
+    """The model of a folder without values (on the meta device), and its tensors under our names and in our layout.
+
+    They are checked by name and shape and not yet read. What config.json says is held against the headers of the
+    weights before anything is built: a shape that they cannot fill would take hours or all memory.
+    """
+    config, stored = read_config(folder), stored_tensors(folder)
+    _require_filled(config, stored, folder)
     with torch.device("meta"):
-        return QwenVL(config)
-
-
-def our_tensors(folder: Path, model: QwenVL) -> dict[str, Stored]:
-    """Every tensor of `model` under our names and in our layout, checked by name and shape, not yet read."""
-    config, stored = model.config, stored_tensors(folder)
-    values = read_json(folder / "config.json")
+        model = QwenVL(config)
+    values = _settings(folder)
     if is_official(values):
         stored = renamed(dequantised(stored, values, config, str(folder)), names.OFFICIAL, config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names.check_names(expected, {name: each.shape for name, each in stored.items()}, str(folder))
-    return {name: stored[name] for name in expected}
+    return model, {name: stored[name] for name in expected}
+
+
+def _require_filled(config: ModelConfig, stored: Mapping[str, Stored], folder: Path) -> None:
+    layers = config.vision.layers + config.llm.layers
+    rows = config.llm.vocab_size * config.llm.hidden
+    elements = sum(math.prod(each.shape) for each in stored.values())
+    if layers > len(stored) or rows > elements:
+        raise ValueError(
+            f"{folder} does not fit its config.json: {layers:,} layers and {rows:,} values of word embeddings, but its "
+            f"weights are {len(stored):,} tensors with {elements:,} values. Use the folder's own files."
+        )
+
+
+def _settings(folder: Path) -> Any:
+    """The values of config.json."""
+    return read_json(folder / "config.json", limit=MAX_SETTINGS)
 
 
 def renamed(
@@ -245,13 +270,15 @@ def new_folder(target: Path) -> Iterator[Path]:
     _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(target.parent)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-unfinished-", dir=target.parent))
     except OSError as error:
         raise ValueError(
             f"cannot write {target} ({error.strerror}); give a folder you may write to."
         ) from None
     try:
-        yield unfinished
+        with locked(unfinished):
+            yield unfinished
         for path in (unfinished, *unfinished.rglob("*")):  # temporary ones are their maker's only, and so are
             path.chmod(0o755 if path.is_dir() else 0o644)  # the weights as safetensors leaves them
         _put_in_place(unfinished, target)
@@ -277,19 +304,34 @@ def _check_replaceable(target: Path) -> None:
         )
 
 
+def _clear_abandoned(parent: Path) -> None:
+    """Removes what killed runs left unfinished; the old model comes back where its replacement was not in place."""
+    for left in parent.iterdir():
+        found = _UNFINISHED.fullmatch(left.name)
+        if found is None or left.is_symlink() or not left.is_dir():
+            continue
+        with contextlib.suppress(OSError), locked(left) as mine:
+            if mine and found["replaced"] and not (parent / found["target"]).exists():
+                left.rename(parent / found["target"])
+            elif mine:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _put_in_place(unfinished: Path, target: Path) -> None:
-    """Rename the finished folder; what it replaces comes back if that fails."""
+    """The finished folder takes its place in one step, so that a kill leaves the old model or the new one."""
     if not target.exists():
         unfinished.rename(target)
-        return
-    replaced = unfinished.with_name(unfinished.name + "-replaced")
-    target.rename(replaced)
-    try:
-        unfinished.rename(target)
-    except OSError:
-        replaced.rename(target)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    elif not swapped(
+        unfinished, target
+    ):  # two steps where the system has no such step; the next run repairs them
+        replaced = unfinished.with_name(unfinished.name + "-replaced")
+        target.rename(replaced)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            replaced.rename(target)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
@@ -328,7 +370,20 @@ def write_tensors(folder: Path, stored: Mapping[str, Stored]) -> None:
 
 
 def copy_sidecars(source: Path | None, target: Path) -> None:
-    """Copy the vocabulary and settings that travel with the weights."""
+    """Copy the vocabulary and settings that travel with the weights.
+
+    Raises ValueError for one that is no file of the folder: a link out of it would carry a secret along.
+    """
     for name in SIDECARS:
-        if source and (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+        if source and os.path.lexists(source / name):
+            shutil.copyfile(_own_file(source, name), target / name)
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """A file of the folder; links may lead to the folder itself, and in the hub's cache to its `blobs`."""
+    cache = Path(os.path.realpath(folder)).parent
+    blobs = cache.parent / "blobs"
+    real = Path(os.path.realpath(folder / name))
+    if cache.name == "snapshots" and real.parent == blobs and real.is_file():
+        return real
+    return inside(folder, name, f"file of {folder}")

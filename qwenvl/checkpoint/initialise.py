@@ -143,7 +143,16 @@ def load_openclip_(model: QwenVL, checkpoint: str | Path) -> None:
     folder = Path(checkpoint) if Path(checkpoint).is_file() else resolve(checkpoint)
     settings, vision = folder / "open_clip_config.json", model.config.vision
     if settings.exists():
-        cfg = read_json(settings).get("model_cfg", {}).get("vision_cfg", {})
+        values = read_json(settings)
+        model_cfg = values.get("model_cfg") if isinstance(values, dict) else None
+        cfg = model_cfg.get("vision_cfg") if isinstance(model_cfg, dict) else None
+        if not isinstance(model_cfg, dict) or not isinstance(cfg, dict):
+            raise ValueError(f"{settings} has no model_cfg with vision_cfg; copy it again from its source.")
+        if model_cfg.get("quick_gelu") or cfg.get("quick_gelu"):
+            raise ValueError(
+                f"{settings} says quick_gelu: that model was trained with x * sigmoid(1.702 x) where Qwen-VL has the "
+                "exact GELU, so its features would be wrong; start from a checkpoint without it."
+            )
         expected = {
             "layers": vision.layers,
             "width": vision.width,

@@ -38,6 +38,7 @@ def from_official(values: Mapping[str, Any]) -> ModelConfig:
     """Our config for an official config.json. Raises ValueError that names a missing or contradictory field."""
     llm, visual = {**DEFAULTS, **values}, values["visual"]
     try:
+        _require_numbers({**llm, **visual})
         hidden, channels = llm["hidden_size"], llm["kv_channels"] * llm["num_attention_heads"]
         config = ModelConfig.from_dict(
             {
@@ -84,6 +85,21 @@ def from_official(values: Mapping[str, Any]) -> ModelConfig:
             f"{visual.get('output_dim')}, kv_channels x heads {channels}; all three must be equal."
         )
     return config
+
+
+def _require_numbers(values: Mapping[str, Any]) -> None:
+    """What is multiplied below: a text or a list times a number would fill the memory."""
+    for name in (
+        "kv_channels",
+        "num_attention_heads",
+        "hidden_size",
+        "width",
+        "mlp_ratio",
+        "intermediate_size",
+    ):
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1 << 40:
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
 
 
 def to_official(config: ModelConfig, dtype: str) -> dict[str, Any]:

@@ -9,12 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from qwenvl.checkpoint import names
 from qwenvl.config import ModelConfig
+from qwenvl.files import component, open_regular
 from qwenvl.parsing import read_json
+from qwenvl.terminal import printable
+
+MAX_INDEX = 256 << 20
+"""Bytes of an index of shards."""
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 """Weight files, the first that is there, whole or with an index of shards."""
@@ -60,39 +65,59 @@ def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stor
 
 
 def _shards(index: Path) -> list[Path]:
-    values = read_json(index)
+    values = read_json(index, limit=MAX_INDEX)
     places = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise ValueError(f"{index} has no weight_map of file names; copy it again from its source.")
-    return [index.parent / place for place in sorted(set(places.values()))]
+    return [index.parent / component(place, f"shard in {index}") for place in sorted(set(places.values()))]
 
 
 def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
     if not file.exists():
         raise ValueError(f"{file} is missing though the index names it; copy all shards of the checkpoint.")
+    open_regular(file).close()  # the libraries would wait for a pipe and read a device to its end
     try:
-        if file.suffix == ".safetensors":
-            opened = safe_open(file, framework="pt")
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                part = opened.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
-                if dtype is None:
-                    raise ValueError(
-                        f"{file} holds {name} in {part.get_dtype()}, which this version does not read."
-                    )
-                yield name, Stored(tuple(part.get_shape()), dtype, partial(opened.get_tensor, name))
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-            if not isinstance(tensors, dict) or not all(
-                isinstance(each, Tensor) for each in tensors.values()
-            ):
-                raise ValueError(f"{file} is no table of tensors; expected the state dict of a model.")
-            for name, tensor in tensors.items():
-                yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        found = _safetensors(file) if file.suffix == ".safetensors" else _unpickled(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # the parsers of both formats raise a zoo of types
         unsafe = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
         message = "it holds more than tensors" if unsafe else str(error)
         reason = (message.splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{file} is truncated or no weight file ({reason}); copy it again from its source."
+            f"{file} is truncated or no weight file ({printable(reason)}); copy it again from its source."
         ) from None
+    for name, each in found.items():
+        if each is None:
+            raise ValueError(
+                f"{file} holds {printable(name)} in a type or form that this version does not read."
+            )
+        yield name, each
+
+
+def _safetensors(file: Path) -> dict[str, Stored | None]:
+    opened = safe_open(file, framework="pt")
+    found: dict[str, Stored | None] = {}
+    for name in opened.keys():  # noqa: SIM118 - not a mapping
+        part = opened.get_slice(name)
+        dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+        read = partial(opened.get_tensor, name)
+        found[name] = None if dtype is None else Stored(tuple(part.get_shape()), dtype, read)
+    return found
+
+
+def _unpickled(file: Path) -> dict[str, Stored | None]:
+    """The tensors of a state dict, or of the state dict in a training checkpoint of OpenCLIP or Lightning."""
+    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = {name.removeprefix("module."): each for name, each in tensors["state_dict"].items()}
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise ValueError("it is no table of tensors; expected the state dict of a model")
+    return {str(name): _of_tensor(each) for name, each in tensors.items()}
+
+
+def _of_tensor(tensor: Tensor) -> Stored | None:
+    """None for a tensor that says to be larger than its memory: a copy of it would not fit."""
+    if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        return None
+    return Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)

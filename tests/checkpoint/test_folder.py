@@ -2,7 +2,10 @@
 
 import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -330,6 +333,80 @@ def test_a_wrong_official_config(official, change, expected):
     refused(lambda: checkpoint.load(official, CPU), expected)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("llm", "layers", 10**12), ("llm", "layers", 9_000), ("vision", "layers", 10**7), ("vision", "layers", 500),
+        ("llm", "vocab_size", 10**18), ("llm", "vocab_size", 10**8), ("vision", "image_size", 1_400_000_000),
+        ("llm", "rope_base", 1e300), ("llm", "sequence_length", 10**18), ("adapter", "queries", 10**12),
+        ("llm", "mlp_width", 10**15), ("vision", "mlp_width", 2**62),
+    ],
+)  # fmt: skip
+def test_f87_sizes_are_held_against_the_weights_before_anything_is_built(
+    ours, part, name, value, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "QwenVL", lambda _: pytest.fail("built"))
+    values = json.loads((ours / "config.json").read_text())
+    values[part][name] = value
+    (ours / "config.json").write_text(json.dumps(values))
+    refused(lambda: checkpoint.load(ours, CPU), "config.json")
+
+
+@pytest.mark.parametrize("base", ["Infinity", "-Infinity", "NaN", "1e999", "0", "-1.0"])
+def test_f87_a_base_that_is_no_base(ours, base):
+    text = (ours / "config.json").read_text()
+    assert '"rope_base": 10000.0' in text
+    (ours / "config.json").write_text(text.replace('"rope_base": 10000.0', f'"rope_base": {base}'))
+    refused(lambda: checkpoint.load(ours, CPU), "config.json")
+    with pytest.raises(ValueError, match="rope_base"):
+        LLMConfig(rope_base=float(base))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["visual"].update(mlp_ratio=1e300), lambda c: c["visual"].update(width="1" * 9, mlp_ratio=10**9),
+        lambda c: c.update(kv_channels=[0], num_attention_heads=10**12), lambda c: c.update(num_hidden_layers=10**12),
+        lambda c: c["visual"].update(image_size=1_400_000_000), lambda c: c.update(vocab_size=10**18),
+    ],
+)  # fmt: skip
+def test_f87_hostile_official_configs(official, change):
+    values = json.loads((official / "config.json").read_text())
+    change(values)
+    (official / "config.json").write_text(json.dumps(values))
+    refused(lambda: checkpoint.load(official, CPU), "config.json")
+
+
+@pytest.mark.parametrize(
+    "place", ["/etc/shadow", "../../etc/passwd", "../ours/model.safetensors", "pipe", "zero", "a/b", "."]
+)
+def test_f87_shards_are_files_in_the_folder(ours, place):
+    (ours / "model.safetensors").unlink()
+    os.mkfifo(ours / "pipe")
+    (ours / "zero").symlink_to("/dev/zero")
+    index = {"weight_map": {"llm.norm.weight": place}}
+    (ours / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(lambda: checkpoint.load(ours, CPU), place)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_f87_no_file_of_a_folder_is_waited_for(ours, name, kind):
+    if name != "config.json":
+        (ours / "model.safetensors").unlink()
+    (ours / name).unlink(missing_ok=True)
+    os.mkfifo(ours / name) if kind == "pipe" else (ours / name).symlink_to("/dev/zero")
+    refused(lambda: checkpoint.load(ours, CPU), f"{name} is a {kind}; expected a file")
+
+
+def test_f87_a_tensor_larger_than_its_memory_is_not_copied(ours):
+    (ours / "model.safetensors").unlink()
+    torch.save({"llm.embed.weight": torch.zeros(1).expand(1 << 45)}, ours / "pytorch_model.bin")
+    refused(lambda: checkpoint.load(ours, CPU), "llm.embed.weight in a type or form")
+
+
 def test_no_folder(tmp_path):
     refused(
         lambda: checkpoint.load(tmp_path / "nowhere", CPU),
@@ -395,6 +472,7 @@ def test_a_replacement_that_fails_half_way_keeps_the_old(ours, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
+    monkeypatch.setattr(checkpoint, "swapped", lambda *_: False)  # a system without exchanging renames
     monkeypatch.setattr(Path, "rename", fails_for_the_new)
     refused(lambda: checkpoint.save(QwenVL(config()), ours), "Input/output error")
     assert left_in(ours.parent) == ["ours"] and (ours / "model.safetensors").read_bytes() == before
@@ -408,6 +486,81 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(QwenVL(config()), tmp_path / "new")
     assert left_in(tmp_path) == []
+
+
+def killed(work) -> None:
+    """Run in a process of its own, which ends by SIGKILL."""
+
+    def body():
+        work()
+        pytest.fail("not killed")
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_f95_a_kill_between_the_renames_leaves_the_old_or_the_new_model(ours, tmp_path, exchange):
+    before = (ours / "model.safetensors").read_bytes()
+    model = QwenVL(config())
+
+    def work():
+        rename = Path.rename
+        if exchange:
+            checkpoint.shutil.rmtree = die  # the first thing after the exchange
+        else:
+            checkpoint.swapped = lambda *_: False
+            Path.rename = lambda self, to: rename(self, to) if str(to).endswith("-replaced") else die()
+        checkpoint.save(model, ours)
+
+    killed(work)
+    assert ours.exists() == exchange
+    if exchange:
+        assert (ours / "model.safetensors").read_bytes() != before
+    checkpoint.save(model, tmp_path / "other")  # any next run beside it repairs and sweeps
+    checkpoint.load(ours, CPU)
+    assert left_in(tmp_path) == ["other", "ours"]
+
+
+def test_f95_what_a_killed_run_left_is_removed_and_what_another_fills_is_not(tmp_path):
+    def work():
+        checkpoint.write_config = die
+        checkpoint.save(QwenVL(config()), tmp_path / "one")
+
+    killed(work)
+    assert len(left_in(tmp_path)) == 1
+    with checkpoint.new_folder(tmp_path / "two") as filling:
+        assert left_in(tmp_path) == [filling.name]
+        checkpoint.save(QwenVL(config()), tmp_path / "three")
+        (filling / "config.json").write_text("{}")
+    assert left_in(tmp_path) == ["three", "two"]
+
+
+@pytest.mark.parametrize("link", ["../secret", "/etc/hostname", "loop"])
+def test_f95_a_link_out_of_the_folder_is_not_copied(ours, tmp_path, link):
+    (tmp_path / "secret").write_text("key")
+    (ours / "loop").symlink_to("loop")
+    (ours / "LICENSE").symlink_to(link)
+    refused(lambda: checkpoint.convert(ours, tmp_path / "new"), "LICENSE")
+    assert not (tmp_path / "new").exists()
+
+
+def test_links_of_the_hub_cache_are_files_of_the_folder(ours, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (ours / "LICENSE").write_text("free")
+    for number, file in enumerate(sorted(ours.iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    checkpoint.convert(snapshot, tmp_path / "new")
+    assert (tmp_path / "new" / "LICENSE").read_text() == "free"
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

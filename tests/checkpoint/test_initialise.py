@@ -252,6 +252,42 @@ def test_another_vision_encoder_is_refused_untouched(model, clip, tmp_path, chan
     assert torch.equal(model.vision.position, before)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_f40_a_training_checkpoint_of_openclip_is_read(model, clip, tmp_path, prefix):
+    tensors = openclip_tensors(clip)
+    kept = {f"{prefix}{name}": each for name, each in tensors.items()}
+    whole = {
+        "epoch": 3,
+        "name": "run",
+        "state_dict": kept,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+    torch.save(whole, tmp_path / "epoch_3.pt")
+    load_openclip_(model, tmp_path / "epoch_3.pt")
+    assert torch.equal(
+        model.vision.blocks[0].up.weight, tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+    )
+
+
+@pytest.mark.parametrize("where", ["model_cfg", "vision_cfg"])
+def test_f40_a_model_of_quick_gelu_is_refused(model, clip, tmp_path, where):
+    torch.save(openclip_tensors(clip), tmp_path / "open_clip_pytorch_model.bin")
+    settings: dict = {"model_cfg": {"vision_cfg": {}}}
+    (settings["model_cfg"] if where == "model_cfg" else settings["model_cfg"]["vision_cfg"])["quick_gelu"] = (
+        True
+    )
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="says quick_gelu"):
+        load_openclip_(model, tmp_path)
+
+
+@pytest.mark.parametrize("settings", ["[]", "{}", '{"model_cfg": 3}', '{"model_cfg": {"vision_cfg": []}}'])
+def test_settings_of_openclip_that_are_none(model, tmp_path, settings):
+    (tmp_path / "open_clip_config.json").write_text(settings)
+    with pytest.raises(ValueError, match="has no model_cfg with vision_cfg"):
+        load_openclip_(model, tmp_path)
+
+
 def test_another_number_of_vision_heads_is_refused(model, tmp_path):
     settings = {"model_cfg": {"vision_cfg": {"layers": 3, "width": 48, "head_width": 16}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))

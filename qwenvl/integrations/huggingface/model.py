@@ -92,9 +92,7 @@ class QwenVLModel(PreTrainedModel):
             config = (
                 config if isinstance(config, PreTrainedConfig) else QwenVLConfig.from_pretrained(official)
             )
-            with torch.device("meta"):
-                shape = QwenVL(config.shape)
-            state = {name: each.read() for name, each in our_tensors(official, shape).items()}
+            state = {name: each.read() for name, each in our_tensors(official)[1].items()}
             loaded = super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._follow_precision()
