@@ -17,8 +17,9 @@ from qwenvl.data.datasets.annotations import (
     texts,
     words,
 )
-from qwenvl.data.datasets.entries import Found, questions
+from qwenvl.data.datasets.entries import Found, numbered, questions
 from qwenvl.data.datasets.sample import Sample, Source, strictly
+from qwenvl.data.records import Skipped
 
 _CONFIDENCE = {"yes": 2, "maybe": 1, "no": 0}
 
@@ -53,8 +54,7 @@ def most_frequent(answers: Iterable[str]) -> str | None:
     return counted.most_common(1)[0][0] if counted else None
 
 
-def _entries(source: Source, file: Any) -> Iterator[tuple[str, _Asked]]:
-    people = released.answers_by_question(source)
+def _entries(source: Source, file: Any, people: Mapping[str, Any]) -> Iterator[tuple[str, _Asked]]:
     for number, question in enumerate(listed(file, source.data, "questions")):
         key = str(question.get("question_id", number)) if isinstance(question, Mapping) else str(number)
         yield key, _Asked(question, people.get(key))
@@ -85,12 +85,18 @@ def records(files: Sequence[Path], images: Path) -> Found:
     """`v2_OpenEnded_mscoco_train2014_questions.json` and `v2_mscoco_train2014_annotations.json`."""
     data, answers = expect(files, 2, "questions and annotations")
     source, file = Source(data, answers, images), load_json(data)
+    people: dict[str, Any] = {}
+    for key, entry in numbered(answers, listed(load_json(answers), answers, "annotations"), "question_id"):
+        try:
+            people[str(field(entry, "question_id", answers))] = entry
+        except BadEntry as error:
+            yield Skipped(key=key, kind=error.kind, detail=str(error), source="VQAv2")
 
     def answer(asked: _Asked, _: Sample) -> str | None:
         return most_confident((asked.annotation or {}).get("answers", ()))
 
     read = partial(_sample, source, _subset(file, "train2014"))
-    return questions(read, _entries(source, file), "VQAv2", answer)
+    yield from questions(read, _entries(source, file, people), "VQAv2", answer)
 
 
 def samples(source: Source) -> list[Sample]:
@@ -98,11 +104,11 @@ def samples(source: Source) -> list[Sample]:
     if is_lines(source.data):
         return released.samples(source)
     file = load_json(source.data)
-    asked = dict(_entries(source, file))
-    if unknown := set(released.answers_by_question(source)) - set(asked):
+    people = released.answers_by_question(source)
+    asked = list(_entries(source, file, people))
+    if unknown := set(people) - {key for key, _ in asked}:
         raise ValueError(
             f"{source.answers} answers {len(unknown)} questions that {source.data} does not ask, such as "
             f"{min(unknown)}; give files of the same split."
         )
-    entries = (each for _, each in _entries(source, file))
-    return strictly(partial(_sample, source, _subset(file)), entries, source.data)
+    return strictly(partial(_sample, source, _subset(file)), (each for _, each in asked), source.data)

@@ -398,3 +398,23 @@ def test_f73_questions_one_by_one() -> None:
         "What?", "- no answer", "- missing picture", "- no field 'imageId'", "- no field 'imageId'",
         "- question is no text", "Seven?", "- answer is no text", "- picture outside its folder",
     ]  # fmt: skip
+
+
+def test_f73_answers_of_vqav2_one_by_one() -> None:
+    pillow.new("RGB", (64, 48)).save("pics/COCO_train2014_000000000001.jpg")
+    asked: list[Any] = [{"image_id": 1, "question": f"{k}?", "question_id": k} for k in range(5)]
+    asked += [
+        None,
+        {"image_id": "x", "question": "?", "question_id": 9},
+        {"image_id": 10**15, "question_id": 8},
+    ]
+    said = [{"answer": "yes", "answer_confidence": "yes"}]
+    answers: list[Any] = [
+        {"question_id": 0, "answers": said}, {"answers": said}, None, {"question_id": "1", "answers": said},
+        {"question_id": 2, "answers": None}, {"question_id": 3, "answers": [5]}, {"question_id": 9, "answers": said},
+    ]  # fmt: skip
+    files = save("q.json", {"questions": asked}), save("a.json", {"annotations": answers})
+    assert found("vqav2", *files) == [
+        "- no field 'question_id'", "- no field 'question_id'", "0?", "1?", "- broken entry", "- broken entry",
+        "- no answer", "- no field 'image_id'", "- broken entry", "- no answer",
+    ]  # fmt: skip
