@@ -12,6 +12,7 @@ from qwenvl.data.records import Dialogue, Pair, PlainText, Record, Skipped, from
 from qwenvl.data.shards import dump
 from qwenvl.files import atomic
 from qwenvl.markup import Image
+from qwenvl.terminal import printable
 
 
 def write(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
@@ -24,15 +25,17 @@ def write(found: Iterable[Record | Pair | Skipped], out: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     folder, aside = out.with_suffix(".images"), out.with_suffix(".skipped.jsonl")
     nothing: ValueError | None = None
+    first = ""
     with atomic(aside) as reasons:
         try:
             with atomic(out) as file:
                 for each in found:
                     kind, line = _line(each, folder)
+                    first = first or _told(each)
                     counts[kind] += 1
                     (reasons if _is_skipped(kind) else file).write(line + b"\n")
                 if all(map(_is_skipped, counts)):
-                    raise _NothingUsableError(_why(counts, aside))
+                    raise _NothingUsableError(_why(counts, first, aside))
         except _NothingUsableError as error:
             nothing = error  # the reasons are written all the same
     if not any(map(_is_skipped, counts)):
@@ -50,14 +53,20 @@ def _is_skipped(kind: str) -> bool:
     return kind.startswith("skipped")
 
 
-def _why(counts: Counter[str], aside: Path) -> str:
+def _told(each: Record | Pair | Skipped) -> str:
+    """What was wrong with an entry, fit for a terminal."""
+    detail = each.detail if isinstance(each, Skipped) else ""
+    return f" (the first: {printable(detail[:300]).rstrip('.')})" if detail else ""
+
+
+def _why(counts: Counter[str], first: str, aside: Path) -> str:
     if not counts:
         return "The annotations hold no entry at all; are they the right files?"
     reasons = ", ".join(f"{number:,} x {kind.partition(': ')[2]}" for kind, number in counts.most_common(4))
     hint = (
         "; --images names the folder that the names of images are relative to" if "picture" in reasons else ""
     )
-    return f"No entry could be used: {reasons}; {aside} says of each what is wrong{hint}."
+    return f"No entry could be used: {reasons}{first}; {aside} says of each what is wrong{hint}."
 
 
 def _line(each: Record | Pair | Skipped, folder: Path) -> tuple[str, bytes]:

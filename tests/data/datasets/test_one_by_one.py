@@ -59,7 +59,10 @@ def test_f5_annotations_without_their_images_are_no_success(capsys: pytest.Captu
     }
     status, told = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "nowhere")
     assert status == 2
-    assert "No entry could be used: 3 x missing picture; out.skipped.jsonl says of each what is wrong" in told
+    assert (
+        "No entry could be used: 3 x missing picture (the first: there is no nowhere/0.jpg); out.skipped.jsonl"
+        in told
+    )
     assert "--images names the folder" in told
     assert not Path("out.jsonl").exists()
     assert len(Path("out.skipped.jsonl").read_text().splitlines()) == 3
