@@ -153,9 +153,7 @@ def step(rounds: int) -> None:
                 tar.add(f"{number:05}.jpg", photo(number, 256, 192))
                 tar.add(f"{number:05}.json", json.dumps({"text": text}).encode())
         rows = [{"paths": [folder]}]
-        stage = recipe.changed(
-            {"mixture": {}, "data": rows, "documents": 64, "micro_documents": 16, "window": 64}
-        )
+        stage = recipe.changed({"data": rows, "documents": 64, "micro_documents": 16, "window": 64})
         reader = batches(stage, tokenizer, model.config.adapter.queries)
         objective = next_token(model, tokenizer, stage)
         numbers = [range(start, start + 16) for start in range(0, 16 * (rounds + 1), 16)]

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 Optim: Any = choices(OptimConfig)
-Stage: Any = choices(
-    StageConfig, leave_out=("name", "objective", "mixture", "curriculum", "curriculum_steps", "data", "optim")
-)
+Stage: Any = choices(StageConfig, leave_out=("name", "objective", "curriculum", "data", "optim"))
 NO_STAGE, NO_OPTIM = Stage(), Optim()
 
 
@@ -59,7 +57,7 @@ def train(
         out: Folder of the run: logs, states and models.
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
         data: Sources and other values by stage, as in recipes/qwen_vl_7b/data.toml; or the shards of a single stage.
-            Where a stage gets data, it no longer reads the toy world, unless the file says `mixture` too.
+            They take the place of the stage's own.
         images: Folder below which paths of images in the shards of --data may lead, beside the folders of the shards.
         init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
@@ -142,7 +140,7 @@ def _start(
 ) -> "Start":
     """What the options say, checked against each other."""
     from qwenvl.train.recipe import Start
-    from qwenvl.train.stages import NO_TOYS, read_changes
+    from qwenvl.train.stages import read_changes
 
     every = _given(stage)
     if changed := _given(optim):
@@ -161,7 +159,7 @@ def _start(
                 "recipes/qwen_vl_7b/data.toml."
             )
         root = {} if images is None else {"images": str(images.absolute())}
-        every |= {**NO_TOYS, "data": [{"paths": [str(data.absolute())], **root}]}
+        every |= {"curriculum": {}, "data": [{"paths": [str(data.absolute())], **root}]}
     vision, llm, vocabulary = (place or "" for place in places)
     if (vision or llm or vocabulary) and not recipe.is_dir():
         raise ValueError(

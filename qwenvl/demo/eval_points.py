@@ -55,12 +55,13 @@ class Examiner:
     def __call__(self, model: QwenVL, stage: StageConfig, step: int) -> None:
         """Examine the model, which the first process has whole, if an exam is due after this many updates."""
         due = {round(stage.optim.steps * (k + 1) / PER_STAGE) for k in range(PER_STAGE)}
-        if "tasks" not in stage.mixture or step not in due:
+        sources = {row.toy for row in stage.data}
+        if "tasks" not in sources or step not in due:
             return
         model = whole(model)
         if rank():
             return
-        prompt_format = PromptFormat(chat_format="chatml" if "chats" in stage.mixture else "raw")
+        prompt_format = PromptFormat(chat_format="chatml" if "chats" in sources else "raw")
         model.eval()
         assistant = Assistant(model, Tokenizer.load(self.run / "start"), prompt_format)
         scores = score(assistant, "toyworld", limit=self.images)

@@ -1,4 +1,4 @@
-"""What a stage reads: toy and real documents in one stream, packed, by worker processes if asked, drops noted.
+"""What a stage reads: documents of all its sources in one stream, packed, by worker processes if asked, drops noted.
 
 RUN/<stage>/data.json             every shard with its bytes and samples: a run goes on with the same data only
 RUN/<stage>/left_out-000.jsonl    a line per document that rank 0 had to leave out, with its reason
@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from qwenvl.data.records import Skipped
 from qwenvl.data.shards import dump, find_shards
 from qwenvl.data.stream.batches import Batches
 from qwenvl.data.stream.prefetcher import Prefetcher
-from qwenvl.data.stream.sources import Document, Stream
-from qwenvl.data.toy.streams import SOURCES, Vocabulary
-from qwenvl.data.toy.worlds import Dice
+from qwenvl.data.stream.sources import Stream
 from qwenvl.files import atomic
 from qwenvl.parsing import read_json
 from qwenvl.terminal import printable
@@ -70,7 +68,7 @@ def batches(
 ) -> MicroBatches:
     """The micro-batches of a stage. Raises ValueError as `require_sources` and `look_at_the_first` do."""
     document = documents(stage, tokenizer, queries)
-    if run_dir is not None and isinstance(document, Stream):
+    if run_dir is not None:
         distributed.on_rank0(lambda: _begin(document, stage, run_dir / "data.json"))
     made = Batches(
         document=document,
@@ -79,7 +77,7 @@ def batches(
         pad_id=tokenizer.endoftext,
         micro=stage.micro_documents,
         window=stage.window,
-        image_size=stage.image_size if stage.data else 0,
+        image_size=stage.image_size,
         fast=stage.fast_images,
         seed=stage.seed,
     )
@@ -121,68 +119,35 @@ def look_at_the_first(document: Stream, stage: StageConfig) -> None:
 
 
 def require_sources(stage: StageConfig) -> None:
-    """Raises ValueError for a stage without sources, an unknown toy source or a path without shards."""
-    if not stage.mixture and not stage.data:
+    """Raises ValueError for a stage without sources or a path without shards."""
+    if not stage.data:
         raise ValueError(
-            f"stage {stage.name} has neither a mixture nor data; give `qwenvl train` a file with --data, such as "
+            f"stage {stage.name} has no data; give `qwenvl train` a file with --data, such as "
             "recipes/qwen_vl_7b/data.toml."
         )
-    if stage.curriculum and not stage.mixture:
-        raise ValueError(
-            f"stage {stage.name} opens with {', '.join(stage.curriculum)} and has no mixture to go on with; give a "
-            "mixture of the toy world, or no opening."
-        )
-    if unknown := {*stage.mixture, *stage.curriculum} - set(SOURCES):
-        raise ValueError(
-            f"the mixture of stage {stage.name} has {sorted(unknown)[0]!r}; expected shares of {', '.join(SOURCES)}."
-        )
-    for path in (path for row in stage.data for path in row.paths):
-        find_shards(path)
+    for row in (*stage.data, *stage.curriculum.data):
+        for path in row.paths if not row.toy else ():
+            find_shards(path)
     if stage.fast_images and find_spec("simplejpeg") is None:
         raise ValueError(
-            "fast_pictures needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."
+            "fast_images needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."
         )
 
 
-def documents(stage: StageConfig, tokenizer: Tokenizer, queries: int) -> "Stream | Toys":
+def documents(stage: StageConfig, tokenizer: Tokenizer, queries: int) -> Stream:
     """The documents of a stage by their numbers. Raises ValueError as `require_sources` does."""
     require_sources(stage)
-    toys = Toys(Vocabulary(tokenizer, queries, stage.seed), stage)
-    if not stage.data:
-        return toys
-    return Stream(
+    whole = Stream(
         sources=stage.data,
         tokenizer=tokenizer,
         queries=queries,
         longest=stage.sequence_length,
         seed=stage.seed,
-        toys=toys if stage.mixture else None,
-        toy_weight=sum(stage.mixture.values()),
     )
-
-
-@dataclass(frozen=True)
-class Toys:
-    """The documents of the toy world by their numbers."""
-
-    world: Vocabulary
-    stage: StageConfig
-
-    def __call__(self, number: int) -> Document:
-        """The document of a number."""
-        source = self.source_of(number)
-        return Document(source, SOURCES[source](self.world, number))
-
-    def source_of(self, number: int) -> str:
-        """Which toy source a document comes from: a weighted draw named by the stage's seed and the number."""
-        opens = number < self.stage.curriculum_steps * self.stage.documents
-        shares = self.stage.curriculum if opens else self.stage.mixture
-        left = Dice("source", self.stage.seed, number).share() * sum(shares.values())
-        for source, weight in shares.items():
-            left -= weight
-            if left < 0:
-                return source
-        return source
+    if not stage.curriculum.steps:
+        return whole
+    opening = replace(whole, sources=stage.curriculum.data)
+    return replace(whole, start=stage.curriculum.steps * stage.documents, opening=opening)
 
 
 def require_same_data(stream: Stream, file: Path) -> None:

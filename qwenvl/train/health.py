@@ -30,7 +30,7 @@ class Spikes:
     def __init__(self, stage: StageConfig, run_dir: Path, limit: float) -> None:
         self.stage, self.curriculum, self.run_dir, self.limit = (
             stage.name,
-            stage.curriculum_steps,
+            stage.curriculum.steps,
             run_dir,
             limit,
         )

@@ -5,13 +5,13 @@ A stage is one value; nothing asks for its name. It is read from a TOML file of 
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwenvl.config import from_dict
 from qwenvl.data.packing import PACKINGS
-from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.data.stream.sources import TOY, SourceConfig
 from qwenvl.files import component
 from qwenvl.parsing import read_toml
 
@@ -59,6 +59,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """What a stage reads in its first updates: what is easy comes before what stands on it."""
+
+    steps: int = 0
+    """Updates before the stage's own data."""
+    data: tuple[SourceConfig, ...] = ()
+    """Sources of their documents."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or bool(self.data) != (self.steps > 0):
+            raise ValueError(
+                f"the curriculum has steps = {self.steps} and {len(self.data)} rows of data; give both, a number of "
+                "updates and what they read, or neither."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage of training."""
 
@@ -74,14 +91,10 @@ class StageConfig:
     """Tokens of a packed row."""
     packing: str = "isolated"
     """`isolated`: documents of a row do not see each other; `interleaved`: a row is one document."""
-    mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each source of the toy world."""
-    curriculum: dict[str, float] = field(default_factory=dict)
-    """The same in the first `curriculum_steps` updates: what is easy comes before what stands on it."""
-    curriculum_steps: int = 0
-    """Updates before `mixture` begins."""
     data: tuple[SourceConfig, ...] = ()
-    """Sources of real documents, beside those of the toy world; their weights share one scale."""
+    """Sources of documents; their weights share one scale."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """What is read before."""
     chat: bool = False
     """The documents are dialogues: who asks the model afterwards asks it in ChatML."""
     documents: int
@@ -117,11 +130,6 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
                 )
-        if bool(self.curriculum) != (self.curriculum_steps > 0):
-            raise ValueError(
-                f"stage {self.name} has curriculum_steps = {self.curriculum_steps} and curriculum = {self.curriculum}; "
-                "give both, a number of updates and what they read, or neither."
-            )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(
@@ -158,18 +166,19 @@ class StageConfig:
         return from_dict(StageConfig, {**values, **changes, "optim": optim}, f"stage {self.name}")
 
     def scaled(self, factor: float) -> "StageConfig":
-        """The same stage with its steps, warm-up and opening scaled, at least two steps."""
+        """The same stage with its steps, warm-up and curriculum scaled, at least two steps."""
         steps = max(2, round(self.optim.steps * factor))
         warmup = min(steps, round(self.optim.warmup_steps * factor))
+        first = self.curriculum.steps and max(1, round(self.curriculum.steps * factor))
         return dataclasses.replace(
             self,
-            curriculum_steps=self.curriculum_steps and max(1, round(self.curriculum_steps * factor)),
+            curriculum=dataclasses.replace(self.curriculum, steps=first),
             optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup),
         )
 
 
 def read_changes(path: Path) -> dict[str, dict[str, Any]]:
-    """What a file changes, by the name of the stage: its data, mostly, which takes the place of the toy world's.
+    """What a file changes, by the name of the stage: its data, mostly, which takes the place of the recipe's.
 
     Raises ValueError for anything but tables.
 
@@ -184,12 +193,8 @@ def read_changes(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path} has {name!r} outside a table; write it under the name of a stage, such as [2-multitask]."
             )
         if "data" in values:
-            changes[name] = {**NO_TOYS, **values}
+            changes[name] = {"curriculum": {}, **values}
     return changes
-
-
-NO_TOYS: Mapping[str, Any] = {"mixture": {}, "curriculum": {}, "curriculum_steps": 0}
-"""What `data` puts in the place of the toy world, unless something else is said."""
 
 
 def _read_toml(
@@ -200,10 +205,16 @@ def _read_toml(
         values = read_toml(path)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; give {what}.") from None
-    for table in (values, *values.values()):
-        for row in table.get("data", []) if isinstance(table, dict) else []:
+    stages = [table for table in (values, *values.values()) if isinstance(table, dict)]
+    openings = [table["curriculum"] for table in stages if isinstance(table.get("curriculum"), dict)]
+    for table in (*stages, *openings):
+        for row in table["data"] if isinstance(table.get("data"), list) else []:
             if isinstance(row, dict) and isinstance(row.get("paths"), list):
-                row["paths"] = [str(path.parent.absolute() / str(each)) for each in row["paths"]]
+                row["paths"] = [_seen_from(path.parent.absolute(), str(each)) for each in row["paths"]]
             if isinstance(row, dict) and isinstance(row.get("images"), str) and row["images"]:
                 row["images"] = str(path.parent.absolute() / row["images"])
     return values
+
+
+def _seen_from(folder: Path, path: str) -> str:
+    return path if path.startswith(TOY) else str(folder / path)

@@ -206,7 +206,7 @@ def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, t
     ("typed", "message"),
     [
         (("recipes/small", "--data", "x.jsonl"), "--data x.jsonl is for one stage; a recipe needs a file"),
-        (("recipes/small",), "stage 1-pretraining has neither a mixture nor data"),
+        (("recipes/small",), "stage 1-pretraining has no data"),
         (("recipes/small", "--data", "{data}/data.toml"), "the recipe needs the official vocabulary; give"),
         (("recipes/small", "--data", "{other}"), "the file given has values of a stage '4-more'; the stages of"),
         (("recipes/small/2-multitask.toml", "--init", "tiny", "--init-llm", "x"), "start a recipe; a single stage"),

@@ -11,6 +11,7 @@ from PIL import Image
 from qwenvl.checkpoint import folder
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.stream.sources import SourceConfig
 from qwenvl.data.tars import write_tar
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
@@ -49,13 +50,18 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def source(name: str, weight: float = 1.0) -> SourceConfig:
+    """A source of the toy world."""
+    return SourceConfig(paths=(f"toy:{name}",), weight=weight)
+
+
 def stage(**changes: object) -> StageConfig:
     """A stage of four updates over everything the toy world has."""
     values: dict[str, object] = {
         "name": "trial",
         "image_size": 56,
         "sequence_length": 384,
-        "mixture": {"tasks": 2.0, "text": 1.0, "chats": 1.0},
+        "data": (source("tasks", 2.0), source("text"), source("chats")),
         "documents": 8,
         "micro_documents": 4,
         "bfloat16": False,

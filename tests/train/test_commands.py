@@ -93,7 +93,7 @@ def test_f88_a_preset_is_a_name_of_a_table(tmp_path: Path, capsys: pytest.Captur
 def test_f41_data_takes_the_place_of_the_toy_world(
     start: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether it comes as shards or as a file of rows; a file that says `mixture` keeps it."""
+    """Whether it comes as shards or as a file of rows."""
     stage = RECIPES / "tiny" / "2-multitask.toml"
     rows = tmp_path / "data.toml"
     rows.write_text(f'[[2-multitask.data]]\npaths = ["{shard}"]\n[other]\nseed = 1\n')
@@ -122,7 +122,7 @@ def test_f41_data_takes_the_place_of_the_toy_world(
         assert main(list(map(str, words))) == 0
         (run,) = (tmp_path / name).iterdir()
         kept = json.loads((run / "stage.json").read_text())
-        assert not kept["mixture"] and kept["data"][0]["paths"] == [str(shard)]
+        assert [row["paths"] for row in kept["data"]] == [[str(shard)]]
         assert {source for line in read_log(run / "log.jsonl") for source in line["losses"]} == {"caption"}
         assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2], "as TensorBoard counts"
     rows.write_text("[3-finetuning]\nseed = 1\n")

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qwenvl.checkpoint.folder import resolve
 from qwenvl.config import from_dict
 from qwenvl.data.packing import Rows
 from qwenvl.data.tars import write_tar
@@ -15,6 +17,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.data import batches, documents, left_out
 from qwenvl.train.loop import micro_batches
+from qwenvl.train.recipe import find_recipe
 from qwenvl.train.stages import StageConfig, read_changes
 
 from .conftest import stage
@@ -36,10 +39,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def toys(**weights: float) -> list[dict[str, object]]:
+    """Rows of sources of the toy world."""
+    return [{"paths": [f"toy:{name}"], "weight": weight} for name, weight in weights.items()]
+
+
 def texts(data: Path, **changes: object) -> StageConfig:
     rows = [{"paths": [str(data / "a.tar")], "weight": 3.0}, {"paths": [str(data / "b.jsonl")], "weight": 1}]
     sizes = {"sequence_length": 128, "documents": 16, "micro_documents": 2, "window": 16}
-    return stage(mixture={}, **sizes).changed({"data": rows, **changes})
+    return stage(**sizes).changed({"data": rows, **changes})
 
 
 def updates(
@@ -111,56 +119,89 @@ def test_a_run_does_not_go_on_with_other_data(data: Path, tmp_path: Path) -> Non
 
 
 def test_toys_and_data_are_mixed_by_their_weights(data: Path) -> None:
-    message = texts(data).changed({"mixture": {"text": 4.0}, "sequence_length": 384})
-    rows = [batches(message, BYTES, 4)(numbers) for numbers in micro_batches(message, 0)]
-    read = BYTES.decode(int(token) for each in rows for token in each.ids.flatten() if token < 256)
-    assert "a text of number" in read and ("circle" in read or "square" in read or "star" in read)
+    rows = [{"paths": [str(data / "b.jsonl")]}, *toys(lookups=4.0)]
+    mixed = stage().changed({"data": rows, "sequence_length": 384})
+    read = documents(mixed, BYTES, 4)
+    tasks = [read(number).task for number in range(400)]
+    assert 0.75 < tasks.count("lookups") / len(tasks) < 0.85 and set(tasks) == {"text", "lookups"}
+    # of all documents of the toy world at the same positions, those that are drawn are as without other data
+    alone = documents(stage().changed({"data": toys(lookups=4.0)}), BYTES, 4)
+    first = tasks.index("lookups")
+    assert read(first).made.ids == alone(first).made.ids
 
 
-def test_a_stage_opens_with_other_documents() -> None:
-    """The first updates, and no document more: the others are those of a stage without an opening."""
-    plain = stage(mixture={"text": 0.5, "described": 0.5}, documents=8)
-    opened = plain.changed({"curriculum": {"lookups": 1.0}, "curriculum_steps": 3})
-    sources = [documents(message, BYTES, 4).source_of for message in (plain, opened)]  # type: ignore[union-attr]
-    assert {sources[1](number) for number in range(3 * 8)} == {"lookups"}
-    assert [sources[1](number) for number in range(24, 80)] == [
-        sources[0](number) for number in range(24, 80)
-    ]
-    assert {sources[0](number) for number in range(24, 80)} == {"text", "described"}
+def test_a_curriculum_comes_first() -> None:
+    """The first updates, and no document more: the others are those of a stage without one."""
+    plain = stage(documents=8).changed({"data": toys(text=0.5, described=0.5)})
+    opened = plain.changed({"curriculum": {"steps": 3, "data": toys(lookups=1.0)}})
+    tasks = [[documents(each, BYTES, 4)(number).task for number in range(60)] for each in (plain, opened)]
+    assert set(tasks[1][:24]) == {"lookups"} and tasks[1][24:] == tasks[0][24:]
+    assert set(tasks[0][24:]) == {"text", "described"}
     words = [token for token in documents(opened, BYTES, 4)(0).made.ids if token < 256]
     assert "?" in BYTES.decode(words) and "(" not in BYTES.decode(words), "questions, and no place"
-    assert opened.scaled(10 / 3).curriculum_steps == 10 and opened.scaled(0.01).curriculum_steps == 1
-    assert plain.scaled(10).curriculum_steps == 0
-    with pytest.raises(ValueError, match=r"has curriculum_steps = 2 and curriculum = {}; give both"):
-        stage(curriculum_steps=2)
-    with pytest.raises(
-        ValueError, match=r"has curriculum_steps = 0 and curriculum = {'lookups': 1.0}; give both"
-    ):
-        stage(curriculum={"lookups": 1.0})
-    with pytest.raises(ValueError, match=r"opens with lookups and has no mixture to go on with"):
-        batches(opened.changed({"mixture": {}, "data": [{"paths": ["a.tar"]}]}), BYTES, 4)
-    with pytest.raises(
-        ValueError, match=r"the mixture of stage trial has 'signs'; expected shares of lookups"
-    ):
-        batches(opened.changed({"curriculum": {"signs": 1.0}}), BYTES, 4)
+    assert opened.scaled(10 / 3).curriculum.steps == 10 and opened.scaled(0.01).curriculum.steps == 1
+    assert plain.scaled(10).curriculum.steps == 0
+    for given, rows in (({"steps": 2}, 0), ({"data": toys(lookups=1.0)}, 1)):
+        with pytest.raises(
+            ValueError, match=rf"the curriculum has steps = \d and {rows} rows of data; give both"
+        ):
+            stage().changed({"curriculum": given})
+
+
+def test_data_behind_a_curriculum_begins_with_its_first_sample(data: Path) -> None:
+    plain = texts(data)
+    opened = plain.changed({"curriculum": {"steps": 2, "data": toys(text=1.0)}})
+    read, alone = documents(opened, BYTES, 4), documents(plain, BYTES, 4)
+    begin = 2 * plain.documents
+    assert read(0).task == "text" and read.shards() == alone.shards()
+    assert [read(begin + k).made.ids for k in range(6)] == [alone(k).made.ids for k in range(6)]
 
 
 def test_sources_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage trial has no data; give `qwenvl train` a file"):
+        batches(stage(data=()), BYTES, 4)
     with pytest.raises(
-        ValueError, match=r"stage trial has neither a mixture nor data; give `qwenvl train` a file"
+        ValueError, match=r"no source 'toy:tables' of the toy world; expected one of toy:lookups, toy:text"
     ):
-        batches(stage(mixture={}), BYTES, 4)
-    with pytest.raises(
-        ValueError,
-        match=r"the mixture of stage trial has 'tables'; expected shares of lookups, text, described",
-    ):
-        batches(stage(mixture={"tables": 1.0}), BYTES, 4)
+        stage().changed({"data": toys(tables=1.0)})
+    for more in ({"paths": ["toy:text", "a.tar"]}, {"paths": ["toy:text"], "format": "refer"}):
+        with pytest.raises(ValueError, match=r"the row of toy:text says more than its weight"):
+            stage().changed({"data": [more]})
     with pytest.raises(ValueError, match=r"there is no .*nowhere"):
         batches(stage().changed({"data": [{"paths": [str(tmp_path / "nowhere")]}]}), BYTES, 4)
     with pytest.raises(
         ValueError, match=r"packs 6 documents together, which 4 per forward pass do not divide"
     ):
         stage(window=6)
+
+
+DIGESTS = {
+    "tiny/0a-language": "937e04c1ce4d0ecf",
+    "tiny/1-pretraining": "9e7a4e597831f46b",
+    "tiny/2-multitask": "43c855f7a9644f26",
+    "tiny/3-finetuning": "04cc0c6315731e9b",
+    "demo/0a-language": "c9d475f4fa62c59d",
+    "demo/1-pretraining": "9e7a4e597831f46b",
+    "demo/2-multitask": "d09762a44ec59b6b",
+    "demo/3-finetuning": "5ae1c8bda73a691f",
+}
+"""Of documents in the shipped vocabulary, recorded when the toy world was no source of `data` yet."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_recipes_of_the_toy_world_read_what_the_shipped_model_read(name: str) -> None:
+    """The order of its documents is a promise: the scores of `tiny` and of the demo stand on it."""
+    words = Tokenizer.load(resolve("tiny"))
+    read = documents(StageConfig.read(find_recipe(f"{name}.toml")), words, 36)
+    digest = blake2b(digest_size=8)
+    for number in (*range(8), *range(2396, 2404), 10**6):
+        task, made = read(number)
+        digest.update(task.encode())
+        for values in (made.ids, made.labels, made.branches, made.positions):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for image in made.images:
+            digest.update(image.source.tobytes())
+    assert digest.hexdigest() == DIGESTS[name]
 
 
 def test_a_file_of_changes_is_read_strictly(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from qwenvl.train.health import EVERY, HISTORY, IN_A_ROW, Spikes, Stragglers
+from qwenvl.train.stages import CurriculumConfig
 
-from .conftest import stage
+from .conftest import source, stage
 
 
 def calm() -> Spikes:
@@ -37,7 +38,9 @@ def test_one_odd_batch_does_not() -> None:
 
 
 def test_the_opening_of_a_stage_is_judged_by_itself() -> None:
-    spikes = Spikes(stage(curriculum={"lookups": 1.0}, curriculum_steps=HISTORY), Path("runs/x"), 4.0)
+    spikes = Spikes(
+        stage(curriculum=CurriculumConfig(steps=HISTORY, data=(source("lookups"),))), Path("runs/x"), 4.0
+    )
     for step in range(2 * HISTORY + IN_A_ROW - 1):
         spikes.see(step, 1.0 if step < HISTORY else 5.0 if step < 2 * HISTORY else 25.0, 1.0)
         assert spikes.spiking == (step >= 2 * HISTORY)

@@ -217,7 +217,7 @@ def of_shard(shard: Path, **changes: object) -> StageConfig:
     """A stage over image-text pairs."""
     rows = [{"paths": [str(shard)]}]
     values = {"documents": 4, "micro_documents": 2, "sequence_length": 64, "show_every": 4}
-    return stage(mixture={}, **values).changed({"data": rows, **changes})
+    return stage(**values).changed({"data": rows, **changes})
 
 
 def test_f2_images_inside_shards_are_shown(start: Path, shard: Path, tmp_path: Path) -> None:

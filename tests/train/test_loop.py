@@ -66,7 +66,7 @@ def test_a_stage_trains_what_it_says_and_nothing_else(start: Path, tmp_path: Pat
 
 
 def test_dense_labels_train_the_vision_encoder(start: Path, tmp_path: Path) -> None:
-    dense = stage(objective="dense_labels", trains=("vision",), mixture={})
+    dense = stage(objective="dense_labels", trains=("vision",), data=())
     run_stage(dense, start, tmp_path, CPU)
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < losses[0]

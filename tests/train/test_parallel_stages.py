@@ -16,12 +16,12 @@ from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.recipe import model_of, parallel_stages, run_parallel_stages
 
-from .conftest import stage
+from .conftest import source, stage
 
 CPU = Runtime.detect(device="cpu", dtype="float32")
 PAIR = [
-    stage(name="0a-language", trains=("llm",), mixture={"text": 1.0}),
-    stage(name="0b-vision", trains=("vision",), objective="dense_labels", mixture={}),
+    stage(name="0a-language", trains=("llm",), data=(source("text"),)),
+    stage(name="0b-vision", trains=("vision",), objective="dense_labels", data=()),
 ]
 
 

@@ -28,7 +28,7 @@ from qwenvl.train.recipe import run_stage
 from qwenvl.train.show import SHOWN
 from qwenvl.train.stages import OptimConfig, StageConfig
 
-from .conftest import stage
+from .conftest import source, stage
 
 CPU = Runtime.detect(device="cpu", dtype="float32")
 
@@ -36,7 +36,7 @@ TRIAL = stage(
     micro_documents=2, optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=1, steps=3), save_every=3
 )
 """Four micro-batches an update, of unequal numbers of learned tokens."""
-FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), mixture={"tasks": 1.0, "text": 3.0})
+FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), data=(source("tasks"), source("text", 3.0)))
 """As in stage 1, only pictures teach; here many micro-batches have none."""
 MUON = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
 """The processes share the matrices out, and each orthogonalises its own."""

@@ -26,7 +26,7 @@ STAGE = f"""
 name = "trial"
 image_size = 56
 sequence_length = 384
-mixture = {{ tasks = 2.0, text = 1.0, chats = 1.0 }}
+data = [{{ paths = ["toy:tasks"], weight = 2 }}, {{ paths = ["toy:text"] }}, {{ paths = ["toy:chats"] }}]
 documents = 8
 micro_documents = 2
 bfloat16 = false

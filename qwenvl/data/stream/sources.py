@@ -5,9 +5,11 @@ paths = ["vqav2.jsonl", "gqa/*.tar"] # seen from this file; data sets of a row c
 weight = 3.6                         # share of the row, in any unit
 format = "question"                  # of records that can be told in two: refer or describe
 images = "/data/coco"                # where paths of images may lead, beside the folder of each shard
+
+A row may also be a source of the toy world, which is made while it is read: paths = ["toy:tasks"] (`data.toy.streams`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,7 +27,12 @@ from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.order import Draw, Order
 from qwenvl.data.stream.samples import Sample, read_sample
 from qwenvl.data.tasks import Format
+from qwenvl.data.toy import streams as toy
+from qwenvl.data.toy.worlds import Dice
 from qwenvl.tokenizer import Tokenizer
+
+TOY = "toy:"
+"""How the name of a source of the toy world begins, where paths stand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class SourceConfig:
     """One row of a mixture."""
 
     paths: tuple[str, ...]
-    """Shards, folders of shards, or patterns of shards."""
+    """Shards, folders of shards, or patterns of shards; or one source of the toy world, `toy:` and its name."""
     weight: float = 1.0
     """Share of the documents, in any unit."""
     format: str = ""
@@ -54,6 +61,25 @@ class SourceConfig:
             )
         if self.weight <= 0:
             raise ValueError(f"the weight of {self.paths[0]} is {self.weight:g}; expected more than 0.")
+        if any(path.startswith(TOY) for path in self.paths):
+            self._require_toy()
+
+    def _require_toy(self) -> None:
+        if len(self.paths) > 1 or self.format or self.images:
+            raise ValueError(
+                f"the row of {self.paths[0]} says more than its weight; a source of the toy world has no size, format "
+                "or folder: give it a row of its own."
+            )
+        if self.toy not in toy.SOURCES:
+            known = ", ".join(f"{TOY}{name}" for name in toy.SOURCES)
+            raise ValueError(
+                f"there is no source {self.paths[0]!r} of the toy world; expected one of {known}."
+            )
+
+    @property
+    def toy(self) -> str:
+        """Name of its source of the toy world; empty where it reads shards."""
+        return self.paths[0].removeprefix(TOY) if self.paths[0].startswith(TOY) else ""
 
 
 class Source:
@@ -118,25 +144,54 @@ class Stream:
     longest: int
     """Tokens of a row: longer documents are left out, never cut."""
     seed: int
-    toys: Callable[[int], Document] | None = None
-    """Documents of the toy world by position, drawn among the sources with `toy_weight`."""
-    toy_weight: float = 0.0
+    start: int = 0
+    """Position from which on the sources are read."""
+    opening: "Stream | None" = None
+    """What stands at the positions before."""
 
     @cached_property
     def _opened(self) -> Sequence[Source]:
-        return [Source(row, "order", self.seed, number) for number, row in enumerate(self.sources)]
+        rows = [row for row in self.sources if not row.toy]
+        return [Source(row, "order", self.seed, number) for number, row in enumerate(rows)]
+
+    @cached_property
+    def _toys(self) -> Mapping[str, float]:
+        """Weights of the sources of the toy world, which take one place together in the draw."""
+        shares: dict[str, float] = {}
+        for row in self.sources:
+            if row.toy:
+                shares[row.toy] = shares.get(row.toy, 0.0) + row.weight
+        return shares
 
     @cached_property
     def _draw(self) -> Draw:
-        toys = [] if self.toys is None else [self.toy_weight]
-        return Draw([row.weight for row in self.sources] + toys, self.seed)
+        toys = [sum(self._toys.values())] if self._toys else []
+        return Draw([source.config.weight for source in self._opened] + toys, self.seed)
 
     def __call__(self, position: int) -> Document:
         """The document of a position, or why there is none."""
-        source, drawn = self._draw(position)
-        if source == len(self.sources):
-            assert self.toys is not None
-            return self.toys(position)
+        if position < self.start:
+            assert self.opening is not None
+            return self.opening(position)
+        if not self._opened:
+            return self._toy(position)
+        source, drawn = self._draw(position - self.start)
+        return self._toy(position) if source == len(self._opened) else self._read(source, drawn)
+
+    def _toy(self, position: int) -> Document:
+        """A document of the toy world; which source makes it is drawn by weight, named by the seed and the position."""
+        left = Dice("source", self.seed, position).share() * sum(self._toys.values())
+        *others, name = self._toys
+        for other in others:
+            left -= self._toys[other]
+            if left < 0:
+                name = other
+                break
+        world = toy.Vocabulary(self.tokenizer, self.queries, self.seed)
+        return Document(name, toy.SOURCES[name](world, position))
+
+    def _read(self, source: int, drawn: int) -> Document:
+        """The document that comes after `drawn` others of a source of shards."""
         opened = self._opened[source]
         epoch, shard, first, second = opened.place(drawn)
         where = f"{shard.name}, {first}"
@@ -153,8 +208,12 @@ class Stream:
 
     def shards(self) -> Mapping[str, tuple[int, int]]:
         """Every shard with its bytes and samples: what must be the same for a run to go on."""
+        before = {} if self.opening is None else self.opening.shards()
         return {
-            str(shard): (shard.stat().st_size, size)
-            for source in self._opened
-            for shard, size in zip(source.shards, source.sizes, strict=True)
+            **before,
+            **{
+                str(shard): (shard.stat().st_size, size)
+                for source in self._opened
+                for shard, size in zip(source.shards, source.sizes, strict=True)
+            },
         }
