@@ -20,7 +20,7 @@ from qwenvl.files import atomic
 AT_ONCE = 512
 """Rows that are unpacked together at most."""
 
-BUDGET = 1 << 29
+BUDGET = 1 << 28
 """Bytes to which rows may unpack together at most."""
 
 GROUP = 1 << 32

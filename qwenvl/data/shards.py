@@ -74,7 +74,8 @@ def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
     if path.is_dir():
         found = [each for each in (path.rglob("*") if deep else path.iterdir()) if suffix_of(each) != ".json"]
     elif not any(letter in str(path) for letter in "*?["):
-        raise ValueError(f"there is no {path}; give a shard, a folder of shards or a pattern of their names.")
+        wrong = f"{path} is neither a file nor a folder" if path.exists() else f"there is no {path}"
+        raise ValueError(f"{wrong}; give a shard, a folder of shards or a pattern of their names.")
     else:
         found = _matching(path)
     shards = [each for each in found if suffix_of(each) and each.is_file() and not _is_put_aside(each, path)]
@@ -122,11 +123,11 @@ def without_sidecars(shards: Iterable[Path]) -> list[Path]:
     `00000_stats.json`; beside `a.tar.gz` may stand `a.tar`, unpacked.
     """
     shards = list(shards)
-    names = {(each.parent, each.name) for each in shards}
+    names = {(each.parent, each.name.lower()) for each in shards}
 
     def belongs(shard: Path) -> bool:
         suffix = suffix_of(shard) or ""
-        stem = shard.name[: len(shard.name) - len(suffix)]
+        stem = shard.name.lower().removesuffix(suffix)
         owners = {".json": (*_TARS, ".parquet"), ".parquet": _TARS, ".tgz": (".tar",)}.get(suffix, ())
         if suffix.endswith(".gz"):
             owners = (suffix.removesuffix(".gz"),)

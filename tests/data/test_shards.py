@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,9 @@ def test_f6_one_shard_named_is_read_whatever_stands_beside_it(tmp_path: Path) ->
     img2dataset(tmp_path / "raw", "webdataset")
     assert names(tmp_path / "raw/00000.parquet") == ["00000.parquet"]
     assert names(f"{tmp_path}/raw/*.parquet") == ["00000.parquet", "00001.parquet"]
+    (tmp_path / "raw/00001.tar").rename(tmp_path / "raw/00001.TAR")
     (tmp_path / "raw/other.parquet").write_bytes(b"")
-    assert names(tmp_path / "raw") == ["00000.tar", "00001.tar", "other.parquet"]
+    assert names(tmp_path / "raw") == ["00000.tar", "00001.TAR", "other.parquet"]
 
 
 def test_one_table_for_cleaning_and_training(tmp_path: Path) -> None:
@@ -210,3 +212,11 @@ def test_f98_a_damaged_archive_of_lines_gives_what_is_whole(tmp_path: Path) -> N
         found = texts_of(shard)
         assert found[:10] == [f"text {k}" for k in range(10)]
         assert found[-1] in ("damaged archive", "broken JSON", "broken UTF-8") and "damaged archive" in found
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"a.tar is neither a file nor a folder"):
+        find_shards(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match="no shard in"):
+        find_shards(tmp_path)

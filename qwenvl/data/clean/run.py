@@ -63,6 +63,8 @@ def clean(
     paths = [path for path in find_shards(source, deep=True) if not path.is_relative_to(out)]
     if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
+    if settings.images is not None and not settings.images.is_dir():
+        raise ValueError(f"--images {settings.images} is no folder; name the one that holds the pictures.")
     with owned(out):
         _agree(out, paths, settings)
         jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]

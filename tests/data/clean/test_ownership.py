@@ -312,3 +312,12 @@ def test_f102_grit_as_img2dataset_leaves_it_keeps_its_boxes(tmp_path: Path) -> N
         for place in sample_index(shard).tolist():
             with pytest.raises(Unusable, match=r"noun_chunks.*data read grit-captions"):
                 layouts.read(read_sample(shard, *place))
+
+
+def test_a_folder_of_images_that_is_none_is_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(
+        capsys, raw_shards(tmp_path / "raw", ["1"]), tmp_path / "out", "--images", "nowhere"
+    )
+    assert status == 2 and "--images nowhere is no folder" in err and not (tmp_path / "out").exists()
