@@ -24,7 +24,7 @@ BUDGET = 1 << 28
 """Bytes to which rows may unpack together at most."""
 
 GROUP = 1 << 32
-"""Bytes to which a row group may unpack where it is read as a whole."""
+"""Bytes to which a row group, or a file of less than a `DENSITY`th of it, may unpack."""
 
 DENSITY = 200
 """Bytes that one byte of a large column may unpack to: text comes to 20, a bomb to 1,000."""
@@ -62,11 +62,17 @@ def read_rows(path: Path) -> Iterator[dict[str, Any] | Damaged]:
 
     Raises ValueError for a file that is no parquet at all.
     """
+    size, most = 0, max(GROUP, DENSITY * path.stat().st_size)
     with opened(path) as file:
         for group in range(file.metadata.num_row_groups):
             try:
                 for batch in batches(path, file, group):
-                    yield from rows_of(batch)
+                    for row in rows_of(batch):
+                        size += _bytes_in(row)
+                        if size > most:
+                            yield Damaged("damaged parquet", f"it unpacks to more than {most:,} bytes")
+                            return
+                        yield row
             except _failures(ValueError) as error:
                 yield Damaged("damaged parquet", _short(error))
 
@@ -192,7 +198,16 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def too_large(row: Mapping[str, Any]) -> bool:
     """Whether a cell of the row is above the limit."""
-    return any(isinstance(value, str | bytes) and len(value) > LARGEST for value in row.values())
+    return any(_bytes_in(value) > LARGEST for value in row.values())
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes and letters of a cell, or of a row of them."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_bytes_in, value.values()))
+    return sum(map(_bytes_in, value)) if isinstance(value, list) else 0
 
 
 def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:

@@ -226,18 +226,21 @@ def test_f94_a_long_value_that_all_rows_share_is_not_unpacked_at_once(
     bomb(tmp_path / "a.parquet", 4 << 20, 500)  # 2 GB
     assert (tmp_path / "a.parquet").stat().st_size < 5 << 20
     monkeypatch.setattr(parquet, "BUDGET", 16 << 20)
-    monkeypatch.setattr(parquet, "GROUP", 64 << 20)
+    monkeypatch.setattr(parquet, "GROUP", 40 << 20)
     before = pyarrow.total_allocated_bytes()
     tracemalloc.start()
     for number, row in enumerate(parquet.read_rows(tmp_path / "a.parquet")):
         assert not isinstance(row, parquet.Damaged) and len(row["image"]) == 4 << 20
-        if number == 40:
+        if number == 5:
             break
     assert pyarrow.total_allocated_bytes() - before < 64 << 20
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
     with pytest.raises(Unusable, match=r"row group 0 unpacks to more than"):
         read_sample(tmp_path / "a.parquet", 0, 3)
+    monkeypatch.setattr(parquet, "DENSITY", 1)
+    *whole, last = parquet.read_rows(tmp_path / "a.parquet")
+    assert len(whole) == 9 and isinstance(last, parquet.Damaged) and "unpacks to more than" in last.detail
 
 
 def test_f94_what_unpacks_a_thousandfold_and_what_is_too_long(
