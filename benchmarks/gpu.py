@@ -39,7 +39,6 @@ from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train.finetune import trainable_part
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
@@ -163,7 +162,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
     shown = document(case, stage, config)
 
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-        return replace(next_token_of(model, tokenizer, stage, lambda _: shown), module=trainable_part(model))
+        return next_token_of(model, tokenizer, stage, lambda _: shown)
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

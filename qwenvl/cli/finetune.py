@@ -2,19 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     import torch
 
     from qwenvl.data.check import Report
-    from qwenvl.data.layouts import TrainingSample
-    from qwenvl.integrations.peft import Lora
-    from qwenvl.model.vlm import QwenVL
+    from qwenvl.integrations.peft import Adapters
     from qwenvl.runtime import Runtime
     from qwenvl.tokenizer import Tokenizer
+    from qwenvl.train.finetune import FinetuneConfig, Finetuning
     from qwenvl.train.stages import StageConfig
 
 SHOWN = 4
@@ -31,15 +30,18 @@ def finetune(
     train: str | None = None,
     lora: bool = False,
     qlora: bool = False,
-    rank: int = 64,
-    alpha: int = 16,
-    dropout: float = 0.05,
+    rank: int | None = None,
+    alpha: int | None = None,
+    dropout: float | None = None,
     modules: tuple[str, ...] = (),
     epochs: float = 5.0,
     lr: float = 1e-5,
     weight_decay: float = 0.1,
-    batch: int = 16,
+    batch: int | None = None,
     micro_batch: int = 1,
+    processes: int = 1,
+    shard: Literal["none", "optimizer", "full"] = "none",
+    workers: int = 0,
     sequence_length: int = 2048,
     save_every: int = 100,
     show_every: int = 100,
@@ -49,7 +51,7 @@ def finetune(
     dtype: str = "auto",
     json: bool = False,
 ) -> int:
-    """Fine-tune a checkpoint on the official fine-tuning JSON: check, train, merge, verify, write.
+    """Fine-tune a checkpoint on one's own dialogues: check, train, merge, verify, write.
 
     Samples with a fault (see `qwenvl data check`) stop it; those that are too long are left out and counted. Killed,
     the same command goes on where it stopped. OUT/model is whole in itself: ask, chat and convert take it; with LoRA
@@ -57,6 +59,7 @@ def finetune(
 
       qwenvl finetune Qwen/Qwen-VL-Chat --data my.json --lora --out runs/mine
       qwenvl finetune tiny --data my.json --train vision,adapter,llm --lr 1e-4
+      qwenvl finetune tiny --data my.json --processes 2 --shard full
 
     Args:
         checkpoint: The model to start from: a folder (ours or official), a hub id or `tiny`.
@@ -66,77 +69,201 @@ def finetune(
         train: Parts that learn, of vision,adapter,llm; by default adapter,llm, with LoRA llm.
         lora: Learn low-rank adapters instead of the weights.
         qlora: The same over weights stored in 4 bits (needs bitsandbytes).
-        rank: Of the adapters.
-        alpha: Their update counts alpha / rank.
-        dropout: Before the adapters.
+        rank: Of the adapters; 64 unless given.
+        alpha: Their update counts alpha / rank; 16 unless given.
+        dropout: Before the adapters; 0.05 unless given.
         modules: Layers with adapters, by the end of their names, such as attention.qkv.
         epochs: Passes over the data.
         lr: Peak learning rate.
         weight_decay: On matrices.
-        batch: Samples per update.
+        batch: Samples per update; 16 unless given, fewer where an epoch would have less than four updates.
         micro_batch: Samples per forward pass.
+        processes: Processes that share each update; those of torchrun instead, where it started us.
+        shard: What they share: nothing, gradients and optimizer state, or weights too (FSDP2).
+        workers: Processes that read ahead, for each process that trains.
         sequence_length: Longest sample in tokens.
         save_every: Updates between two saved states.
         show_every: Updates between two sheets of sample predictions in OUT/predictions; 0: none.
         track: Send the log there too; TensorBoard draws it in OUT/tensorboard in any case.
         seed: Of order, adapters and dropout.
         device: auto, cpu, cuda or mps.
-        dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: the checkpoint's own.
+        dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: that of the training.
         json: Print one JSON object.
     """
-    from qwenvl.checkpoint.folder import read_config, resolve
-    from qwenvl.runtime import Runtime
-    from qwenvl.tokenizer import Tokenizer
-    from qwenvl.train.finetune import FinetuneConfig, stage_of
+    from qwenvl.runtime import DTYPES, Runtime
+    from qwenvl.train import distributed, launcher
+    from qwenvl.train.finetune import FinetuneConfig
+    from qwenvl.train.finetune import finetune as run
+    from qwenvl.train.parallelize import ParallelConfig
 
-    place = resolve(checkpoint)
-    parts = tuple(train.split(",")) if train else ("llm",) if lora or qlora else ("adapter", "llm")
-    tokenizer, config = Tokenizer.load(place), read_config(place)
-    report = _usable(data, images, tokenizer, config.adapter.queries, sequence_length)
-    if report is None:
-        return 1
-    runtime = Runtime.detect(device=device, dtype="auto" if lora or qlora else "float32", seed=seed)
-    # bitsandbytes repacks 4-bit weights to answer on a CPU, and training needs them as they were: no sheets then.
-    shown = 0 if qlora and runtime.device.type == "cpu" else show_every
-    choice = FinetuneConfig(
-        trains=parts, epochs=epochs, peak_lr=lr, weight_decay=weight_decay, documents=batch,
-        micro_documents=micro_batch, sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda",
-        save_every=save_every, show_every=shown, track=track, seed=seed,
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    adapters = _adapters(
+        lora, qlora, train, {"rank": rank, "alpha": alpha, "dropout": dropout, "modules": modules or None}
+    )
+    runtime = Runtime.detect(device=device, dtype="auto" if adapters else "float32", seed=seed)
+    config = FinetuneConfig(
+        trains=adapters.lora.parts if adapters else tuple(train.split(",")) if train else ("adapter", "llm"),
+        epochs=epochs, peak_lr=lr, weight_decay=weight_decay, documents=batch, micro_documents=micro_batch,
+        sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda", save_every=save_every,
+        show_every=_shown(show_every, adapters, shard, runtime.device.type), track=track, workers=workers, seed=seed,
     )  # fmt: skip
-    stage, adapters = stage_of(choice, config, report.lengths), None
-    if lora or qlora:
-        from qwenvl.integrations.peft import Lora
-
-        adapters = Lora(rank=rank, alpha=alpha, dropout=dropout, parts=parts, modules=modules)
-    written = _written_dtype(place, dtype)
-    off = _run(place, out, tokenizer, stage, report.usable, adapters, qlora, runtime, written)
-    print(_facts(out, report, stage, adapters, off) if json else out / "model")
+    with launcher.joined(processes):
+        job, report = distributed.on_rank0(
+            lambda: _checked(
+                checkpoint,
+                data,
+                images,
+                out,
+                config,
+                adapters,
+                runtime,
+                DTYPES.get(dtype),
+                launcher.joining(processes),
+            )
+        )
+        if job is None or report is None:
+            return 1
+        with distributed.owning(out):
+            facts = run(job, processes=processes, parallel=ParallelConfig(shard=shard))
+        if distributed.rank() == 0:
+            _tell(job, report, facts, json)
     return 0
 
 
-def _facts(
-    out: Path, report: "Report", stage: "StageConfig", lora: "Lora | None", off: dict[str, float]
-) -> str:
-    """One JSON object about a finished run."""
+def _adapters(lora: bool, qlora: bool, train: str | None, chosen: "Mapping[str, Any]") -> "Adapters | None":
+    """The adapters that were asked for. Raises ValueError for their options without them."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if not (lora or qlora):
+        if given:
+            raise ValueError(f"--{next(iter(given))} is of adapters; add --lora or --qlora, or leave it out.")
+        return None
+    from qwenvl.integrations.peft import Adapters, Lora
+
+    parts = tuple(train.split(",")) if train else ("llm",)
+    return Adapters(lora=Lora(parts=parts, **given), quantized=qlora)
+
+
+def _shown(every: int, adapters: "Adapters | None", shard: str, device: str) -> int:
+    """Updates between two sheets: none where no process could answer with what is learned.
+
+    bitsandbytes repacks 4-bit weights to answer on a CPU, and training needs them as they were.
+    """
+    cannot = adapters is not None and (shard != "none" or (adapters.quantized and device == "cpu"))
+    if cannot and every:
+        print("no sheets of predictions: no process holds the adapted model whole.", file=sys.stderr)
+    return 0 if cannot else every
+
+
+def _checked(
+    checkpoint: str,
+    data: Path,
+    images: Path | None,
+    out: Path,
+    config: "FinetuneConfig",
+    adapters: "Adapters | None",
+    runtime: "Runtime",
+    dtype: "torch.dtype | None",
+    readers: int,
+) -> "tuple[Finetuning | None, Report | None]":
+    """What is to be done, when the data is fit for it; nothing after telling what is wrong with it."""
+    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.data.stream.sources import SourceConfig
+    from qwenvl.tokenizer import Tokenizer
+    from qwenvl.train.finetune import FEW, Finetuning, stage_of
+
+    base = resolve(checkpoint)
+    model = read_config(base)
+    report = _usable(data, images, Tokenizer.load(base), model.adapter.queries, config.sequence_length)
+    if report is None:
+        return None, None
+    source = SourceConfig(paths=(str(data.absolute()),), images=str(images.absolute()) if images else "")
+    stage = stage_of(config, model, report.lengths, data=source, samples=report.total, readers=readers)
+    if stage.optim.steps < FEW:
+        print(
+            f"only {stage.optim.steps} updates of {stage.documents} samples at a learning rate of at most "
+            f"{stage.optim.peak_lr:g}: the model will hardly change; give more --epochs, a smaller --batch or a "
+            "higher --lr.",
+            file=sys.stderr,
+        )
+    _foretell(base, stage, adapters, runtime, dtype)
+    shown = tuple(sorted(report.usable, key=lambda each: -len(each.images))[:SHOWN])
+    return (
+        Finetuning(
+            base=base, out=out, stage=stage, shown=shown, runtime=runtime, dtype=dtype, adaptation=adapters
+        ),
+        report,
+    )
+
+
+def _foretell(
+    base: Path,
+    stage: "StageConfig",
+    adapters: "Adapters | None",
+    runtime: "Runtime",
+    dtype: "torch.dtype | None",
+) -> None:
+    """Say before training in which precision the result will be, where somebody may expect another."""
+    import torch
+
+    from qwenvl.checkpoint.weights import stored_tensors
+    from qwenvl.train.verify import named
+
+    trained = runtime.dtype
+    stored = {
+        each.dtype
+        for name, each in stored_tensors(base).items()
+        if name.endswith("embed.weight") or "wte" in name
+    }
+    if dtype is None and stored and trained not in stored:
+        print(
+            f"the result is written in {named(trained)}, in which it is trained; the checkpoint has "
+            f"{named(next(iter(stored)))}, which would lose small steps.",
+            file=sys.stderr,
+        )
+    if dtype in (torch.float16, torch.bfloat16) and adapters is None:
+        print(
+            f"{named(dtype)} keeps {8 if dtype == torch.bfloat16 else 11} binary digits of a weight, and steps of "
+            f"{stage.optim.peak_lr:g} are often smaller: where the result does not hold them it is kept in "
+            f"{named(trained)}.",
+            file=sys.stderr,
+        )
+
+
+def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool) -> None:
+    """What came of it: warnings and losses on stderr, the model on stdout."""
+    first, last = facts["loss"]
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if "merged" in facts:
+        print(
+            f"merged: logits differ by at most {facts['merged']:.1g} of their standard deviation",
+            file=sys.stderr,
+        )
+    target, steps = job.out / "model", job.stage.optim.steps
+    little = last > 0.98 * first
+    advice = (
+        ", which is hardly anything: give more --epochs, a smaller --batch or a higher --lr."
+        if little
+        else "."
+    )
+    print(
+        f"verified: {target}, in {facts['dtype']}, differs by at most {facts['verified']:.1g} of the logits' standard "
+        f"deviation\nloss {first:.3f} -> {last:.3f} in {steps} updates{advice}",
+        file=sys.stderr,
+    )
+    if not json:
+        print(target)
+        return
     from json import dumps
 
-    facts = {"model": str(out / "model"), "samples": len(report.usable), "tokens": sum(report.lengths)}
-    return dumps({**facts, "updates": stage.optim.steps, "trains": stage.trains, "lora": bool(lora), **off})
-
-
-def _written_dtype(place: Path, dtype: str) -> "torch.dtype":
-    """The precision that was asked for; auto: the one that the checkpoint's embedding is stored in."""
-    from qwenvl.checkpoint.weights import stored_tensors
-    from qwenvl.runtime import DTYPES
-
-    if dtype == "auto":
-        stored = stored_tensors(place)
-        return next(
-            each.dtype for name, each in stored.items() if name.endswith(("wte.weight", "embed.weight"))
-        )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+    told = {
+        "model": str(target),
+        "samples": len(report.usable),
+        "tokens": sum(report.lengths),
+        "updates": steps,
+    }
+    print(dumps({**told, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}))
 
 
 def _usable(
@@ -158,127 +285,3 @@ def _usable(
         return None
     print(f"{len(report.usable)} of {report.total} samples, {sum(report.lengths):,} tokens", file=sys.stderr)
     return report
-
-
-def _run(
-    place: Path,
-    out: Path,
-    tokenizer: "Tokenizer",
-    stage: "StageConfig",
-    found: "Sequence[TrainingSample]",
-    lora: "Lora | None",
-    quantized: bool,
-    runtime: "Runtime",
-    dtype: "torch.dtype",
-) -> dict[str, float]:
-    """Train unless OUT/model is there; what is on the disk says how far an earlier run came.
-
-    Returns by how much logits differ after merging and on reading back, in their standard deviations.
-    """
-    import shutil
-
-    import torch
-
-    from qwenvl.checkpoint import folder
-    from qwenvl.train.finetune import finetune
-
-    _remember(out, stage, lora, place)
-    off: dict[str, float] = {}
-    if (out / "model").exists():
-        return off
-    shown = sorted(found, key=lambda each: -len(each.images))[:SHOWN]
-    if lora is None:
-        model = folder.load(place, runtime)
-        finetune(model, tokenizer, stage, found, out, runtime)
-    else:
-        from qwenvl.integrations import peft
-
-        if not (out / "adapter").exists():
-            model = folder.load(place, runtime)
-            torch.manual_seed(stage.seed)
-            if quantized:
-                peft.quantize_(model, device=runtime.device)
-            adapted = peft.add_lora(model, lora, base=str(place))
-            finetune(model, tokenizer, stage, found, out, runtime)
-            peft.save_lora(adapted, out / "adapter")
-            del adapted, model
-        model, off["merged"] = _merged(place, out / "adapter", tokenizer, shown, runtime)
-    off["verified"] = _write(model, place, out / "model", tokenizer, shown, runtime, dtype)
-    shutil.rmtree(out / "state", ignore_errors=True)
-    return off
-
-
-def _remember(out: Path, stage: "StageConfig", lora: "Lora | None", place: Path) -> None:
-    """Write what this run is; raises ValueError when OUT holds a run with other settings."""
-    import dataclasses
-    import json
-
-    watched = {"show_every", "track"}  # how a run is looked at may change on the way
-    said = {
-        "checkpoint": str(place),
-        "stage": {name: value for name, value in dataclasses.asdict(stage).items() if name not in watched},
-        "lora": None if lora is None else dataclasses.asdict(lora),
-    }
-    text = json.dumps(said, indent=2) + "\n"
-    file = out / "finetune.json"
-    if file.exists() and file.read_text() != text:
-        raise ValueError(f"{out} holds a run with other settings or data ({file}); give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-
-
-def _merged(
-    place: Path, adapter: Path, tokenizer: "Tokenizer", shown: "Sequence[TrainingSample]", runtime: "Runtime"
-) -> "tuple[QwenVL, float]":
-    """The checkpoint with the saved adapters merged in, and how far its logits moved.
-
-    Raises ValueError when that is further than the precision explains.
-    """
-    from qwenvl.checkpoint import folder
-    from qwenvl.integrations import peft
-    from qwenvl.train.finetune import require_equal, supervised_logits
-
-    model = folder.load(place, runtime)
-    adapted = peft.load_lora(model, adapter)
-    before = supervised_logits(model, tokenizer, shown)
-    peft.merge(adapted)
-    after = supervised_logits(model, tokenizer, shown)
-    off = require_equal(before, after, runtime.dtype, "merging the adapters")
-    print(f"merged: logits differ by at most {off:.1g} of their standard deviation", file=sys.stderr)
-    return model, off
-
-
-def _write(
-    model: "QwenVL",
-    place: Path,
-    target: Path,
-    tokenizer: "Tokenizer",
-    shown: "Sequence[TrainingSample]",
-    runtime: "Runtime",
-    dtype: "torch.dtype",
-) -> float:
-    """Write it as a chat model and read it back; returns how far the logits moved.
-
-    Raises ValueError, and keeps nothing, when it answers otherwise.
-    """
-    import dataclasses
-    import shutil
-
-    from qwenvl.checkpoint import folder
-    from qwenvl.train.finetune import require_equal, supervised_logits
-
-    expected = supervised_logits(model, tokenizer, shown)
-    folder.save(model.to(dtype), target, sidecars=place)
-    folder.ask_in_chatml(target)
-    try:
-        again = folder.load(target, dataclasses.replace(runtime, dtype=model.llm.embed.weight.dtype))
-        off = require_equal(
-            expected, supervised_logits(again, tokenizer, shown), dtype, f"{target} read back"
-        )
-    except ValueError:
-        shutil.rmtree(target)
-        raise
-    print(
-        f"verified: {target} differs by at most {off:.1g} of the logits' standard deviation", file=sys.stderr
-    )
-    return off

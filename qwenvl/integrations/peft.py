@@ -5,12 +5,13 @@ with `PeftModel.from_pretrained` on top of `AutoModelForImageTextToText` as well
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
 from qwenvl.model.vlm import QwenVL
@@ -98,9 +99,13 @@ def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
     return get_peft_model(wrapped, config)
 
 
-def save_lora(adapted: PeftModel, folder: Path) -> None:
-    """Write the adapters as PEFT does: adapter_config.json and adapter_model.safetensors."""
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+def save_lora(adapted: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    `weights` are theirs, by name, where no process holds them whole.
+    """
+    whole = {} if weights is None else {"state_dict": dict(weights)}
+    adapted.save_pretrained(str(folder), save_embedding_layers=False, **whole)
 
 
 def load_lora(model: QwenVL, folder: Path) -> PeftModel:
@@ -114,6 +119,32 @@ def merge(adapted: PeftModel) -> None:
     Raises ValueError when the sum is no longer finite.
     """
     adapted.merge_and_unload(safe_merge=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """LoRA as a step of training (`train.finetune.Adaptation`), over full or over 4-bit weights."""
+
+    lora: Lora
+    quantized: bool = False
+
+    def attach(self, model: QwenVL, *, base: str) -> PeftModel:
+        """Put new adapters into the model, in place, and freeze the weights below."""
+        if self.quantized:
+            quantize_(model, device=model.llm.embed.weight.device)
+        return add_lora(model, self.lora, base=base)
+
+    def save(self, adapted: PeftModel, weights: Mapping[str, Tensor], target: Path) -> None:
+        """Write the adapters as PEFT does."""
+        save_lora(adapted, target, weights)
+
+    def load(self, model: QwenVL, source: Path) -> PeftModel:
+        """Put saved adapters into the model, in place."""
+        return load_lora(model, source)
+
+    def merge(self, adapted: PeftModel) -> None:
+        """Add the adapters to the weights below and take them out."""
+        merge(adapted)
 
 
 def quantize_(model: QwenVL, *, device: torch.device) -> int:

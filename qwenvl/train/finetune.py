@@ -1,39 +1,57 @@
-"""Fine-tuning on one's own dialogues (paper 3.3; defaults of the official script): the loop over the samples of a file.
+"""Fine-tuning on one's own dialogues (paper 3.3; defaults of the official script): a stage like the others.
 
-The samples of an epoch come in an order drawn from (seed, epoch), so document n is a pure function of n and a killed
-run goes on exactly. Only what learns is kept in the training state: with LoRA, megabytes.
+    checked samples --adapt--> train --merge--> verify --> OUT/model
+
+The same loop trains, on any number of processes; what is added is a step before it (low-rank adapters are put into the
+model) and two behind it (they are merged, and what is written is read back and compared). What was trained is never
+thrown away: where a precision does not hold it, it is kept in the one that it was trained in, and that is said.
 """
 
+import copy
+import dataclasses
+import json
 import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from qwenvl.checkpoint import folder
 from qwenvl.config import ModelConfig
 from qwenvl.data.conversations import example_of
-from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.layouts import TrainingSample
-from qwenvl.images import preprocess
+from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.files import atomic
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train import distributed, launcher
+from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
-from qwenvl.train.objectives import Objective, next_token_of
+from qwenvl.train.objectives import Objective, next_token, next_token_of
+from qwenvl.train.parallelize import ParallelConfig, gathered, require_shares, whole
 from qwenvl.train.stages import OptimConfig, StageConfig
-from qwenvl.train.state import saved_states
+from qwenvl.train.stopping import hearing
+from qwenvl.train.verify import TOLERANCE, difference, named, supervised_logits
 
 ROW_STEP = 64
 """Rows are as long as the longest sample, rounded up to a multiple of this."""
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference of two logits that count as equal, in standard deviations of the logits, by precision."""
+BATCH = 16
+"""Samples per update of the official script."""
+
+EPOCH = 4
+"""Updates that an epoch of few samples has at least, where nobody chose the batch."""
+
+FEW = 20
+"""Updates below which hardly anything is learned at the usual rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +65,8 @@ class FinetuneConfig:
     weight_decay: float = 0.1
     warmup: float = 0.01
     """Share of the steps."""
-    documents: int = 16
-    """Samples per update."""
+    documents: int | None = None
+    """Samples per update. None: `BATCH`, or fewer where an epoch would have less than `EPOCH` updates."""
     micro_documents: int = 1
     """Samples per forward pass."""
     sequence_length: int = 2048
@@ -59,20 +77,42 @@ class FinetuneConfig:
     """Updates between two sheets of sample predictions; 0: none."""
     track: str = ""
     """`wandb` or `trackio`, beside TensorBoard."""
+    workers: int = 0
+    """Processes that read ahead, for each process that trains."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.documents < 1:
+        if self.epochs <= 0 or (self.documents is not None and self.documents < 1):
             raise ValueError(
                 f"epochs is {self.epochs} with {self.documents} samples per update; expected more than 0 of both."
             )
 
+    def batch(self, samples: int, readers: int) -> int:
+        """Samples per update, a multiple of what `readers` processes read at a time unless it was chosen."""
+        if self.documents is not None:
+            return self.documents
+        share = self.micro_documents * readers
+        return -(-min(BATCH, max(1, samples // EPOCH)) // share) * share
 
-def stage_of(config: FinetuneConfig, model: ModelConfig, lengths: Sequence[int]) -> StageConfig:
-    """The stage that trains on samples of these lengths. Raises ValueError when there are none."""
+
+def stage_of(
+    config: FinetuneConfig,
+    model: ModelConfig,
+    lengths: Sequence[int],
+    *,
+    data: SourceConfig,
+    samples: int | None = None,
+    readers: int = 1,
+) -> StageConfig:
+    """The stage that trains on samples of these lengths. Raises ValueError when there are none.
+
+    `samples` are all of the file, those that are too long for a row among them.
+    """
     if not lengths:
         raise ValueError("no sample is left to train on; run `qwenvl data check` on the file.")
-    steps = max(1, round(config.epochs * len(lengths) / config.documents))
+    samples = samples or len(lengths)
+    documents = config.batch(samples, readers)
+    steps = max(1, round(config.epochs * samples / documents))
     row = min(config.sequence_length, math.ceil(max(lengths) / ROW_STEP) * ROW_STEP)
     return StageConfig(
         name="finetuning",
@@ -80,7 +120,10 @@ def stage_of(config: FinetuneConfig, model: ModelConfig, lengths: Sequence[int])
         image_size=model.vision.image_size,
         sequence_length=row,
         packing="isolated",
-        documents=config.documents,
+        data=(data,),
+        chat=True,
+        workers=config.workers,
+        documents=documents,
         micro_documents=config.micro_documents,
         bfloat16=config.bfloat16,
         seed=config.seed,
@@ -99,122 +142,189 @@ def stage_of(config: FinetuneConfig, model: ModelConfig, lengths: Sequence[int])
     )
 
 
+class Adaptation(Protocol):
+    """Low-rank adapters, however they are made; a value that can be sent to other processes."""
+
+    def attach(self, model: QwenVL, *, base: str) -> Any:
+        """Put new adapters into the model, in place, and freeze the weights below; returns what holds them."""
+
+    def save(self, adapted: Any, weights: Mapping[str, Tensor], target: Path) -> None:
+        """Write the adapters: `weights` are those of `adapted` that learn, whole."""
+
+    def load(self, model: QwenVL, source: Path) -> Any:
+        """Put saved adapters into the model, in place."""
+
+    def merge(self, adapted: Any) -> None:
+        """Add the adapters to the weights below and take them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """Everything that a process must know to take part."""
+
+    base: Path
+    """The checkpoint to start from."""
+    out: Path
+    """OUT/model is the result; with adapters OUT/adapter holds them."""
+    stage: StageConfig
+    shown: tuple[TrainingSample, ...]
+    """Samples whose logits are compared, that with most images first."""
+    runtime: Runtime
+    dtype: torch.dtype | None = None
+    """Precision of the result; None: that of the training."""
+    adaptation: Adaptation | None = None
+
+
 def finetune(
-    model: QwenVL,
-    tokenizer: Tokenizer,
-    stage: StageConfig,
-    conversations: Sequence[TrainingSample],
-    run_dir: Path,
-    runtime: Runtime,
-) -> None:
-    """Train in place what `stage` names: whole parts, or the LoRA adapters in them.
+    job: Finetuning, *, processes: int = 1, parallel: ParallelConfig | None = None
+) -> dict[str, Any]:
+    """Train, merge, verify and write, unless it is done; what is on the disk says how far an earlier run came.
 
-    Raises ValueError before the first update when a parameter that should learn gets no gradient.
+    Returns in the first process what came of it: `dtype`, mean `loss` of the first and the last fifth of the updates,
+    how far logits `merged` and `verified` moved in their standard deviations, and `warnings`; in others nothing. Raises
+    ValueError when OUT holds another run, or something would learn nothing.
     """
-    queries = model.config.adapter.queries
+    parallel = parallel or ParallelConfig()
+    require_shares(job.stage, parallel, launcher.joining(processes))
+    if job.adaptation is not None and parallel.tensor > 1:
+        raise ValueError("adapters are not cut by tensor parallelism; set tensor = 1.")
+    distributed.on_rank0(lambda: _remember(job))
+    found = "model" if job.adaptation is None else "adapter"
+    if not distributed.on_rank0(lambda: (job.out / "model").exists() or (job.out / found).exists()):
+        with hearing():
+            launcher.run(processes, _train, job, parallel)
+    if distributed.rank():
+        return {}
+    if not (job.out / "model").exists():
+        _merge(job)
+    shutil.rmtree(job.out / "state", ignore_errors=True)
+    return read_json(job.out / "verified.json")
 
-    def document(index: int) -> Example:
-        epoch, place = divmod(index, len(conversations))
-        sample = conversations[_order(stage.seed, epoch, len(conversations))[place]]
-        return example_of(sample, tokenizer, queries)
 
-    def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-        objective = next_token_of(model, tokenizer, stage, document)
-        require_gradients(model, tokenizer, stage, conversations, runtime)
-        torch.manual_seed(_dropout_seed(stage, done))
-        return replace(objective, module=trainable_part(model))
+def _train(job: Finetuning, parallel: ParallelConfig) -> None:
+    """In every process: adapt the model and train it; the first writes the adapters, or the model."""
+    job = dataclasses.replace(
+        job, runtime=dataclasses.replace(job.runtime, device=distributed.own_device(job.runtime.device))
+    )
+    model, tokenizer = folder.load(job.base, job.runtime), Tokenizer.load(job.base)
+    torch.manual_seed(job.stage.seed)
+    adapted = None if job.adaptation is None else job.adaptation.attach(model, base=str(job.base))
+    objective = partial(_checked_objective, probe=job.shown[0], run_dir=job.out)
+    train(
+        model, tokenizer, job.stage, job.out, job.runtime, parallel=parallel, make_objective=objective
+    )  # what it saves holds only what learns: with adapters, megabytes
+    if job.adaptation is None:
+        trained = whole(model)
+        if distributed.rank() == 0:
+            _write(trained, job, {})
+        return
+    assert adapted is not None
+    learned = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    weights = gathered(learned)
+    if distributed.rank() == 0:
+        unfinished = job.out / ".adapter-unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        job.adaptation.save(adapted, weights, unfinished)
+        unfinished.rename(job.out / "adapter")
 
-    def reseed(model: QwenVL, stage: StageConfig, step: int) -> None:
-        torch.manual_seed(_dropout_seed(stage, step))
 
-    states = saved_states(run_dir / "state")
-    done = int(states[-1].name.removeprefix("step-")) if states else 0
-    train(model, tokenizer, stage, run_dir, runtime, watch=reseed, make_objective=objective)
+def _checked_objective(
+    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, probe: TrainingSample, run_dir: Path
+) -> Objective:
+    require_gradients(model, tokenizer, stage, probe)
+    return next_token(model, tokenizer, stage, run_dir=run_dir)
+
+
+def _remember(job: Finetuning) -> None:
+    """Write what this run is; raises ValueError when OUT holds a run with other settings."""
+    watched = {"show_every", "track", "workers"}  # how a run is looked at and read may change on the way
+    stage = dataclasses.asdict(job.stage)
+    said = {
+        "checkpoint": str(job.base),
+        "stage": {name: value for name, value in stage.items() if name not in watched},
+        "adapters": None if job.adaptation is None else dataclasses.asdict(job.adaptation),  # type: ignore[call-overload]
+    }
+    text = json.dumps(said, indent=2) + "\n"
+    file = job.out / "finetune.json"
+    if file.exists() and file.read_text() != text:
+        raise ValueError(f"{job.out} holds a run with other settings or data ({file}); give another --out.")
+    job.out.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as out:
+        out.write(text.encode())
 
 
 def require_gradients(
     model: QwenVL,
     tokenizer: Tokenizer,
     stage: StageConfig,
-    conversations: Sequence[TrainingSample],
-    runtime: Runtime,
+    probe: TrainingSample,
 ) -> None:
-    """One backward pass over the sample with most pictures; raises ValueError when something would learn nothing."""
+    """One backward pass over the sample with most images; raises ValueError when something would learn nothing."""
     learning = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if not learning:
         raise ValueError(f"nothing is trainable: {', '.join(stage.trains)} hold no parameter that learns.")
-    telling = max(conversations, key=lambda each: len(each.images))
-    shown = example_of(telling, tokenizer, model.config.adapter.queries)
+    shown = example_of(probe, tokenizer, model.config.adapter.queries)
     objective = next_token_of(model, tokenizer, stage, lambda _: shown)
-    with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
+    with torch.autocast(model.llm.embed.weight.device.type, torch.bfloat16, enabled=stage.bfloat16):
         objective.loss(objective.batch([0])).total.backward()
     silent = [name for name, parameter in learning.items() if parameter.grad is None]
     model.zero_grad(set_to_none=True)
     if silent:
-        why = "no sample has a picture" if not telling.images else "they are not on the way to the loss"
+        why = "no sample has an image" if not probe.images else "they are not on the way to the loss"
         raise ValueError(
             f"{len(silent)} of {len(learning)} trainable tensors get no gradient ({why}), such as {silent[0]}; "
-            "name other parts with --train, or add pictures."
+            "name other parts with --train, or add images."
         )
 
 
-def trainable_part(model: nn.Module) -> nn.Module:
-    """The parameters that learn under their own names, shared, and nothing else: what a training state must hold."""
-    root = nn.Module()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            *path, last = name.split(".")
-            place = root
-            for step in path:
-                if step not in place._modules:
-                    place.add_module(step, nn.Module())
-                place = place.get_submodule(step)
-            place.register_parameter(last, parameter)
-    return root
-
-
-@torch.no_grad()
-def supervised_logits(
-    model: QwenVL, tokenizer: Tokenizer, conversations: Sequence[TrainingSample]
-) -> list[Float[Tensor, "_ vocab"]]:
-    """Logits that predict the learned tokens of each dialogue, float32 on the CPU; the model is left in evaluation."""
-    model.eval()
-    device, logits = model.llm.embed.weight.device, []
-    for conversation in conversations:
-        shown = example_of(conversation, tokenizer, model.config.adapter.queries)
-        size = model.config.vision.image_size
-        pixels = [preprocess(image.source, size) for image in shown.images]  # type: ignore[arg-type]
-        hidden = model.hidden(
-            torch.tensor([shown.ids], device=device),
-            torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
+def _merge(job: Finetuning) -> None:
+    """The checkpoint with the saved adapters merged in, written; what moved in merging is told."""
+    assert job.adaptation is not None
+    model, tokenizer = folder.load(job.base, job.runtime), Tokenizer.load(job.base)
+    adapted = job.adaptation.load(model, job.out / "adapter")
+    before = supervised_logits(model, tokenizer, job.shown)
+    job.adaptation.merge(adapted)
+    off = difference(before, supervised_logits(model, tokenizer, job.shown))
+    warnings = []
+    if not off <= TOLERANCE[job.runtime.dtype]:
+        warnings.append(
+            f"merging the adapters moved the logits by {off:.2g} of their standard deviation, more than "
+            f"{named(job.runtime.dtype)} explains; OUT/adapter holds what was learned, use it with the checkpoint."
         )
-        supervised = [place for place, label in enumerate(shown.labels) if label != IGNORE]
-        logits.append(model.llm.head(hidden[0, supervised]).float().cpu())
-    return logits
+    _write(model, job, {"merged": off, "warnings": warnings})
 
 
-def difference(these: Sequence[Tensor], those: Sequence[Tensor]) -> float:
-    """Largest difference of two lists of logits, in standard deviations of the first."""
-    return max(float((a - b).abs().max() / a.std()) for a, b in zip(these, those, strict=True))
-
-
-def require_equal(these: Sequence[Tensor], those: Sequence[Tensor], dtype: torch.dtype, what: str) -> float:
-    """The difference; raises ValueError when it exceeds what the precision explains."""
-    off = difference(these, those)
-    if not off <= TOLERANCE[dtype]:
-        raise ValueError(
-            f"{what}: logits differ by {off:.2g} of their standard deviation, {TOLERANCE[dtype]:g} is allowed in "
-            f"{str(dtype).removeprefix('torch.')}; no model was kept. Try --dtype float32."
+def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
+    """Write it as a chat model, read it back and compare: in the precision that was asked for, if that holds it."""
+    tokenizer, trained = Tokenizer.load(job.base), model.llm.embed.weight.dtype
+    expected = supervised_logits(model, tokenizer, job.shown)
+    target, warnings = job.out / "model", list(known.get("warnings", ()))
+    unverified = job.out / ".model-unverified"
+    shutil.rmtree(unverified, ignore_errors=True)
+    for dtype in dict.fromkeys((job.dtype or trained, trained)):
+        folder.save(
+            model if dtype == trained else copy.deepcopy(model).to(dtype), unverified, sidecars=job.base
         )
-    return off
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, samples: int) -> list[int]:
-    order = list(range(samples))
-    random.Random(f"finetune {seed} {epoch}").shuffle(order)
-    return order
-
-
-def _dropout_seed(stage: StageConfig, step: int) -> int:
-    return stage.seed * 1_000_003 + step
+        folder.ask_in_chatml(unverified)
+        again = folder.load(unverified, dataclasses.replace(job.runtime, dtype=dtype))
+        off = difference(expected, supervised_logits(again, tokenizer, job.shown))
+        if off <= TOLERANCE[dtype]:
+            break
+        warnings.append(
+            f"in {named(dtype)} the logits move by {off:.2g} of their standard deviation, {TOLERANCE[dtype]:g} is "
+            f"allowed; {target} is kept in {named(trained)}, in which it was trained."
+        )
+        if dtype != trained:
+            shutil.rmtree(unverified)
+    losses = [line["loss"] for line in read_log(job.out / "log.jsonl")]
+    share = max(1, len(losses) // 5)
+    facts = {
+        **known,
+        "verified": off,
+        "dtype": named(dtype),
+        "warnings": warnings,
+        "loss": [fmean(losses[:share]), fmean(losses[-share:])],
+    }
+    with atomic(job.out / "verified.json") as file:
+        file.write((json.dumps(facts, indent=2) + "\n").encode())
+    unverified.rename(target)

@@ -143,6 +143,7 @@ def accumulate_gradients(
         batch = objective.batch(documents)
         seconds += time.perf_counter() - began
         sync_gradients(model, parallel, last=documents is micro[-1])
+        torch.manual_seed(stage.seed * 1_000_003 + documents.start)  # dropout belongs to the documents
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
             loss = objective.loss(batch)
         began = time.perf_counter()

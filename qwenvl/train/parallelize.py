@@ -5,6 +5,7 @@ perceptron, the head by words; everything else (embedding, norms, the adapter) i
 weights, gradients and moments may be cut once more (FSDP2).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -29,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.vlm import QwenVL
-from qwenvl.train.distributed import ParallelDims
+from qwenvl.train.distributed import ParallelDims, rank
 from qwenvl.train.stages import StageConfig
 
 Sharding = Literal["none", "optimizer", "full"]
@@ -146,16 +147,22 @@ def whole(model: QwenVL) -> QwenVL:
     """The model with all its weights in process 0, without weights in the others; itself where nothing was cut."""
     if not any(isinstance(each, DTensor) for each in model.parameters()):
         return model
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        full = _gathered(tensor) if isinstance(tensor, DTensor) else tensor
-        if torch.distributed.get_rank() == 0:
-            weights[name] = full.cpu()
+    weights = gathered(model.state_dict())
     with torch.device("meta"):
-        gathered = QwenVL(model.config)
+        complete = QwenVL(model.config)
     if weights:
-        gathered.load_state_dict(weights, assign=True)
-    return gathered
+        complete.load_state_dict(weights, assign=True)
+    return complete
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whole, on the CPU in process 0; nothing in the others, which all give their shares."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = _gathered(tensor) if isinstance(tensor, DTensor) else tensor
+        if rank() == 0:
+            found[name] = full.detach().cpu()
+    return found
 
 
 def _gathered(tensor: DTensor) -> Tensor:
