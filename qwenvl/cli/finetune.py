@@ -1,11 +1,12 @@
 """`qwenvl finetune`: one's own dialogues, from a JSON file to a model that can be asked."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -91,10 +92,7 @@ def finetune(
         json: Print one JSON object.
     """
     from qwenvl.runtime import DTYPES, Runtime
-    from qwenvl.train import distributed, launcher
     from qwenvl.train.finetune import FinetuneConfig
-    from qwenvl.train.finetune import finetune as run
-    from qwenvl.train.parallelize import ParallelConfig
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
@@ -108,20 +106,24 @@ def finetune(
         sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda", save_every=save_every,
         show_every=_shown(show_every, adapters, shard, runtime.device.type), track=track, workers=workers, seed=seed,
     )  # fmt: skip
+    prepare = partial(_checked, checkpoint, data, images, out, config, adapters, runtime, DTYPES.get(dtype))
+    return _run(prepare, out, processes, shard, json)
+
+
+def _run(
+    prepare: "Callable[[int], tuple[Finetuning | None, Report | None]]",
+    out: Path,
+    processes: int,
+    shard: Literal["none", "optimizer", "full"],
+    json: bool,
+) -> int:
+    """Prepare in the first process, train in all, tell in the first."""
+    from qwenvl.train import distributed, launcher
+    from qwenvl.train.finetune import finetune as run
+    from qwenvl.train.parallelize import ParallelConfig
+
     with launcher.joined(processes):
-        job, report = distributed.on_rank0(
-            lambda: _checked(
-                checkpoint,
-                data,
-                images,
-                out,
-                config,
-                adapters,
-                runtime,
-                DTYPES.get(dtype),
-                launcher.joining(processes),
-            )
-        )
+        job, report = distributed.on_rank0(lambda: prepare(launcher.joining(processes)))
         if job is None or report is None:
             return 1
         with distributed.owning(out):
