@@ -92,12 +92,7 @@ def train(
     )
     recipe = find_recipe(recipe)
     start = _start(stage, optim, data, images, recipe, (init_vision, init_llm, vocabulary))
-    alone = None if recipe.is_dir() else _stage_alone(recipe, start, scale)
-    if (alone is None) != (init is None):
-        raise ValueError(
-            "--init CKPT (a model folder, a hub id or `tiny`) is for one stage file, which needs it; a recipe folder "
-            "starts from its own recipe.toml."
-        )
+    alone = _stage_alone(recipe, init, start, scale)
     with launcher.joined(processes), distributed.owning(out):
         runtime = Runtime.detect(device=device, dtype="float32")
         if alone is None:
@@ -113,8 +108,15 @@ def train(
             _tell(out, model)
 
 
-def _stage_alone(file: Path, start: "Start", scale: float) -> StageConfig:
-    """The stage of a file with what the options and their file say about it."""
+def _stage_alone(file: Path, init: str | None, start: "Start", scale: float) -> StageConfig | None:
+    """The stage of a file with what the options and their file say about it; None of a recipe folder."""
+    if file.is_dir() != (init is None):
+        raise ValueError(
+            "--init CKPT (a model folder, a hub id or `tiny`) is for one stage file, which needs it; a recipe folder "
+            "starts from its own recipe.toml."
+        )
+    if init is None:
+        return None
     stage = StageConfig.read(file)
     if start.stages and stage.name not in start.stages:
         raise ValueError(f"--data says nothing about stage {stage.name}; it has {', '.join(start.stages)}.")
