@@ -86,16 +86,20 @@ $(BIN)/python:
 	     "(Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
+# pip writes where the checkout lies; in the C locale Python before 3.13 does not start where that is not ASCII. So it is
+# said from where it is read: .venv/lib/python3.11/site-packages.
+PATH_OF_CHECKOUT = for file in $(VENV)/lib/python*/site-packages/_qwenvl.pth; do echo ../../../.. > "$$file"; done
+
 # torch first and alone, with the bound that also admits a local CPU wheel: whatever comes after finds it there.
 $(VENV)/.core: pyproject.toml | $(BIN)/python
 	@echo "== set-up: torch (the large one; a minute on a good line)"
 	@$(PIP) "$(TORCH)"
 	@echo "== set-up: qwenvl and what it needs"
-	@$(PIP) --editable .
+	@$(PIP) --editable . && $(PATH_OF_CHECKOUT)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
 	@echo "== set-up: what the tests need"
-	@$(PIP) --editable ".[test]"
+	@$(PIP) --editable ".[test]" && $(PATH_OF_CHECKOUT)
 	@$(PIP) --no-deps dashscope
 	@touch $@

@@ -184,7 +184,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
                 make_objective=objective,
             )
         lines = read_log(Path(folder) / "log.jsonl")[2:]
-    found = {
+    found: dict[str, float] = {
         name: statistics.median(line[name] for line in lines)
         for name in ("tokens_per_second", "pictures_per_second", "mfu", "fill")
         if name in lines[0]

@@ -82,7 +82,7 @@ def write_task(folder: Path, questions: int) -> None:
     row = benchmark(BENCHMARK)
     lines = []
     for sample in row.read(row.source(None))[:questions]:
-        images = [base64.b64encode(image).decode() for image in sample.images]
+        images = [base64.b64encode(image).decode() for image in sample.images if isinstance(image, bytes)]
         record = {"text": sample.text, "pictures": images, "answer": sample.answers[0]}
         lines.append(json.dumps(record) + "\n")
     (folder / "questions.jsonl").write_text("".join(lines))

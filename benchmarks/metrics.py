@@ -94,7 +94,8 @@ def cider_reference(said: list[str], references: list[list[str]]) -> list[float]
         return list(scorer.compute_score()[1])
 
     def count(sentence: str) -> dict[tuple[str, ...], int]:
-        words, counts = sentence.split(), defaultdict(int)
+        words = sentence.split()
+        counts: dict[tuple[str, ...], int] = defaultdict(int)
         for n in range(1, 5):
             for i in range(len(words) - n + 1):
                 counts[tuple(words[i : i + n])] += 1
@@ -104,8 +105,8 @@ def cider_reference(said: list[str], references: list[list[str]]) -> list[float]
         (count(own), [count(other) for other in others]) for own, others in zip(said, references, strict=True)
     ]
     frequency: dict[tuple[str, ...], float] = defaultdict(float)
-    for _, others in cooked:
-        for ngram in {ngram for other in others for ngram in other}:
+    for _, counted in cooked:
+        for ngram in {ngram for each in counted for ngram in each}:
             frequency[ngram] += 1
 
     def vector(
@@ -121,10 +122,10 @@ def cider_reference(said: list[str], references: list[list[str]]) -> list[float]
         return weights, [math.sqrt(norm) for norm in norms], length
 
     scores = []
-    for own, others in cooked:
-        weights, norms, length = vector(own)
+    for mine, theirs in cooked:
+        weights, norms, length = vector(mine)
         total = 0.0
-        for their_weights, their_norms, their_length in map(vector, others):
+        for their_weights, their_norms, their_length in map(vector, theirs):
             for n in range(4):
                 value = 0.0
                 for ngram in weights[n]:

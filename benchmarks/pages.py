@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -116,7 +117,7 @@ def read_html(number: int) -> None:
 def gallery(path: Path, width: int = 330, height: int = 440, across: int = 5) -> None:
     """Ten pages side by side, five in SynthDoG's look and five photographs; every second with its quads drawn."""
     canvas = Image.new("RGB", (across * width, 2 * height), "white")
-    shape = {"longest": 1024, "aspect": (1.3, 1.4), "landscape": 0.0}
+    shape: dict[str, Any] = {"longest": 1024, "aspect": (1.3, 1.4), "landscape": 0.0}
     for row, look in enumerate((replace(Look(), **shape), replace(photograph(), **shape))):
         maker = PageMaker(look)
         for column in range(across):

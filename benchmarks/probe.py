@@ -122,7 +122,7 @@ def answers(model: QwenVL, tokenizer: Tokenizer, images: int) -> dict[str, float
         trunk = render(Image(paint(shown)), tokenizer, queries)
         document = example(trunk, [task(each.prompt, each.answer, tokenizer, queries) for each in message])
         rows = pack([document], len(document), packing="isolated", pad_id=tokenizer.endoftext)
-        pixels = torch.from_numpy(preprocess(rows.images[0].source, SIZE))[None]
+        pixels = torch.from_numpy(preprocess(paint(shown), SIZE))[None]
         ids, positions, segments = map(torch.from_numpy, (rows.ids, rows.positions, rows.segments))
         likeliest = model(ids, pixels, positions=positions, segments=segments)[0].argmax(-1).numpy()
         for branch, each in enumerate(message, 1):

@@ -20,7 +20,7 @@ from qwenvl.checkpoint import folder
 from qwenvl.demo import report
 from qwenvl.evaluation.figures import Tally
 from qwenvl.evaluation.in_memory import score
-from qwenvl.evaluation.metrics.toy import GROUPS
+from qwenvl.evaluation.metrics.toy import GROUPS, Count
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import read_log, seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
@@ -110,10 +110,10 @@ def card(
 ) -> str:
     """The text of MODEL_CARD.md."""
 
-    def row(name: str, count: object, blind: object, *more: str) -> tuple[str, ...]:
+    def row(name: str, count: Count, blind: Count, *more: str) -> tuple[str, ...]:
         return (
             name,
-            f"{100 * count.share:.1f} %",
+            f"{100 * (count.share or 0):.1f} %",
             f"{100 * (blind.share or 0):.1f} %",
             *more,
             f"{count.n:,}",

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +38,11 @@ def padded(examples: list[Example], pad_id: int) -> list[Rows]:
     """One document per row, padded to the longest."""
     longest = max(map(len, examples))
     rows = [pack([each], longest, packing="isolated", pad_id=pad_id) for each in examples]
+    names = ("ids", "labels", "segments", "positions", "origins")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(row, name) for row in rows]) for name in names}
     return [
         Rows(
-            **{
-                name: np.concatenate([getattr(row, name) for row in rows])
-                for name in ("ids", "labels", "segments", "positions", "origins")
-            },
+            **arrays,
             images=tuple(image for row in rows for image in row.images),
             sources=rows[0].sources,
         )

@@ -78,7 +78,7 @@ def theirs(folder: Path) -> dict[str, tuple[float, float]]:
     }  # fmt: skip
     state = [dataset.from_list(loaded[:20])]
 
-    def apply(name: str, options: dict[str, Any]) -> None:
+    def apply(name: str, options: Any) -> None:
         state.append(known[name](num_proc=1, **options).run(state.pop()))
 
     for (

@@ -56,10 +56,10 @@ def random_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in sorted(shapes.items()):
-        noise = torch.randn(shape, generator=generator)
-        norm = len(shape) == 1 and name.endswith("weight")
-        weights[name] = 1 + 0.2 * noise if norm else noise * (0.2 if len(shape) == 1 else shape[-1] ** -0.5)
+    for name, size in sorted(shapes.items()):
+        noise = torch.randn(size, generator=generator)
+        norm = len(size) == 1 and name.endswith("weight")
+        weights[name] = 1 + 0.2 * noise if norm else noise * (0.2 if len(size) == 1 else size[-1] ** -0.5)
     weights["lm_head.weight"][visual["image_start_id"] :] = 0
     weights["lm_head.weight"] *= 4
     return weights

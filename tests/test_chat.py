@@ -2,6 +2,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_an_image_may_come_in_any_form(assistant: Assistant):
         image = opened.convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    forms = [A, str(A), buffer.getvalue(), image, np.asarray(image), Image(A), [A], (image,)]
+    forms: list[Any] = [A, str(A), buffer.getvalue(), image, np.asarray(image), Image(A), [A], (image,)]
     texts = {assistant.ask(form, "What is this?").text for form in forms}
     assert len(texts) == 1
 
@@ -212,7 +213,7 @@ def test_a_reply_has_boxes_with_label_and_score(assistant: Assistant, monkeypatc
     ]
     (quad,) = reply.quads
     assert isinstance(quad, Quad) and quad.label == "EXIT" and quad.points[2] == (30, 40)
-    assert [shape.score for shape in (*reply.boxes, quad)] == pytest.approx([0.8] * 3)
+    assert [*(box.score for box in reply.boxes), quad.score] == pytest.approx([0.8] * 3)
     assert reply.plain == "a dog reads EXIT"
     drawn = reply.draw()
     with pillow.open(A) as original:
@@ -286,7 +287,8 @@ def test_sampling_is_chosen_per_answer():
     assert Options(sample=True).sampling(own) == own
     assert Options(temperature=0.7).sampling(own) == SamplingConfig(greedy=False, top_p=0.3, temperature=0.7)
     assert Options(repetition_penalty=1.2).sampling(own) == SamplingConfig(repetition_penalty=1.2)
-    for contradiction in ({"sample": False, "top_k": 4}, {"sample": True, "temperature": 0}):
+    contradictions: list[dict[str, Any]] = [{"sample": False, "top_k": 4}, {"sample": True, "temperature": 0}]
+    for contradiction in contradictions:
         with pytest.raises(ValueError, match="leave"):
             Options(**contradiction)
     with pytest.raises(ValueError, match="expected strings, none of them empty"):
@@ -382,7 +384,7 @@ def test_a_wrong_manner_is_told(values: object, message: str):
 
 def test_unknown_options_are_named(assistant: Assistant):
     with pytest.raises(ValueError, match="no option 'temprature'; known options: grounded, sample"):
-        assistant.ask(A, "What?", temprature=1)
+        assistant.ask(A, "What?", temprature=1)  # type: ignore[call-arg]
 
 
 def test_a_foreign_vocabulary_is_refused(assistant: Assistant):

@@ -202,8 +202,13 @@ def test_f69_floats_and_whole_numbers_of_32_bits_are_scaled():
         assert np.array_equal(levels, grey)
 
 
-@pytest.mark.parametrize("levels", [np.float32([[0, np.nan]]), np.float32([[-1, 0]]), np.float32([[0, 1e30]]),
-                                    np.int32([[-5, 0]]), np.int32([[0, 1 << 20]])])  # fmt: skip
+@pytest.mark.parametrize(
+    "levels",
+    [
+        np.array([[0, np.nan]], np.float32), np.array([[-1, 0]], np.float32), np.array([[0, 1e30]], np.float32),
+        np.array([[-5, 0]], np.int32), np.array([[0, 1 << 20]], np.int32),
+    ],
+)  # fmt: skip
 def test_f69_grey_of_unknown_scale_is_refused(levels):
     with pytest.raises(
         ValueError, match="A picture of unknown scale: the Pillow picture has grey levels from"

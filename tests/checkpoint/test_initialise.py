@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -389,7 +390,7 @@ def test_the_first_block_begins_by_looking_back(heads):
     """Whatever the text holds: a head sees most of the token it looks for."""
     generator = torch.Generator().manual_seed(0)
     narrow = presets.demo(300, 3)
-    model = QwenVL(dataclasses.replace(narrow, llm=dataclasses.replace(narrow.llm, heads=heads)))
+    model: Any = QwenVL(dataclasses.replace(narrow, llm=dataclasses.replace(narrow.llm, heads=heads)))
     initialise_(model, generator, std=None)
     others = model.llm.blocks[0].attention.qkv.weight.clone()
     init_previous_token_heads_(model.llm)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def shapes() -> dict[str, list[int]]:
     found = {}
     for name, tensor in ours.items():
         official, layout = names.foreign(name, names.OFFICIAL)
-        assert names.ours(official, names.OFFICIAL)[0] == name
+        back = names.ours(official, names.OFFICIAL)
+        assert back is not None and back[0] == name
         found[official] = list(layout(tensor, config).shape)
     assert len(found) == len(ours)
     return found
@@ -58,7 +60,12 @@ def test_what_is_trained(shapes):
 
 def test_the_published_config_is_the_paper_preset():
     written = to_official(presets.qwen_vl_7b(), "bfloat16")
-    published = {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "kv_channels": 128}
+    published: dict[str, Any] = {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "kv_channels": 128,
+    }
     published |= {
         "num_attention_heads": 32,
         "intermediate_size": 22016,

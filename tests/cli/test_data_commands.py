@@ -11,7 +11,16 @@ from PIL import Image as pillow
 
 import qwenvl.cli as cli
 from qwenvl.data.conversations import read_conversations
-from qwenvl.data.records import Caption, GroundedCaption, OcrPage, PlainText, Question, Referring, to_json
+from qwenvl.data.records import (
+    Caption,
+    GroundedCaption,
+    OcrPage,
+    PlainText,
+    Question,
+    Record,
+    Referring,
+    to_json,
+)
 from qwenvl.data.synth.rawpairs import planted, write_raw
 from qwenvl.markup import Box, Image, Quad, Ref, Text
 
@@ -64,7 +73,7 @@ def test_clean_then_read_then_mix_then_inspect(raw: Path, run: Run, tmp_path: Pa
 def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -> None:
     pillow.new("RGB", (200, 100), "white").save(tmp_path / "1.png")
     image = Image(str(tmp_path / "1.png"))
-    records = [
+    records: list[Record] = [
         GroundedCaption(image=image, caption=(Ref("a dog"), Box(100, 100, 500, 900), Text(" <b>runs</b>"))),
         Question(image=Image("nowhere.jpg"), question="Is it?", answer="yes"),
         OcrPage(image=image, lines=(Quad(((1, 1), (900, 1), (900, 99), (1, 99)), label="TEXT"),)),

@@ -19,7 +19,7 @@ from qwenvl.data.dialogues import (
     server,
     several_images,
 )
-from qwenvl.data.records import Caption, Dialogue, PlainText, Question, Referring, Skipped, images
+from qwenvl.data.records import Caption, Dialogue, PlainText, Question, Record, Referring, Skipped, images
 from qwenvl.markup import Box, Image, Ref, Text, spell
 
 ONE, TWO = Image("1.jpg"), Image("2.jpg")
@@ -42,8 +42,11 @@ def test_localisation_asks_both_ways_and_answers_with_the_annotation() -> None:
 
 
 def test_several_images_say_which_one_is_meant() -> None:
-    records = [Caption(image=ONE, text="a red dog"), Question(image=TWO, question="What is it?", answer="a cat"),
-               Caption(image=TWO, text="一只猫", language="zh")]  # fmt: skip
+    records: list[Caption | Question] = [
+        Caption(image=ONE, text="a red dog"),
+        Question(image=TWO, question="What is it?", answer="a cat"),
+        Caption(image=TWO, text="一只猫", language="zh"),
+    ]
     made = several_images(records, seed=3)
     assert images(made) == (ONE, TWO)
     said = {
@@ -137,7 +140,7 @@ def test_a_reply_out_of_form_is_counted(response: dict[str, Any], kind: str) -> 
 
 
 def test_the_dry_run_sends_nothing_and_shows_what_would_be_sent() -> None:
-    groups = [
+    groups: list[list[Record]] = [
         [Caption(image=ONE, text="a red dog"), Referring(image=ONE, phrase="the tail", boxes=(BOX,))],
         [PlainText(text="x")],
     ]

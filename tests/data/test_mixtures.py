@@ -20,8 +20,10 @@ def sources(folder: Path) -> list[Path]:
     """Captions 200, questions 60 + 20, referring 100, pages 300, texts 100."""
     made: dict[str, list[Record]] = {
         "captions": [Caption(image=IMAGE, text=f"c{k}", source="CC3M") for k in range(200)],
-        "questions": [Question(image=IMAGE, question=f"q{k}", answer="a", source="GQA") for k in range(60)]
-        + [Question(image=IMAGE, question=f"mine{k}", answer="a", source="mine") for k in range(20)],
+        "questions": [
+            *(Question(image=IMAGE, question=f"q{k}", answer="a", source="GQA") for k in range(60)),
+            *(Question(image=IMAGE, question=f"mine{k}", answer="a", source="mine") for k in range(20)),
+        ],
         "refer": [
             Referring(image=IMAGE, phrase=f"p{k}", boxes=(Box(1, 2, 3, 4),), source="GRIT")
             for k in range(100)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,10 +110,10 @@ def run_tiny(name: str, options: list[str], out: Path, expected: int) -> list[di
 def test_the_tiny_model_goes_from_files_to_a_score(name: str, small: Callable, tmp_path: Path) -> None:
     options, _ = files(small, name)
     row, asked = benchmark(name), benchmark(name).read(small(name).source)
-    records = run_tiny(name, options, tmp_path / "run", len(asked))
+    records: list[dict[str, Any]] = run_tiny(name, options, tmp_path / "run", len(asked))
     if row.decoding is None:
         letters = [set("ABCDE"[: len(sample.options)]) for sample in asked]
-        by_id = {sample.id: own for sample, own in zip(asked, letters, strict=True)}
+        by_id: dict[Any, set[str]] = {sample.id: own for sample, own in zip(asked, letters, strict=True)}
         assert all(len(r["nll"]) == len(by_id[r["id"]]) and r["plain"] in by_id[r["id"]] for r in records)
     if row.metric is None:  # the judge's part, replayed: 7 in the first place, 5 in the second
         scored = ["eval", "score", name, *options, "--predictions", str(tmp_path / "run" / "scored.jsonl")]
@@ -132,7 +133,7 @@ def test_the_tiny_model_with_solved_examples(
 ) -> None:
     options, examples = files(small, name)
     few = [*options, *examples, "--shots", "2", *["--rices"] * likeness]
-    records = run_tiny(name, few, tmp_path / "run", 5)
+    records: list[dict[str, Any]] = run_tiny(name, few, tmp_path / "run", 5)
     assert all(str(record["prompt"]).count("<img>") == 3 for record in records)
 
 
@@ -148,7 +149,7 @@ def test_the_toy_world_is_a_benchmark_of_every_kind(name: str, tmp_path: Path) -
     words = [min(4, len(sample.answers[0].split())) for sample in samples]
     whole = 250 * sum(words) / len(words) if name == "toyworld-caption" else 100
     assert result.score.value == pytest.approx(whole)
-    records = run_tiny(name, ["--limit", "6"], tmp_path / "run", 6)
+    records: list[dict[str, Any]] = run_tiny(name, ["--limit", "6"], tmp_path / "run", 6)
     assert [record["id"] for record in records] == [sample.id for sample in samples]
     assert all(
         str(record["prompt"]).count("<img>") == 1 + (name == "toyworld-two-pictures") for record in records
@@ -159,10 +160,13 @@ def in_the_models_words(sample: Sample) -> str:
     """A right answer; a box as the model writes it."""
     if sample.box is None:
         return sample.answers[0]
+    assert sample.size is not None
     left, top, right, bottom = (round(1000 * value / sample.size[0]) for value in sample.box)
     return f"({left},{top}),({right},{bottom})"
 
 
 def test_the_toy_world_makes_its_own_examples(tmp_path: Path) -> None:
-    records = run_tiny("toyworld-vqa", ["--limit", "4", "--shots", "2"], tmp_path / "run", 4)
+    records: list[dict[str, Any]] = run_tiny(
+        "toyworld-vqa", ["--limit", "4", "--shots", "2"], tmp_path / "run", 4
+    )
     assert all(str(record["prompt"]).count(" Answer:") == 3 for record in records)

@@ -23,7 +23,7 @@ def scored(name: str, source: Source, said: dict[str, str]) -> float:
 
 def test_converted_questions_score_as_the_originals(small: Callable, tmp_path: Path) -> None:
     made = small("okvqa")
-    records = [
+    records: list[dict[str, object]] = [
         {"image": sample.images[0], "question": sample.text, "question_id": int(sample.id), "answer": "red"}
         for sample in benchmark("okvqa").read(made.source)
     ]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class ScoreItems(BaseHTTPRequestHandler):
             else -1
         )
         text = "8 5" if first >= 0 else "4 7"
-        if "Number 1" in prompt and self.server.slow:
+        if "Number 1" in prompt and getattr(self.server, "slow"):  # noqa: B009
             time.sleep(1.5)
         if "Number 3" in prompt:
             text = "I cannot rate this."
@@ -46,8 +47,8 @@ class ScoreItems(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ScoreItems)
+def server() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), ScoreItems)
     server.slow = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -55,7 +56,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture
-def url(server: ThreadingHTTPServer) -> str:
+def url(server: Any) -> str:
     return f"http://127.0.0.1:{server.server_port}/v1"
 
 
@@ -96,7 +97,7 @@ def test_ratings_are_averaged_and_everything_else_counted(
 
 
 def test_a_judge_that_takes_too_long_is_counted_and_asked_again_later(
-    asked: tuple[list, dict[str, str]], server: ThreadingHTTPServer, url: str, tmp_path: Path
+    asked: tuple[list, dict[str, str]], server: Any, url: str, tmp_path: Path
 ) -> None:
     samples, said = asked
     inquiries = [inquiry for inquiry in judge.inquiries(samples, said) if inquiry.id in ("1", "2")]

@@ -44,7 +44,7 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture
 def job(source: Source, model: Path, tmp_path: Path) -> Callable[..., Job]:
-    def make(out: str = "run", **changes: object) -> Job:
+    def make(out: str = "run", **changes: Any) -> Job:
         return Job(checkpoint=str(model), benchmark="okvqa", source=source, out=tmp_path / out, **changes)
 
     return make
@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on(job: Callable[..., Job], model: Path) -> None:
 
 
 def test_shuffle_and_limit_are_a_function_of_the_seed(job: Callable[..., Job]) -> None:
-    def order(**changes: object) -> list[str]:
+    def order(**changes: Any) -> list[str]:
         return [sample.id for sample in samples_of(job(**changes))]
 
     assert order(shuffle=1, limit=9) == order(shuffle=1)[:9] != order(limit=9)

@@ -3,6 +3,7 @@
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_f7_a_shuffled_run_takes_whole_images(tmp_path: Path) -> None:
 
     row = benchmark("toyworld")
 
-    def scenes(**changes: object) -> list[str]:
+    def scenes(**changes: Any) -> list[str]:
         job = Job(
             checkpoint="tiny", benchmark="toyworld", source=row.source(None), out=tmp_path, limit=2, **changes
         )

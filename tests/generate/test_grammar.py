@@ -161,6 +161,7 @@ def test_what_is_no_box_cannot_be_written(text: str):
             return
         assert byte in allowed(grammar, state, 40)
         state = after
+    assert state is not None
     assert grammar.tokenizer.box_end not in allowed(grammar, state, 40)
     assert text in ("(1,2),(3,4", "(5,5),(4", "(5,5),(6,4")  # too few: "(5,5),(4" may become 40
     assert (text == "(1,2),(3,4") == (ord(")") in allowed(grammar, state, 40))

@@ -6,6 +6,7 @@ python -m pytest tests/journeys/test_gpu.py        on a machine with one; skippe
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def tiny(place: str) -> tuple[QwenVL, Tokenizer]:
     return load(resolve("tiny"), runtime(place)), Tokenizer.load(resolve("tiny"))
 
 
-def stage(**changes: object) -> StageConfig:
+def stage(**changes: Any) -> StageConfig:
     return dataclasses.replace(
         StageConfig.read(find_recipe("tiny") / "2-multitask.toml"), bfloat16=False, **changes
     )

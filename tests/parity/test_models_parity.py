@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_padding_that_changes_an_answer(tmp_path):
     pad = fixture.tokenizer.endoftext
     rows = [long, [pad] * (len(long) - len(short)) + short]
     mask = [[1] * len(long), [0] * (len(long) - len(short)) + [1] * len(short)]
-    case = {"kind": "generate_batch", "id": "pads", "input_ids": rows, "attention_mask": mask}
+    case: dict[str, Any] = {"kind": "generate_batch", "id": "pads", "input_ids": rows, "attention_mask": mask}
     case |= {"padding_side": "left", "max_new_tokens": 12, "image_keys": [[], []], "images": [[], []]}
 
     from qwenvl.parity import answers

@@ -82,7 +82,9 @@ class Recorder:
     def pixels(self, keys: str) -> Tensor | None:
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
         levels = [
-            np.asarray(pillow.open(self.folder / f"{key}.png").resize([self.size] * 2, pillow.BICUBIC))
+            np.asarray(
+                pillow.open(self.folder / f"{key}.png").resize([self.size] * 2, pillow.Resampling.BICUBIC)
+            )
             for key in keys
         ]
         if not levels:

@@ -5,6 +5,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,8 +120,8 @@ def test_a_log_of_an_earlier_version_is_drawn_as_far_as_it_goes(tmp_path: Path) 
 def test_a_tracker_is_sent_every_update_once(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, capsys: pytest.CaptureFixture
 ) -> None:
-    calls: list[tuple[str, object]] = []
-    fake = types.ModuleType(library)
+    calls: list[tuple[str, Any]] = []
+    fake: Any = types.ModuleType(library)
     fake.init = lambda **given: (print("hello from a tracker"), calls.append(("init", given)))
     fake.log = lambda values, step: calls.append(("log", (step, values)))
     fake.finish = lambda: calls.append(("finish", None))

@@ -266,7 +266,9 @@ def test_a_scorer_sees_only_survivors_without_a_score(
 ) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
-    lines = [{"image": "p.jpg", "text": text} for text in ("a red dog here", "a blue cat here", "x")]
+    lines: list[dict[str, Any]] = [
+        {"image": "p.jpg", "text": text} for text in ("a red dog here", "a blue cat here", "x")
+    ]
     lines.append({"image": "p.jpg", "text": "a green cat here", "clip_score": 0.9})
     (folder / "p.jpg").write_bytes(raw[1][0].image)
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -127,7 +127,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-700])
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "tar cut": lambda out: cut(out / "00001.tar"),
     "tar gone": lambda out: (out / "00001.tar").unlink(),
     "reasons gone": lambda out: (out / "aside/00001.jsonl").unlink(),

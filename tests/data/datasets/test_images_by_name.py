@@ -152,7 +152,8 @@ def test_f66_boxes_of_the_turned_image_are_turned_to_the_stored_one(orientation:
         assert isinstance(found, Referring)
         (box,) = found.boxes
         assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((750, 66, 952, 270), abs=6), name
-        seen = open_image(path).crop(tuple(map(int, box.to_pixels(400, 300))))
+        left, top, right, bottom = map(int, box.to_pixels(400, 300))
+        seen = open_image(path).crop((left, top, right, bottom))
         assert seen.resize((1, 1)).getpixel((0, 0))[1] < 60, "the box is on the red rectangle"  # type: ignore[index]
 
 

@@ -235,7 +235,7 @@ class NoChromium:
             image = Image.new("RGB", (clip["width"], clip["height"]), "white")
             for text, *box in [] if self.blank else self.shown["lines"]:
                 if text not in self.unseen:
-                    image.paste("black", tuple(map(int, box)))
+                    image.paste("black", (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
             image.save(buffer, "JPEG")
             return {"data": base64.b64encode(buffer.getvalue()).decode()}
         processes = [{"id": 0, "type": "browser"}]

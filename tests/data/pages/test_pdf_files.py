@@ -3,6 +3,7 @@
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reportlab.pdfgen import canvas
@@ -163,9 +164,9 @@ def test_limits_that_no_file_could_keep_are_refused(options: dict[str, float]) -
 
 def test_a_reader_ends_with_its_work(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(good(3))
-    pages = read_files([tmp_path / "a.pdf"], limits=ANY)
+    pages: Any = read_files([tmp_path / "a.pdf"], limits=ANY)
     next(pages)
-    reader = pages.gi_frame.f_locals["reader"]  # type: ignore[attr-defined]
+    reader = pages.gi_frame.f_locals["reader"]
     pages.close()
     with pytest.raises(ProcessLookupError):
         os.kill(reader._process.pid, 0)

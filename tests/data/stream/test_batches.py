@@ -90,7 +90,10 @@ def equal(one: Rows, other: Rows) -> bool:
         return False
     names = ("ids", "labels", "segments", "positions")
     same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
-    images = [np.array_equal(a.source, b.source) for a, b in zip(one.images, other.images, strict=True)]
+    images = [
+        np.array_equal(np.asarray(a.source), np.asarray(b.source))
+        for a, b in zip(one.images, other.images, strict=True)
+    ]
     return same and all(images) and one.left_out == other.left_out
 
 

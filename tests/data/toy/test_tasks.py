@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -98,7 +99,7 @@ def on_side(drawn: Scene, noun: str, side: str) -> str:
 
 
 STEPS = {"plus one": 1, "minus one": -1, "plus ten": 10}
-ANSWERS = {
+ANSWERS: dict[str, Callable[..., str]] = {
     r"What color is the (.*)\?": lambda s, name: the_one(s, name).color,
     r"What shape is the (.*)\?": lambda s, name: the_one(s, name).shape,
     r"Is the (.*) small or large\?": lambda s, name: the_one(s, name).size,
@@ -122,7 +123,7 @@ def expected_answer(drawn: Scene, question: str) -> str:
 
 def from_left_to_right(drawn: Scene) -> list[tuple[str, tuple[int, ...]]]:
     """Each thing in full, as a caption says it, and its box."""
-    items = sorted((*drawn.things, *drawn.signs), key=lambda item: middle(item)[0])
+    items: list[Thing | Sign] = sorted((*drawn.things, *drawn.signs), key=lambda item: middle(item)[0])
     return [
         (f"the {'number' if item.text.isdigit() else 'word'} {item.text}", item.box)
         if isinstance(item, Sign)
@@ -148,7 +149,9 @@ def check_task(drawn: Scene, task: Task) -> None:
         *start, last = parts
         assert answer == (",".join(start) + " and" + last if start else last)
     elif task.kind == "refer":
-        phrase = re.fullmatch("<ref>(the .*)</ref>", prompt)[1]
+        found = re.fullmatch("<ref>(the .*)</ref>", prompt)
+        assert found is not None
+        phrase = found[1]
         assert answer == boxed(the_one(drawn, phrase).box)
     elif task.kind == "describe":
         name = next(name for name, box in phrases if prompt == f"<ref>This</ref>{boxed(box)} is")

@@ -141,16 +141,16 @@ def test_dense_labels_say_what_covers_each_patch():
     for drawn in SCENES[:60]:
         labels = dense_labels(drawn, 8)
         for row, column in np.ndindex(8, 8):
-            share, item = max(
+            share, most = max(
                 ((_share(item.box, row, column), item) for item in drawn.items), key=lambda pair: pair[0]
             )
-            item = item if share >= 1 / 8 else None
+            item = most if share >= 1 / 8 else None
             found = tuple(int(layer[row, column]) for layer in (labels.shape, labels.color, labels.size))
             if item is None:
                 assert found == (0, 0, 0) and not labels.box[row, column].any()
                 assert not labels.digits[row, column].any()
                 continue
-            expected = (7, 0, 0)
+            expected: tuple[int, ...] = (7, 0, 0)
             if isinstance(item, Thing):
                 classes = zip((SHAPES, COLORS, SIZES), item.triple, strict=True)
                 expected = tuple(names.index(part) + 1 for names, part in classes)

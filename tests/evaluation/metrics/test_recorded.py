@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_every_recorded_value_is_met(file):
 
 
 def test_a_wrong_value_an_unknown_field_and_an_unknown_file_fail(tmp_path):
-    right = {"items": [{"answer": "a", "annotation": "a", "score": 1.0}], "overall": 1.0}
+    right: dict[str, Any] = {"items": [{"answer": "a", "annotation": "a", "score": 1.0}], "overall": 1.0}
     cases = {
         "wrong": {**right, "overall": 0.5},
         "field": {**right, "median": 1.0},
