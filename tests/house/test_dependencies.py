@@ -24,6 +24,7 @@ NEVER_REQUIRED = {
     "pycocoevalcap": "benchmarks/metrics.py compares with it where somebody has it",
     "data_juicer": "benchmarks/versus_data_juicer.py runs it where somebody has it",
     "tokenizers": "comes with transformers",
+    "accelerate": "comes with peft",
 }
 """Modules that are imported where they happen to be, and why no extra brings them."""
 
