@@ -207,7 +207,8 @@ def labels(found: TrainingSample) -> str:
 
 def test_f74_f101_system_and_turns_without_loss_are_used(folder: Path) -> None:
     """`system` as a key and as a turn; an answer with `"loss": false` or `"weight": 0` is seen and not learned."""
-    turns = [{"from": "user", "value": "a"}, {"from": "gpt", "value": "FIRST", "loss": False},
+    turns: list[dict[str, Any]] = [
+             {"from": "user", "value": "a"}, {"from": "gpt", "value": "FIRST", "loss": False},
              {"from": "user", "value": "b"}, {"from": "gpt", "value": "SECOND", "weight": 1}]  # fmt: skip
     for written in (
         {"system": "In French.", "conversations": turns},
