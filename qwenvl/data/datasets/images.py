@@ -62,6 +62,17 @@ class ImageFolder:
             return found
         return self.find(*(f"{folder}/{stem}.{ending}".lstrip("/") for ending in IMAGES))
 
+    def named(self, name: object, stem: str) -> Path:
+        """The image that an annotation file names, by the last part of its path and with whatever ending it has.
+
+        Where that is not there, the image that is called as the annotation file is.
+        """
+        base = name.strip().replace("\\", "/").rpartition("/")[2] if isinstance(name, str) else ""
+        for each in filter(None, (base, base.rpartition(".")[0])):
+            if (found := self.by_stem(each)).is_file():
+                return found
+        return self.by_stem(stem)
+
     def _find(self, folder: Path, name: str) -> Path | None:
         written = _spelled(name)
         if _drive(name):

@@ -13,7 +13,10 @@ from qwenvl.data.records import Record, Skipped
 
 
 def records(files: Sequence[Path], images: Path) -> Found:
-    """`NAME.json`, one file per image or the folder of them; images by the last part of their imagePath."""
+    """`NAME.json`, one file per image or the folder of them.
+
+    The image is the one that the last part of imagePath names, else the one that is called as the file is.
+    """
     paths = ((path.name, path) for path in files_of(files, ".json"))
     return one_by_one(partial(_phrases, ImageFolder(images)), paths, "LabelMe")
 
@@ -30,8 +33,7 @@ def _phrases(folder: ImageFolder, path: Path) -> Iterator[Record | Skipped]:
         )
     if not shapes:
         raise BadEntry("no box")
-    name = str(sheet.get("imagePath") or "").replace("\\", "/").rpartition("/")[2]
-    file = folder.by_stem(name or path.stem)
+    file = folder.named(sheet.get("imagePath"), path.stem)
     frame = frame_of(file, size_of(sheet, "imageWidth", "imageHeight"))
     found = from_labelme(sheet, (frame.width, frame.height), orientation=frame.orientation)
     yield from phrases(file, found, "LabelMe")

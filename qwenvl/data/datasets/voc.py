@@ -32,20 +32,11 @@ def _phrases(folder: ImageFolder, path: Path) -> Iterator[Record | Skipped]:
         raise BadEntry("broken annotation", f"{path} is a <{root.tag[:40]}>; VOC writes an <annotation>.")
     if root.find("object") is None:
         raise BadEntry("no box")
-    file = _image(folder, root.findtext("filename"), path.stem)
+    file = folder.named(root.findtext("filename"), path.stem)
     frame = frame_of(file, size_in(root))
     yield from phrases(
         file, from_voc(root, (frame.width, frame.height), orientation=frame.orientation), "VOC"
     )
-
-
-def _image(folder: ImageFolder, name: str | None, stem: str) -> Path:
-    if name is not None and name.strip():
-        base = name.strip().replace("\\", "/").rpartition("/")[2]
-        for found in (folder.by_stem(base), folder.by_stem(base.rpartition(".")[0] or base)):
-            if found.is_file():
-                return found
-    return folder.by_stem(stem)
 
 
 def size_in(root: ElementTree.Element) -> tuple[int, int] | None:

@@ -21,7 +21,8 @@ NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "test.txt", "note
 def records(files: Sequence[Path], images: Path) -> Found:
     """The folder of label files, one line per box, and the names: `classes.txt`, one per line, or `data.yaml`.
 
-    Labels in folders below (`labels/train/a.txt`) belong to images in folders below (`images/train/a.jpg`).
+    Labels in folders below (`labels/train/a.txt`, `train/labels/a.txt`) belong to images in folders below
+    (`images/train/a.jpg`, `train/images/a.jpg`).
     """
     labels, classes = expect(files, 2, "the folder labels/ and classes.txt or data.yaml")
     names = class_names(classes)
@@ -42,9 +43,9 @@ def _phrases(
     if not lines:
         raise BadEntry("no box")
     below = path.relative_to(labels).with_suffix("").as_posix()
-    file = folder.by_stem(below)
-    if not file.is_file() and below != path.stem:
-        file = folder.by_stem(path.stem)
+    beside = "/".join("images" if part == "labels" else part for part in below.split("/"))
+    found = [folder.by_stem(name) for name in dict.fromkeys((below, beside, path.stem))]
+    file = next((each for each in found if each.is_file()), found[0])
     frame_of(file, None)
     yield from phrases(file, (_box(line, names) for line in lines), "YOLO")
 

@@ -230,6 +230,13 @@ def test_f73_f97_voc_files_one_by_one(xml: str, encoding: str, outcome: str) -> 
     assert found("voc", Path("labels")) == [outcome]
 
 
+@pytest.mark.parametrize("named", ["a.jpg", "..\\pics\\A.jpg", "/home/me/a.png", None, "", 5, "none.jpg"])
+def test_f68_the_image_of_a_labelme_file_is_found(named: Any) -> None:
+    shapes = [{"label": "dog", "points": [[1, 1], [9, 9]]}]
+    (record,) = read("labelme", [save("a.json", {"imagePath": named, "shapes": shapes})], Path("pics"))
+    assert isinstance(record, Referring) and record.image.source == "pics/a.jpg"
+
+
 @pytest.mark.parametrize(
     ("xml", "named", "there"),
     [
@@ -314,6 +321,10 @@ def test_f68_f106_yolo_files_one_by_one() -> None:
     Path("pics/train").mkdir()
     pillow.new("RGB", (64, 48)).save("pics/train/d.JPG", "JPEG")
     save("labels/classes.txt", "not labels")
+    save("all/val/labels/e.txt", "0 0.5 0.5 0.2 0.2\n")
+    Path("pics/val/images").mkdir(parents=True)
+    pillow.new("RGB", (64, 48)).save("pics/val/images/e.png")
+    assert found("yolo", Path("all"), Path("classes.txt")) == ["cat"]
     assert found("yolo", Path("labels"), Path("classes.txt")) == [
         "- box without four numbers", "- box without a name", "cat", "dog", "- missing picture", "- no box", "cat",
     ]  # fmt: skip
