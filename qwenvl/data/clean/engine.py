@@ -48,6 +48,9 @@ HELD = 1 << 27
 ASIDE = 1 << 24
 """Bytes at most that are kept aside of a sample that could not be read."""
 
+ALL_ASIDE = 1 << 30
+"""The same of all of a shard, where the shard is not larger itself: a packed one may hold any number of zeros."""
+
 Aside: TypeAlias = Literal["failed", "all"]
 
 
@@ -240,11 +243,12 @@ def _write(
     lost = {ordinal: (rule, reason) for ordinal, rule, reason in job.losers() or ()}
     funnels: dict[str, Funnel] = {}
     names: set[str] = set()
+    left = max(ALL_ASIDE, job.path.stat().st_size)
     for ordinal, (sample, verdict) in enumerate(judged_samples(job.path, settings, scorer)):
         funnel = funnels.setdefault(sample.source, Funnel())
         if isinstance(sample, Skipped):
             funnel.fail(sample.kind)
-            _put_aside(aside, reasons, ordinal, sample)
+            left -= _put_aside(aside, reasons, ordinal, sample, min(ASIDE, left))
             continue
         assert verdict is not None
         if verdict.dropped_by is None and ordinal in lost:
@@ -308,14 +312,16 @@ def _extension(image: bytes) -> str:
     return "webp" if image[8:12] == b"WEBP" else "gif" if image[:3] == b"GIF" else "bmp"
 
 
-def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped) -> None:
+def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped, most: int) -> int:
+    """The reason of a sample, and up to `most` bytes of it; how many those were."""
     line = {
         "ordinal": ordinal, "key": sample.key, "source": sample.source, "rule": "failed", "reason": sample.kind,
         "detail": sample.detail,
     }  # fmt: skip
     reasons.write(dump(line) + b"\n")
-    if sample.raw:
-        tar.add(f"{ordinal:08d}.bin", sample.raw[:ASIDE])
+    if raw := sample.raw[:most]:
+        tar.add(f"{ordinal:08d}.bin", raw)
+    return len(raw)
 
 
 def _explain(tar: TarWriter | None, reasons: IO[bytes], ordinal: int, sample: Pair, verdict: Verdict) -> None:

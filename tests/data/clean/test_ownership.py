@@ -1,5 +1,6 @@
 """What a run leaves: names that are safe and its own, one owner, and nothing that a kill left damaged."""
 
+import gzip
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from PIL import Image as pillow
 
 from qwenvl.cli import main
 from qwenvl.data import layouts
+from qwenvl.data.clean import engine
 from qwenvl.data.clean.engine import Job, Settings
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.clean.presets import Thresholds
@@ -26,7 +28,7 @@ from qwenvl.data.shards import find_shards
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import read_sample
 from qwenvl.data.synth.rawpairs import planted
-from qwenvl.data.tars import TarWriter, write_tar
+from qwenvl.data.tars import TarWriter, read_tar, write_tar
 from qwenvl.files import owned
 from qwenvl.markup import spell
 
@@ -321,3 +323,26 @@ def test_a_folder_of_images_that_is_none_is_told_first(
         capsys, raw_shards(tmp_path / "raw", ["1"]), tmp_path / "out", "--images", "nowhere"
     )
     assert status == 2 and "--images nowhere is no folder" in err and not (tmp_path / "out").exists()
+
+
+def test_f94_what_is_kept_aside_has_a_limit_for_each_sample_and_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small archive of zeros fills no disk; every sample has its reason all the same."""
+    monkeypatch.setattr(engine, "ASIDE", 400_000)
+    monkeypatch.setattr(engine, "ALL_ASIDE", 1_000_000)
+    (tmp_path / "raw").mkdir()
+    with gzip.open(tmp_path / "raw/a.tar.gz", "wb") as file:
+        tar = TarWriter(file)
+        for key in range(6):
+            tar.add(f"{key}.jpg", bytes(1_000_000))
+            tar.add(f"{key}.txt", b"zeros on a wall")
+        tar.close()
+    outcome = clean(tmp_path / "raw", tmp_path / "out", SETTINGS)
+    assert outcome.total.failed == {"no picture": 6}
+    assert [len(each.data) for each in read_tar(tmp_path / "out/aside/00000.tar")] == [
+        400_000,
+        400_000,
+        200_000,
+    ]
+    assert len((tmp_path / "out/aside/00000.jsonl").read_text().splitlines()) == 6
