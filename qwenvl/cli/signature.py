@@ -110,6 +110,8 @@ def _unmarked(annotation: Any) -> tuple[Any, list[Any]]:
 
 def _plain(kind: Any) -> Any:
     choices = [choice for choice in get_args(kind) if choice is not NoneType]
+    if choices == [bool]:  # True, False or not given: no flag, it takes a word
+        return str
     return choices[0] if NoneType in get_args(kind) and len(choices) == 1 else kind
 
 
