@@ -96,7 +96,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
         llm=LLMConfig(vocab_size=tokenizer.n_vocab, hidden=32, layers=2, heads=2, mlp_width=64),
         imgpad_id=tokenizer.imgpad,
     )
-    monkeypatch.setattr(presets, "shrunk", lambda: config, raising=False)
+    monkeypatch.setitem(presets.PRESETS, "shrunk", lambda: config)  # type: ignore[arg-type]
     model = QwenVL(config)
     initialise_(model, torch.Generator().manual_seed(7), std=None)
     qwen, clip = (
