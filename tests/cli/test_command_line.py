@@ -247,5 +247,5 @@ def test_parity_wants_fixtures(qwenvl: Callable[..., subprocess.CompletedProcess
 
 def test_a_choice_of_true_or_false_takes_a_word(tmp_path: Path) -> None:
     """`--stage.bfloat16 False --device cpu`: options of a dataclass that may be left out are no flags."""
-    with pytest.raises(ValueError, match="no recipe|does not exist|neither"):
+    with pytest.raises(ValueError, match=r"no recipe|does not exist|neither"):
         cli.parse(["train", str(tmp_path / "none"), "--stage.bfloat16", "False", "--device", "cpu"])()
