@@ -6,9 +6,10 @@ a few microseconds.
 
 import html
 import re
-import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
+
+from qwenvl.tokenizer import nfc
 
 LONGEST_RAW = 10_000
 """Characters beyond which a text is not edited at all: the length rule drops it, and no pattern has to read it."""
@@ -19,7 +20,13 @@ _BLOCK = (
     "h6 head header hr html iframe img input li link main meta nav ol option p pre section select source table tbody "
     "td textarea tfoot th thead title tr ul video"
 )
-_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_HIDDEN = re.compile(r"<!--|<(?:script|style)\b", re.IGNORECASE)
+_ENDINGS = {
+    "<!--": re.compile("-->"),
+    "<script": re.compile(r"</script\s*>", re.IGNORECASE),
+    "<style": re.compile(r"</style\s*>", re.IGNORECASE),
+}
+_LONG_ENTITY = re.compile(r"&#[0-9]{9,};?")  # no character, and more digits than Python reads
 _INLINE_TAG = re.compile(rf"</?(?:{'|'.join(_INLINE.split())})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(rf"</?(?:{'|'.join(_BLOCK.split())})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 
@@ -28,20 +35,33 @@ def without_html(text: str) -> str:
     """Entities decoded (twice where crawlers escaped twice), tags removed; `<3`, `a < b` and `<PERSON>` stay."""
     if "&" in text:
         for _ in range(2):
-            decoded = html.unescape(text)
+            decoded = html.unescape(_LONG_ENTITY.sub(" ", text))
             if decoded == text:
                 break
             text = decoded
     if "<" not in text:
         return text
-    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", text)))
+    bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _without_hidden(text)))
     return " ".join(bare.split()) if bare != text else text
+
+
+def _without_hidden(text: str) -> str:
+    """Without comments, scripts and styles; one that is not closed stays, and no other of its kind is looked for."""
+    kept: list[str] = []
+    at, open_ended = 0, set[str]()
+    while found := _HIDDEN.search(text, at):
+        kind = found[0].lower()
+        end = None if kind in open_ended else _ENDINGS[kind].search(text, found.end())
+        if end is None:
+            open_ended.add(kind)
+        kept += [text[at : found.start()], " " if end else found[0]]
+        at = end.end() if end else found.end()
+    return "".join([*kept, text[at:]])
 
 
 def plain(text: str) -> str:
     """NFC, no control or invisible characters, single spaces: done to every text before any rule sees it."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
+    text = nfc(text)
     if not text.isprintable():
         text = _INVISIBLE.sub("", _CONTROL.sub(" ", text))
     return " ".join(text.split())
@@ -85,9 +105,19 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "url", lambda t: "://" in t or "www." in t, re.compile(r"(?:https?|ftp)://\S+|www\.\S+", re.I), " "
     ),
-    Pattern("mail", lambda t: "@" in t, re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+|(?<!\w)@\w+"), " "),
-    Pattern("file name", _EXTENSION.search, re.compile(rf"[^\s/\\|,;()]+\.(?:{_FILE})\b", re.I), " "),
-    Pattern("domain", _DOMAIN.search, re.compile(rf"(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I), " "),
+    Pattern("mail", lambda t: "@" in t, re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+|(?<!\w)@\w+"), " "),
+    Pattern(
+        "file name",
+        _EXTENSION.search,
+        re.compile(rf"(?<![^\s/\\|,;()])[^\s/\\|,;()]+\.(?:{_FILE})\b", re.I),
+        " ",
+    ),
+    Pattern(
+        "domain",
+        _DOMAIN.search,
+        re.compile(rf"(?<![\w-])(?<![\w-]\.)(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I),
+        " ",
+    ),
     Pattern("camera name", _CAMERA.search, re.compile(rf"{_CAMERA.pattern}\w*\)?"), " "),
     Pattern("hashtag", lambda t: "#" in t, re.compile(r"#(?=[^\W\d])"), ""),
     Pattern("boilerplate", _BOILERPLATE_HINT.search, _BOILERPLATE, " "),

@@ -16,6 +16,9 @@ from itertools import pairwise
 from qwenvl.evaluation.metrics.ptb_characters import DIGIT, LETTER, PLAIN, SPACE, SYMBOL
 
 _DROPPED = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
+REACH = 500
+"""Characters of the longest word, with what is looked at behind it: the time stays in proportion to the text."""
+
 PUNCTUATION = frozenset(_DROPPED.split())
 
 _ANY = f"(?:{LETTER}|\\d)"
@@ -220,7 +223,7 @@ def _words(text: str, end: int) -> Iterable[str]:
             continue
         longest, best, becomes = at, None, _DROP
         for pattern, rule in rules:
-            found = pattern.match(text, at)
+            found = pattern.match(text, at, at + REACH)
             if found and found.end() > longest:
                 longest, best, becomes = found.end(), found, rule
         if best is None:
