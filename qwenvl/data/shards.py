@@ -33,6 +33,10 @@ SUFFIXES: Mapping[str, Kind] = MappingProxyType(
 )  # fmt: skip
 """End of a file's name -> how the file is read."""
 
+UNREAD = frozenset({".zst", ".bz2", ".xz", ".lz4"})
+"""Ends of packed shards that are not read: told, not passed over."""
+
+
 # === Which files are shards ===
 
 
@@ -78,6 +82,12 @@ def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
         raise ValueError(f"{wrong}; give a shard, a folder of shards or a pattern of their names.")
     else:
         found = _matching(path)
+    for each in found:
+        inner = each.with_suffix("")
+        if each.suffix.lower() in UNREAD and suffix_of(inner) and inner not in found:
+            raise ValueError(
+                f"{each} is packed in a way that is not read; unpack it, or pack it as {inner.name}.gz."
+            )
     shards = [each for each in found if suffix_of(each) and each.is_file() and not _is_put_aside(each, path)]
     if not shards and not deep and path.is_dir() and keys_in(path):
         return [Path(os.path.abspath(path))]

@@ -220,3 +220,16 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         find_shards(tmp_path / "a.tar")
     with pytest.raises(ValueError, match="no shard in"):
         find_shards(tmp_path)
+
+
+def test_shards_packed_in_other_ways_are_told_not_passed_over(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", ["x"])
+    (tmp_path / "b.txt.zst").write_bytes(b"")
+    assert names(tmp_path) == ["a.tar"]
+    for name in ("b.tar.zst", "b.jsonl.bz2", "b.parquet.XZ"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=r"is packed in a way that is not read .* unpack it"):
+            find_shards(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "a.tar.xz").write_bytes(b"")
+    assert names(tmp_path) == ["a.tar"], "unpacked already"
