@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_for_the_user(error):
             raise
-        print(f"qwenvl: error: {sentence(error)}", file=sys.stderr)
+        from qwenvl.terminal import printable  # a message quotes what came from outside
+
+        print(f"qwenvl: error: {printable(sentence(error))}", file=sys.stderr)
         return 2
 
 

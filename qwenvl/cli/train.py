@@ -125,10 +125,11 @@ def _stage_alone(file: Path, init: str | None, start: "Start", scale: float) -> 
 
 def _tell(out: Path, model: Path) -> None:
     """What was left out, on stderr, and where the model is."""
+    from qwenvl.terminal import printable
     from qwenvl.train.data import left_out
 
     for kind, (count, example) in left_out(sorted(path for path in out.iterdir() if path.is_dir())).items():
-        print(f"left out: {count:,} {kind}, such as {example[:200]}", file=sys.stderr)
+        print(f"left out: {count:,} {kind}, such as {printable(example[:200])}", file=sys.stderr)
     print(model)
 
 

@@ -38,6 +38,7 @@ from qwenvl.evaluation.report import source_of
 from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad, parse
 from qwenvl.runtime import Runtime
+from qwenvl.terminal import printable
 from qwenvl.train.log import read_log
 from qwenvl.train.recipe import find_recipe, run_recipe, stages_of
 
@@ -158,12 +159,14 @@ def ask_fresh(assistant: Assistant, seed: int) -> Iterator[Answered]:
 
 def show(answered: Answered, console: Console) -> Answered:
     """Print a question and its answer."""
-    console.print(f"  [dim]{answered.asked}[/dim]")
-    console.print(f"  [bold]{answered.reply.plain or answered.reply.text}[/bold]", highlight=False)
+    console.print(f"  {answered.asked}", style="dim", markup=False)
+    said = printable(answered.reply.plain or answered.reply.text, lines=True)
+    console.print(f"  {said}", style="bold", markup=False, highlight=False)
     shapes: list[Box | Quad] = [*answered.reply.boxes, *answered.reply.quads]
     for shape in shapes:
         where = f"({shape.x1},{shape.y1}),({shape.x2},{shape.y2})" if isinstance(shape, Box) else shape.points
-        console.print(f"    {shape.label or ''} {where}  score {shape.score or 0:.2f}", style="dim")
+        label = printable(shape.label or "")
+        console.print(f"    {label} {where}  score {shape.score or 0:.2f}", style="dim", markup=False)
     return answered
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qwenvl.files import atomic
@@ -41,7 +42,7 @@ class Log:
         self._writes, self._run_dir = distributed.rank() == 0, run_dir
         self._bar = _bar(shown=self._writes and not launcher.spoken_for())
         self._task = self._bar.add_task(
-            stage.name, total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
+            escape(stage.name), total=stage.optim.steps, completed=start, loss=0.0, speed=0.0
         )
         self._loss = self._speed = self._seconds = 0.0
         if self._writes:
@@ -149,7 +150,9 @@ def following(stages: Mapping[Path, StageConfig]) -> Iterator[Callable[[], None]
     """Bars of stages that other processes train side by side; each call draws how far their logs have come."""
     with _bar(shown=True) as bar:
         tasks = {
-            run_dir / "log.jsonl": bar.add_task(stage.name, total=stage.optim.steps, loss=0.0, speed=0.0)
+            run_dir / "log.jsonl": bar.add_task(
+                escape(stage.name), total=stage.optim.steps, loss=0.0, speed=0.0
+            )
             for run_dir, stage in stages.items()
         }
 

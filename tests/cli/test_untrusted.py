@@ -109,3 +109,32 @@ def test_f88_a_preset_is_looked_up_in_a_table(preset: str, run: Run, tmp_path: P
     assert f"preset {'is ' if preset != 'small' else ''}'{preset}'" in run(
         "train", "recipe", "--out", "run", status=2
     )
+
+
+# === Text that reaches the terminal ===
+
+
+@pytest.mark.parametrize("command", ["clean", "mix", "check", "read", "score", "ask", "convert"])
+def test_f90_escape_codes_of_strangers_are_shown_as_escapes(command: str, run: Run, tmp_path: Path) -> None:
+    """Captions, ids, sources, keys of JSON, paths and names of models."""
+    odd = f"evil{CLEAR}"
+    pair = {"text": f"{odd} a red bus", "key": odd, "source": odd, "image": f"{odd}.jpg", odd: odd}
+    record = {"kind": odd, "source": odd, "image": f"{odd}.jpg", "caption": odd, odd: 1}
+    dialogue = {"id": odd, "conversations": [{"from": odd, "value": odd}], odd: odd}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "dialogues.json").write_text(json.dumps([dialogue]))
+    (tmp_path / "coco.json").write_text(
+        json.dumps({"images": [{"id": odd, "file_name": odd}], "annotations": [pair]})
+    )
+    arguments = {
+        "clean": ("data", "clean", "pairs.jsonl", "out"),
+        "mix": ("data", "mix", "records.jsonl", "--out", "out.jsonl", "--total", "2"),
+        "check": ("data", "check", "dialogues.json"),
+        "read": ("data", "read", "coco", "coco.json", "--out", "out.jsonl"),
+        "score": ("eval", "score", "vqav2", "--predictions", "dialogues.json", "--data", f"{odd}.json"),
+        "ask": ("ask", odd, "What?"),
+        "convert": ("convert", odd, "new"),
+    }
+    told = run(*arguments[command])
+    assert told.strip() and "\x1b" not in told and "\x07" not in told
