@@ -86,7 +86,7 @@ def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
         inner = each.with_suffix("")
         if each.suffix.lower() in UNREAD and suffix_of(inner) and inner not in found:
             raise ValueError(
-                f"{each} is packed in a way that is not read; unpack it, or pack it as {inner.name}.gz."
+                f"{each} is packed in a way that is not read (.gz is, of tars and lines); unpack it."
             )
     shards = [each for each in found if suffix_of(each) and each.is_file() and not _is_put_aside(each, path)]
     if not shards and not deep and path.is_dir() and keys_in(path):
