@@ -233,3 +233,11 @@ def test_shards_packed_in_other_ways_are_told_not_passed_over(tmp_path: Path) ->
         (tmp_path / name).unlink()
     (tmp_path / "a.tar.xz").write_bytes(b"")
     assert names(tmp_path) == ["a.tar"], "unpacked already"
+
+
+def test_loose_files_of_a_folder_are_read_as_those_of_a_tar(tmp_path: Path) -> None:
+    for key in ("a", "b"):
+        (tmp_path / f"{key}.jpg").write_bytes(jpeg(1))
+        (tmp_path / f"{key}.txt").write_text(f"text {key}")
+    (tmp_path / "c.png").write_bytes(jpeg(1))
+    assert texts_of(tmp_path) == ["text a", "text b", "empty caption"]

@@ -26,8 +26,8 @@ from qwenvl.data.columns import (
 from qwenvl.data.faults import Unusable
 from qwenvl.data.lookup import file_below
 from qwenvl.data.records import Pair, Skipped
-from qwenvl.data.shards import LARGEST, kind_of
-from qwenvl.data.tars import Group, grouped, name_and_suffix, read_tar
+from qwenvl.data.shards import LARGEST, keys_in, kind_of
+from qwenvl.data.tars import Group, Member, grouped, name_and_suffix, read_tar
 from qwenvl.files import read_limited
 from qwenvl.parsing import MAX_FILE, Damaged, parse_json, read_lines
 
@@ -76,7 +76,9 @@ def read_samples(source: Source) -> Iterator[Sample]:
 
 def read_rows(source: Source) -> Iterator[Row | Skipped]:
     """The same before columns are taken for a pair: every sample with all its columns and its image."""
-    readers = {"tar": _from_tar, "parquet": _from_parquet, "lines": _from_lines, "list": _from_list}
+    readers = {
+        "tar": _from_tar, "parquet": _from_parquet, "lines": _from_lines, "list": _from_list, "folder": _from_folder
+    }  # fmt: skip
     try:
         yield from readers[kind_of(source.path)](source)
     except OSError as error:
@@ -98,6 +100,21 @@ def _from_tar(source: Source) -> Iterator[Row | Skipped]:
             row = Skipped(key=group.key, kind=UNSORTED, detail=hint, source=source.name)
         seen.add(group.key)
         yield row
+
+
+def _from_folder(source: Source) -> Iterator[Row | Skipped]:
+    """Files that lie loose in a folder, as they would stand in a tar."""
+    files: dict[str, list[Path]] = {}
+    for each in sorted(source.path.iterdir()):
+        files.setdefault(each.name.partition(".")[0], []).append(each)
+    for key in keys_in(source.path):
+        members = []
+        for path in files[key]:
+            try:
+                members.append(Member(path.name, read_limited(path, LARGEST)))
+            except ValueError as error:
+                members.append(Member(path.name, b"", f"file too large ({error})"))
+        yield _of_group(Group(key, tuple(members)), source)
 
 
 def _of_group(group: Group, source: Source) -> Row | Skipped:
