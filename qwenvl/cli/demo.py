@@ -26,15 +26,19 @@ def demo(
         seed: Chooses the fresh pictures that the shipped model is asked about.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from qwenvl.demo.run import Plan, run
+    from qwenvl.terminal import printable
 
     console = Console()
     report = run(
         Plan(folder=out, recipe=recipe, images=images, processes=processes, scale=scale, seed=seed),
         console,
     )
-    console.print(f"\nThe report: [bold]{report}[/bold]\n\nNext:", highlight=False)
+    console.print(
+        f"\nThe report: [bold]{escape(printable(report))}[/bold]\n\nNext:", highlight=False, soft_wrap=True
+    )
     console.print("  qwenvl chat tiny PICTURE", highlight=False)
     console.print('  qwenvl ask tiny PICTURE "Where is the red circle?" --out boxes.png', highlight=False)
     console.print("  qwenvl train recipes/tiny --out runs/tiny --processes 2", highlight=False)

@@ -149,8 +149,9 @@ def _ask(
 ) -> int:
     """Run, score what can be scored here, print."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+    from qwenvl.bars import Bars
     from qwenvl.cli.eval_score import print_cards
     from qwenvl.evaluation import card
     from qwenvl.evaluation.progress import Running
@@ -164,7 +165,7 @@ def _ask(
             printable(f"{len(lost)} of {len(samples)} questions lack their image, such as {which}: {path}")
         )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Bars(*columns, console=console) as bar:
         running = Running(row, samples)
         line = bar.add_task(row.title, total=len(samples))
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from PIL import Image as pillow
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import qwenvl
 from qwenvl import html
+from qwenvl.bars import Bars
 from qwenvl.chat import Assistant, Reply
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.toy.paint import render
@@ -62,6 +63,13 @@ class Plan:
     """Factor on the steps of every stage."""
     seed: int = 0
     """Chooses the fresh pictures."""
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.processes < 1 or self.scale <= 0:
+            raise ValueError(
+                f"--images is {self.images}, --processes {self.processes} and --scale {self.scale:g}; expected at "
+                "least 1, at least 1 and more than 0."
+            )
 
     @property
     def eval_images(self) -> int:
@@ -176,12 +184,12 @@ def show(answered: Answered, console: Console) -> Answered:
 def score(assistant: Assistant, images: int, name: str, console: Console) -> Scores:
     """Score a model with a bar."""
     columns = (
-        TextColumn("{task.description:16}"),
+        TextColumn("{task.description:16}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Bars(*columns, console=console) as bar:
         line = bar.add_task(name, total=None)
         return in_memory.score(
             assistant,

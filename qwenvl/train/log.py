@@ -6,8 +6,8 @@
 
 `step` is the number of updates done, from 1 as in TensorBoard and the names of states; `seconds` count from the start
 of the stage, `time` from 1970; `norms` are those before clipping.
-`mfu` is left out where nobody knows the peak of the device. A progress bar shows loss and speed to who is watching;
-TensorBoard and other trackers draw the lines (`track`).
+`mfu` is left out where nobody knows the peak of the device. A progress bar shows loss and speed to who is watching, a
+line every 20 seconds to a pipe or a log; TensorBoard and other trackers draw the lines (`track`).
 """
 
 import json
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from qwenvl.bars import Bars
 from qwenvl.files import atomic
 from qwenvl.train import distributed, launcher
 from qwenvl.train.flops import peak
@@ -131,17 +132,16 @@ class Log:
         self._last = time.perf_counter()  # the time that this took is no training
 
 
-def _bar(*, shown: bool) -> Progress:
-    """Progress bars on stderr, for a person only."""
-    console = Console(stderr=True)
-    return Progress(
+def _bar(*, shown: bool) -> Bars:
+    """Progress on stderr."""
+    return Bars(
         TextColumn("{task.description:16}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
+        console=Console(stderr=True),
+        shown=shown,
     )
 
 

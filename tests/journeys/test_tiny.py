@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 from PIL import Image as pillow
 
+import qwenvl.cli as cli
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.data.toy.paint import render
@@ -16,6 +17,7 @@ from qwenvl.data.toy.worlds import scene
 from qwenvl.demo.eval_points import TARGETS, EvalPoint, ended, record_rows
 from qwenvl.evaluation.metrics.toy import Count
 from qwenvl.runtime import Runtime
+from qwenvl.train.recipe import find_recipe
 
 Run = Callable[..., CompletedProcess[str]]
 MOST_BYTES = 12_000_000
@@ -110,3 +112,18 @@ def test_the_record_ends_with_the_scores_on_all_images() -> None:
     eval_points = ended([early, late], {name: Count(3, 4) for name in TARGETS})
     assert [row[2] for row in record_rows(eval_points)] == ["not reached", "20 s", "10 s"]
     assert ended([], {}) == []
+
+
+@pytest.mark.parametrize("option", ["--images", "--processes", "--scale"])
+def test_f7_a_demo_of_nothing_is_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", option, "0", "--out", str(tmp_path / "demo")]) == 2
+    assert "expected at least 1" in capsys.readouterr().err and not (tmp_path / "demo").exists()
+
+
+def test_f10_what_the_demo_names_next_is_found_from_anywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (find_recipe("recipes/tiny") / "recipe.toml").exists()
