@@ -4,11 +4,12 @@ A page is drawn twice, with its text and without. Where both are equal there is 
 white on white, covered, transparent, in a mode that leaves no ink.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageChops
 
 from qwenvl.data.synth.pages.page import Line
 
@@ -24,36 +25,33 @@ def seen_lines(
 ) -> tuple[Line, ...]:
     """The lines whose ink is seen: in their box `image` differs from `blank`, the same page without its text.
 
-    A line that is `hidden` on purpose (what a scanner has read, laid over its image) is seen where the image itself has
-    ink in the box.
+    Both are RGB. A line that is `hidden` on purpose (what a scanner has read, laid over its image) is seen where the
+    image itself has ink in the box.
     """
-    page, without = np.asarray(image), np.asarray(blank)
+    red, green, blue = ImageChops.difference(image, blank).split()
+    changed = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) > FAINT
+    page = np.asarray(image)
     hidden = hidden or [False] * len(lines)
     return tuple(
         line
         for line, secret in zip(lines, hidden, strict=True)
-        if _is_seen(line, page, without) or (secret and _has_contrast(line, page))
+        if _enough(_middle(line, changed)) or (secret and _has_contrast(_middle(line, page)))
     )
 
 
-def _is_seen(line: Line, page: UInt8[np.ndarray, "h w 3"], without: UInt8[np.ndarray, "h w 3"]) -> bool:
-    a, b = _middle(line, page), _middle(line, without)
-    return bool(a.size) and _enough(np.abs(a.astype(np.int16) - b).max(-1) > FAINT)
-
-
-def _has_contrast(line: Line, page: UInt8[np.ndarray, "h w 3"]) -> bool:
-    part = _middle(line, page)
+def _has_contrast(part: UInt8[np.ndarray, "h w 3"]) -> bool:
     return bool(part.size) and _enough((part.astype(np.int16).max((0, 1)) - part).max(-1) > FAINT)
 
 
-def _enough(ink: np.ndarray) -> bool:
-    return bool(ink.any()) and bool(ink.mean() >= LEAST)
+def _enough(ink: Bool[np.ndarray, "h w"]) -> bool:
+    return bool(np.count_nonzero(ink) >= max(1.0, LEAST * ink.size))
 
 
-def _middle(line: Line, page: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
+def _middle(line: Line, page: np.ndarray) -> np.ndarray:
     """The pixels of a line's box, without a rim into which the letters of its neighbours may reach."""
-    (left, top), (right, bottom) = np.min(line.quad, 0), np.max(line.quad, 0)
+    x, y = [point[0] for point in line.quad], [point[1] for point in line.quad]
+    left, top, right, bottom = min(x), min(y), max(x), max(y)
     rim = 0.12 * min(bottom - top, right - left)
-    rows = slice(max(0, int(top + rim)), int(np.ceil(bottom - rim)))
-    columns = slice(max(0, int(left + rim)), int(np.ceil(right - rim)))
+    rows = slice(max(0, int(top + rim)), math.ceil(bottom - rim))
+    columns = slice(max(0, int(left + rim)), math.ceil(right - rim))
     return page[rows, columns]

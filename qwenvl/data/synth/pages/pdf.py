@@ -137,9 +137,8 @@ def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
 
 def _drawn(page: Any, scale: float) -> Image.Image:
     levels = page.render(scale=scale, rev_byteorder=True).to_numpy()
-    return Image.fromarray(np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels)).convert(
-        "RGB"
-    )
+    image = Image.fromarray(np.ascontiguousarray(levels[..., :3] if levels.ndim == 3 else levels))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _raw() -> Any:
