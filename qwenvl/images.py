@@ -139,26 +139,14 @@ def upright(image: pillow.Image) -> pillow.Image:
         return image.copy()
 
 
-def lies_on_its_side(image: pillow.Image) -> bool:
-    """Whether EXIF asks for a quarter turn: boxes that a tool drew on the upright image then do not fit the stored one.
-
-    `image` may be undecoded (`opened`).
-    """
+def exif_orientation(image: bytes | pillow.Image) -> int:
+    """The EXIF tag of an image that turns it when it is shown: 1 (as stored) to 8; 1 where there is none to be read."""
     try:
-        return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:
-        return False
-
-
-_ORIENTATION = 0x0112
-
-
-def exif_orientation(data: bytes) -> int:
-    """The EXIF tag of an image file that turns it when it is shown: 1 (as stored) to 8; 1 where there is none."""
-    try:
-        with opened(data) as image:
-            found = image.getexif().get(0x0112, 1)
-    except Exception:  # no image, or EXIF that cannot be read: shown as stored
+        if isinstance(image, bytes):
+            with opened(image) as header:
+                return exif_orientation(header)
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # no image, or one of the zoo of types that Pillow's parser raises
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

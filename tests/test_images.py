@@ -12,7 +12,7 @@ from PIL import Image
 
 from qwenvl.data.clean.images import difference_hash, measure
 from qwenvl.drawing import PALETTE, draw_boxes
-from qwenvl.images import MEAN, STD, lies_on_its_side, normalise, open_image, opened, preprocess, upright
+from qwenvl.images import MEAN, STD, exif_orientation, normalise, open_image, opened, preprocess, upright
 from qwenvl.markup import Box, Quad
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
@@ -238,11 +238,12 @@ def test_f105_what_stands_beside_the_pixels_of_a_png_does_not_decide(remark, pla
 
 def test_exif_that_cannot_be_read_turns_nothing():
     lying = encoded(Image.new("RGB", (200, 100)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
-    assert upright(open_image(lying)).size == (200, 100) and not lies_on_its_side(open_image(lying))
+    assert upright(open_image(lying)).size == (200, 100) and exif_orientation(open_image(lying)) == 1
     exif = Image.Exif()
     exif[0x0112] = 6
-    with opened(encoded(Image.new("RGB", (200, 100)), "JPEG", exif=exif)) as header:
-        assert lies_on_its_side(header)
+    data = encoded(Image.new("RGB", (200, 100)), "JPEG", exif=exif)
+    with opened(data) as header:
+        assert exif_orientation(header) == exif_orientation(data) == exif_orientation(open_image(data)) == 6
 
 
 def test_a_size_below_one_is_refused():

@@ -15,12 +15,11 @@ from qwenvl.data.formats import Example
 from qwenvl.data.layouts import TrainingSample, read
 from qwenvl.data.records import Dialogue, GroundedCaption, OcrPage, Record, Referring
 from qwenvl.data.stream.samples import Located, Sample
-from qwenvl.images import open_image
+from qwenvl.images import exif_orientation, open_image
 from qwenvl.markup import Box, Image, Quad, Segment, Text
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 
-_ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 1: not at all."""
 
 _NUMBERED = re.compile(r"Picture\s*(\d+)\s*:\s*$", re.IGNORECASE)
@@ -182,7 +181,7 @@ class _Images:
     def turned(self, image: Image) -> str:
         """What its EXIF asks for, if that turns it."""
         looked = self._look(image.source)
-        if len(looked) != 3 or looked[2] in (0, 1):
+        if len(looked) != 3 or looked[2] == 1:
             return ""
         return f"shows {image.source}, which EXIF turns (orientation {looked[2]}): {looked[0]} x {looked[1]} as stored."
 
@@ -191,7 +190,7 @@ class _Images:
             try:
                 given = source.read() if isinstance(source, Located) else source
                 image = open_image(given)  # type: ignore[arg-type]
-                self._known[source] = *image.size, image.getexif().get(_ORIENTATION, 1)
+                self._known[source] = *image.size, exif_orientation(image)
             except (ValueError, OSError) as error:
                 self._known[source] = ("damaged picture", f"shows {source}: {error}")
         return self._known[source]

@@ -20,11 +20,11 @@ _BLOCK = (
     "h6 head header hr html iframe img input li link main meta nav ol option p pre section select source table tbody "
     "td textarea tfoot th thead title tr ul video"
 )
-_HIDDEN = re.compile(r"<!--|<(?:script|style)\b", re.IGNORECASE)
+_HIDDEN = re.compile(r"<(!--|(?:script|style)\b)", re.IGNORECASE)
 _ENDINGS = {
-    "<!--": re.compile("-->"),
-    "<script": re.compile(r"</script\s*>", re.IGNORECASE),
-    "<style": re.compile(r"</style\s*>", re.IGNORECASE),
+    "!--": re.compile("-->"),
+    "script": re.compile(r"</script\s*>", re.IGNORECASE),
+    "style": re.compile(r"</style\s*>", re.IGNORECASE),
 }
 _LONG_ENTITY = re.compile(r"&#[0-9]{9,};?")  # no character, and more digits than Python reads
 _INLINE_TAG = re.compile(rf"</?(?:{'|'.join(_INLINE.split())})(?:\s[^<>]*)?/?>", re.IGNORECASE)
@@ -50,7 +50,7 @@ def _without_hidden(text: str) -> str:
     kept: list[str] = []
     at, open_ended = 0, set[str]()
     while found := _HIDDEN.search(text, at):
-        kind = found[0].lower()
+        kind = found[1].lower()
         end = None if kind in open_ended else _ENDINGS[kind].search(text, found.end())
         if end is None:
             open_ended.add(kind)
