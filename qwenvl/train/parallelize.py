@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import checkpoint
 
 from qwenvl.config import ModelConfig
+from qwenvl.model.llm import AttentionContext, Documents
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.distributed import ParallelDims, rank
 from qwenvl.train.stages import StageConfig
@@ -47,7 +48,7 @@ class ParallelConfig:
     activation_checkpointing: bool = False
     """Keep only what enters a block and compute the rest again in the backward pass."""
     compile: bool = False
-    """Compile every block with torch.compile."""
+    """Compile every block with torch.compile; see `compile_` for what runs as it is."""
     reduce_once_per_step: bool = False
     """With `shard`, add up gradients once an update, not after every micro-batch: fewer messages, whole gradients."""
     spike: float = 4.0
@@ -98,7 +99,7 @@ def parallelize_(model: QwenVL, stage: StageConfig, parallel: ParallelConfig, di
     blocks = [*model.vision.blocks, *model.llm.blocks]
     for block in blocks:
         if parallel.compile:
-            block.forward = torch.compile(block.forward)
+            compile_(block)
         if parallel.activation_checkpointing:
             checkpoint_activations_(block)
     if dims.mesh is not None and parallel.shard != "none":
@@ -130,6 +131,24 @@ def cut_(model: QwenVL, tensor: int) -> None:
                 columns = -(-module.in_features // tensor) if style is ROWS else module.in_features
                 cut = nn.Linear(columns, rows, bias=module.bias is not None)
                 model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], cut)
+
+
+def compile_(block: nn.Module) -> None:
+    """Compile a block for what has the same form again and again: training on whole rows.
+
+    Behind a cache every step has another length, and documents that are attended one by one have ever new ones: these
+    run as they are, or torch would compile a few lengths and then, silently, give up on all.
+    """
+    plain, compiled = block.forward, torch.compile(block.forward)
+
+    def forward(hidden: Tensor, *context: Any, **more: Any) -> Tensor:
+        given = context[0] if context else more.get("context")
+        varies = isinstance(given, AttentionContext) and (
+            given.cache is not None or isinstance(given.mask, Documents)
+        )
+        return (plain if varies else compiled)(hidden, *context, **more)
+
+    block.forward = forward
 
 
 def checkpoint_activations_(block: nn.Module) -> None:

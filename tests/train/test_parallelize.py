@@ -153,6 +153,35 @@ def test_compiled_blocks_learn_the_same(
     assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-5)
 
 
+@pytest.mark.compile
+def test_f48_ever_new_lengths_never_reach_the_limit_of_compilations(
+    start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding through a cache and rows attended document by document: as without compilation, none given up."""
+    from qwenvl.generate.engine import Prompt, Settings, generate
+    from qwenvl.model import llm
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(llm, "LONG_ROW", 32)
+    torch._dynamo.reset()  # what other tests have compiled counts too
+    plain, compiled = folder.load(start, CPU), folder.load(start, CPU)
+    parallelize_(compiled, TRIAL, ParallelConfig(compile=True), ParallelDims(1, CPU.device))
+    rows = torch.arange(48)[None]
+    splits = [
+        torch.repeat_interleave(torch.tensor([[1024, 2048]]), torch.tensor([k, 48 - k]), dim=1)
+        for k in range(8, 20)
+    ]
+    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True), torch.no_grad():
+        one, two = (
+            generate(model, [Prompt(ids=(1, 2, 3))], Settings(max_new_tokens=16))
+            for model in (plain, compiled)
+        )
+        assert [each.ids for each in one] == [each.ids for each in two]
+        for segments in splits:
+            torch.testing.assert_close(compiled(rows, segments=segments), plain(rows, segments=segments))
+        torch.testing.assert_close(compiled(rows), plain(rows))
+
+
 # === What cannot work ===
 
 
