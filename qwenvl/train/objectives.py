@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.records import Skipped
+from qwenvl.data.stream.images import square
 from qwenvl.data.toy import worlds
 from qwenvl.data.toy.labels import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
 from qwenvl.data.toy.paint import render as paint
-from qwenvl.images import preprocess
+from qwenvl.images import MEAN, STD, preprocess
+from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
@@ -105,7 +107,9 @@ def next_token_of(
 
     def batch(documents: Sequence[int]) -> Rows:
         examples = [document(index) for index in documents]
-        return pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
+        rows = pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
+        squares = tuple(Image(square(image.source, stage.image_size)) for image in rows.images)
+        return replace(rows, images=squares)
 
     return _next_token_over(model, stage, batch, document)
 
@@ -130,17 +134,15 @@ def _next_token_over(
         )
 
     def loss(rows: Rows) -> Loss:
-        pixels = [preprocess(image.source, stage.image_size) for image in rows.images]  # type: ignore[arg-type]
-        device = model.llm.embed.weight.device
+        device, size, images = model.llm.embed.weight.device, stage.image_size, len(rows.images)
         ids, labels, positions, segments = (
-            torch.from_numpy(each).to(device)
-            for each in (rows.ids, rows.labels, rows.positions, rows.segments)
+            on_device(each, device) for each in (rows.ids, rows.labels, rows.positions, rows.segments)
         )
-        size = stage.image_size
-        idle = torch.zeros(1, 3, size, size, device=device) if any_rank(bool(pixels)) and not pixels else None
+        levels = [image.source for image in rows.images]  # squares of levels since they were read
+        idle = torch.zeros(1, 3, size, size, device=device) if any_rank(images > 0) and not images else None
         hidden = model.hidden(
             ids,
-            torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,
+            normalised(on_device(np.stack(levels), device)) if images else None,  # type: ignore[arg-type]
             positions=positions,
             segments=segments,
             idle=idle,
@@ -150,13 +152,28 @@ def _next_token_over(
             total=total,
             supervised=len(each),
             tokens=int((rows.segments > 0).sum()),
-            images=len(pixels),
+            images=images,
             row_tokens=rows.ids.size,
             left_out=len(rows.left_out),
             by_source=sums_by_source(each, rows),
         )
 
     return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor there; to a GPU through pinned memory, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def normalised(
+    levels: UInt8[Tensor, "images height width 3"],
+) -> Float[Tensor, "images 3 height width"]:
+    """`images.normalise` on the device of the levels, to the same bits."""
+    pixels = levels.permute(0, 3, 1, 2).float().contiguous()
+    mean, std = (torch.tensor(each, device=levels.device)[:, None, None] for each in (MEAN, STD))
+    return pixels.div_(255).sub_(mean).div_(std)
 
 
 def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tuple[Float[Tensor, ""], int]]:

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE
+from qwenvl.images import normalise
 from qwenvl.train import loss
 from qwenvl.train.loss import LOGIT_CHUNK, next_token_nll
+from qwenvl.train.objectives import normalised
 
 Case = tuple[nn.Linear, Tensor, Tensor]
 
@@ -92,3 +95,10 @@ def test_logits_are_never_held_whole() -> None:
     logits = labels.numel() * 8192 * 4
     assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
     assert peak(lambda: next_token_nll(head, hidden, labels)[0].backward()) < 0.6 * logits
+
+
+def test_levels_are_normalised_on_the_device_to_the_same_bits() -> None:
+    """Images leave the loader as levels; what the vision encoder reads is what `images.preprocess` makes of them."""
+    levels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    expected = np.stack([normalise(each) for each in levels])
+    assert np.array_equal(normalised(torch.from_numpy(levels)).numpy(), expected)
