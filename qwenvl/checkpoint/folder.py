@@ -69,6 +69,7 @@ OFFICIAL_CONFIG = "official_config.json"
 SIDECARS = (
     "qwen.tiktoken",
     "generation_config.json",
+    "processor_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     OFFICIAL_CONFIG,

@@ -25,6 +25,9 @@ NEVER_REQUIRED = {
     "data_juicer": "benchmarks/versus_data_juicer.py runs it where somebody has it",
     "tokenizers": "comes with transformers",
     "accelerate": "comes with peft",
+    "transformers_tests": "the tests of transformers' source package, fetched by `make compat`",
+    "trl": "`make compat` trains with it in an environment of its own",
+    "datasets": "comes with trl there",
 }
 """Modules that are imported where they happen to be, and why no extra brings them."""
 

@@ -336,6 +336,7 @@ def test_f25_lora_on_all_linear_layers_learns_in_each(model, row):
 # === Traced: one graph, any batch ===
 
 
+@pytest.mark.compile
 def test_f29_export_with_any_number_of_pictures(model, row):
     batch = torch.export.Dim("batch", min=1, max=8)
     two = {name: tensor[:1].repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in row.items()}

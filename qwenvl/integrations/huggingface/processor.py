@@ -30,6 +30,8 @@ TEMPLATE = (
 )
 """Stands where a template in Jinja would: trainers look there for the name of its spans."""
 
+PROCESSOR_CONFIG = "processor_config.json"
+
 OPTIONS: Mapping[str, Any] = {
     "padding": True,
     "max_length": None,
@@ -98,28 +100,36 @@ class QwenVLProcessor(ProcessorMixin):
         """
         _refuse(kwargs, (*LOADING, "padding_side"), "from_pretrained")
         folder = folder_of(pretrained_model_name_or_path, kwargs, ("*.json", "*.tiktoken"))
-        shape, settings = read_config(folder), folder / "generation_config.json"
-        named = folder / "tokenizer_config.json"
-        side = kwargs.get("padding_side") or (read_json(named) if named.exists() else {}).get("padding_side")
+        own, settings = folder / PROCESSOR_CONFIG, folder / "generation_config.json"
+        told = {**_read(own), **_read(folder / "tokenizer_config.json"), **kwargs}
+        if (folder / "config.json").exists() or not own.exists():
+            shape = read_config(folder)
+            told |= {"queries": shape.adapter.queries, "size": shape.vision.image_size}
         return cls(
-            QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=side or "left"),
-            queries=shape.adapter.queries,
-            size=shape.vision.image_size,
-            chatml=not settings.exists() or read_json(settings).get("chat_format", "chatml") == "chatml",
+            QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=told.get("padding_side") or "left"),
+            queries=told["queries"],
+            size=told["size"],
+            chatml={**told, **_read(settings)}.get("chat_format", "chatml") == "chatml",
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the vocabulary, its class and the chat format; size and queries stand in config.json."""
+        """Write the vocabulary, its class, the chat format and, for a folder without config.json, size and queries."""
         _refuse({**kwargs, **({"push_to_hub": True} if push_to_hub else {})}, (), "save_pretrained")
         folder = Path(save_directory)
         vocabulary = self.tokenizer.core.save(folder)
-        named, settings = folder / "tokenizer_config.json", folder / "generation_config.json"
-        values = {"tokenizer_class": QwenVLTokenizer.__name__, "padding_side": self.tokenizer.padding_side}
-        _write(named, values)
-        values = read_json(settings) if settings.exists() else {}
-        values["chat_format"] = "chatml" if self.chatml else "raw"
-        _write(settings, values)
-        return [str(vocabulary), str(named), str(settings)]
+        format_ = {"chat_format": "chatml" if self.chatml else "raw"}
+        side = {"padding_side": self.tokenizer.padding_side}
+        seen = {"queries": self.queries, "size": self.size}
+        settings = folder / "generation_config.json"
+        files = {
+            folder / "tokenizer_config.json": {"tokenizer_class": QwenVLTokenizer.__name__, **side},
+            folder / PROCESSOR_CONFIG: {"processor_class": type(self).__name__, **seen, **format_},
+            settings: {**_read(settings), **format_},
+        }
+        for file, values in files.items():
+            with atomic(file) as written:
+                written.write((json.dumps(values, indent=2) + "\n").encode())
+        return [str(vocabulary), *map(str, files)]
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
@@ -275,9 +285,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (listed and all(isinstance(each, str) for each in value))
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    with atomic(path) as file:
-        file.write((json.dumps(values, indent=2) + "\n").encode())
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
