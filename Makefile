@@ -2,6 +2,7 @@
 # make test   style, types, layers, shapes and tests                                    (sets everything up first)
 # make data-demo  raw pairs with planted defects, cleaned in every way that must agree
 # make docs   the guides and the API reference as a static site in build/site
+# make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -11,7 +12,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help docs demo data-demo test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs demo data-demo compat test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -27,6 +28,9 @@ docs: $(VENV)/.test
 
 test: same-python $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-types check-layers check-tests
+
+compat: $(VENV)/.test
+	@$(BIN)/python benchmarks/compat.py --write
 
 lint: $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-layers
