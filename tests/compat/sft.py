@@ -12,6 +12,8 @@ from peft import LoraConfig
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
+import qwenvl.integrations.transformers  # noqa: F401 - makes the model known
+
 ROWS = [
     {
         "images": [Image.new("RGB", (60, 40), colour)],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
 
+import qwenvl.integrations.transformers  # noqa: F401 - makes the model known
 from qwenvl.markup import Image as ImageSegment
 from qwenvl.markup import Turn, number_images, render_chat
 
