@@ -513,10 +513,11 @@ def test_f95_a_kill_between_the_renames_leaves_the_old_or_the_new_model(ours, tm
     def work():
         rename = Path.rename
         if exchange:
-            checkpoint.shutil.rmtree = die  # the first thing after the exchange
+            setattr(checkpoint.shutil, "rmtree", die)  # noqa: B010  the first thing after the exchange
         else:
             checkpoint.swapped = lambda *_: False
-            Path.rename = lambda self, to: rename(self, to) if str(to).endswith("-replaced") else die()
+            stopped = lambda self, to: rename(self, to) if str(to).endswith("-replaced") else die()  # noqa: E731
+            setattr(Path, "rename", stopped)  # noqa: B010
         checkpoint.save(model, ours)
 
     killed(work)

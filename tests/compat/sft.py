@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 import qwenvl.integrations.transformers  # noqa: F401 - makes the model known
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "images": [Image.new("RGB", (60, 40), colour)],
         "messages": [{"role": "user", "content": "What colour?"}, {"role": "assistant", "content": colour}],

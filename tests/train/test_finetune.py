@@ -125,7 +125,19 @@ def test_qlora(
 def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
     """Killed in a real process, on two that share weights and adapters (FSDP2), and begun again: dropout included."""
     pytest.importorskip("peft")
-    options = ("--lora", "--rank", 2, "--dropout", 0.2, "--epochs", 6, "--save-every", 2, "--show-every", 0)
+    options: tuple[object, ...] = (
+        "--lora",
+        "--rank",
+        2,
+        "--dropout",
+        0.2,
+        "--epochs",
+        6,
+        "--save-every",
+        2,
+        "--show-every",
+        0,
+    )
     options += ("--processes", 2, "--shard", "full")
     assert run(data, tmp_path / "whole", *options) == 0
     words = ["finetune", BASE, "--data", data, "--out", tmp_path / "killed", "--device", "cpu", "--batch", 2]
