@@ -31,7 +31,7 @@ def data_clean(
     status 2 when nothing was kept.
 
       qwenvl data clean laion/ clean/ --preset laion-en --executor process
-      qwenvl data clean raw/ clean/ --change clip_score=0.27 near_pictures=3
+      qwenvl data clean raw/ clean/ --change clip_score=0.27 near_images=3
 
     Args:
         src: A folder of shards (.tar, .parquet, .jsonl), one shard or a pattern; what img2dataset leaves beside a

@@ -80,7 +80,7 @@ class Thresholds:
             except re.error as error:
                 raise ValueError(f"special_tags is {self.special_tags!r}, no expression ({error}).") from None
         if self.near_images is not None and not 0 <= self.near_images <= 7:
-            raise ValueError(f"near_pictures is {self.near_images}; expected 0 to 7 of the 64 bits.")
+            raise ValueError(f"near_images is {self.near_images}; expected 0 to 7 of the 64 bits.")
         if self.near_texts is not None and not 0.5 <= self.near_texts <= 1:
             raise ValueError(f"near_texts is {self.near_texts}; expected a similarity of 0.5 to 1.")
 
