@@ -236,8 +236,8 @@ def control(*names: str, tokenizer: Tokenizer, supervised: bool) -> Rendered:
 def render_turn(turn: Turn, tokenizer: Tokenizer, queries: int) -> Rendered:
     """In ChatML, where symbols, the answer and the last newline are learned (paper 2.3), unless `loss` is False."""
     before, behind = _around(turn.role, tokenizer, turn.loss)
-    learned = turn.loss and turn.role == "assistant"
-    return join([before, render(turn.content, tokenizer, queries, supervised=learned), behind])
+    supervised = turn.loss and turn.role == "assistant"
+    return join([before, render(turn.content, tokenizer, queries, supervised=supervised), behind])
 
 
 @lru_cache(maxsize=32)

@@ -259,13 +259,13 @@ def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool
         return
     from json import dumps
 
-    told = {
+    measured = {
         "model": str(target),
         "samples": len(report.usable),
         "tokens": sum(report.lengths),
         "updates": steps,
     }
-    print(dumps({**told, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}))
+    print(dumps({**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}))
 
 
 def _usable(

@@ -167,8 +167,8 @@ def _ids(made: Example, tokenizer: Tokenizer) -> Html:
         spans.append(_token(kind, text, ids))
         place = stop
     rest = f", {len(made) - place} more" if place < len(made) else ""
-    learned = sum(loss_mask)
-    count = element("small", f"{len(made)} tokens, {learned} learned{rest}")
+    supervised = sum(loss_mask)
+    count = element("small", f"{len(made)} tokens, {supervised} learned{rest}")
     return html.join([element("div", *spans, class_="ids"), count])
 
 

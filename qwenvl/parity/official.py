@@ -334,8 +334,8 @@ def sft_preprocess(
         content = encode(value, tokenizer, allowed)
         tail = [tokenizer.im_end, *newline]
         ids += [tokenizer.im_start, *head, *content, *tail]
-        learned = content if role == "assistant" else [IGNORE] * len(content)
-        labels += [tokenizer.im_start, *[IGNORE] * len(head), *learned, *tail]
+        kept_labels = content if role == "assistant" else [IGNORE] * len(content)
+        labels += [tokenizer.im_start, *[IGNORE] * len(head), *kept_labels, *tail]
     if max_len is None:
         return ids, labels
     missing = max_len - len(ids)

@@ -219,8 +219,8 @@ def _train(job: Finetuning, parallel: ParallelConfig) -> None:
             _write(trained, job, {})
         return
     assert adapted is not None
-    learned = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
-    weights = gathered(learned)
+    adapters = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    weights = gathered(adapters)
     if distributed.rank() == 0:
         unfinished = job.out / ".adapter-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)

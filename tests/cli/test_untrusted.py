@@ -67,9 +67,9 @@ def test_f86_deep_json_and_toml_end_in_a_sentence(name: str, run: Run, tmp_path:
     (tmp_path / "good.jsonl").write_text(
         json.dumps({"text": "a sentence about a red bus", "url": "http://a/b"}) + "\n"
     )
-    told = run(*DEEP_COMMANDS[name])
-    assert told.strip() and len(told) < 5_000, told[:2000]
-    assert "recursion" not in told.lower()
+    printed = run(*DEEP_COMMANDS[name])
+    assert printed.strip() and len(printed) < 5_000, printed[:2000]
+    assert "recursion" not in printed.lower()
 
 
 # === Recipes ===
@@ -136,5 +136,5 @@ def test_f90_escape_codes_of_strangers_are_shown_as_escapes(command: str, run: R
         "ask": ("ask", odd, "What?"),
         "convert": ("convert", odd, "new"),
     }
-    told = run(*arguments[command])
-    assert told.strip() and "\x1b" not in told and "\x07" not in told
+    printed = run(*arguments[command])
+    assert printed.strip() and "\x1b" not in printed and "\x07" not in printed

@@ -33,7 +33,7 @@ def png(colour: str) -> bytes:
     return file.getvalue()
 
 
-def told(found: TrainingSample) -> str:
+def description(found: TrainingSample) -> str:
     """Prompt and answer, or the turns, as text."""
     if found.turns:
         return "|".join(spell(turn.content) for turn in found.turns)
@@ -60,7 +60,7 @@ def everyone(file: Path, longest: int = 2048) -> tuple[list[str], list[str], lis
         each.example(BYTES, 4).ids for each in checked.usable
     )
     return (
-        [told(each) for each in checked.usable],
+        [description(each) for each in checked.usable],
         sorted(finding.kind for finding in checked.findings),
         sorted({each.kind for each in made if not isinstance(each, Example)}),
     )

@@ -22,8 +22,8 @@ def test_f14_half_of_the_pairs_have_a_defect_where_half_is_said(
 
 
 def test_every_defect_is_planted_as_often_as_the_others() -> None:
-    told = [pair.defect for pair in planted(4 * len(DEFECTS)) if pair.defect in DEFECTS]
-    assert max(map(told.count, DEFECTS)) - min(map(told.count, DEFECTS)) <= 1
+    defects = [pair.defect for pair in planted(4 * len(DEFECTS)) if pair.defect in DEFECTS]
+    assert max(map(defects.count, DEFECTS)) - min(map(defects.count, DEFECTS)) <= 1
 
 
 def test_f14_sound_pairs_survive_a_preset(tmp_path: Path) -> None:

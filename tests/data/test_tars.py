@@ -92,8 +92,8 @@ def test_f71_files_that_macos_adds_are_no_samples(beside: object, tmp_path: Path
 
 
 def test_f71_a_name_that_comes_again_is_another_sample(tmp_path: Path) -> None:
-    found, told = both(tmp_path, sample("0", "text 0") + sample("0", "text 1"))
-    assert found == told == TWO, "neither replaces the other"
+    found, in_training = both(tmp_path, sample("0", "text 0") + sample("0", "text 1"))
+    assert found == in_training == TWO, "neither replaces the other"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_f71_the_plain_suffix_comes_before_longer_ones(tmp_path: Path) -> None:
 
 
 def test_f71_two_images_are_not_one(tmp_path: Path) -> None:
-    found, told = both(tmp_path, [("0.left.jpg", IMAGE), ("0.right.jpg", IMAGE), ("0.txt", b"which")])
-    assert found == ["several pictures"] and told == ["2 images"], "training has documents of several"
+    found, in_training = both(tmp_path, [("0.left.jpg", IMAGE), ("0.right.jpg", IMAGE), ("0.txt", b"which")])
+    assert found == ["several pictures"] and in_training == ["2 images"], "training has documents of several"
 
 
 def test_f71_an_unsorted_tar_says_how_to_sort_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from qwenvl.evaluation.predictions import Prediction
 from qwenvl.markup import Text
 
 
-def picture() -> str:
+def image() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20), "blue").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -29,7 +29,7 @@ def mmbench(folder: Path, *rows: tuple[str, ...]) -> Source:
     """Rows of index, A, B, C, D, answer."""
     lines = ["index\timage\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory"]
     for index, *options, answer in rows:
-        lines.append("\t".join([index, picture(), "Which?", "", *options, answer, "logic"]))
+        lines.append("\t".join([index, image(), "Which?", "", *options, answer, "logic"]))
     (folder / "mmbench.tsv").write_text("\n".join(lines) + "\n")
     return Source(folder / "mmbench.tsv")
 

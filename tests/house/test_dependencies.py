@@ -103,7 +103,7 @@ def test_a_package_has_one_bound_wherever_it_is_named() -> None:
     bounds: dict[str, set[str]] = {}
     for requirement in [*PROJECT["dependencies"], *(name for extra in EXTRAS.values() for name in extra)]:
         bounds.setdefault(package(requirement), set()).add(requirement)
-    assert {name: told for name, told in bounds.items() if len(told) > 1} == {}
+    assert {name: named for name, named in bounds.items() if len(named) > 1} == {}
 
 
 def test_every_bound_names_a_lowest_version() -> None:
@@ -115,11 +115,11 @@ def test_every_bound_names_a_lowest_version() -> None:
 
 
 def test_an_extra_that_a_message_names_is_there() -> None:
-    told = {
+    named = {
         (str(path.relative_to(ROOT)), extra)
         for pattern in ("qwenvl/**/*.py", "benchmarks/*.py", "docs/*.md", "*.md")
         for path in ROOT.glob(pattern)
         for extra in re.findall(r"qwenvl\[([\w-]+)\]", path.read_text("utf-8"))
     }
-    assert told, "no message tells how to get an extra: is this test still reading them?"
-    assert {each for each in told if each[1] not in EXTRAS} == set()
+    assert named, "no message tells how to get an extra: is this test still reading them?"
+    assert {each for each in named if each[1] not in EXTRAS} == set()

@@ -26,11 +26,12 @@ The command line may import torch inside a function, when the work begins; the o
 ONLY_IN = {
     "tyro": {"cli"},
     "rich": {
+        "bars",
         "cli",
         "train",
         "parity",
         "demo",
-    },  # the bar of the loop, the table of the certificate, the demo on screen
+    },  # bars, tables, the demo on screen
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},

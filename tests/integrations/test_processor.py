@@ -173,9 +173,9 @@ def test_f24_f63_every_usual_picture_part(processor, part):
     ],
 )
 def test_f63_an_error_is_a_sentence_whatever_it_is_about(processor, part):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         one_step(processor, [{"role": "user", "content": [part]}])
-    assert len(str(told.value)) < 400 and "AAAA" * 40 not in str(told.value)
+    assert len(str(caught.value)) < 400 and "AAAA" * 40 not in str(caught.value)
 
 
 def test_f97_other_programs_formats_are_no_pictures(processor):

@@ -340,7 +340,7 @@ def test_f25_lora_on_all_linear_layers_learns_in_each(model, row):
 def test_f29_export_with_any_number_of_pictures(model, row):
     batch = torch.export.Dim("batch", min=1, max=8)
     two = {name: tensor[:1].repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in row.items()}
-    two["input_ids"] = two["input_ids"].masked_fill(_second_picture(two["input_ids"], model), 7)
+    two["input_ids"] = two["input_ids"].masked_fill(_second_image(two["input_ids"], model), 7)
     program = torch.export.export(
         model,
         (),
@@ -351,7 +351,7 @@ def test_f29_export_with_any_number_of_pictures(model, row):
     assert torch.equal(program(**three, use_cache=False).logits, model(**three).logits)
 
 
-def _second_picture(ids: torch.Tensor, model: QwenVLForConditionalGeneration) -> torch.Tensor:
+def _second_image(ids: torch.Tensor, model: QwenVLForConditionalGeneration) -> torch.Tensor:
     slots = ids == model.config.imgpad_id
     return slots & (slots.cumsum(1) > model.config.adapter["queries"])
 

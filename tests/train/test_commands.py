@@ -31,9 +31,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one sentence with which a command refuses."""
     assert main([str(word) for word in words]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("qwenvl: error: ") and len(told.splitlines()) == 1
-    return told
+    printed = capsys.readouterr().err
+    assert printed.startswith("qwenvl: error: ") and len(printed.splitlines()) == 1
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_f10_a_mistyped_name_is_told_what_there_is(
     installed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("train", "plan"):
-        told = said(capsys, command, "recipes/tinny")
-        assert "no recipe folder or stage file recipes/tinny" in told and "did you mean tiny?" in told
-        assert "recipes/demo, recipes/qwen_vl_7b, recipes/small, recipes/tiny" in told
-    told = said(capsys, "train", "recipes/tiny/2-multitusk.toml", "--init", "tiny")
-    assert "1-pretraining.toml, 2-multitask.toml" in told and "did you mean 2-multitask.toml?" in told
+        printed = said(capsys, command, "recipes/tinny")
+        assert "no recipe folder or stage file recipes/tinny" in printed and "did you mean tiny?" in printed
+        assert "recipes/demo, recipes/qwen_vl_7b, recipes/small, recipes/tiny" in printed
+    printed = said(capsys, "train", "recipes/tiny/2-multitusk.toml", "--init", "tiny")
+    assert "1-pretraining.toml, 2-multitask.toml" in printed and "did you mean 2-multitask.toml?" in printed
     Path("empty").mkdir()
     assert "empty has no recipe.toml" in said(capsys, "train", "empty")
 
@@ -69,8 +69,8 @@ def test_f10_a_whole_recipe_is_planned(capsys: pytest.CaptureFixture[str]) -> No
     facts = json.loads(capsys.readouterr().out)
     assert list(facts) == ["1-pretraining", "2-multitask", "3-finetuning"]
     assert main(["plan", "recipes/small", "--memory", "2"]) == 1
-    told = capsys.readouterr()
-    assert told.out.count("does not fit") == 3 and "== 2-multitask" in told.out
+    printed = capsys.readouterr()
+    assert printed.out.count("does not fit") == 3 and "== 2-multitask" in printed.out
 
 
 def test_f46_documents_that_fill_a_row_are_one_row() -> None:
@@ -126,8 +126,8 @@ def test_f41_data_takes_the_place_of_the_toy_world(
         assert {source for line in read_log(run / "log.jsonl") for source in line["losses"]} == {"caption"}
         assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2], "as TensorBoard counts"
     rows.write_text("[3-finetuning]\nseed = 1\n")
-    told = said(capsys, "train", stage, "--init", start, "--data", rows, "--out", tmp_path / "none")
-    assert "says nothing about stage 2-multitask; it has 3-finetuning" in told
+    printed = said(capsys, "train", stage, "--init", start, "--data", rows, "--out", tmp_path / "none")
+    assert "says nothing about stage 2-multitask; it has 3-finetuning" in printed
 
 
 def test_f44_a_place_that_cannot_be_written_names_the_option(
@@ -140,10 +140,10 @@ def test_f44_a_place_that_cannot_be_written_names_the_option(
         raise PermissionError(13, "Permission denied", str(tmp_path / "locked"))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    told = said(capsys, "train", RECIPES / "tiny" / "2-multitask.toml", "--init", start, "--out", out)
+    printed = said(capsys, "train", RECIPES / "tiny" / "2-multitask.toml", "--init", start, "--out", out)
     assert (
         f"cannot write to {out} (permission denied: {tmp_path / 'locked'}); name another place with --out"
-        in told
+        in printed
     )
 
 
@@ -162,8 +162,10 @@ def test_f82_f92_a_stage_is_a_folder_of_its_run_and_no_other_place(
 ) -> None:
     text = (RECIPES / "tiny" / "2-multitask.toml").read_text().replace('"2-multitask"', json.dumps(name))
     (tmp_path / "stage.toml").write_text(text)
-    told = said(capsys, "train", tmp_path / "stage.toml", "--init", start, "--out", tmp_path / "deep" / "run")
-    assert "name" in told
+    printed = said(
+        capsys, "train", tmp_path / "stage.toml", "--init", start, "--out", tmp_path / "deep" / "run"
+    )
+    assert "name" in printed
     assert {each.name for each in tmp_path.iterdir()} <= {"stage.toml", "deep"}
 
 
@@ -171,7 +173,7 @@ def test_two_runs_do_not_share_a_folder(
     start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with owned(tmp_path / "run"):
-        told = said(
+        printed = said(
             capsys, "train", RECIPES / "tiny/2-multitask.toml", "--init", start, "--out", tmp_path / "run"
         )
-    assert "is being written by process" in told
+    assert "is being written by process" in printed

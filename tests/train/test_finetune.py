@@ -204,9 +204,9 @@ def test_f13_few_samples_are_several_updates_and_the_losses_are_told(
         0,
     ]
     assert main([str(word) for word in [*words, "--epochs", 1]]) == 0
-    told = capsys.readouterr().err
-    assert "only 4 updates of 2 samples at a learning rate of at most 1e-05" in told
-    assert re.search(r"loss \d+\.\d{3} -> \d+\.\d{3} in 4 updates", told)
+    printed = capsys.readouterr().err
+    assert "only 4 updates of 2 samples at a learning rate of at most 1e-05" in printed
+    assert re.search(r"loss \d+\.\d{3} -> \d+\.\d{3} in 4 updates", printed)
     config = FinetuneConfig()
     assert [config.batch(samples, 1) for samples in (1, 8, 24, 64, 1000)] == [1, 2, 6, 16, 16]
     assert config.batch(8, 3) == 3 and FinetuneConfig(documents=5).batch(8, 3) == 5
@@ -224,15 +224,15 @@ def test_f16_the_result_is_kept_in_a_precision_that_holds_it(
     folder.save(qwenvl.load(BASE, CPU).to(torch.float16), base, sidecars=BASE)
     words = ["finetune", base, "--data", data, "--out", tmp_path / "out", "--device", "cpu", "--epochs", 1]
     assert main([str(word) for word in [*words, "--dtype", precision, "--json", "--show-every", 0]]) == 0
-    told = capsys.readouterr()
-    facts = json.loads(told.out)
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
     stored = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert {str(each.dtype) for each in stored.values()} == {f"torch.{facts['dtype']}"}
     if precision == "auto":
         assert facts["dtype"] == "float32" and facts["verified"] == 0 and not facts["warnings"]
-        assert "written in float32, in which it is trained; the checkpoint has float16" in told.err
+        assert "written in float32, in which it is trained; the checkpoint has float16" in printed.err
     else:
-        assert f"{precision} keeps" in told.err and facts["verified"] <= 0.1
+        assert f"{precision} keeps" in printed.err and facts["verified"] <= 0.1
 
 
 def test_f16_a_precision_that_does_not_hold_it_is_not_the_end(
@@ -241,12 +241,12 @@ def test_f16_a_precision_that_does_not_hold_it_is_not_the_end(
     """The bound belongs to the check: the model is kept as it was trained, with a warning, status 0."""
     monkeypatch.setitem(verify.TOLERANCE, torch.float16, 1e-9)
     assert run(data, tmp_path / "out", "--epochs", 2, "--dtype", "float16", "--json") == 0
-    told = capsys.readouterr()
-    facts = json.loads(told.out)
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
     assert facts["dtype"] == "float32" and facts["verified"] == 0
     assert (
-        "is kept in float32, in which it was trained" in told.err
-        and "warning: in float16 the logits" in told.err
+        "is kept in float32, in which it was trained" in printed.err
+        and "warning: in float16 the logits" in printed.err
     )
     pytest.importorskip("peft")
     monkeypatch.setitem(verify.TOLERANCE, torch.float32, -1.0)

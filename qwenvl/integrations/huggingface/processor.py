@@ -101,15 +101,15 @@ class QwenVLProcessor(ProcessorMixin):
         _refuse(kwargs, (*LOADING, "padding_side"), "from_pretrained")
         folder = folder_of(pretrained_model_name_or_path, kwargs, ("*.json", "*.tiktoken"))
         own, settings = folder / PROCESSOR_CONFIG, folder / "generation_config.json"
-        told = {**_read(own), **_read(folder / "tokenizer_config.json"), **kwargs}
+        known = {**_read(own), **_read(folder / "tokenizer_config.json"), **kwargs}
         if (folder / "config.json").exists() or not own.exists():
             shape = read_config(folder)
-            told |= {"queries": shape.adapter.queries, "size": shape.vision.image_size}
+            known |= {"queries": shape.adapter.queries, "size": shape.vision.image_size}
         return cls(
-            QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=told.get("padding_side") or "left"),
-            queries=told["queries"],
-            size=told["size"],
-            chatml={**told, **_read(settings)}.get("chat_format", "chatml") == "chatml",
+            QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=known.get("padding_side") or "left"),
+            queries=known["queries"],
+            size=known["size"],
+            chatml={**known, **_read(settings)}.get("chat_format", "chatml") == "chatml",
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:

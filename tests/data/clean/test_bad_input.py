@@ -314,8 +314,8 @@ def test_f80_f98_no_command_of_cleaning_starts_another_program(
     assert main(["data", "inspect", "out", "--out", "page.html"]) == 0
     assert main(["data", "calibrate", "raw", "--target", "0.3", "--change", *changes]) == 0
     assert not started
-    told = json.loads((tmp_path / "out/statistics.json").read_text())["total"]
-    assert told["kept"] == 1 and told["failed"] == {"no picture": 2}
+    total = json.loads((tmp_path / "out/statistics.json").read_text())["total"]
+    assert total["kept"] == 1 and total["failed"] == {"no picture": 2}
     assert "picture" in capsys.readouterr().out
     (tmp_path / "bench/b.png").write_bytes(EPS)
     assert main(["data", "clean", "raw", "again", "--benchmarks", "bench"]) == 2, (

@@ -235,8 +235,8 @@ def test_f90_names_of_sources_reach_the_terminal_escaped(tmp_path: Path) -> None
     raw = raw_shards(tmp_path / "raw", ["1"])
     lines = [{**json.loads((raw / "0.jsonl").read_text()), "source": "\x1b]0;owned\x07\x1b[31mred"}]
     (raw / "0.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    told = table(clean(raw, tmp_path / "out", SETTINGS))
-    assert "\x1b" not in told and "red" in told
+    printed = table(clean(raw, tmp_path / "out", SETTINGS))
+    assert "\x1b" not in printed and "red" in printed
 
 
 def test_what_is_cleaned_again_is_the_same(tmp_path: Path) -> None:

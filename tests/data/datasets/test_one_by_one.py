@@ -57,13 +57,13 @@ def test_f5_annotations_without_their_images_are_no_success(capsys: pytest.Captu
         "images": [{"id": k, "file_name": f"{k}.jpg"} for k in range(3)],
         "annotations": [{"id": k, "image_id": k, "caption": "a dog"} for k in range(3)],
     }
-    status, told = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "nowhere")
+    status, printed = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "nowhere")
     assert status == 2
     assert (
         "No entry could be used: 3 x missing picture (the first: there is no nowhere/0.jpg); out.skipped.jsonl"
-        in told
+        in printed
     )
-    assert "--images names the folder" in told
+    assert "--images names the folder" in printed
     assert not Path("out.jsonl").exists()
     assert len(Path("out.skipped.jsonl").read_text().splitlines()) == 3
 
@@ -76,14 +76,14 @@ def test_f5_a_folder_without_annotations_is_no_success(
     capsys: pytest.CaptureFixture[str], name: str, suffix: str
 ) -> None:
     Path("empty").mkdir()
-    status, told = data_read(capsys, name, "empty")
-    assert status == 2 and f"empty holds no {suffix} file" in told
+    status, printed = data_read(capsys, name, "empty")
+    assert status == 2 and f"empty holds no {suffix} file" in printed
     assert not Path("out.jsonl").exists()
 
 
 def test_f5_files_without_an_entry_are_no_success(capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = data_read(capsys, "gqa", save("q.json", {}))
-    assert status == 2 and "hold no entry at all" in told
+    status, printed = data_read(capsys, "gqa", save("q.json", {}))
+    assert status == 2 and "hold no entry at all" in printed
     assert not Path("out.jsonl").exists()
 
 
@@ -107,8 +107,8 @@ def test_f73_whatever_a_file_holds_the_command_ends_in_a_sentence(
 ) -> None:
     files = [save("a.json" if "jsonl" not in DATASETS[name].files else "a.jsonl", junk)]
     files *= 2 if DATASETS[name].files.count(".json") == 2 and name != "chartqa" else 1
-    status, told = data_read(capsys, name, *files)
-    assert status == 2 and "Traceback" not in told and "qwenvl: error:" in told
+    status, printed = data_read(capsys, name, *files)
+    assert status == 2 and "Traceback" not in printed and "qwenvl: error:" in printed
 
 
 # === COCO ===
@@ -153,8 +153,8 @@ def test_f73_captions_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
             {"image_id": 1, "caption": None}, {"image_id": 2, "caption": "x"}, [], {"image_id": 3, "caption": "x"},
         ],
     }  # fmt: skip
-    status, told = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "pics")
-    counts = {line.strip().partition("  ")[2]: int(line.split()[0]) for line in told.splitlines()}
+    status, printed = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "pics")
+    counts = {line.strip().partition("  ")[2]: int(line.split()[0]) for line in printed.splitlines()}
     assert status == 0 and counts == {
         "caption": 1, "skipped: empty caption": 1,
         "skipped: caption is no text": 1, "skipped: missing picture": 1, "skipped: unknown picture": 1,
