@@ -186,7 +186,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
         lines = read_log(Path(folder) / "log.jsonl")[2:]
     found: dict[str, float] = {
         name: statistics.median(line[name] for line in lines)
-        for name in ("tokens_per_second", "pictures_per_second", "mfu", "fill")
+        for name in ("tokens_per_second", "images_per_second", "mfu", "fill")
         if name in lines[0]
     }
     if device == "cuda":

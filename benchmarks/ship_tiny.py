@@ -49,7 +49,7 @@ no GPU, torch {torch}, bfloat16 products, float32 weights. {remark}
 
 ## Scores
 
-{pictures:,} held-out pictures, each with a (shape, colour, size) triple, a word or a number that never occurs in
+{images:,} held-out images, each with a (shape, colour, size) triple, a word or a number that never occurs in
 training. Greedy answers; `blind` is the most frequent training answer to the same prompt, without a picture.
 
 {scores}
@@ -90,7 +90,7 @@ def main() -> None:
     stages = stages_of(find_recipe("tiny"))
     last = options.run / stages[-1].name / "model"
     model = folder.load(last, Runtime.detect(device="cpu", dtype="float16"))
-    sidecars = options.run / "companions"
+    sidecars = options.run / "sidecars"
     sidecars.mkdir(exist_ok=True)
     shutil.copyfile(last / "qwen.tiktoken", sidecars / "qwen.tiktoken")
     (sidecars / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")

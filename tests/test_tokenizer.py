@@ -222,7 +222,7 @@ def test_negative_merges_are_refused() -> None:
         Tokenizer.train([], -1)
 
 
-def test_importing_the_room_loads_neither_torch_nor_tiktoken() -> None:
+def test_importing_the_module_loads_neither_torch_nor_tiktoken() -> None:
     script = (
         "import sys, qwenvl.tokenizer, qwenvl.markup; "
         "print(sorted({'torch', 'tiktoken', 'PIL', 'numpy', 'regex'} & set(sys.modules)))"

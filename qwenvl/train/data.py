@@ -146,8 +146,8 @@ def documents(stage: StageConfig, tokenizer: Tokenizer, queries: int) -> Stream:
     )
     if not stage.curriculum.steps:
         return whole
-    opening = replace(whole, sources=stage.curriculum.data)
-    return replace(whole, start=stage.curriculum.steps * stage.documents, opening=opening)
+    curriculum = replace(whole, sources=stage.curriculum.data)
+    return replace(whole, start=stage.curriculum.steps * stage.documents, curriculum=curriculum)
 
 
 def require_same_data(stream: Stream, file: Path) -> None:

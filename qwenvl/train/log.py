@@ -1,8 +1,8 @@
 """What a run says: one JSON line per update in `log.jsonl`, from which everything else is drawn.
 
     {"step": 1, "loss": 2.1, "losses": {"captions": 2.3, "text": 1.8}, "grad_norm": 1.5, "norms": {"llm": 1.2, ...},
-     "rates": {"llm": 2e-4, ...}, "tokens": 4096, "pictures": 8, "fill": 0.97, "tokens_per_second": 900.0,
-     "pictures_per_second": 1.8, "mfu": 0.4, "seconds": 4.6, "time": 1795786000.0}
+     "rates": {"llm": 2e-4, ...}, "tokens": 4096, "images": 8, "fill": 0.97, "tokens_per_second": 900.0,
+     "images_per_second": 1.8, "mfu": 0.4, "seconds": 4.6, "time": 1795786000.0}
 
 `step` is the number of updates done, from 1 as in TensorBoard and the names of states; `seconds` count from the start
 of the stage, `time` from 1970; `norms` are those before clipping.
@@ -105,7 +105,7 @@ class Log:
             "grad_norm": norms["all"],
             "fill": round(seen["tokens"] / seen["row_tokens"], 4),
             "tokens_per_second": round(speed, 1),
-            "pictures_per_second": round(seen["images"] / elapsed, 2),
+            "images_per_second": round(seen["images"] / elapsed, 2),
             **({"mfu": round(flops / elapsed / self._peak, 4)} if self._peak else {}),
             "losses": {name: mean_loss(seen, f"/{name}") for name in sorted(sources)},
             "norms": {part: norm for part, norm in norms.items() if part != "all"},

@@ -206,8 +206,8 @@ def _read_toml(
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; give {what}.") from None
     stages = [table for table in (values, *values.values()) if isinstance(table, dict)]
-    openings = [table["curriculum"] for table in stages if isinstance(table.get("curriculum"), dict)]
-    for table in (*stages, *openings):
+    curricula = [table["curriculum"] for table in stages if isinstance(table.get("curriculum"), dict)]
+    for table in (*stages, *curricula):
         for row in table["data"] if isinstance(table.get("data"), list) else []:
             if isinstance(row, dict) and isinstance(row.get("paths"), list):
                 row["paths"] = [_seen_from(path.parent.absolute(), str(each)) for each in row["paths"]]

@@ -17,7 +17,7 @@ from qwenvl.images import opened
 from qwenvl.parsing import read_json
 from qwenvl.train.stages import StageConfig
 
-_SPEED = ("tokens_per_second", "pictures_per_second", "mfu", "fill")
+_SPEED = ("tokens_per_second", "images_per_second", "mfu", "fill")
 _TABLES = {"losses": "loss", "norms": "gradient norm", "rates": "learning rate"}
 """Table of a line -> where its values are drawn."""
 

@@ -216,7 +216,7 @@ def test_a_line_that_lies_is_found(line: str, problem: str | None) -> None:
 @pytest.mark.parametrize(
     "lie",
     [
-        "import qwenvl.nosuchroom",
+        "import qwenvl.nosuchmodule",
         "from qwenvl.markup import Bix",
         "import qwenvl; qwenvl.Bix",
         "import qwenvl; qwenvl.Box.to_pixles",
@@ -272,7 +272,7 @@ def test_every_row_of_the_map_leads_to_code_and_to_a_test(row: str) -> None:
     assert any(file.startswith("tests/") for file in files), "no test"
 
 
-def test_every_room_is_on_the_map() -> None:
+def test_every_package_is_on_the_map() -> None:
     text = MAP.read_text()
     packages = {
         path.name

@@ -1,4 +1,4 @@
-"""Rooms with one-way doors, the part that `lint-imports` (layers, in pyproject.toml) cannot say of rooms to come."""
+"""Imports point down: the part that `lint-imports` (layers, in pyproject.toml) cannot say of packages to come."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ ONLY_IN = {
     "torchvision": set(),  # its PyPI wheel does not fit a CPU torch: shared facts, dependencies 0.1
     "dashscope": set(),  # only the file qwen.tiktoken inside it is read, by path
 }
-"""Library -> the rooms that may import it."""
+"""Library -> the packages that may import it."""
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def graph() -> grimp.ImportGraph:
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_stays_in_its_room(library: str, graph: grimp.ImportGraph) -> None:
+def test_a_library_stays_in_its_package(library: str, graph: grimp.ImportGraph) -> None:
     if library not in graph.modules:
         return
     importers = graph.find_modules_that_directly_import(library)
     strangers = {importer for importer in importers if importer.split(".")[1] not in ONLY_IN[library]}
-    assert not strangers, f"{library} may be imported only in {sorted(ONLY_IN[library]) or 'no room'}"
+    assert not strangers, f"{library} may be imported only in {sorted(ONLY_IN[library]) or 'no package'}"
 
 
 @pytest.mark.parametrize("package", [package for package in TORCH_FREE if package != "qwenvl.cli"])
@@ -76,15 +76,15 @@ def test_no_chain_of_imports_leads_to_torch(package: str, graph: grimp.ImportGra
     assert chain is None, " imports ".join(chain or ())
 
 
-def test_importing_the_torch_free_rooms_loads_no_torch(graph: grimp.ImportGraph) -> None:
+def test_importing_the_torch_free_packages_loads_no_torch(graph: grimp.ImportGraph) -> None:
     """What the graph cannot see: a third library that brings torch along."""
-    rooms = sorted(module for module in graph.modules if module.startswith(TORCH_FREE) and find_spec(module))
+    packages = sorted(module for module in graph.modules if module.startswith(TORCH_FREE) and find_spec(module))
     program = "\n".join(
         [
             "import sys",
             *(
                 f"import {package}; assert 'torch' not in sys.modules, '{package} loads torch'"
-                for package in rooms
+                for package in packages
             ),
         ]
     )
@@ -93,7 +93,7 @@ def test_importing_the_torch_free_rooms_loads_no_torch(graph: grimp.ImportGraph)
 
 
 def test_nothing_inside_goes_through_the_public_door(graph: grimp.ImportGraph) -> None:
-    """`from qwenvl import load` inside the package would hide which room it needs; __version__ alone is fine."""
+    """`from qwenvl import load` inside the package would hide which module it needs; __version__ alone is fine."""
     for importer in graph.find_modules_that_directly_import("qwenvl"):
         for found in graph.get_import_details(importer=importer, imported="qwenvl"):
             line = found["line_contents"].strip()

@@ -37,7 +37,7 @@ def test_one_odd_batch_does_not() -> None:
     assert not spikes.spiking
 
 
-def test_the_opening_of_a_stage_is_judged_by_itself() -> None:
+def test_the_curriculum_of_a_stage_is_judged_by_itself() -> None:
     spikes = Spikes(
         stage(curriculum=CurriculumConfig(steps=HISTORY, data=(source("lookups"),))), Path("runs/x"), 4.0
     )

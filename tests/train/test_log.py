@@ -71,7 +71,7 @@ def test_a_line_tells_everything(start: Path, tmp_path: Path) -> None:
             {"adapter": peak, "llm": peak, "vision": peak * 0.5, "vision.lowest": peak * 0.125}
         )
         assert 0 < line["fill"] <= 1 and 0 < line["mfu"] < 2
-        assert line["tokens_per_second"] > line["pictures_per_second"] > 0
+        assert line["tokens_per_second"] > line["images_per_second"] > 0
     assert len(lines) == 4
 
 

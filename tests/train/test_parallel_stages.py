@@ -55,7 +55,7 @@ def test_side_by_side_is_one_after_the_other(start: Path, tmp_path: Path) -> Non
     }
 
 
-def test_companions_share_a_number_and_no_part() -> None:
+def test_parallel_stages_share_a_number_and_no_part() -> None:
     names = ("0a", "0b", "1-pretraining", "2-multitask", "10-more", "trial")
     parts = (("llm",), ("vision",), ("adapter",), ("adapter",), ("llm",), ("llm",))
     stages = [stage(name=name, trains=part) for name, part in zip(names, parts, strict=True)]

@@ -146,7 +146,7 @@ class Stream:
     seed: int
     start: int = 0
     """Position from which on the sources are read."""
-    opening: "Stream | None" = None
+    curriculum: "Stream | None" = None
     """What stands at the positions before."""
 
     @cached_property
@@ -171,8 +171,8 @@ class Stream:
     def __call__(self, position: int) -> Document:
         """The document of a position, or why there is none."""
         if position < self.start:
-            assert self.opening is not None
-            return self.opening(position)
+            assert self.curriculum is not None
+            return self.curriculum(position)
         if not self._opened:
             return self._toy(position)
         source, drawn = self._draw(position - self.start)
@@ -208,7 +208,7 @@ class Stream:
 
     def shards(self) -> Mapping[str, tuple[int, int]]:
         """Every shard with its bytes and samples: what must be the same for a run to go on."""
-        before = {} if self.opening is None else self.opening.shards()
+        before = {} if self.curriculum is None else self.curriculum.shards()
         return {
             **before,
             **{
