@@ -25,7 +25,7 @@ EVERY = 20
 
 
 class Spikes:
-    """Watches the loss of every update; behind the curriculum of a stage, whose documents are others, it begins anew."""
+    """Watches the loss of every update; after a curriculum, whose documents differ, it starts anew."""
 
     def __init__(self, stage: StageConfig, run_dir: Path, limit: float) -> None:
         self.stage, self.curriculum, self.run_dir, self.limit = (

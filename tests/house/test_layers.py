@@ -78,7 +78,9 @@ def test_no_chain_of_imports_leads_to_torch(package: str, graph: grimp.ImportGra
 
 def test_importing_the_torch_free_packages_loads_no_torch(graph: grimp.ImportGraph) -> None:
     """What the graph cannot see: a third library that brings torch along."""
-    packages = sorted(module for module in graph.modules if module.startswith(TORCH_FREE) and find_spec(module))
+    packages = sorted(
+        module for module in graph.modules if module.startswith(TORCH_FREE) and find_spec(module)
+    )
     program = "\n".join(
         [
             "import sys",
