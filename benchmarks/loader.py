@@ -25,7 +25,6 @@ import torch
 from PIL import Image as pillow
 
 from qwenvl import images
-from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.data.formats import Example
 from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import PACKINGS
@@ -41,6 +40,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches
 from qwenvl.train.objectives import next_token
 from qwenvl.train.stages import StageConfig
+from qwenvl.train.toy import initialise_narrow_
 
 IMAGE = 258
 LENGTHS = {
@@ -144,7 +144,7 @@ def image_sizes(count: int, rounds: int, photos: Path | None) -> None:
 def step(rounds: int) -> None:
     tokenizer = Tokenizer.train(vocabulary_texts(300), 400)
     model = QwenVL(tiny(tokenizer.n_vocab, tokenizer.imgpad))
-    initialise_(model, torch.Generator().manual_seed(0), std=None)
+    initialise_narrow_(model, torch.Generator().manual_seed(0))
     recipe = StageConfig.read(Path(__file__).parents[1] / "recipes/tiny/2-multitask.toml")
     with tempfile.TemporaryDirectory() as folder:
         with write_tar(Path(folder) / "0.tar") as tar:

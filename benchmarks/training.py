@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.data.formats import Example, example
 from qwenvl.data.packing import DOCUMENT, Rows, pack
 from qwenvl.data.toy.streams import SOURCES, Vocabulary, vocabulary_texts
@@ -30,6 +29,7 @@ from qwenvl.presets import tiny
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.objectives import next_token
 from qwenvl.train.stages import StageConfig
+from qwenvl.train.toy import initialise_narrow_
 
 STAGE = Path(__file__).parents[1] / "recipes" / "tiny" / "2-multitask.toml"
 
@@ -78,7 +78,7 @@ def main() -> None:
     stage = StageConfig.read(STAGE)
     tokenizer = Tokenizer.train(vocabulary_texts(500), 400)
     model = QwenVL(tiny(tokenizer.n_vocab, tokenizer.imgpad))
-    initialise_(model, torch.Generator().manual_seed(0), std=None)
+    initialise_narrow_(model, torch.Generator().manual_seed(0))
     world = Vocabulary(tokenizer, model.config.adapter.queries, stage.seed)
     objective = next_token(model, tokenizer, stage)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -11,9 +11,6 @@ from torch import nn
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.folder import renamed, resolve
 from qwenvl.checkpoint.weights import Stored, stored_tensors
-from qwenvl.config import POSITION_GRID
-from qwenvl.model.adapter import Adapter, sine_cosine_2d
-from qwenvl.model.llm import LLM, Attention, rotary_tables
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_json
 
@@ -34,8 +31,6 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
     `std` is the official 0.02; None takes 1/sqrt(fan in) instead, which is 0.016 at the paper's width and what models
     much narrower than that need to learn. As in the official code, positions start at N(0, 1/width), the adapter's
     last projection at N(0, 1/hidden), and, with `std`, its query-key-value projection and the patches uniformly.
-    Without `std` the ViT's positions start as waves as loud as its patches, and the adapter begins by looking near its
-    own place (`init_local_cross_attention_`).
     """
     depth = (2 * model.config.llm.layers) ** -0.5
     for name, parameter in model.named_parameters():
@@ -49,72 +44,11 @@ def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None 
         if std is not None and name == "adapter.qkv.weight":
             nn.init.xavier_uniform_(parameter, generator=generator)
             continue
-        parallel = fan_in**-0.5 if std is None or name in ("vision.position", "adapter.project") else std
+        deviation = fan_in**-0.5 if std is None or name in ("vision.position", "adapter.project") else std
         in_block = name.startswith(("llm.blocks.", "vision.blocks."))
         writes = name.endswith("down.weight") or (name.startswith("llm.") and name.endswith("out.weight"))
-        nn.init.normal_(
-            parameter, std=parallel * depth if in_block and writes else parallel, generator=generator
-        )
-    if std is None:
-        with torch.no_grad():
-            model.vision.position.copy_(sine_cosine_2d(POSITION_GRID, model.config.vision.width))
-        init_local_cross_attention_(model.adapter)
-
-
-NEARNESS = 2.5
-"""How sharply a narrow adapter begins to look: the next query's place counts exp(-1.4 * NEARNESS) of its own."""
-
-QUIET = 0.1
-"""Factor on the first visual tokens of a narrow model: they then have the size of its word embeddings."""
-
-
-@torch.no_grad()
-def init_local_cross_attention_(adapter: Adapter) -> None:
-    """Let every query begin by reading the patches at its own place, and speak as loudly as a word.
-
-    Left to chance, content drowns positions in the attention scores. So the channels of the quickest waves of the
-    positions are cleared of content, and every head compares these channels alone, as they are.
-    """
-    hidden = adapter.query.shape[1]
-    waves, head = hidden // 4, hidden // adapter.heads
-    quick = torch.cat([torch.arange(head // 4) + part * waves for part in range(4)])
-    adapter.norm_q.weight[quick] = 0.0
-    adapter.norm_kv.weight[quick] = 0.0
-    queries, keys, _ = adapter.qkv.weight.chunk(3)
-    for rows in (*queries.split(head), *keys.split(head)):
-        rows.zero_()
-        rows[range(len(quick)), quick] = (NEARNESS * head**0.5) ** 0.5
-    adapter.project.mul_(QUIET)
-
-
-PREVIOUS_TOKEN_HEADS = (1, 2, 3, 4)
-"""How many tokens back each head of the first block begins to look; a model with more heads leaves the others."""
-
-STEADINESS, ROTATED, CONTENT = 4.5, 4, 0.3
-"""Size of the biases that do so, the rotary frequencies they use, the quickest, and what is left of the content."""
-
-
-@torch.no_grad()
-def init_previous_token_heads_(llm: LLM) -> None:
-    """Let the first heads of the first block begin by reading the token so many before their own.
-
-    A query and a key of biases alone are turned against each other by their rotary positions: their product is highest
-    where the distance is the head's. A token that knows its neighbours is what looking things up in a text begins with
-    ("blue" stands before "star"), and what a narrow model takes longest to find.
-    """
-    config, attention = llm.config, llm.blocks[0].attention
-    assert isinstance(attention, Attention)
-    half = config.rotary_width // 2
-    quick = min(ROTATED, half)
-    weights = attention.qkv.weight.unflatten(0, (config.heads, 3, -1))  # (heads, q k v, head, hidden)
-    biases = attention.qkv.bias.unflatten(0, (config.heads, 3, -1))
-    for head, distance in enumerate(PREVIOUS_TOKEN_HEADS[: config.heads]):
-        cos, sin = (each.flatten() for each in rotary_tables(torch.tensor([[distance]]), config, None))
-        weights[head, :2] *= CONTENT
-        query, key, _ = biases[head].zero_()
-        query[:quick] = STEADINESS
-        key[:quick] = STEADINESS * cos[:quick]
-        key[half : half + quick] = STEADINESS * sin[:quick]
+        deviation *= depth if in_block and writes else 1.0
+        nn.init.normal_(parameter, std=deviation, generator=generator)
 
 
 def load_qwen_7b_(model: QwenVL, checkpoint: str | Path) -> None:

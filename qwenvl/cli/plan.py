@@ -101,7 +101,8 @@ def _stages(place: Path, micro: int | None) -> "list[StageConfig]":
     """The stage of a file, or those of a recipe that predict tokens: what `plan` counts."""
     import dataclasses
 
-    from qwenvl.train.objectives import OBJECTIVES, next_token
+    from qwenvl.train.loop import OBJECTIVES
+    from qwenvl.train.objectives import next_token
     from qwenvl.train.recipe import stages_of
     from qwenvl.train.stages import StageConfig
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,17 +14,20 @@ from qwenvl.data.records import Skipped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed
+from qwenvl.train import distributed, toy
 from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.health import Spikes, Starvation, Stragglers
 from qwenvl.train.log import Log, mean_loss
-from qwenvl.train.objectives import OBJECTIVES, Objective
+from qwenvl.train.objectives import Objective, next_token
 from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
 from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
 from qwenvl.train.stopping import Stopped, asked, hearing
+
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"next_token": next_token, "dense_labels": toy.dense}
+"""What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""
 
 Watch = Callable[[QwenVL, StageConfig, int], None]
 """Sees the model after an update, in every process: evaluators of packages above this one come in as such functions.

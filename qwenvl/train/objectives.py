@@ -1,7 +1,6 @@
 """What a stage minimises: a sum over a count, so that the one division can span micro-batches and ranks.
 
-`next_token` is the loss of all three stages of the paper (3.1-3.3). `dense_labels` is the tiny counterpart of
-OpenCLIP's pre-training: the toy world tells for every patch what covers it, and the ViT learns to say so.
+`next_token` is the loss of all three stages of the paper (3.1-3.3); `toy.dense` is that of the toy world's own stage 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -19,16 +17,13 @@ from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.records import Skipped
 from qwenvl.data.stream.images import square
-from qwenvl.data.toy import worlds
-from qwenvl.data.toy.labels import CHARACTERS, LONGEST, SIGN_CLASS, dense_labels
-from qwenvl.data.toy.paint import render as paint
-from qwenvl.images import MEAN, STD, preprocess
+from qwenvl.images import MEAN, STD
 from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
 from qwenvl.train.distributed import any_rank
-from qwenvl.train.flops import learning, next_token_flops, vision_flops
+from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import next_token_nll
 from qwenvl.train.stages import StageConfig
 
@@ -186,77 +181,3 @@ def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tupl
         for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)
         if source and count
     }
-
-
-# === Dense labels (the stand-in for OpenCLIP's pre-training, Table 1) ===
-
-_CLASSES = (
-    *(SIGN_CLASS + 1, len(worlds.COLORS) + 1, len(worlds.SIZES) + 1),
-    *[len(CHARACTERS) + 1] * (LONGEST + 4),
-    *[10] * 8,
-)
-_BOX_WEIGHT = 20.0
-
-
-def dense(
-    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
-) -> Objective:
-    """For every patch: shape, colour, size, text, box and its digits of what covers it; each quarter's character.
-
-    Nothing is left out, so that nothing is noted in `run_dir`.
-    """
-    head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
-    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
-    nn.init.zeros_(head.bias)
-    head.to(model.vision.position.device)
-    grid = stage.image_size // model.config.vision.patch_size
-
-    def batch(documents: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scenes = [worlds.scene(stage.seed, index) for index in documents]
-        labels = [dense_labels(scene, grid) for scene in scenes]
-        classes = [
-            np.stack(
-                [
-                    *(each.shape, each.color, each.size),
-                    *each.word.transpose(2, 0, 1),
-                    *each.character.reshape(grid, grid, 4).transpose(2, 0, 1),
-                    *each.digits.reshape(grid, grid, 8).transpose(2, 0, 1),
-                ]
-            )
-            for each in labels
-        ]
-        pixels = np.stack([preprocess(paint(scene), stage.image_size) for scene in scenes])
-        return pixels, np.stack(classes), np.stack([each.box for each in labels])
-
-    def loss(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Loss:
-        pixels, classes, boxes = (torch.from_numpy(each).to(head.weight.device) for each in arrays)
-        predicted = head(model.vision(pixels)).float()  # (images, patches, classes and box)
-        *logits, edges = predicted.split([*_CLASSES, 4], dim=-1)
-        classes = classes.flatten(2)  # (images, labels, patches)
-        total = sum(
-            F.cross_entropy(each.flatten(0, 1), classes[:, k].flatten(), reduction="sum")
-            for k, each in enumerate(logits)
-        )
-        covered = classes[:, 0] > 0
-        off = F.smooth_l1_loss(edges[covered], boxes.flatten(1, 2)[covered], reduction="sum", beta=0.02)
-        patches = covered.numel()
-        return Loss(
-            total=total + _BOX_WEIGHT * off,
-            supervised=patches,
-            tokens=patches,
-            images=len(pixels),
-            row_tokens=patches,
-        )
-
-    def flops(seen: Mapping[str, float]) -> float:
-        return vision_flops(model.config.at(stage.image_size), True, True, seen["images"])
-
-    module = nn.ModuleDict({"vision": model.vision, "head": head})
-    return Objective(module=module, batch=batch, loss=loss, flops=flops)
-
-
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
-    "next_token": next_token,
-    "dense_labels": dense,
-}
-"""What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""

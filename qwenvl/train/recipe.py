@@ -37,8 +37,8 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
 from qwenvl.train.log import following
-from qwenvl.train.loop import Watch, stop, train
-from qwenvl.train.objectives import OBJECTIVES, next_token
+from qwenvl.train.loop import OBJECTIVES, Watch, stop, train
+from qwenvl.train.objectives import next_token
 from qwenvl.train.parallelize import ParallelConfig, require_shares, whole
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.stopping import asked, hearing

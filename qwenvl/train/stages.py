@@ -82,7 +82,7 @@ class StageConfig:
     name: str
     """Name of its folder in the run."""
     objective: str = "next_token"
-    """What is minimised, a key of `objectives.OBJECTIVES`."""
+    """What is minimised, a key of `loop.OBJECTIVES`."""
     trains: tuple[str, ...] = PARTS
     """Parts that learn; the others are frozen."""
     image_size: int

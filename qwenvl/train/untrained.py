@@ -7,16 +7,12 @@ import torch
 
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import (
-    init_previous_token_heads_,
-    initialise_,
-    load_openclip_,
-    load_qwen_7b_,
-)
+from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
 from qwenvl.config import ModelConfig
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.toy import init_previous_token_heads_, initialise_narrow_
 
 if TYPE_CHECKING:
     from qwenvl.train.recipe import Recipe
@@ -40,7 +36,7 @@ def begin(recipe: "Recipe", folder: Path, *, vocabulary: str = "") -> None:
     config, words = _shape_and_words(recipe, folder.parent / "vocabulary", vocabulary)
     model = QwenVL(config)
     generator = torch.Generator().manual_seed(recipe.seed)
-    initialise_(model, generator, std=None if recipe.fan_in else 0.02)
+    (initialise_narrow_ if recipe.fan_in else initialise_)(model, generator)
     if recipe.previous_token_heads:
         init_previous_token_heads_(model.llm)
     if recipe.vision:

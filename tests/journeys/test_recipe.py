@@ -15,7 +15,6 @@ from qwenvl import presets
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import names
-from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.records import OcrPage, PlainText, Question, Referring, to_json
 from qwenvl.data.tars import write_tar
@@ -27,6 +26,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log
+from qwenvl.train.toy import initialise_narrow_
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAIRS = 24
@@ -98,7 +98,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QwenVL:
     )
     monkeypatch.setitem(presets.PRESETS, "shrunk", lambda: config)  # type: ignore[arg-type]
     model = QwenVL(config)
-    initialise_(model, torch.Generator().manual_seed(7), std=None)
+    initialise_narrow_(model, torch.Generator().manual_seed(7))
     qwen, clip = (
         {},
         {"visual.class_embedding": torch.zeros(32), "visual.conv1.weight": model.vision.patch_embed.weight},

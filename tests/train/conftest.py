@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from qwenvl.checkpoint import folder
-from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.stream.sources import SourceConfig
 from qwenvl.data.tars import write_tar
@@ -17,6 +16,7 @@ from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.stages import OptimConfig, StageConfig
+from qwenvl.train.toy import initialise_narrow_
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         imgpad_id=tokenizer.imgpad,
     )
     model = QwenVL(config)
-    initialise_(model, torch.Generator().manual_seed(0), std=None)
+    initialise_narrow_(model, torch.Generator().manual_seed(0))
     tokenizer.save(root / "vocabulary")
     folder.save(model, root / "model", sidecars=root / "vocabulary")
     return root / "model"

@@ -18,8 +18,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed
 from qwenvl.train.log import read_log
-from qwenvl.train.loop import train
-from qwenvl.train.objectives import OBJECTIVES
+from qwenvl.train.loop import OBJECTIVES, train
 from qwenvl.train.recipe import run_stage
 from qwenvl.train.stages import StageConfig
 
