@@ -26,7 +26,7 @@ class Answering:
     repetition_penalty: float | None = None
     """Above 1: what was seen before becomes less likely."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     max_new_tokens: int | None = None
     """Longest answer."""
     stop: tuple[str, ...] = ()

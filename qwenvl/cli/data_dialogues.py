@@ -35,7 +35,7 @@ def data_dialogues(
     localisation asks where the phrases of a picture are and what is in their boxes; several-pictures joins captions and
     questions of different pictures; self-instruction has a language model write about what is known of one picture, on
     any OpenAI-compatible server. Its replies are kept beside OUT: the same command again asks only for what is
-    missing. Exit status 1 when nothing came out.
+    missing. Where nothing comes out, OUT is not written.
 
       qwenvl data dialogues localisation refcoco.jsonl --out where.jsonl
       qwenvl data dialogues self-instruction coco.jsonl --model NAME --dry-run
@@ -93,7 +93,7 @@ def data_dialogues(
     _write(found, out, format, counts)
     message = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
     print(dump(dict(counts)).decode() if json else message)
-    return 0 if counts["dialogues"] else 1
+    return 0
 
 
 _USED = {
@@ -159,7 +159,10 @@ def _server(url: str | None, key_from: str, out: Path | None) -> "Ask":
 def _write(
     found: "Iterable[Dialogue | Skipped | dict[str, object]]", out: Path, format: str, counts: "Counter[str]"
 ) -> None:
-    """The dialogues as lines; counts what became of every picture, and says of each fault what the first one was."""
+    """The dialogues as lines; counts what became of every image, and says of each fault what the first one was.
+
+    Raises ValueError, and writes nothing, when no dialogue comes out.
+    """
     import sys
 
     from rich.console import Console
@@ -188,4 +191,10 @@ def _write(
                 assert isinstance(each, Skipped)
                 counts[f"skipped: {each.kind}"] += 1
                 if counts[f"skipped: {each.kind}"] == 1:
-                    print(f"picture {each.key}, {each.kind}: {printable(each.detail)}", file=sys.stderr)
+                    print(f"image {each.key}, {each.kind}: {printable(each.detail)}", file=sys.stderr)
+        if not counts["dialogues"]:
+            found_so_far = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+            raise ValueError(
+                f"no dialogue comes out of these records ({found_so_far}), and {out} is not written; localisation "
+                "needs phrases with boxes, several-pictures captions or questions of several images."
+            )

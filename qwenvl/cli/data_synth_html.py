@@ -32,9 +32,9 @@ def data_synth_html(
         sources: Files, or folders that are searched for .html and .htm.
         out: Folder for the tars or files, and the counts.
         count: Stop after so many pages were read.
-        smallest_side: Pixels; smaller pages are dropped, as are pages with
-        fewest_characters: fewer characters than this, or
-        most_characters: more than this, white space not counted.
+        smallest_side: Pages with a side of fewer pixels are dropped.
+        fewest_characters: Pages with fewer characters are dropped, white space not counted.
+        most_characters: Pages with more characters are dropped.
         seconds: Time for a page to load and be read.
         scripts: Run the programs in the pages; only for pages you trust.
         format: tar (WebDataset) or folder.

@@ -35,9 +35,9 @@ def data_synth_pdf(
         out: Folder for the tars or files, and the counts.
         count: Stop after so many pages were read.
         size: Pixels along the longer side of a page at most.
-        smallest_side: Pixels; smaller pages are dropped, as are pages with
-        fewest_characters: fewer characters than this, or
-        most_characters: more than this, white space not counted.
+        smallest_side: Pages with a side of fewer pixels are dropped.
+        fewest_characters: Pages with fewer characters are dropped, white space not counted.
+        most_characters: Pages with more characters are dropped.
         seconds: Time for one page; a file whose page takes longer is given up there.
         memory: Megabytes that the reader of a file may take.
         format: tar (WebDataset) or folder.

@@ -70,13 +70,13 @@ def finetune(
         train: Parts that learn, of vision,adapter,llm; by default adapter,llm, with LoRA llm.
         lora: Learn low-rank adapters instead of the weights.
         qlora: The same over weights stored in 4 bits (needs bitsandbytes).
-        rank: Of the adapters; 64 unless given.
-        alpha: Their update counts alpha / rank; 16 unless given.
-        dropout: Before the adapters; 0.05 unless given.
+        rank: Rank of the adapters; 64 unless given.
+        alpha: What the adapters add is scaled by alpha / rank; 16 unless given.
+        dropout: Dropout before the adapters; 0.05 unless given.
         modules: Layers with adapters, by the end of their names, such as attention.qkv.
         epochs: Passes over the data.
         lr: Peak learning rate.
-        weight_decay: On matrices.
+        weight_decay: Weight decay of matrices.
         batch: Samples per update; 16 unless given, fewer where an epoch would have less than four updates.
         micro_batch: Samples per forward pass.
         processes: Processes that share each update; those of torchrun instead, where it started us.
@@ -86,7 +86,7 @@ def finetune(
         save_every: Updates between two saved states.
         show_every: Updates between two sheets of sample predictions in OUT/predictions; 0: none.
         track: Send the log there too; TensorBoard draws it in OUT/tensorboard in any case.
-        seed: Of order, adapters and dropout.
+        seed: Seed of the order, the adapters and dropout.
         device: auto, cpu, cuda or mps.
         dtype: Precision of the model that is written: float32, bfloat16 or float16; auto: that of the training.
         json: Print one JSON object.

@@ -71,8 +71,8 @@ def train(
         compile: Compile every block with torch.compile.
         reduce_once_per_step: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
         spike: A loss so many times its median, for five updates, stops the run.
-        stage: Values of the stage, or of all stages of a recipe, that go before those of files.
-        optim: The same of its optimiser.
+        stage: Values of the stage, or of all stages of a recipe, which override those of files.
+        optim: Values of its optimiser, which override those of files.
     """
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime

@@ -54,7 +54,8 @@ class OptimConfig:
             )
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them."
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them; lower it or "
+                "give more steps."
             )
 
 

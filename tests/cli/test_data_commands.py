@@ -180,13 +180,13 @@ def test_self_instruction_dry_then_real_then_remembered(known: Path, run: Run, t
         counted, fault = run(*args, *there).splitlines()
         message = json.loads(counted)
         assert message == {"images": 4, "dialogues": 3, "questions": 3, "skipped: reply not in form": 1}
-        assert "picture 1, reply not in form" in fault
+        assert "image 1, reply not in form" in fault
         again = json.loads(run(*args, *there).splitlines()[0])
         assert again == message and len(asked) == 4, "replies are remembered"
         web.shutdown()
-    gone = run(*args, "--server", "http://127.0.0.1:9/v1", "--out", tmp_path / "none.jsonl", status=1)
-    assert "picture 0, no reply: the server at http://127.0.0.1:9/v1 did not answer" in gone
-    assert "4  skipped: no reply" in gone
+    gone = run(*args, "--server", "http://127.0.0.1:9/v1", "--out", tmp_path / "none.jsonl", status=2)
+    assert "image 0, no reply: the server at http://127.0.0.1:9/v1 did not answer" in gone
+    assert "4 skipped: no reply), and" in gone and not (tmp_path / "none.jsonl").exists()
     assert len(read_conversations(out)) == 3
 
 
@@ -270,3 +270,14 @@ def test_f86_dialogues_name_the_line_that_is_no_record(
     assert complaint in shown.err and shown.err.count("\n") == 1
     counts = json.loads(shown.out)
     assert counts["dialogues"] == 1 and sum(n for kind, n in counts.items() if "unusable" in kind) == 1
+
+
+def test_f5_records_that_give_no_dialogue_leave_an_earlier_file_alone(run: Run, tmp_path: Path) -> None:
+    """One image is not several: one sentence, status 2, nothing written."""
+    question = Question(image=Image("a.jpg"), question="Is it?", answer="yes")
+    (tmp_path / "r.jsonl").write_text(to_json(question) + "\n")
+    out = tmp_path / "out.jsonl"
+    out.write_text("earlier\n")
+    message = run("data", "dialogues", "several-pictures", tmp_path / "r.jsonl", "--out", out, status=2)
+    assert "no dialogue comes out of these records (1 images)" in message and message.count("\n") == 1
+    assert out.read_text() == "earlier\n" and not list(tmp_path.glob("*unfinished*"))
