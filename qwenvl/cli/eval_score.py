@@ -51,7 +51,7 @@ def eval_score(
         dry_run: Write what would be asked of the judge here, and ask nothing.
         replay: The judge's recorded replies; new ones are added when there is a --judge.
         prompt_format: How the questions were asked, where not as the benchmark says: it stands on the card, and the toy
-            world's answers are told in its words.
+            world's answers are expected in its words.
         partial: Accept questions without an answer.
         json: Print one JSON object.
     """
