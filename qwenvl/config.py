@@ -161,7 +161,7 @@ class ModelConfig:
         return from_dict(ModelConfig, values)
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "config") -> Config:
+def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     """Build a (nested) config dataclass from plain values; strict about names and types.
 
     Integers are accepted where a float is expected. Raises ValueError that names the key, what was found and

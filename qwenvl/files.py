@@ -182,7 +182,7 @@ def clear_unfinished(folder: Path) -> int:
 # === Names that come from outside ===
 
 
-def inside(root: Path, name: str, what: str = "path") -> Path:
+def inside(root: Path, name: Any, what: str = "path") -> Path:
     """The file that data call `name`, below `root`; `what` says in the message whose name it is.
 
     Links are followed first: what counts is where the file lies. Returns the path under `root` as written.
@@ -212,7 +212,7 @@ def inside(root: Path, name: str, what: str = "path") -> Path:
     return path
 
 
-def component(name: str, what: str) -> str:
+def component(name: Any, what: str) -> str:
     """`name` itself when it is one safe component of a path; raises ValueError that calls it `what`.
 
     Safe: printable, no slash of either kind, no dot or space at its beginning, at most `LONGEST_NAME` bytes.

@@ -53,7 +53,7 @@ def from_corners(
     return Box.from_pixels(x1, y1, x2, y2, width, height, label)
 
 
-def _four(corners: Sequence[int | float]) -> list[float]:
+def _four(corners: Any) -> list[float]:
     try:
         numbers = [float(corner) for corner in corners]
     except (TypeError, ValueError, OverflowError):
@@ -78,9 +78,7 @@ def _check(points: Sequence[tuple[int | float, int | float]], width: int, height
         raise BadBox("box outside the picture")
 
 
-def from_coco(
-    bbox: Sequence[int | float], width: int, height: int, label: str | None = None, *, orientation: int = 1
-) -> Box:
+def from_coco(bbox: Any, width: int, height: int, label: str | None = None, *, orientation: int = 1) -> Box:
     """COCO, RefCOCO and Visual Genome: left, top, width, height in pixels."""
     x, y, across, down = _four(bbox)
     return from_corners((x, y, x + across, y + down), width, height, label, orientation=orientation)

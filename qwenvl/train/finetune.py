@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -142,6 +142,7 @@ def stage_of(
     )
 
 
+@runtime_checkable
 class Adaptation(Protocol):
     """Low-rank adapters, however they are made; a value that can be sent to other processes."""
 
