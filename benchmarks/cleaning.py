@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.clean.engine import Settings
-from qwenvl.data.clean.pipeline import judge, steps_of
+from qwenvl.data.clean.pipeline import apply_steps, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.clean.run import clean
 from qwenvl.data.parquet import write_parquet
@@ -68,7 +68,7 @@ def rules(count: int) -> float:
     best = 0.0
     for _ in range(3):
         start = time.process_time()
-        kept = sum(judge(pair, steps).dropped_by is None for pair in pairs)
+        kept = sum(apply_steps(pair, steps).dropped_by is None for pair in pairs)
         best = max(best, count / (time.process_time() - start))
     assert 0.9 * count < kept < count
     return best

@@ -1,5 +1,6 @@
 """`qwenvl chat`: a dialogue about images."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,4 +131,4 @@ def _read_line(typed: bool) -> str | None:
 def _path(text: str, usage: str) -> Path:
     if not text:
         raise ValueError(f"a file name is missing; type `{usage}`.")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # "~" stays as it is where nobody has a home

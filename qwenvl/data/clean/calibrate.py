@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data.clean.engine import BATCH, Scorer, score
-from qwenvl.data.clean.pipeline import Verdict, judge, steps_of
+from qwenvl.data.clean.pipeline import Verdict, apply_steps, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, Skipped
 
@@ -61,7 +61,9 @@ def observe(
     waiting = iter(samples)
     while batch := list(islice(waiting, BATCH)):
         verdicts = [
-            judge(sample, fixed) if isinstance(sample, Pair) and sample.width and sample.height else None
+            apply_steps(sample, fixed)
+            if isinstance(sample, Pair) and sample.width and sample.height
+            else None
             for sample in batch
         ]
         score(verdicts, scorer)

@@ -25,7 +25,7 @@ from qwenvl.data.clean import contamination, duplicates
 from qwenvl.data.clean.contamination import Benchmarks
 from qwenvl.data.clean.images import BadImage, measure
 from qwenvl.data.clean.pairs import Fetch, Sample, Source, read_samples
-from qwenvl.data.clean.pipeline import CLIP_RULE, UNSCORED, Funnel, Step, Verdict, judge, steps_of
+from qwenvl.data.clean.pipeline import CLIP_RULE, UNSCORED, Funnel, Step, Verdict, apply_steps, steps_of
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import dump
@@ -140,7 +140,7 @@ def judged_samples(path: Path, settings: Settings, scorer: Scorer | None) -> Ite
     last = steps[len(before) :]
     measured = measured_samples(path, settings)
     while batch := _batch(measured):
-        verdicts = [None if isinstance(sample, Skipped) else judge(sample, before) for sample in batch]
+        verdicts = [None if isinstance(sample, Skipped) else apply_steps(sample, before) for sample in batch]
         if last:
             score(verdicts, scorer)
             verdicts = [v if v is None or v.dropped_by else _then(v, last) for v in verdicts]
@@ -190,7 +190,7 @@ def score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
 
 
 def _then(verdict: Verdict, steps: Sequence[Step]) -> Verdict:
-    later = judge(verdict.pair, steps)
+    later = apply_steps(verdict.pair, steps)
     return later._replace(edited=verdict.edited)
 
 

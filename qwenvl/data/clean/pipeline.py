@@ -76,7 +76,7 @@ def steps_of(thresholds: Thresholds, extra: Sequence[Step] = ()) -> tuple[Step, 
     return tuple(steps)
 
 
-def judge(pair: Pair, steps: Iterable[Step]) -> Verdict:
+def apply_steps(pair: Pair, steps: Iterable[Step]) -> Verdict:
     """Pass a pair through the steps, to the first rule that drops it."""
     if len(pair.text) > edits.LONGEST_RAW:
         return Verdict(pair, "length", f"{len(pair.text)} characters > {edits.LONGEST_RAW}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwenvl.data.clean import edits, rules
 from qwenvl.data.clean.characters import detected_language, foreign_language, units
-from qwenvl.data.clean.pipeline import Funnel, judge, rule_names, steps_of
+from qwenvl.data.clean.pipeline import Funnel, apply_steps, rule_names, steps_of
 from qwenvl.data.clean.presets import PRESETS, Thresholds, chosen
 from qwenvl.data.records import Pair
 
@@ -238,7 +238,7 @@ def test_the_first_rule_that_objects_is_counted_and_funnels_add_up() -> None:
         pair("x", clip_score=0.1),
         pair(width=10, height=90),
     ):
-        funnel.count(judge(each, steps))
+        funnel.count(apply_steps(each, steps))
     other.fail("no picture")
     funnel.add(other)
     assert (funnel.read, funnel.kept) == (4, 1)
@@ -249,7 +249,7 @@ def test_the_first_rule_that_objects_is_counted_and_funnels_add_up() -> None:
 
 
 def test_a_megabyte_is_dropped_before_any_pattern_reads_it() -> None:
-    verdict = judge(pair("<b" * 500_000), steps_of(Thresholds()))
+    verdict = apply_steps(pair("<b" * 500_000), steps_of(Thresholds()))
     assert verdict.dropped_by == "length" and verdict.edited == ()
 
 
@@ -273,7 +273,7 @@ def test_f102_phrases_stay_with_their_words_when_a_text_is_edited() -> None:
     caption = "IMG_2041.JPG - A dog &amp; a cat, a dog on   a boat <b>here</b>"
     phrases = ["A dog", "a cat", "a dog", "a boat", "dog &amp; a cat", "on   a boat", "here"]
     chunks: list[Any] = [[caption.index(p), caption.index(p) + len(p), 0, 0, 1, 1, 0.9] for p in phrases]
-    kept = judge(
+    kept = apply_steps(
         pair(caption, extra={"noun_chunks": chunks, "ref_exps": None, "sha": "x"}), steps_of(Thresholds())
     )
     text, found = kept.pair.text, kept.pair.extra["noun_chunks"]
@@ -282,7 +282,7 @@ def test_f102_phrases_stay_with_their_words_when_a_text_is_edited() -> None:
     assert all(row[2:] == [0, 0, 1, 1, 0.9] for row in found) and kept.pair.extra["sha"] == "x"
     twice = "a dog, a dog &amp; a dog"
     rows = [[0, 5, 0.1], [7.0, 12.0, 0.2], ["x"], None, [90, 95, 0.3], [19, 24, 0.4]]
-    moved = judge(pair(twice, extra={"ref_exps": rows}), steps_of(Thresholds())).pair
+    moved = apply_steps(pair(twice, extra={"ref_exps": rows}), steps_of(Thresholds())).pair
     assert moved.extra["ref_exps"] == [
         [0, 5, 0.1],
         [7.0, 12.0, 0.2],
@@ -291,5 +291,7 @@ def test_f102_phrases_stay_with_their_words_when_a_text_is_edited() -> None:
         [90, 95, 0.3],
         [15, 20, 0.4],
     ]
-    unchanged = judge(pair("a plain dog stands", extra={"noun_chunks": rows}), steps_of(Thresholds())).pair
+    unchanged = apply_steps(
+        pair("a plain dog stands", extra={"noun_chunks": rows}), steps_of(Thresholds())
+    ).pair
     assert unchanged.extra["noun_chunks"] is rows
