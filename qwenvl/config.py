@@ -165,7 +165,7 @@ def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     """Build a (nested) config dataclass from plain values; strict about names and types.
 
     Integers are accepted where a float is expected. Raises ValueError that names the key, what was found and
-    what is known.
+    what is known, and for a key without a default that is missing.
     """
     if not isinstance(values, Mapping):
         raise ValueError(
@@ -177,7 +177,16 @@ def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
         raise ValueError(
             f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}."
         )
+    missing = [
+        field.name for field in dataclasses.fields(cls) if _required(field) and field.name not in values
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks the key {missing[0]!r}; {cls.__name__} needs {', '.join(missing)}.")
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:

@@ -35,6 +35,14 @@ def ask(
     checkpoint, images, question = _told_apart(words)
     if out is not None and not images:
         raise ValueError(f"--out {out} needs an image to draw on; name one before the question.")
+    if (
+        out is not None
+        and out.exists()
+        and any(out.samefile(image) for image in images if Path(image).exists())
+    ):
+        raise ValueError(
+            f"--out {out} is one of the images asked about; give another name to draw on a copy."
+        )
     from time import perf_counter
 
     from qwenvl.images import open_image

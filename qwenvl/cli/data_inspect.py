@@ -28,6 +28,8 @@ def data_inspect(
 
       qwenvl data inspect stage2.jsonl --tokenizer tiny --count 40
 
+    Exit status 2 where none of the samples shown can be used; the page says why.
+
     Args:
         src: The folder or file.
         out: The page.
@@ -43,8 +45,10 @@ def data_inspect(
     from qwenvl.files import atomic
     from qwenvl.tokenizer import Tokenizer
 
-    if count < 1:
-        raise ValueError(f"--count {count}; expected at least 1.")
+    for option, value in (("count", count), ("queries", queries), ("row-length", row_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} {value}; expected at least 1.")
+    blind = False
     if (src / "cleaning.json").is_file():
         if tokenizer or queries or images or row_length != 2048 or packing != "isolated":
             raise ValueError(
@@ -59,7 +63,7 @@ def data_inspect(
 
             place = resolve(tokenizer)
             words, own = Tokenizer.load(place), read_config(place).adapter.queries
-        text, shown, total = sample_viewer.page(
+        text, shown, usable, total = sample_viewer.page(
             src,
             words,
             queries=queries or own,
@@ -68,8 +72,11 @@ def data_inspect(
             count=count,
             root=images,
         )
+        blind = not usable
         if shown < total:
             print(f"{shown:,} of {total:,} samples; --count shows more", file=sys.stderr)
     with atomic(out) as file:
         file.write(text.encode("utf-8", "replace"))
+    if blind:
+        raise ValueError(f"none of the {shown:,} samples shown can be used; {out} says why of each.")
     print(out)

@@ -49,6 +49,7 @@ class Page(NamedTuple):
 
     text: str
     shown: int
+    usable: int
     total: int
 
 
@@ -99,7 +100,7 @@ def page(
         )
         parts.append(element("div", seen, ids, class_="sample"))
     parts += _packed(made, row_length, packing)
-    return Page(html.page("Formatted samples", *parts, style=STYLE), len(shown), total)
+    return Page(html.page("Formatted samples", *parts, style=STYLE), len(shown), len(made), total)
 
 
 def _packed(made: Mapping[str, Example], row_length: int, packing: str) -> list[Html]:

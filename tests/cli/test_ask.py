@@ -104,6 +104,16 @@ def test_f43_a_copy_without_boxes_is_told(run: Run, monkeypatch: pytest.MonkeyPa
     assert err == f"the answer has no boxes: {target} is the image without a mark.\n"
 
 
+def test_f43_out_never_replaces_an_image_that_was_asked_about(run: Run, tmp_path: Path):
+    own = tmp_path / "own.png"
+    own.write_bytes(Path(A).read_bytes())
+    (tmp_path / "link.png").symlink_to(own)
+    for target in (own, tmp_path / "link.png", tmp_path / "." / "own.png"):
+        status, _, err = run("ask", FOLDER, own, "Where?", "--out", target)
+        assert status == 2 and "is one of the images asked about" in sentence(err)
+    assert own.read_bytes() == Path(A).read_bytes()
+
+
 def test_the_options_of_an_answer_reach_the_assistant(run: Run, monkeypatch: pytest.MonkeyPatch):
     seen: list[Options] = []
     monkeypatch.setattr(

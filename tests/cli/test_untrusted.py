@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qwenvl import cli
 
@@ -138,3 +139,44 @@ def test_f90_escape_codes_of_strangers_are_shown_as_escapes(command: str, run: R
     }
     printed = run(*arguments[command])
     assert printed.strip() and "\x1b" not in printed and "\x07" not in printed
+
+
+@pytest.mark.parametrize("text", ["", "name = 'a'", "[optim]\nsteps = 1"])
+@pytest.mark.parametrize("command", [("plan",), ("train", "--init", "tiny", "--out", "run")])
+def test_f86_a_stage_without_its_keys_ends_in_a_sentence(
+    command: tuple, text: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "stage.toml").write_text(text)
+    assert "lacks the key" in run(*command, "stage.toml", status=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["[1, 2]", DEEP, '{"image": "/etc/passwd", "caption": "words"}', '{"kind": []}']
+)
+def test_f5_inspect_fails_where_nothing_can_be_used_and_its_page_says_why(
+    line: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    said = run("data", "inspect", "bad.jsonl", "--out", "page.html", status=2)
+    assert "none of the 1 samples shown can be used; page.html says why" in said
+    assert "cannot be used:" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("option", ["--queries", "--row-length", "--count"])
+def test_f14_inspect_takes_no_number_below_one(option: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"kind": "text", "text": "words"}\n')
+    assert f"{option} 0; expected at least 1" in run("data", "inspect", "a.jsonl", option, "0", status=2)
+
+
+def test_f14_inspect_counts_the_queries_of_its_checkpoint(run: Run, tmp_path: Path) -> None:
+    """The shipped model has 36 visual tokens an image, the paper 256; `--queries` wins over both."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a red square"}) + "\n")
+    for options, queries in (
+        ((), 256),
+        (("--tokenizer", "tiny"), 36),
+        (("--tokenizer", "tiny", "--queries", 4), 4),
+    ):
+        run("data", "inspect", "a.jsonl", "--out", "page.html", *options, status=0)
+        assert f"{queries} × imgpad" in (tmp_path / "page.html").read_text()
