@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,3 +37,13 @@ class Runtime:
         if dtype == "float32":
             torch.backends.cudnn.allow_tf32 = False  # else a convolution would keep 10 bits of its factors
         return Runtime(device=found, dtype=DTYPES[dtype], seed=seed)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """What the CPU holds, there; to a GPU through pinned memory, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor without its gradient in float64, for sums of many; in float32 on MPS, which has nothing wider."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)

@@ -5,7 +5,6 @@ One process is not a special case: every function here is then the identity. `la
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from qwenvl.files import owned
+from qwenvl.runtime import on_device, wide
 
 Result = TypeVar("Result")
 
@@ -99,36 +99,40 @@ class ParallelDims:
         if dist.is_initialized():
             shape = (processes // tensor, tensor)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+        self.device = device
         self.data_size = processes // tensor
-        self.data_rank = rank() // tensor
+        self.data_rank, self.tensor_rank = divmod(rank(), tensor)
 
-    def summed(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Each named value added up over these parts and the rows of the grid, which need not know the same names."""
-        gathered: list[Sequence[Mapping[str, float]]] = [parts] * self.data_size
+    def totals(
+        self, of_rows: Mapping[str, Tensor | float], of_processes: Mapping[str, Tensor | float]
+    ) -> dict[str, float]:
+        """Each named value added up over the rows of the grid, or over all processes: one message, one host wait.
+
+        The processes of a row know the same `of_rows`, so that one of them speaks. Every process names the same values
+        in the same order; none is a gradient, whose sums are `sum_gradients`' or FSDP's.
+        """
+        speaks = float(self.tensor_rank == 0)
+        values = {**{name: speaks * value for name, value in of_rows.items()}, **of_processes}
+        known = [0.0 if isinstance(value, Tensor) else value for value in values.values()]
+        sums = on_device(wide(torch.tensor(known, dtype=torch.float64)), self.device)
+        for index, value in enumerate(values.values()):
+            if isinstance(value, Tensor):
+                sums[index] = value.detach()
         if self.mesh is not None:
-            dist.all_gather_object(gathered, list(parts), group=self.mesh.get_group("data"))
-        total: dict[str, float] = {}
-        for part in chain.from_iterable(gathered):
-            for name, value in part.items():
-                total[name] = total.get(name, 0.0) + value
-        return total
-
-    def everyones(self, value: float) -> list[float]:
-        """The value of every process, by rank."""
-        if self.mesh is None:
-            return [value]
-        values = torch.zeros(world_size(), dtype=torch.float64)
-        values[rank()] = value
-        dist.all_reduce(values)
-        return values.tolist()
+            dist.all_reduce(sums)
+        return dict(zip(values, sums.tolist(), strict=True))
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Add up the gradients over the rows of the grid, in place, where FSDP has not done so.
 
+        What taught nothing in this process may have taught in another: a gradient that is missing counts as zero.
         What all processes of a row compute alike is averaged, or rounding would pull their copies apart.
         """
         if self.mesh is None:
             return
+        for each in parameters if self.data_size > 1 else ():
+            if each.grad is None and not cut_along(each, "data"):
+                each.grad = torch.zeros_like(each)
         gradients = [each.grad for each in parameters if each.grad is not None]
         self._all_reduce([local(each) for each in gradients if not cut_along(each, "data")], "data")
         alike = [local(each) for each in gradients if not cut_along(each, "tensor")]
@@ -144,18 +148,14 @@ class ParallelDims:
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def norms(self, parts: Mapping[str, Sequence[torch.nn.Parameter]]) -> dict[str, float]:
-        """Euclidean norm of the gradients of each part together, whoever holds which share of them."""
-        squares = torch.stack([self._square(parameters) for parameters in parts.values()])
-        if self.mesh is not None:
-            dist.all_reduce(squares)
-        return dict(zip(parts, squares.sqrt().tolist(), strict=True))
+    def square(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+        """What this process adds to the squared Euclidean norm of the gradients, whoever holds which share of them.
 
-    def _square(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-        """What this process adds to the squared norm of all."""
+        The sum over all processes (`totals`) is the same number in each, to the last bit. Nothing waits for the device.
+        """
         gradients = [each.grad for each in parameters if each.grad is not None]
         norms = [torch.linalg.vector_norm(local(each)) / self._copies(each) ** 0.5 for each in gradients]
-        return torch.stack(norms or [torch.zeros(())]).cpu().double().square().sum()
+        return wide(torch.stack(norms or [torch.zeros((), device=self.device)])).square().sum()
 
     def _copies(self, tensor: Tensor) -> float:
         """How many processes hold the same element."""

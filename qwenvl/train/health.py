@@ -3,11 +3,16 @@
 import math
 import statistics
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from qwenvl.data.stream.batches import HOPELESS
+from qwenvl.train import distributed
 from qwenvl.train.data import left_out
 from qwenvl.train.stages import StageConfig
 
@@ -94,27 +99,75 @@ class Starvation:
             )
 
 
+class Work:
+    """How long this process works in an update, waiting for nobody: on its CPU, and, not waiting for it, its GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Time what the CPU does."""
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Time what the device does."""
+        if self._device.type != "cuda":
+            with self.reading():
+                yield
+            return
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        yield
+        ended.record()
+        self._spans.append((began, ended))
+
+    def seconds(self) -> float:
+        """Of all that was timed; to be asked once the host has waited for the device."""
+        return self._seconds + sum(began.elapsed_time(ended) for began, ended in self._spans) / 1000
+
+
 class Stragglers:
-    """Compares how long the processes work on their own, waiting for nobody."""
+    """Compares how long the processes work on their own, waiting for nobody.
+
+    Nothing is sent for it alone: what a process worked in an update goes with the totals of the next one.
+    """
 
     def __init__(self) -> None:
-        self.own = self.whole = 0.0
+        self._rank, processes = distributed.rank(), distributed.world_size()
+        self._own = self._last = self._whole = 0.0
+        self._worked = [0.0] * processes
         self._updates = 0
 
-    def add(self, own: float, whole: float) -> bool:
-        """Seconds of work and of the whole update; returns whether it is time to compare."""
-        self.own, self.whole, self._updates = self.own + own, self.whole + whole, self._updates + 1
-        return self._updates % EVERY == 0
+    def own(self) -> dict[str, float]:
+        """What this process adds to the totals: its seconds of the last update, zero for all others."""
+        return {f"seconds/{rank}": self._own * (rank == self._rank) for rank in range(len(self._worked))}
 
-    def compare(self, seconds: Sequence[float], *, speaks: bool) -> list[int]:
-        """The ranks that hold the others up, told on stderr; `seconds` is everyone's `own`. Begins anew."""
-        usual = statistics.median(seconds)
-        slow = [rank for rank, each in enumerate(seconds) if each - usual > SLOW * self.whole]
-        for rank in slow if speaks else ():
+    def note(self, own: float, whole: float) -> None:
+        """Seconds of work in an update, and of the whole update."""
+        self._own, self._last = own, whole
+
+    def see(self, seen: Mapping[str, float]) -> list[int]:
+        """The totals of an update; every so often, the ranks that hold the others up, which rank 0 tells on stderr."""
+        if not self._last:
+            return []
+        self._worked = [before + seen[f"seconds/{rank}"] for rank, before in enumerate(self._worked)]
+        self._whole, self._updates = self._whole + self._last, self._updates + 1
+        return self._compare() if self._updates == EVERY else []
+
+    def _compare(self) -> list[int]:
+        usual = statistics.median(self._worked)
+        slow = [rank for rank, each in enumerate(self._worked) if each - usual > SLOW * self._whole]
+        for rank in slow if self._rank == 0 else ():
             print(
-                f"rank {rank} holds the others up: it works {seconds[rank] / EVERY:.2f} s per update, the median is "
-                f"{usual / EVERY:.2f} s of {self.whole / EVERY:.2f} s.",
+                f"rank {rank} holds the others up: it works {self._worked[rank] / EVERY:.2f} s per update, the median "
+                f"is {usual / EVERY:.2f} s of {self._whole / EVERY:.2f} s.",
                 file=sys.stderr,
             )
-        self.own = self.whole = 0.0
+        self._worked, self._whole, self._updates = [0.0] * len(self._worked), 0.0, 0
         return slow

@@ -86,7 +86,7 @@ class Log:
         rates: Mapping[str, float],
         flops: float,
     ) -> None:
-        """Update `step` (from 0): smoothed on the bar, exact in the file. `seen` is the sum of all `Loss.counted`."""
+        """Update `step` (from 0): smoothed on the bar, exact in the file. `seen` are the totals of all processes."""
         if not self._writes:
             return
         now = time.perf_counter()
@@ -96,6 +96,7 @@ class Log:
         self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
         self._speed = 0.95 * self._speed + 0.05 * speed if self._speed else speed
         sources = [name.removeprefix("loss/") for name in seen if name.startswith("loss/")]
+        sources = [name for name in sources if seen[f"supervised/{name}"]]
         line = {
             "step": step + 1,
             "loss": loss,

@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
@@ -16,10 +17,18 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, toy
 from qwenvl.train.distributed import ParallelDims
-from qwenvl.train.health import Spikes, Starvation, Stragglers
+from qwenvl.train.health import Spikes, Starvation, Stragglers, Work
 from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import Objective, next_token
-from qwenvl.train.optim import clip_gradients, freeze, make_optimizers, rates, set_learning_rates
+from qwenvl.train.optim import (
+    clip_gradients,
+    forget_images,
+    freeze,
+    make_optimizers,
+    rates,
+    set_learning_rates,
+    squared_norms,
+)
 from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
@@ -64,7 +73,6 @@ def train(
     make = make_objective or partial(OBJECTIVES[stage.objective], run_dir=run_dir)
     objective = make(model, tokenizer, stage)
     optimizers = make_optimizers(objective.module, stage.optim)
-    trainable = [parameter for parameter in objective.module.parameters() if parameter.requires_grad]
     start = load_state(run_dir / "state", objective.module, optimizers)
     spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
     starvation = Starvation(stage, run_dir)
@@ -79,10 +87,9 @@ def train(
             stop_in(stage, start, run_dir)
         for step in range(start, stage.optim.steps):
             began = time.perf_counter()
-            counted, seconds = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
-            seen = dims.summed(counted)
-            dims.sum_gradients(trainable)
-            norms = clip_gradients(objective.module, stage.optim.max_grad_norm, dims, seen["supervised"])
+            counted, work = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
+            seen = shared(objective.module, counted, stragglers, dims)
+            norms = clip_gradients(objective.module, stage.optim.max_grad_norm, seen)
             spikes.see(step, mean_loss(seen), norms["all"])
             starvation.see(step, seen, norms["all"])
             set_learning_rates(optimizers, stage.optim, step)
@@ -90,7 +97,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             log.step(step, seen, norms=norms, rates=rates(optimizers), flops=objective.flops(seen))
-            stops, last = distributed.any_rank(asked()), step + 1 == stage.optim.steps
+            stops, last = seen["stops"] > 0, step + 1 == stage.optim.steps
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
                 saver.save(step + 1, objective.module, optimizers)
             if objective.document and due(step + 1, stage.show_every, stage):
@@ -100,9 +107,9 @@ def train(
             if stops and not last:
                 saver.finish()
                 stop_in(stage, step + 1, run_dir)
-            if stragglers.add(seconds, time.perf_counter() - began):
-                stragglers.compare(dims.everyones(stragglers.own), speaks=distributed.rank() == 0)
-            distributed.barrier()
+            stragglers.see(seen)
+            stragglers.note(work.seconds(), time.perf_counter() - began)
+        distributed.barrier()
     model.eval()
 
 
@@ -133,28 +140,47 @@ def accumulate_gradients(
     runtime: Runtime,
     parallel: ParallelConfig,
     dims: ParallelDims,
-) -> tuple[list[dict[str, float]], float]:
+) -> tuple[dict[str, Tensor | float], Work]:
     """Forward and backward over the micro-batches of this process; gradients are those of sums.
 
-    Returns what each micro-batch adds (`Loss.counted`), and the seconds spent reading and, where that waits for nobody,
-    computing.
+    Returns what they add up to (`Loss.counted`), of every source that the objective knows, and the work of reading and,
+    where that waits for nobody, computing. Nothing waits for the device or for another process, FSDP's own aside.
     """
-    counted, seconds = [], 0.0
+    total: dict[str, Tensor | float] = {
+        f"{kind}/{source}": 0.0 for source in objective.sources for kind in ("loss", "supervised")
+    }
+    work = Work(runtime.device)
     micro = micro_batches(stage, step, dims.data_rank, dims.data_size)
     for documents in micro:
-        began = time.perf_counter()
-        batch = objective.batch(documents)
-        seconds += time.perf_counter() - began
+        with work.reading():
+            batch = objective.batch(documents)
         sync_gradients(model, parallel, last=documents is micro[-1])
         torch.manual_seed(stage.seed * 1_000_003 + documents.start)  # dropout belongs to the documents
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
-            loss = objective.loss(batch)
-        began = time.perf_counter()
-        if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
-            loss.total.backward()
-        counted.append(loss.counted())
-        seconds += 0.0 if parallel.cuts else time.perf_counter() - began
-    return counted, seconds
+        with nullcontext() if parallel.cuts else work.computing():
+            with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
+                loss = objective.loss(batch)
+            if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
+                loss.total.backward()
+        if unknown := loss.by_source.keys() - set(objective.sources):
+            raise ValueError(f"the objective tells {sorted(unknown)} apart; expected some of its `sources`.")
+        for name, value in loss.counted().items():
+            total[name] = total.get(name, 0.0) + value
+    return total, work
+
+
+def shared(
+    module: nn.Module, counted: Mapping[str, Tensor | float], stragglers: Stragglers, dims: ParallelDims
+) -> dict[str, float]:
+    """Add up an update over the processes: the gradients, in place, and behind them, in one message, all else.
+
+    Returns the totals, the same in every process: the loop waits for the device here and nowhere else.
+    """
+    dims.sum_gradients([parameter for parameter in module.parameters() if parameter.requires_grad])
+    facts = {"stops": float(asked()), **stragglers.own()}
+    seen = dims.totals(counted, {**facts, **squared_norms(module, dims)})
+    if not seen["images"]:
+        forget_images(module)
+    return seen
 
 
 def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) -> list[range]:

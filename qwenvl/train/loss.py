@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from qwenvl.data.formats import IGNORE
+from qwenvl.runtime import on_device
 
 LOGIT_BLOCK = 256
 """Logits are computed for a multiple of this many positions."""
@@ -28,12 +29,14 @@ def next_token_nll(
     """Negative log-likelihood of the learned tokens: its sum, to go backward from (once), and that of each, row by row.
 
     Logits exist at learned positions only. Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product
-    of ever new shapes is slow on a CPU. The words of `head` may be cut over processes (tensor parallelism).
+    of ever new shapes is slow on a CPU. Labels stay on the CPU, where they are made: to find the learned ones on a GPU
+    would wait for it. The words of `head` may be cut over processes (tensor parallelism).
     """
     supervised = (labels.flatten() != IGNORE).nonzero()[:, 0]
     filling = -len(supervised) % LOGIT_BLOCK
-    rows = hidden.flatten(0, 1)[F.pad(supervised, (0, filling))]  # (learned, hidden)
     targets = F.pad(labels.flatten()[supervised], (0, filling), value=IGNORE)
+    index, targets = (on_device(each, hidden.device) for each in (F.pad(supervised, (0, filling)), targets))
+    rows = hidden.flatten(0, 1)[index]  # (learned, hidden)
     weights = [each for each in head.parameters() if each.requires_grad]
     total, each = _Nll.apply(head, targets, torch.is_grad_enabled(), rows, *weights)
     return total, each[: len(supervised)]

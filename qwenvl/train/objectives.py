@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.records import Skipped
 from qwenvl.data.stream.images import square
+from qwenvl.data.stream.sources import TASKS
 from qwenvl.images import MEAN, STD
 from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import on_device, wide
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
-from qwenvl.train.distributed import any_rank
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import next_token_nll
 from qwenvl.train.stages import StageConfig
@@ -46,10 +48,10 @@ class Loss:
     by_source: Mapping[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
     """Sum and count of the losses of each source of documents."""
 
-    def counted(self) -> dict[str, float]:
-        """Everything that adds up over micro-batches and processes, by name; waits for the device."""
-        found: dict[str, float] = {
-            "loss": self.total.item(),
+    def counted(self) -> dict[str, Tensor | float]:
+        """Everything that adds up over micro-batches and processes, by name; losses stay on the device."""
+        found: dict[str, Tensor | float] = {
+            "loss": wide(self.total),
             "supervised": self.supervised,
             "tokens": self.tokens,
             "images": self.images,
@@ -57,7 +59,7 @@ class Loss:
             "left_out": self.left_out,
         }
         for source, (total, supervised) in self.by_source.items():
-            found |= {f"loss/{source}": total.item(), f"supervised/{source}": supervised}
+            found |= {f"loss/{source}": wide(total), f"supervised/{source}": supervised}
         return found
 
 
@@ -74,6 +76,8 @@ class Objective:
     """Arithmetic of an update, from the sum of its `Loss.counted`."""
     document: Callable[[int], Example | Skipped] | None = None
     """The documents themselves, where they are text and pictures, for sample predictions."""
+    sources: tuple[str, ...] = ()
+    """All that `Loss.by_source` may name: processes add numbers up without telling their names."""
     close: Callable[[], None] = lambda: None
     """Ends what reads ahead."""
 
@@ -92,7 +96,7 @@ def next_token(
     numbered = documents(stage, tokenizer, queries)
     batch = batches(stage, tokenizer, queries, run_dir)
     found = _next_token_over(model, stage, batch, lambda number: numbered(number).made)
-    return replace(found, close=batch.close)
+    return replace(found, close=batch.close, sources=TASKS)
 
 
 def next_token_of(
@@ -130,19 +134,21 @@ def _next_token_over(
 
     def loss(rows: Rows) -> Loss:
         device, size, images = model.llm.embed.weight.device, stage.image_size, len(rows.images)
-        ids, labels, positions, segments = (
-            on_device(each, device) for each in (rows.ids, rows.labels, rows.positions, rows.segments)
+        ids, positions, segments = (
+            on_device(torch.from_numpy(each), device) for each in (rows.ids, rows.positions, rows.segments)
         )
         levels = [image.source for image in rows.images]  # squares of levels since they were read
-        idle = torch.zeros(1, 3, size, size, device=device) if any_rank(images > 0) and not images else None
+        # processes that hold the weights together walk the ViT together, whoever has images
+        walks = isinstance(model, FSDPModule) and not images
+        idle = torch.zeros(1, 3, size, size, device=device) if walks else None
         hidden = model.hidden(
             ids,
-            normalised(on_device(np.stack(levels), device)) if images else None,  # type: ignore[arg-type]
+            normalised(on_device(torch.from_numpy(np.stack(levels)), device)) if images else None,  # type: ignore[arg-type]
             positions=positions,
             segments=segments,
             idle=idle,
         )
-        total, each = next_token_nll(model.llm.head, hidden, labels)
+        total, each = next_token_nll(model.llm.head, hidden, torch.from_numpy(rows.labels))
         return Loss(
             total=total,
             supervised=len(each),
@@ -156,18 +162,12 @@ def _next_token_over(
     return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
 
 
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor there; to a GPU through pinned memory, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def normalised(
     levels: UInt8[Tensor, "images height width 3"],
 ) -> Float[Tensor, "images 3 height width"]:
     """`images.normalise` on the device of the levels, to the same bits."""
     pixels = levels.permute(0, 3, 1, 2).float().contiguous()
-    mean, std = (torch.tensor(each, device=levels.device)[:, None, None] for each in (MEAN, STD))
+    mean, std = (on_device(torch.tensor(each), levels.device)[:, None, None] for each in (MEAN, STD))
     return pixels.div_(255).sub_(mean).div_(std)
 
 
@@ -175,7 +175,9 @@ def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tupl
     """Sum and count of the losses of each named source of the rows."""
     origins = rows.origins[rows.labels != IGNORE]
     counts = np.bincount(origins, minlength=len(rows.sources)).tolist()
-    sums = nll.new_zeros(len(rows.sources)).index_add_(0, torch.from_numpy(origins).to(nll.device), nll)
+    sums = nll.new_zeros(len(rows.sources)).index_add_(
+        0, on_device(torch.from_numpy(origins), nll.device), nll
+    )
     return {
         source: (total, count)
         for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)

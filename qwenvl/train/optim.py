@@ -12,6 +12,12 @@ from qwenvl.train.distributed import ParallelDims, local
 from qwenvl.train.muon import Muon
 from qwenvl.train.stages import OptimConfig
 
+READ_IMAGES = ("vision", "adapter")
+"""The parts of the model that learn from images alone."""
+
+SQUARE = "square/"
+"""How `squared_norms` names the one of a part."""
+
 _VISION_BLOCK = re.compile(r"vision\.blocks\.(\d+)\.")
 
 
@@ -99,23 +105,43 @@ def rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
     return {part: max(each) for part, each in sorted(by_part.items())} | lowest
 
 
-def clip_gradients(module: nn.Module, limit: float, dims: ParallelDims, count: float) -> dict[str, float]:
-    """The one division, and clipping: gradients of sums become those of the mean over the `count` that was supervised.
-
-    Returns the norm of the mean before it is scaled down to `limit`, of `all` and of each part, whoever holds which
-    share of it.
-    """
+def squared_norms(module: nn.Module, dims: ParallelDims) -> dict[str, torch.Tensor]:
+    """What this process adds to the squared norm of the gradients of each part, for `ParallelDims.totals`."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             parts.setdefault(name.split(".")[0], []).append(parameter)
-    norms = {part: norm / max(count, 1) for part, norm in dims.norms(parts).items()}
+    return {SQUARE + part: dims.square(parameters) for part, parameters in parts.items()}
+
+
+def clip_gradients(module: nn.Module, limit: float, seen: Mapping[str, float]) -> dict[str, float]:
+    """The one division, and clipping: gradients of sums become those of the mean over all that was supervised.
+
+    `seen` holds the totals of `squared_norms`, and how many losses were `supervised`. Returns the norm of the mean
+    before it is scaled down to `limit`, of `all` and of each part.
+    """
+    count = max(seen["supervised"], 1)
+    norms = {
+        name.removeprefix(SQUARE): math.sqrt(square) / count
+        for name, square in seen.items()
+        if name.startswith(SQUARE)
+    }
     whole = math.hypot(*norms.values())
-    factor = min(1.0, limit / (whole + 1e-6)) / max(count, 1)
+    factor = min(1.0, limit / (whole + 1e-6)) / count
     for parameter in module.parameters():
         if parameter.grad is not None:
             local(parameter.grad).mul_(factor)
     return {"all": whole, **norms}
+
+
+def forget_images(module: nn.Module) -> None:
+    """After an update without any image: what reads them has learned nothing, and does not decay either.
+
+    Its gradients are then zeros where processes walk the ViT together, and missing in a process alone.
+    """
+    for name, parameter in module.named_parameters():
+        if name.split(".")[0] in READ_IMAGES:
+            parameter.grad = None
 
 
 def freeze(model: nn.Module, trains: Iterable[str]) -> None:

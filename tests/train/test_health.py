@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.train import distributed
 from qwenvl.train.health import EVERY, HISTORY, IN_A_ROW, Spikes, Stragglers
 from qwenvl.train.stages import CurriculumConfig
 
@@ -61,20 +62,29 @@ def test_what_is_no_number_stops_the_run(loss: float, norm: float) -> None:
         Spikes(stage(), Path("runs/x"), 4.0).see(3, loss, norm)
 
 
-def test_a_slow_process_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def compared(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What is found update by update, and begun anew, where processes work so long in each."""
+    monkeypatch.setattr(distributed, "world_size", lambda: len(seconds))
     stragglers = Stragglers()
-    due = [stragglers.add(0.4, 1.0) for _ in range(EVERY)]
-    assert due == [False] * (EVERY - 1) + [True]
-    everyones = [0.4 * EVERY, 0.5 * EVERY, 0.4 * EVERY, 0.9 * EVERY]
-    assert stragglers.compare(everyones, speaks=True) == [3]
-    assert capsys.readouterr().err == (
-        "rank 3 holds the others up: it works 0.90 s per update, the median is 0.45 s of 1.00 s.\n"
-    )
-    assert stragglers.own == 0.0, "the next comparison begins anew"
+    everyone = {f"seconds/{rank}": each for rank, each in enumerate(seconds)}
+    found = []
+    for update in range(2 * EVERY + 1):
+        own = stragglers.own()
+        assert list(own) == list(everyone) and own["seconds/0"] == (seconds[0] if update else 0.0)
+        found.append(stragglers.see(everyone))
+        stragglers.note(seconds[0], 1.0)
+    return found
 
 
-def test_processes_alike_are_not_named(capsys: pytest.CaptureFixture[str]) -> None:
-    stragglers = Stragglers()
-    stragglers.add(0.5, 1.0)
-    assert stragglers.compare([0.5, 0.6], speaks=True) == []
+def test_a_slow_process_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compared([0.4, 0.5, 0.4, 0.9], monkeypatch)
+    assert found == [[], *2 * [*([[]] * (EVERY - 1)), [3]]]
+    said = "rank 3 holds the others up: it works 0.90 s per update, the median is 0.45 s of 1.00 s.\n"
+    assert capsys.readouterr().err == 2 * said, "the next comparison begins anew"
+
+
+def test_processes_alike_are_not_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(compared([0.5, 0.6], monkeypatch))
     assert capsys.readouterr().err == ""

@@ -190,6 +190,6 @@ def test_who_watches_a_stage_sees_images_of_its_size(start: Path, tmp_path: Path
 def test_one_process_is_no_special_case() -> None:
     dims = distributed.ParallelDims(1, CPU.device)
     assert distributed.rank() == 0 and distributed.world_size() == 1
-    assert dims.summed([{"a": 1.5}, {"a": 2, "b": 1}]) == {"a": 3.5, "b": 1} and dims.everyones(3.0) == [3.0]
+    assert dims.totals({"a": torch.tensor(1.5), "b": 2}, {"c": 0.1}) == {"a": 1.5, "b": 2, "c": 0.1}
     assert distributed.any_rank(True) and not distributed.any_rank(False)
     assert distributed.on_rank0(lambda: 7) == 7

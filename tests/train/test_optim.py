@@ -15,6 +15,7 @@ from qwenvl.train.optim import (
     make_optimizers,
     rates,
     set_learning_rates,
+    squared_norms,
 )
 from qwenvl.train.stages import OptimConfig
 
@@ -79,13 +80,16 @@ def test_rates_are_told_by_part_with_the_lowest_where_they_differ():
 def test_clipping_tells_the_norm_of_each_part_and_scales_them_together():
     parts = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("vision", "llm")})
     alone = ParallelDims(1, torch.device("cpu"))
+
+    def clip(limit: float, count: int) -> dict[str, float]:
+        seen = alone.totals({"supervised": count}, squared_norms(parts, alone))
+        return clip_gradients(parts, limit, seen)
+
     parts["vision"].weight.grad = torch.full((2, 2), 1.5)
     parts["llm"].weight.grad = torch.full((2, 2), 2.0)
-    assert clip_gradients(parts, 1.0, alone, count=2) == pytest.approx(
-        {"all": 2.5, "vision": 1.5, "llm": 2.0}
-    )
+    assert clip(1.0, 2) == pytest.approx({"all": 2.5, "vision": 1.5, "llm": 2.0})
     assert parts["vision"].weight.grad.norm().item() == pytest.approx(0.6, rel=1e-4)
-    assert clip_gradients(parts, 10.0, alone, count=1)["all"] == pytest.approx(1.0, rel=1e-4)
+    assert clip(10.0, 1)["all"] == pytest.approx(1.0, rel=1e-4)
     assert parts["llm"].weight.grad.norm().item() == pytest.approx(0.8, rel=1e-4)
 
 

@@ -38,6 +38,8 @@ TRIAL = stage(
 """Four micro-batches an update, of unequal numbers of learned tokens."""
 FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), data=(source("tasks"), source("text", 3.0)))
 """As in stage 1, only pictures teach; here many micro-batches have none."""
+TEXT = dataclasses.replace(TRIAL, data=(source("text"),))
+"""Nothing that reads images learns, nor may it decay."""
 MUON = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))
 """The processes share the matrices out, and each orthogonalises its own."""
 
@@ -46,6 +48,7 @@ ALONE: Mapping[str, Case] = {
     "trial": (TRIAL, ParallelConfig()),
     "frozen": (FROZEN, ParallelConfig()),
     "muon": (MUON, ParallelConfig()),
+    "text": (TEXT, ParallelConfig()),
 }
 TWO: Mapping[str, Case] = {
     "trial, replicated": (TRIAL, ParallelConfig()),
@@ -59,6 +62,8 @@ TWO: Mapping[str, Case] = {
     "muon, replicated": (MUON, ParallelConfig()),
     "frozen, replicated": (FROZEN, ParallelConfig()),
     "frozen, full": (FROZEN, ParallelConfig(shard="full")),
+    "text, replicated": (TEXT, ParallelConfig()),
+    "text, full": (TEXT, ParallelConfig(shard="full")),
 }
 FOUR: Mapping[str, Case] = {
     "trial, full x tensor": (TRIAL, ParallelConfig(shard="full", tensor=2)),
@@ -78,8 +83,12 @@ def look(run: Path, model: QwenVL, stage: StageConfig, step: int) -> None:
 def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
     """In every process: one case after the other."""
     torch.set_num_threads(1)
-    everyone = list(range(distributed.world_size()))
-    assert ParallelDims(1, CPU.device).everyones(distributed.rank()) == everyone
+    size = distributed.world_size()
+    values = {"row": torch.tensor(1.0)}, {"rank": distributed.rank()}
+    for tensor in {1, size}:
+        rows = size // tensor
+        expected = {"row": rows, "rank": size * (size - 1) / 2}
+        assert ParallelDims(tensor, CPU.device).totals(*values) == expected
     for name, (trial, parallel) in cases.items():
         model = folder.load(start, CPU)
         watch = partial(look, out / name)
@@ -127,7 +136,7 @@ def test_every_spread_learns_what_one_process_learns(
 
 
 def test_some_readers_have_no_image_beside_others_that_have(start: Path) -> None:
-    """What the case above rests on: then a process walks the ViT with an idle picture."""
+    """What the cases above rest on: gradients of one process count as zero, or it walks the ViT with others."""
     objective = next_token(folder.load(start, CPU), Tokenizer.load(start), FROZEN)
     beside = [
         [bool(objective.batch(range(at, at + 2)).images) for at in (2 * k, 2 * k + 2)]

@@ -34,6 +34,9 @@ from qwenvl.tokenizer import Tokenizer
 TOY = "toy:"
 """How the name of a source of the toy world begins, where paths stand."""
 
+TASKS: tuple[str, ...] = (*get_args(Format), *toy.SOURCES)
+"""Every `Document.task` there is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
