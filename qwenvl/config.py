@@ -177,9 +177,8 @@ def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
         raise ValueError(
             f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(sorted(hints))}."
         )
-    missing = [
-        field.name for field in dataclasses.fields(cls) if _required(field) and field.name not in values
-    ]
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = [field.name for field in fields if _required(field) and field.name not in values]
     if missing:
         raise ValueError(f"{where} lacks the key {missing[0]!r}; {cls.__name__} needs {', '.join(missing)}.")
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
