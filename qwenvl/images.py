@@ -67,13 +67,13 @@ class UnreadableImage(ValueError):
         """"no picture", "damaged picture", "decompression bomb" or "picture without pixels"."""
 
 
-def open_image(source: Source, *, cut_deep: bool = False) -> pillow.Image:
+def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ...] = FORMATS) -> pillow.Image:
     """The image in RGB, as the official code sees it: alpha dropped (not composited), no EXIF rotation.
 
     Of an animation, the first frame. Grey of more than 8 bits is scaled (`_eight_bits`); the official code cuts it off
     at 255, which leaves white, and so does `cut_deep`, for comparisons with it. What a PNG says beside its pixels
     (texts, profiles) may be damaged. A Pillow image that is RGB already is returned itself, not
-    copied. Raises ValueError for whatever is not an image in one of `FORMATS`, is damaged, has no pixels or too many.
+    copied. Raises ValueError for whatever is not an image in one of `formats`, is damaged, has no pixels or too many.
     """
     if isinstance(source, pillow.Image):
         _require_known(source)
@@ -92,25 +92,25 @@ def open_image(source: Source, *, cut_deep: bool = False) -> pillow.Image:
         )
     name = _name(source)
     try:
-        with opened(source) as image:
+        with opened(source, formats) as image:
             return _decoded(image, name, cut_deep)
     except UnreadableImage as error:
         plain = _without_remarks(source) if error.reason == "damaged picture" else None
         if plain is None:
             raise
-        with opened(plain) as image:
+        with opened(plain, formats) as image:
             return _decoded(image, name, cut_deep)
 
 
 @contextmanager
-def opened(source: str | Path | bytes) -> Iterator[pillow.Image]:
+def opened(source: str | Path | bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[pillow.Image]:
     """The image of a file or of its bytes, its header read and its pixels not: for size, mode, format and `draft`.
 
-    Raises UnreadableImage where there is none in one of `FORMATS` or it is larger than the limits.
+    Raises UnreadableImage where there is none in one of `formats` or it is larger than the limits.
     """
     name = _name(source)
     if isinstance(source, bytes):
-        yield _header(io.BytesIO(source), len(source), name)
+        yield _header(io.BytesIO(source), len(source), name, formats)
         return
     try:
         file = open_regular(Path(source))
@@ -123,7 +123,7 @@ def opened(source: str | Path | bytes) -> Iterator[pillow.Image]:
         message = f"Not readable: {name} ({printable(reason)}); give a readable picture file."
         raise UnreadableImage(message, "no picture") from None
     with file:
-        yield _header(file, os.fstat(file.fileno()).st_size, name)
+        yield _header(file, os.fstat(file.fileno()).st_size, name, formats)
 
 
 def upright(image: pillow.Image) -> pillow.Image:
@@ -181,7 +181,7 @@ def preprocess(
 # === The door ===
 
 
-def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
+def _header(file: IO[bytes], size: int, name: str, formats: tuple[str, ...]) -> pillow.Image:
     """The undecoded image, after all that can be known of it from its first bytes was held against the limits."""
     if size > MAX_BYTES:
         raise UnreadableImage(
@@ -201,7 +201,7 @@ def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
                 "decompression bomb",
             )
     try:
-        image = _guard(lambda: _pillow_open(file), name)
+        image = _guard(lambda: _pillow_open(file, formats), name)
     except UnreadableImage as error:
         if error.reason == "no picture" and start.startswith(
             (_PNG, b"\xff\xd8")
@@ -218,12 +218,12 @@ def _header(file: IO[bytes], size: int, name: str) -> pillow.Image:
     return image
 
 
-def _pillow_open(file: IO[bytes]) -> pillow.Image:
+def _pillow_open(file: IO[bytes], formats: tuple[str, ...]) -> pillow.Image:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # of large images and odd tags; what matters is told in a sentence of ours
-        return pillow.open(file, formats=FORMATS)
+        return pillow.open(file, formats=formats)
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
