@@ -23,7 +23,7 @@ ALLOWED = "http://images.example"
 PUBLIC, INSIDE = "93.184.216.34", "169.254.169.254"
 
 
-def picture() -> bytes:
+def image_bytes() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (60, 40), (200, 10, 10)).save(file, "PNG")
     return file.getvalue()
@@ -50,14 +50,14 @@ def redirects(*locations: str) -> Script:
         if left:
             says(b"", f"Location: {left.pop(0)}", status="302 Found")(connection, head)
         else:
-            says(picture())(connection, head)
+            says(image_bytes())(connection, head)
 
     return script
 
 
 def test_an_image_of_a_named_host_is_fetched() -> None:
     """What the refusals below are worth is seen where nothing is wrong: the bytes come, with the Host of the name."""
-    with web(says(picture(), "Content-Type: text/html")) as found:
+    with web(says(image_bytes(), "Content-Type: text/html")) as found:
         ours = fetcher(found)
         data = read_source("HTTP://Images.Example/a%20b/cat.png?size=1&x=@y#part", LIMITS, ours)
         assert open_upload(data, LIMITS).image.size == (60, 40) and ours.fetched == 1
@@ -72,7 +72,7 @@ def test_a01_link_local_url() -> None:
     url = f"http://{INSIDE}/latest/meta-data/iam/"
     with pytest.raises(RefusedMedia, match="fetches nothing but from hosts"):
         read_source(url, LIMITS)
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         refused(fetcher(found), url, "host")
         assert not found.looked_up and not found.dialled
 
@@ -94,7 +94,7 @@ def test_a02_redirect_to_a_private_address() -> None:
             )
             assert len(found.dialled) == 1, place
     with web(redirects("/2", f"{ALLOWED}:80/3", "//images.example/4")) as found:
-        assert read_source(f"{ALLOWED}/1", LIMITS, fetcher(found)) == picture()
+        assert read_source(f"{ALLOWED}/1", LIMITS, fetcher(found)) == image_bytes()
         assert [head.split()[1] for head in found.requests] == [b"/1", b"/2", b"/3", b"/4"]
     with web(redirects("/2", "/3", "/4", "/5")) as found:
         refused(fetcher(found), f"{ALLOWED}/1", "redirects")
@@ -111,15 +111,15 @@ def test_a02_a_redirect_looks_its_name_up_again_and_checks_again() -> None:
 def test_a03_dns_rebinding() -> None:
     """LlamaFactory#10646, deepeval#3012: a name is public when it is checked and private when it is dialled. It is
     looked up once, and the address that was checked is the one that is dialled."""
-    with web(says(picture()), {"images.example": [[PUBLIC], ["127.0.0.1"]]}) as found:
-        assert read_source(f"{ALLOWED}/cat.png", LIMITS, fetcher(found)) == picture()
+    with web(says(image_bytes()), {"images.example": [[PUBLIC], ["127.0.0.1"]]}) as found:
+        assert read_source(f"{ALLOWED}/cat.png", LIMITS, fetcher(found)) == image_bytes()
         assert found.looked_up == ["images.example"] and found.dialled == [(PUBLIC, 80)]
 
 
 def test_a04_mixed_answers() -> None:
     """vllm#57825: one of several addresses of a name is private."""
     for answers in ([PUBLIC, "10.0.0.1"], ["::1", PUBLIC], [PUBLIC, "not an address"], []):
-        with web(says(picture()), {"images.example": [answers]}) as found:
+        with web(says(image_bytes()), {"images.example": [answers]}) as found:
             refused(fetcher(found), f"{ALLOWED}/cat.png", "address")
             assert not found.dialled
 
@@ -145,7 +145,7 @@ EMBEDDED = (
 def test_a05_spellings_of_an_address(spelled: str) -> None:
     """llama_index#21671: decimal, octal and hexadecimal addresses, which a filter of names lets pass. Even a host that
     an operator named so is only reached at an address that is public."""
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         refused(fetcher(found), f"http://{spelled}/", "host")
     named = Fetcher(
         [Origin.parse(f"http://{spelled}")], LIMITS, dial=found.dial
@@ -159,7 +159,7 @@ def test_a06_addresses_that_are_not_public(address: str) -> None:
     """llama_index#21671, and a gap of mistral.rs: IPv4 inside IPv6 (mapped, NAT64, 6to4, Teredo), site-local, and what
     Python's is_global says otherwise of in some versions."""
     assert not public(address)
-    with web(says(picture()), {"images.example": [[address]]}) as found:
+    with web(says(image_bytes()), {"images.example": [[address]]}) as found:
         refused(fetcher(found), f"{ALLOWED}/cat.png", "address")
         assert not found.dialled
 
@@ -200,13 +200,13 @@ DIFFERENTIAL = (
 def test_a07_parser_differential(url: str) -> None:
     """GLM-V#264 and #273, CVE-2026-24779 (vLLM): two parsers read two hosts in one URL. Ours is one pattern for ASCII
     without user names, and what is dialled is put together from its parts."""
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         refused(fetcher(found, ALLOWED, "http://127.0.0.1"), url, "URL")
         assert not found.looked_up and not found.dialled
 
 
 def test_a07_what_only_a_browser_takes_for_a_url() -> None:
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         for url in (
             "http:images.example/",
             "http:/images.example/",
@@ -220,7 +220,7 @@ def test_a07_what_only_a_browser_takes_for_a_url() -> None:
 
 def test_a08_a_public_name_of_a_private_address() -> None:
     """swarms#1714: 127-0-0-1.sslip.io is a fine name. Addresses are looked at, not names."""
-    with web(says(picture()), {"127-0-0-1.sslip.io": [["127.0.0.1"]]}) as found:
+    with web(says(image_bytes()), {"127-0-0-1.sslip.io": [["127.0.0.1"]]}) as found:
         refused(fetcher(found, "http://127-0-0-1.sslip.io"), "http://127-0-0-1.sslip.io/", "address")
         assert not found.dialled
 
@@ -236,9 +236,9 @@ def test_a09_paths(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """FastChat#3873, transformers' load_image: a string that names a file is opened. The answer is the same whether the
     file is there or not."""
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/passwd").write_bytes(picture())
+    (tmp_path / "etc/passwd").write_bytes(image_bytes())
     monkeypatch.chdir(tmp_path)
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         for ours in (None, fetcher(found)):
             with pytest.raises(RefusedMedia, match="opens no files"):
                 read_source(source, LIMITS, ours)
@@ -254,7 +254,7 @@ def test_a09_paths(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a10_schemes(scheme: str) -> None:
     """llama_index#21671: ftp, gopher, jar. https (http for hosts named so) and data are all that there is."""
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         with pytest.raises(RefusedMedia):
             read_source(f"{scheme}://images.example/cat.png", LIMITS, fetcher(found))
         with pytest.raises(RefusedMedia, match=r"no comma|not in base64"):
@@ -265,12 +265,12 @@ def test_a10_schemes(scheme: str) -> None:
 
 def test_a11_ports() -> None:
     """vllm#55539: an allowed host has other services on other ports."""
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         for port in (22, 443, 6379, 8080):
             refused(fetcher(found), f"{ALLOWED}:{port}/", "host")
         ours = fetcher(found, "http://images.example:8080")
         refused(ours, f"{ALLOWED}/", "host")
-        assert read_source(f"{ALLOWED}:8080/", LIMITS, ours) == picture()
+        assert read_source(f"{ALLOWED}:8080/", LIMITS, ours) == image_bytes()
         assert found.dialled == [(PUBLIC, 8080)] and b"Host: images.example:8080\r\n" in found.requests[0]
 
 
@@ -280,8 +280,8 @@ def test_a12_proxies_and_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    with web(says(picture())) as found:
-        assert read_source(f"{ALLOWED}/cat.png", LIMITS, fetcher(found)) == picture()
+    with web(says(image_bytes())) as found:
+        assert read_source(f"{ALLOWED}/cat.png", LIMITS, fetcher(found)) == image_bytes()
         assert found.dialled == [(PUBLIC, 80)]
         assert not re.search(rb"authorization|cookie|secret", found.requests[0], re.IGNORECASE)
 
@@ -338,7 +338,7 @@ def test_a13_endless_and_slow_bodies(script: Script) -> None:
 
 
 def test_a13_a_name_whose_look_up_never_ends() -> None:
-    with web(says(picture())) as found:
+    with web(says(image_bytes())) as found:
         ours = Fetcher(
             [Origin.parse(ALLOWED)], LIMITS, resolve=lambda *_: time.sleep(1) or [PUBLIC], dial=found.dial
         )
