@@ -24,6 +24,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image as pillow
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
+from qwenvl.containers import CONTAINERS, JPEG, PNG, UnreadableImage, pixels_only
 from qwenvl.files import lookalike, open_regular
 from qwenvl.terminal import printable
 
@@ -52,19 +53,8 @@ MAX_WEBP_RATIO = 100_000
 """Pixels per byte of a WebP: a white page reaches 20,000, the 34 bytes that unpack to any size millions."""
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 
 T = TypeVar("T")
-
-
-class UnreadableImage(ValueError):
-    """What is no image, or none that is decoded; `reason` is one of a few fixed ones, so that it can be counted."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        """"no picture", "damaged picture", "decompression bomb" or "picture without pixels"."""
 
 
 def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ...] = FORMATS) -> pillow.Image:
@@ -90,16 +80,8 @@ def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ..
             f"A picture cannot be made from a {type(source).__name__}; "
             "give a path, the bytes of a file, a Pillow picture or a uint8 array."
         )
-    name = _name(source)
-    try:
-        with opened(source, formats) as image:
-            return _decoded(image, name, cut_deep)
-    except UnreadableImage as error:
-        plain = _without_remarks(source) if error.reason == "damaged picture" else None
-        if plain is None:
-            raise
-        with opened(plain, formats) as image:
-            return _decoded(image, name, cut_deep)
+    with opened(source, formats) as image:
+        return _decoded(image, _name(source), cut_deep)
 
 
 @contextmanager
@@ -190,10 +172,11 @@ def _header(file: IO[bytes], size: int, name: str, formats: tuple[str, ...]) -> 
         )
     start = file.read(32)
     file.seek(0)
-    if (
-        start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    ):  # Pillow takes the memory for all pixels when it opens one
-        width, height = _webp_size(start)
+    if start.startswith(tuple(CONTAINERS)):
+        data = pixels_only(file.read(), name)
+        file, size, start = io.BytesIO(data), len(data), data[:32]
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        width, height = _webp_size(start)  # Pillow takes the memory for all pixels when it opens one
         _require_size(width, height, name, MAX_WEBP_PIXELS)
         if width * height > MAX_WEBP_RATIO * size:
             raise UnreadableImage(
@@ -203,9 +186,8 @@ def _header(file: IO[bytes], size: int, name: str, formats: tuple[str, ...]) -> 
     try:
         image = _guard(lambda: _pillow_open(file, formats), name)
     except UnreadableImage as error:
-        if error.reason == "no picture" and start.startswith(
-            (_PNG, b"\xff\xd8")
-        ):  # so Pillow says of a bad checksum
+        # "no picture" is also what Pillow says of a bad checksum
+        if error.reason == "no picture" and start.startswith((PNG, JPEG)):
             raise UnreadableImage(
                 f"A damaged picture: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
                 "damaged picture",
@@ -300,26 +282,6 @@ def _eight_bits(image: pillow.Image, name: str) -> pillow.Image:
     eight = pillow.fromarray(scaled.astype(np.uint8))
     eight.info = dict(image.info)
     return eight
-
-
-def _without_remarks(source: str | Path | bytes) -> bytes | None:
-    """A PNG without all that stands beside its pixels, such as a text that is too long; None for what is no PNG."""
-    if isinstance(source, bytes):
-        data = source
-    else:
-        with open_regular(Path(source)) as file:
-            if file.read(8) != _PNG:
-                return None
-            data = _PNG + file.read(MAX_BYTES)
-    if not data.startswith(_PNG):
-        return None
-    kept, at = [_PNG], 8
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] in _PIXEL_CHUNKS:
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
 
 
 def _guard(decode: Callable[[], T], name: str) -> T:

@@ -133,7 +133,7 @@ def open_upload(data: bytes, limits: Limits, *, raw: bool = False, side: int | N
             orientation = exif_orientation(header)
         image = open_image(data, formats=FORMATS)
     except UnreadableImage as error:
-        raise _refusal(error, limits) from None
+        raise _refusal(error) from None
     if not raw:
         image = upright(image)
     width, height = image.size
@@ -151,10 +151,10 @@ def _require_size(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _refusal(error: UnreadableImage, limits: Limits) -> RefusedMedia:
+def _refusal(error: UnreadableImage) -> RefusedMedia:
     said = {
         "no picture": f"The data is no image in a format that is opened here ({', '.join(FORMATS)}).",
-        "decompression bomb": f"An image unpacks to more than {limits.image_pixels:,} pixels, the limit here.",
+        "decompression bomb": "An image would take too much time or memory to unpack; save it again, smaller.",
         "picture without pixels": "An image has no pixels.",
         "unknown grey scale": "An image has grey levels of unknown scale; write it with 8 or 16 bits.",
     }
