@@ -56,15 +56,17 @@ def parse_json(
     """
     if len(text) > limit:
         raise ValueError(f"{where} is larger than {limit:,} bytes, the most that is read of it.")
-    words = _utf8(text, where) if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    words = utf8(text, where) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
-        value = json.loads(words, **_number_checks(words, allow_nan))
+        value = json.loads(words, object_pairs_hook=_object, **_number_checks(words, allow_nan))
     except RecursionError:
         raise ValueError(too_deep(where)) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON ({error}); correct it or write it again.") from None
     except _RefusedNumberError as error:
         raise ValueError(f"{where} holds {error}; write a number that fits 64 bits, or a string.") from None
+    except _TwiceError as error:
+        raise ValueError(f"{where} has {error}; keep one of them.") from None
     _require_shallow(value, words, where)
     if not allow_halves and _SURROGATE.search(words):
         _require_whole_characters(value, where)
@@ -82,7 +84,7 @@ def read_json(path: Path, *, limit: int = MAX_FILE, allow_halves: bool = False) 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table of a TOML file; raises ValueError when it is broken or beyond a limit, OSError when it is missing."""
-    words = _utf8(read_limited(path, MAX_TOML), str(path))
+    words = utf8(read_limited(path, MAX_TOML), str(path))
     if any(line.partition("=")[0].count(".") > MAX_DEPTH for line in words.splitlines()):
         raise ValueError(too_deep(str(path)))  # a key with n dots costs n * n
     try:
@@ -180,6 +182,20 @@ class _RefusedNumberError(ValueError):
     """A number that JSON can write and machines cannot hold."""
 
 
+class _TwiceError(ValueError):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object by its keys; JSON's readers keep the last of two with one name, and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise _TwiceError(f"the key {name[:40]!a} twice in one object, with two values")
+    return found
+
+
 def _number_checks(words: str, allow_nan: bool) -> dict[str, Any]:
     checks: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_constant}
     if _LARGE_NUMBER.search(words):
@@ -206,12 +222,15 @@ def _finite_float(digits: str) -> float:
     return value
 
 
-def _utf8(data: bytes, where: str) -> str:
+def utf8(data: bytes, where: str) -> str:
+    """The text of JSON or TOML, without a byte order mark. Raises ValueError for another encoding, named if known."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4]:  # the first letters are of ASCII
+        raise ValueError(f"{where} is not UTF-8 (it looks like UTF-16 or UTF-32); save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        found = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte {data[error.start]:#04x}"
-        raise ValueError(f"{where} is not UTF-8 ({found} at {error.start}); save it as UTF-8.") from None
+        found = f"byte {data[error.start]:#04x} at {error.start}"
+        raise ValueError(f"{where} is not UTF-8 ({found}); save it as UTF-8.") from None
 
 
 def too_deep(where: str) -> str:

@@ -24,6 +24,10 @@ SCORE_COLUMNS = ("clip_score", "similarity", "clip_similarity", "clip_similarity
 URL_COLUMNS = ("url", "image_url", "img_url")
 KEY_COLUMNS = ("key", "id", "image_id", "uid", "sample_id", "hash")
 DIALOGUE_COLUMNS = ("conversations", "messages", "texts")
+NAMES_OF_TEXT = frozenset(
+    (*TEXT_COLUMNS, *TEXTS_COLUMNS, *DIALOGUE_COLUMNS, *KEY_COLUMNS, *URL_COLUMNS, "question", "answer")
+)
+"""Columns that are text even where a file has them as bytes."""
 
 
 class Parts(NamedTuple):
@@ -57,6 +61,15 @@ def image_of(value: Any) -> bytes | str | None:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return value if isinstance(value, bytes | str) and value else None
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell says nothing: None, no letter, or nothing but such, as Arrow fills in for missing keys."""
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(is_empty, value))
+    return value is None or (isinstance(value, str | bytes) and not value)
 
 
 def image_beside(columns: Mapping[str, Any], shard: Path) -> Path | None:

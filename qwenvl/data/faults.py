@@ -21,7 +21,7 @@ FIXES: Mapping[str, str] = MappingProxyType(
         "boxes reach 1000": "the grid has 1000 cells, 0 to 999: write 999 for the right and lower border.",
         "swapped corners": "write the top left corner first: <box>(left,top),(right,bottom)</box>.",
         "boxes of another format": "boxes.from_tags rewrites tags of Qwen2-VL and InternVL, boxes.from_objects the "
-        "`objects` of ms-swift.",
+        "`objects` of ms-swift; write those of others as <ref>phrase</ref><box>(x1,y1),(x2,y2)</box>.",
         "picture marks of another format": "write <image> where a picture stands and name its file under `images`.",
         "picture count": "give as many pictures as the text has <image> marks, or name each in it: <img>path</img>.",
         "picture numbers": "number pictures 1, 2, 3 ... through all turns: 'Picture 1: <img>a.jpg</img>\\n'.",
@@ -38,6 +38,27 @@ FIXES: Mapping[str, str] = MappingProxyType(
         "over-long": "split the dialogue or raise --sequence-length; the sample is left out of training, never cut.",
         "nothing learned": "answers are empty or missing, all labels are masked; give the assistant something to say.",
         "empty caption": "give each picture a text, or remove it.",
+        "picture as base64": "decode it to a file and name that, or write it to parquet as bytes.",
+        "broken UTF-8": "save the text as UTF-8.",
+        "failed download": "download it again, or leave it: it is left out of training.",
+        **dict.fromkeys(
+            ("cell too large", "line too long", "file too large"),
+            "64 MiB are read of a line, a cell or a file of a tar: keep pictures as files and name them.",
+        ),
+        **dict.fromkeys(
+            ("damaged parquet", "damaged archive", "cut tar", "damaged tar header"),
+            "get a fresh copy of the shard.",
+        ),
+        **dict.fromkeys(
+            (
+                "score is no number",
+                "score is not finite",
+                "size is no number",
+                "size is not positive",
+                "size is no number of pixels",
+            ),
+            "write a number there, or leave the column out.",
+        ),
     }
 )
 """Kind of fault -> what to do."""
@@ -57,11 +78,14 @@ class Unusable(ValueError):
 _MARKED = re.compile(r"<(box|quad)>(.{0,300}?)</\1>", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _OTHER_BOXES = re.compile(
-    r"<\|(?:box|quad|object_ref)_(?:start|end)\|>|<ref-object>|<bbox>|<box>\s*\[|<loc_?\d+>|<patch_index_\d+>"
+    r"<\|(?:box|quad|object_ref)_(?:start|end)\|>|<ref-object>|<bbox>|<box>\s*\[|<loc_?\d+>|<patch_index_\d+>|"
+    r"<\|/?(?:ref|det|grounding)\|>|</ref>\s*\[\[|(?:<\d{1,4}>\s*){4}|\[\[\d{3}(?:,\d{3}){3}|<points?\s+[xy]\d*=|"
+    r"<(?!box>|ref>|quad>)(?i:box|ref|quad)>"
 )
 _OTHER_IMAGES = re.compile(
     r"<\|(?:vision_start|vision_end|image_pad|image(?:_\d+)?|video(?:_pad)?)\|>|<ImageHere>|<IMG_CONTEXT>|"
-    r"<image[-_ ]?placeholder>|<image_soft_token>|<start_of_image>|<fake_token_around_image>"
+    r"<image[-_ ]?placeholder>|<image_soft_token>|<start_of_image>|<fake_token_around_image>|<image[-_ ]?\d+>|"
+    r"<(?:imgpad|image_pad|im_patch)>|<(?!image>|img>)(?i:image|img)>"
 )
 
 

@@ -13,7 +13,7 @@ text does not use, or holds what nothing here reads (`UNREAD`), is unusable and 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,11 +21,11 @@ from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
 from qwenvl.data.clean.pairs import Source, pairs_of
-from qwenvl.data.columns import TEXT_COLUMNS, TEXTS_COLUMNS
+from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS, TEXT_COLUMNS, TEXTS_COLUMNS, is_empty
 from qwenvl.data.faults import Unusable, foreign_marks
 from qwenvl.data.formats import IGNORE, Example, example
-from qwenvl.data.lookup import Lookup, names_in
-from qwenvl.data.messages import MESSAGES, dialogue_of
+from qwenvl.data.lookup import BASE64_IMAGE, Lookup, names_in
+from qwenvl.data.messages import ASKED, MESSAGES, dialogue_of
 from qwenvl.data.records import (
     Caption,
     Dialogue,
@@ -56,6 +56,8 @@ UNREAD: Mapping[str, str] = MappingProxyType(
         "objects": "boxes.from_objects makes tags of them",
         **dict.fromkeys(("noun_chunks", "ref_exps"), "`qwenvl data read grit-captions` makes boxes of them"),
         "system": "it is read beside a dialogue",
+        **dict.fromkeys(("system_prompt", "system_message"), "name it `system`"),
+        **dict.fromkeys(MESSAGES, "a sample is one dialogue"),
     }
 )
 """Keys that mean something for training and that nothing reads -> why, or what to do."""
@@ -80,6 +82,7 @@ QUIET = frozenset(
 
 _SOURCES = ("source", "data_source", "dataset")
 _QUESTION, _ANSWERS = "question", ("answer", "answers", "multiple_choice_answer")
+_SAID = frozenset((*MESSAGES, *ASKED, *ASKED.values(), _QUESTION, *_ANSWERS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,7 @@ def read(sample: Sample, *, format: str = "", epoch: int = 0, strict: bool = Tru
 
     Without `strict` the files of its images need not be there. Raises Unusable.
     """
-    columns = {name: value for name, value in sample.columns.items() if not _is_empty(value)}
+    columns = {name: value for name, value in sample.columns.items() if not is_empty(value)}
     try:
         record, named_format, offered = _record(columns, sample, epoch)
     except Unusable:
@@ -148,17 +151,13 @@ def read(sample: Sample, *, format: str = "", epoch: int = 0, strict: bool = Tru
     lookup = Lookup(sample, dict.fromkeys([*offered, *named]), strict=strict)
     placed = {name: lookup(name) for name in [*named, *offered]}
     _require_used(sample, {placed[name] for name in named}, [placed[name] for name in offered])
-    _require_read(columns)
+    _require_read(columns, named)
     return TrainingSample(
         where=sample.where,
         format=cast(Format, named_format),
         record=with_images(record, lambda image: Image(placed[str(image.source)])),
         not_read=tuple(name for name in columns if name not in QUIET and not isinstance(record, Caption)),
     )
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | dict | bytes) and not value)
 
 
 def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record, str, list[str]]:
@@ -221,6 +220,8 @@ def _caption(columns: dict[str, Any], sample: Sample, offered: list[str], epoch:
         raise Unusable(
             "picture count", f"{len(offered)} pictures and no text that says what to do with them."
         )
+    if not pairs and (empty := [name for name in sample.columns if name in _SAID and name not in columns]):
+        raise Unusable("nothing learned", f"`{empty[0]}` is empty.")
     if not pairs and not offered:
         keys = ", ".join(sorted(sample.columns)[:8]) or "nothing"
         raise Unusable("form", f"no layout that is read has these keys: {keys}.")
@@ -244,31 +245,43 @@ def _require_used(sample: Sample, used: set[Located | Path], offered: list[Locat
         )
 
 
-def _require_read(columns: Mapping[str, Any]) -> None:
-    """Raises Unusable for a key that means something and that nothing read."""
+def _require_read(columns: Mapping[str, Any], shown: Collection[str]) -> None:
+    """Raises Unusable for a key that means something and that nothing read; `shown` are the images that are used."""
     for name, value in columns.items():
         own = name.rpartition("[].")[2].lower()
+        if own in IMAGE_COLUMNS + IMAGES_COLUMNS and not isinstance(value, str | list):
+            raise Unusable(
+                "picture count", f"`{name}` is a {type(value).__name__}, no picture and no name of one."
+            )
         if own in UNREAD and not (own in ("loss", "weight") and value == 1):
             raise Unusable("unused content", f"has `{name}`: {UNREAD[own]}.")
-        if _holds_image(own, value):
+        if _holds_image(own, value, {Path(each).name for each in shown}):
             raise Unusable("picture count", f"`{name}` holds a picture, and no layout reads it there.")
 
 
 _IMAGE_NAME = re.compile(r"(?i)[^\n]+\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?)")
+_MEANT = re.compile(r"image|img|picture|photo")
+_MEANT_IF_BLIND = re.compile(r"image|img|picture|photo|file|path|media|visual|figure")
 
 
-def _holds_image(name: str, value: Any) -> bool:
-    """Whether a column that nothing read holds or names an image."""
+def _holds_image(name: str, value: Any, shown: Collection[str]) -> bool:
+    """Whether a column that nothing read holds or names an image other than those shown.
+
+    Where none is shown, a file or a path that is an image's counts too.
+    """
     if isinstance(value, list):
-        return any(_holds_image(name, each) for each in value)
+        return any(_holds_image(name, each, shown) for each in value)
     if isinstance(value, Mapping):
-        return {*value} == {"bytes", "path"}
+        return {*value} == {"bytes", "path"} or any(
+            _holds_image(f"{name}.{key}".lower(), each, shown) for key, each in value.items()
+        )
     if isinstance(value, bytes):
         return value.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8"))
-    meant = re.search(r"image|img|picture|photo", name) is not None and not re.search(r"url|id$", name)
-    return (
-        meant and isinstance(value, str) and _IMAGE_NAME.fullmatch(value) is not None and "://" not in value
-    )
+    if not isinstance(value, str) or "://" in value or re.search(r"url|id$", name):
+        return False
+    meant = (_MEANT if shown else _MEANT_IF_BLIND).search(name) is not None
+    named = meant and _IMAGE_NAME.fullmatch(value) is not None and Path(value).name not in shown
+    return named or BASE64_IMAGE.match(value) is not None
 
 
 def with_images(record: Record, placed: Callable[[Image], Image]) -> Record:

@@ -21,6 +21,9 @@ from qwenvl.files import inside, lookalike
 OUTSIDE = "path outside the folder"
 """Kind of what names a file elsewhere."""
 
+BASE64_IMAGE = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD[dl]h|UklGR)[A-Za-z0-9+/\s]{16}")
+"""How a JPEG, PNG, GIF or WebP begins that is written out as letters."""
+
 _PLACE = re.compile(r"(.+\.(?:tar|parquet))/(.+)#(\d+)\+(\d+)", re.DOTALL)
 
 
@@ -63,6 +66,8 @@ class Lookup:
         """Where the image is. Raises Unusable."""
         if re.match(r"(?i)(?:https?|ftp|s3|gs|file|data):", name):
             raise Unusable("picture at a URL", f"shows {name[:80]}.")
+        if BASE64_IMAGE.match(name):
+            raise Unusable("picture as base64", f"shows {len(name):,} letters, {name[:12]}...")
         if self._sample.images:
             found = self._member(name) or self._sample.images.get(self._aliases.get(name, ""))
             if found is None:

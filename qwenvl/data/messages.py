@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from qwenvl.data.columns import is_empty
 from qwenvl.data.faults import Unusable, box_fault, foreign_marks
 from qwenvl.data.records import Dialogue
 from qwenvl.markup import Image, Segment, Text, Turn, number_images, parse_trusted
@@ -130,8 +131,7 @@ def _pair(question: Any, answer: Any) -> Iterator[_Message]:
 
 
 def _message(values: Mapping[str, Any]) -> _Message:
-    speaker = next((values[name] for name in _SPEAKER if values.get(name) is not None), None)
-    said = next((values[name] for name in _SAID if values.get(name) is not None), None)
+    speaker, said = _only(values, _SPEAKER), _only(values, _SAID)
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         if isinstance(speaker, str) and speaker.lower() in (
@@ -154,6 +154,19 @@ def _message(values: Mapping[str, Any]) -> _Message:
 
 
 _READ_IN_TURN = {*_SPEAKER, *_SAID, *_LOSS}
+
+
+def _only(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """What stands under one of the names. Raises Unusable where it is told twice, and otherwise."""
+    given = {name: values[name] for name in names if not is_empty(values.get(name))}
+    first = next(iter(given.values()), None)
+    if any(each != first for each in given.values()):
+        raise Unusable("form", f"a message has {' and '.join(f'`{name}`' for name in given)}, which differ.")
+    return (
+        next((values[name] for name in names if values.get(name) is not None), None)
+        if first is None
+        else first
+    )
 
 
 def _loss(values: Mapping[str, Any]) -> bool:
@@ -184,22 +197,45 @@ def _part(value: Any, role: str) -> list[Segment | _Mark]:
     """One part of a message's content: a text or an image, named here or given beside."""
     if isinstance(value, str):
         return _parts(value, role)
+    held = {name for name, each in value.items() if not is_empty(each)} if isinstance(value, dict) else set()
     kind = value.get("type") if isinstance(value, dict) else None
-    kind = kind or ("text" if isinstance(value, dict) and isinstance(value.get("text"), str) else kind)
+    kind = kind or ("text" if "text" in held else "image" if held & {*_SOURCES} else None)
+    if kind in ("text", "image", "image_url") and "text" in held and held & {*_SOURCES}:
+        raise Unusable(
+            "unused content", "a part of a message holds a text and an image; give each its own part."
+        )
     if kind == "text" and isinstance(value.get("text"), str):
         return _parts(value["text"], role)
     if kind not in ("image", "image_url"):
         what = f"of type {kind!r}" if isinstance(kind, str) else f"that is a {type(value).__name__}"
         raise Unusable("unused content", f"a message holds a part {what}; text and images are read.")
-    source = next((value[name] for name in _SOURCES if value.get(name)), None)
-    if isinstance(source, dict):
-        source = next((source[name] for name in _SOURCES if source.get(name)), None)
-    if source is not None and not isinstance(source, str):
-        raise Unusable("form", f"an image is given as a {type(source).__name__}; give the path of its file.")
-    return [_Mark(source)]
+    return [_Mark(_source(value, held))]
 
 
 _SOURCES = ("image", "path", "url", "image_url")
+_ABOUT_IMAGE = {"type", "detail", "index", "min_pixels", "max_pixels", "resized_height", "resized_width"}
+
+
+def _source(part: Mapping[str, Any], held: set[str]) -> str | None:
+    """The name of a part's image; None where it stands beside the text. Raises Unusable for one given otherwise."""
+    source = next((part[name] for name in _SOURCES if name in held), None)
+    if source is None and (other := sorted(held - _ABOUT_IMAGE)):
+        raise Unusable(
+            "picture count",
+            f"an image is given by `{other[0]}`, which is not read; name its file by `image`.",
+        )
+    if isinstance(source, Mapping):
+        source = next((source[name] for name in _SOURCES if source.get(name)), source)
+    if source is not None and not isinstance(source, str):
+        what = (
+            "its bytes"
+            if isinstance(source, Mapping) and source.get("bytes")
+            else f"a {type(source).__name__}"
+        )
+        raise Unusable(
+            "form", f"an image is given as {what} in a message; name its file, or put it in `images`."
+        )
+    return source
 
 
 # === Turns out of messages ===

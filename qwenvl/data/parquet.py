@@ -5,15 +5,18 @@ each dictionary is read before the rows are: it says how many may be unpacked at
 word for become text (dates, decimals) or are passed over.
 """
 
+import contextlib
 import datetime
 import decimal
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwenvl.data.columns import NAMES_OF_TEXT
 from qwenvl.data.shards import LARGEST
 from qwenvl.files import atomic
 
@@ -136,6 +139,8 @@ def _dictionary_bytes(raw: Any, column: Any) -> int:
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
     """The rows of a batch or table as values of JSON, and bytes; a cell that cannot be one is missing from its row."""
+    if twice := [name for name, count in Counter(batch.schema.names).items() if count > 1]:
+        raise ValueError(f"there are two columns `{twice[0]}`; rename one")
     simple = all(_is_simple(column.type) for column in batch.schema)
     for start in range(0, batch.num_rows, _SLICE):
         part = batch.slice(start, _SLICE)
@@ -143,7 +148,16 @@ def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
             rows = part.to_pylist() if simple else None
         except _failures(ValueError, OverflowError, TypeError):
             rows = None
-        yield from _cell_by_cell(part) if rows is None else rows
+        yield from map(_texts, _cell_by_cell(part) if rows is None else rows)
+
+
+def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its captions as text: who writes parquet without Arrow's schema leaves them as bytes."""
+    for name, value in row.items():
+        if isinstance(value, bytes) and name.lower() in NAMES_OF_TEXT:
+            with contextlib.suppress(UnicodeDecodeError):
+                row[name] = value.decode()
+    return row
 
 
 _SLICE = 64

@@ -24,6 +24,8 @@ BYTES = Tokenizer({bytes([value]): value for value in range(256)})
 HUMAN, GPT = {"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}
 ASKED, ANSWERED = {"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": "red"}
 PARTS = [{"type": "image"}, {"type": "text", "text": "Colour?"}]
+PLAIN = [{"from": "human", "value": "Colour?"}, GPT]
+BASE64 = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQMAAAD+wSzI"
 DIALOGUE = "Picture 1: <img></img>\nColour?|red"
 
 
@@ -85,6 +87,9 @@ READ: list[tuple[dict[str, Any], str]] = [
     ),
     ({"images": ["red.png"], "texts": [{"user": "Colour?", "assistant": "red"}]}, DIALOGUE),
     ({"image": "red.png", "query": "<image>Colour?", "response": "red"}, DIALOGUE),
+    ({"messages": [{"role": "user", "content": [{"image": "red.png"}, {"text": "Colour?"}]}, ANSWERED]}, DIALOGUE),
+    ({"image": "red.png", "image_name": "red.png", "conversations": [HUMAN, GPT]}, DIALOGUE),
+    ({"images": [{"bytes": None, "path": None}], "query": "2 + 2?", "response": "4"}, "2 + 2?|4"),
     ({"query": "And?", "response": "no", "history": [["Is it?", "yes"]]}, "Is it?|yes|And?|no"),
     ({"instruction": "Add", "input": "1, 2", "output": "3"}, "Add\n1, 2|3"),
     ({"image": "red.png", "question": "Colour?", "answer": "red"}, "question: Colour?"),
@@ -130,6 +135,30 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [["a", "b"]]}, "form"),
     ({"system": ["x"], "conversations": [{"from": "user", "value": "a"}, GPT]}, "form"),
     ({"image": "red.png", "caption": "a dog", "noun_chunks": [[0, 5, 0, 0, 1, 1, 1]]}, "unused content"),
+    ({"image": 5, "conversations": PLAIN}, "picture count"),
+    ({"image": {"file_name": "red.png"}, "conversations": PLAIN}, "picture count"),
+    ({"filename": "red.png", "conversations": PLAIN}, "picture count"),
+    ({"media": [{"type": "image", "src": "red.png"}], "conversations": PLAIN}, "picture count"),
+    ({"image_base64": BASE64, "conversations": PLAIN}, "picture count"),
+    ({"image": BASE64, "conversations": [HUMAN, GPT]}, "picture as base64"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "?", "image": "red.png"}]}, ANSWERED]},
+     "unused content"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": BASE64}}, PARTS[1]]}, ANSWERED],
+      "images": ["red.png"]}, "picture count"),
+    ({"conversations": [{**PLAIN[0], "content": "Another?"}, GPT]}, "form"),
+    ({"conversations": [{**PLAIN[0], "role": "assistant"}, GPT]}, "form"),
+    ({"conversations": PLAIN, "messages": [ASKED, ANSWERED]}, "unused content"),
+    ({"conversations": PLAIN, "system_prompt": "In French."}, "unused content"),
+    ({"instruction": "Add", "output": ""}, "nothing learned"),
+    ({"conversations": []}, "nothing learned"),
+    ({"image": "red.png", "question": "Colour?", "answers": []}, "nothing learned"),
+    ({"conversations": [{"from": "user", "value": "<image 1>, <image 2>?"}, GPT]}, "picture marks of another format"),
+    ({"conversations": [{"from": "user", "value": "<IMAGE>?"}, GPT]}, "picture marks of another format"),
+    ({"query": "Where?", "response": "<p>it</p> {<10><20><30><40>}"}, "boxes of another format"),
+    ({"query": "Where?", "response": '<point x="1" y="2">it</point>'}, "boxes of another format"),
+    ({"query": "Where?", "response": "<ref>it</ref>[[1,2,3,4]]"}, "boxes of another format"),
+    ({"query": "Where?", "response": "<BOX>(1,2),(3,4)</BOX>"}, "boxes of another format"),
+    ({"query": "Where?", "response": "it [[012,345,678,900]]"}, "boxes of another format"),
 ]  # fmt: skip
 
 
@@ -191,6 +220,43 @@ def test_f65_a_broken_line_is_named_by_its_number(folder: Path) -> None:
     assert "line 1" not in finding.example
     (folder / "deep.jsonl").write_text("[" * 50_000 + f"\n{good}\n")
     assert everyone(folder / "deep.jsonl") == (["a|b"], ["broken JSON"], ["broken JSON"])
+
+
+def test_a_key_that_stands_twice_with_two_values_is_broken(folder: Path) -> None:
+    """JSON's readers keep the last: another image would be learned than the one that a person sees first."""
+    asked = json.dumps({"image": "red.png", "conversations": [HUMAN, GPT]})
+    lines = [
+        asked,
+        asked.replace("{", '{"image": "red.png", ', 1),
+        asked.replace("{", '{"image": "blue.png", ', 1),
+    ]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    assert everyone(folder / "a.jsonl") == ([DIALOGUE] * 2, ["broken JSON"], ["broken JSON"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_f65_another_encoding_is_named(folder: Path, encoding: str) -> None:
+    (folder / "a.json").write_bytes(json.dumps([{"query": "a", "response": "b"}]).encode(encoding))
+    with pytest.raises(ValueError, match=r"looks like UTF-16 or UTF-32\); save it as UTF-8"):
+        list(samples(folder / "a.json"))
+    (folder / "a.jsonl").write_bytes(json.dumps({"query": "a", "response": "b"}).encode(encoding))
+    assert everyone(folder / "a.jsonl")[1] == ["broken UTF-8"]
+
+
+def test_f61_captions_of_parquet_are_text_even_as_bytes(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as files
+
+    for name, caption in (("good", b"a red field"), ("bad", b"\xff\xfe")):
+        files.write_table(
+            pyarrow.table({"image": [png("red")], "caption": [caption]}), folder / f"{name}.parquet"
+        )
+    assert everyone(folder / "good.parquet") == (["caption: a red field"], [], [])
+    assert everyone(folder / "bad.parquet") == ([], ["broken UTF-8"], ["broken UTF-8"])
+    cells = [pyarrow.array([each]) for each in (png("red"), "a red field", "a blue field")]
+    twice = pyarrow.Table.from_arrays(cells, names=["image", "caption", "caption"])
+    files.write_table(twice, folder / "twice.parquet")
+    assert everyone(folder / "twice.parquet") == ([], ["damaged parquet"], ["damaged parquet"])
 
 
 def test_f74_one_object_written_for_people_is_a_sample(folder: Path) -> None:

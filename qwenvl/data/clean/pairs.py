@@ -27,9 +27,10 @@ from qwenvl.data.faults import Unusable
 from qwenvl.data.lookup import file_below
 from qwenvl.data.records import Pair, Skipped
 from qwenvl.data.shards import LARGEST, keys_in, kind_of
+from qwenvl.data.stream.index import in_list
 from qwenvl.data.tars import Group, Member, grouped, name_and_suffix, read_tar
 from qwenvl.files import read_limited
-from qwenvl.parsing import MAX_FILE, Damaged, parse_json, read_lines
+from qwenvl.parsing import Damaged, parse_json, read_lines, utf8
 
 Sample: TypeAlias = Pair | Skipped
 
@@ -149,13 +150,13 @@ def _of_group(group: Group, source: Source) -> Row | Skipped:
 
 def _object(key: str, raw: bytes, source: Source) -> dict[str, Any] | Skipped:
     """The object that JSON spells, or why there is none."""
-    kind, detail = "broken JSON", "not an object"
+    kind, detail = "broken UTF-8", "not an object"
     try:
-        found = parse_json(raw.decode("utf-8-sig"), key, allow_nan=True)
+        text = utf8(raw, key)
+        kind = "broken JSON"
+        found = parse_json(text, key, allow_nan=True)
         if isinstance(found, dict):
             return found
-    except UnicodeDecodeError as error:
-        kind, detail = "broken UTF-8", str(error)[:200]
     except ValueError as error:
         detail = str(error)[:200]
     return Skipped(key=key, kind=kind, detail=detail, source=source.name, raw=raw)
@@ -195,23 +196,21 @@ def _from_lines(source: Source) -> Iterator[Row | Skipped]:
 
 
 def _from_list(source: Source) -> Iterator[Row | Skipped]:
-    """A file of one list, or of lines under the other name."""
+    """A file of one list, of one object, or of lines under the other name; good or bad one by one."""
     stem = source.path.name.partition(".")[0]
     try:
-        found = parse_json(
-            read_limited(source.path, MAX_FILE), str(source.path), limit=MAX_FILE, allow_nan=True
-        )
-    except ValueError:
-        found = None
-    if not isinstance(found, list):
-        yield from _from_lines(source)
-        return
-    for number, each in enumerate(found):
-        key = f"{stem}-{number:08d}"
-        if isinstance(each, dict):
-            yield _of_columns(key, _lower(each), source)
-        else:
-            yield Skipped(key=key, kind="broken JSON", detail="not an object", source=source.name)
+        with source.path.open("rb") as file:
+            for number, (start, length) in enumerate(in_list(source.path)):
+                key = f"{stem}-{number:08d}"
+                if length > LARGEST:
+                    detail = f"{length:,} bytes, at most {LARGEST:,}"
+                    yield Skipped(key=key, kind="line too long", detail=detail, source=source.name)
+                    continue
+                file.seek(start)
+                found = _object(key, file.read(length), source)
+                yield found if isinstance(found, Skipped) else _of_columns(key, _lower(found), source)
+    except ValueError as error:
+        yield Skipped(key=stem, kind="broken JSON", detail=str(error)[:200], source=source.name)
 
 
 def _of_columns(key: str, columns: dict[str, Any], source: Source, raw: bytes = b"") -> Row | Skipped:
@@ -294,7 +293,11 @@ def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: 
         return
     for number, text in enumerate(texts):
         own = f"{key}-{number}" if len(texts) > 1 else key
-        if not isinstance(text, str) or not text.strip():
+        if isinstance(text, bytes) and text:
+            yield Skipped(
+                key=own, kind="broken UTF-8", detail=ascii(text)[:200], source=name, raw=image or b""
+            )
+        elif not isinstance(text, str) or not text.strip():
             yield Skipped(key=own, kind="empty caption", source=name, raw=image or b"")
         elif _has_surrogates(text):
             yield Skipped(

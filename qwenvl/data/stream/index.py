@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from qwenvl.data import parquet
 from qwenvl.data.shards import is_packed, keys_in, kind_of
 from qwenvl.data.tars import grouped, skim_tar
-from qwenvl.files import atomic
-from qwenvl.parsing import too_deep
+from qwenvl.files import atomic, read_limited
+from qwenvl.parsing import MAX_FILE, too_deep, utf8
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -185,11 +185,12 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, int]]:
         yield start, at - start
 
 
-def _in_list(shard: Path) -> Iterator[tuple[int, int]]:
-    raw = shard.read_bytes()
+def in_list(shard: Path) -> Iterator[tuple[int, int]]:
+    """First byte and length of every element of a JSON list. Raises ValueError where it breaks off."""
+    raw = read_limited(shard, MAX_FILE)
     start = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
+    text = utf8(raw, str(shard))
     try:
-        text = raw[start:].decode("utf-8")
         if text.lstrip()[:1] != "[":  # one sample, or a line for each under the other name
             yield from [(start, len(raw) - start)] if _is_one_object(text) else _in_lines(shard)
             return
@@ -241,7 +242,7 @@ def _in_folder(shard: Path) -> Iterator[tuple[int, int]]:
 _FINDERS = {
     "tar": _in_tar,
     "lines": _in_lines,
-    "list": _in_list,
+    "list": in_list,
     "parquet": _in_parquet,
     "folder": _in_folder,
 }

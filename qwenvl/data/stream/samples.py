@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwenvl.data import parquet
-from qwenvl.data.columns import failed_download, image_beside, parts_of
+from qwenvl.data.columns import NAMES_OF_TEXT, failed_download, image_beside, parts_of
 from qwenvl.data.faults import Unusable
 from qwenvl.data.shards import LARGEST, keys_in, kind_of
 from qwenvl.data.stream.index import plain
 from qwenvl.data.tars import is_hidden, name_and_suffix, skim_tar
 from qwenvl.files import read_limited
-from qwenvl.parsing import parse_json
+from qwenvl.parsing import parse_json, utf8
 
 
 class Located(NamedTuple):
@@ -142,6 +142,8 @@ def _images_of(columns: Mapping[str, Any]) -> dict[str, bytes]:
     """The encoded images of a row: those of a list as `images[0]`, Hugging Face's {bytes, path} or plain bytes."""
     found: dict[str, bytes] = {}
     for name, value in columns.items():
+        if name.lower() in NAMES_OF_TEXT:
+            continue
         cells = value if isinstance(value, list) else [value]
         inner = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
         images = [each for each in inner if isinstance(each, bytes)]
@@ -179,6 +181,6 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _utf8(raw: bytes) -> str:
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unusable("broken UTF-8", str(error)[:200]) from None
+        return utf8(raw, "it")
+    except ValueError as error:
+        raise Unusable("broken UTF-8", str(error)) from None

@@ -356,3 +356,21 @@ def test_f105_pixels_that_are_damaged_are_damaged_everywhere() -> None:
         measure(damaged, decode=True)
     with pytest.raises(ValueError, match="damaged picture"):
         open_image(damaged)
+
+
+def test_f73_one_bad_entry_of_a_list_costs_no_other(tmp_path: Path) -> None:
+    good = {"url": "https://a.b/c.jpg", "width": 300, "height": 300, "caption": "a red kite"}
+    spelled = json.dumps(good)
+    for bad, kind in (
+        ('{"caption": "\\ud83d"}', "broken JSON"),
+        ('{"id": 1' + "0" * 30 + "}", "broken JSON"),
+        ('{"caption": "a", "caption": "b"}', "broken JSON"),
+        ("null", "broken JSON"),
+        ("[" * 200 + "]" * 200, "broken JSON"),
+    ):
+        (tmp_path / "a.json").write_text(f"[{spelled}, {bad}, {spelled}]")
+        assert outcome(tmp_path / "a.json") == ["a red kite", kind, "a red kite"]
+    (tmp_path / "a.json").write_text(f"[{spelled}, {spelled}")
+    assert outcome(tmp_path / "a.json") == ["a red kite", "a red kite", "broken JSON"]
+    (tmp_path / "a.json").write_bytes(f"[{spelled}]".encode("utf-16"))
+    assert outcome(tmp_path / "a.json") == ["broken JSON"]
