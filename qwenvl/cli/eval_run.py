@@ -1,5 +1,6 @@
 """`qwenvl eval run`: a benchmark with a model."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,6 +9,7 @@ if TYPE_CHECKING:
 
     from qwenvl.data.datasets.sample import Sample
     from qwenvl.evaluation.benchmarks import Benchmark
+    from qwenvl.evaluation.predictions import Prediction
     from qwenvl.evaluation.run import Job
 
 
@@ -35,7 +37,7 @@ def eval_run(
     device: str = "auto",
     dtype: str = "auto",
 ) -> int:
-    """Ask a model the questions of a benchmark and print its score beside the paper's.
+    """Ask a model the questions of a benchmark, or of your own samples, and print its score beside the paper's.
 
     Every answer is on disk before the next batch; the same command again goes on after a kill, and scores at once when
     nothing is left to ask. Exit status 1 if questions are without an answer, unless --partial.
@@ -43,16 +45,18 @@ def eval_run(
       qwenvl eval run tiny toyworld --limit 100 --json
       qwenvl eval run tiny toyworld-vqa --shots 2
       qwenvl eval run Qwen/Qwen-VL gqa --data questions.json --images images
+      qwenvl eval run mine/model held-out.jsonl
 
     Args:
         checkpoint: A folder, a hub id or `tiny`.
-        benchmark: A benchmark of docs/EVALUATION.md (flickr30k, vqav2, refcoco-val, ..., toyworld-vqa, ...), or
-            `toyworld`: all kinds together, the four figures of a tiny model's card.
+        benchmark: A benchmark of docs/EVALUATION.md (flickr30k, vqav2, refcoco-val, ..., toyworld-vqa, ...);
+            `toyworld`: all kinds together, the four figures of a tiny model's card; or a file or folder of samples
+            that training reads, each task of which gets its own score.
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
         images: Folder of its pictures; by default that of the data.
         out: Folder of the run; by default runs/eval/CHECKPOINT/BENCHMARK.
-        limit: Only the first questions (of toyworld: images, 2,000 by default).
+        limit: Only the first questions (of toyworld: images, 2,000 by default; of your own samples: of each task).
         shuffle: Seed of a random order, so that a limited run is a fair sample.
         shots: Solved examples before each question.
         examples: The file that the examples come from, such as the training split.
@@ -71,23 +75,32 @@ def eval_run(
     """
     from dataclasses import replace
 
+    from qwenvl.cli.eval_own import eval_own, is_own
     from qwenvl.evaluation.benchmarks import TOY_TABLE
     from qwenvl.evaluation.benchmarks import benchmark as row_of
     from qwenvl.evaluation.run import Job, samples_of
 
+    own = is_own(benchmark, data, answers)
+    toy = not own and row_of(benchmark).table == TOY_TABLE
+    _require_fitting(processes, part, partial, json, examples, examples_answers, toy)
+    name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
+    if own:
+        return eval_own(
+            checkpoint, Path(benchmark), name=name, images=images, out=out, limit=limit, shuffle=shuffle, shots=shots,
+            examples=examples, rices=rices, batch=batch, processes=processes, part=part, prompt_format=prompt_format,
+            partial=partial, json=json, device=device, dtype=dtype,
+        )  # fmt: skip
     row = row_of(benchmark)
-    _require_fitting(processes, part, partial, json, examples, examples_answers, row.table == TOY_TABLE)
     source, pool = row.source(data, answers, images, prompt_format), None
     source = replace(source, prompt_format=_chosen(row, checkpoint, prompt_format))
     if examples is not None or (shots and row.table == TOY_TABLE):  # the toy world makes its examples too
         pool = replace(source, data=examples or source.data, answers=examples_answers, training=True)
-    name = Path(checkpoint).name if Path(checkpoint).name != "model" else Path(checkpoint).parent.name
     job = Job(
         checkpoint=checkpoint, benchmark=benchmark, source=source, out=out or Path("runs", "eval", name, benchmark),
         limit=limit, shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
     )  # fmt: skip
     if part is not None:
-        return _ask_part(job, part)
+        return ask_part(job, part)
     return _ask(job, row, samples_of(job), name, processes, partial, json)
 
 
@@ -148,12 +161,34 @@ def _ask(
     json: bool,
 ) -> int:
     """Run, score what can be scored here, print."""
+    from qwenvl.cli.eval_score import print_cards
+    from qwenvl.evaluation import card
+
+    predictions = answered(job, row, samples, processes)
+    if row.metric is None or not any(s.answers or s.box for s in samples):
+        how = "--judge or --replay" if row.metric is None else "--submission"
+        said = f"{len(predictions)} of {len(samples)} answered in {job.out}; next: `qwenvl eval score` {how}"
+        print(said, file=sys.stderr)
+        card.write(job.out, [], card.unjudged(samples, predictions))
+        if json:
+            _print_answered(row, name, len(predictions), len(samples))
+        return 0 if partial or len(predictions) == len(samples) else 1
+    cards, records = card.score(
+        row, samples, predictions, model=name, shots=job.shots, prompt_format=job.source.prompt_format
+    )
+    card.write(job.out, cards, records)
+    whole = card.to_json(row, samples, predictions, cards) if json else None
+    return print_cards(cards, job.out, partial=partial, whole=whole)
+
+
+def answered(
+    job: "Job", row: "Benchmark", samples: "Sequence[Sample]", processes: int
+) -> "dict[str, Prediction]":
+    """Answers by question, under a bar with the score so far. Raises ValueError where no question has one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from qwenvl.bars import Bars
-    from qwenvl.cli.eval_score import print_cards
-    from qwenvl.evaluation import card
     from qwenvl.evaluation.progress import Running
     from qwenvl.evaluation.run import missing_images, run
     from qwenvl.terminal import printable
@@ -173,22 +208,12 @@ def _ask(
             bar.update(line, completed=running.add(answered), description=f"{row.title} {running.text}")
 
         predictions = {p.id: p for p in run(job, processes=processes, report=report)}
-    scored_elsewhere = row.metric is None or not any(s.answers or s.box for s in samples)
-    if scored_elsewhere or not predictions:
-        how = "--judge or --replay" if row.metric is None else "--submission"
-        console.print(
-            f"{len(predictions)} of {len(samples)} answered in {job.out}; next: `qwenvl eval score` {how}"
+    if not predictions:
+        raise ValueError(
+            f"none of the {len(samples)} questions of {row.name} could be asked; the reasons stand above, and "
+            f"{job.out} holds no answer."
         )
-        card.write(job.out, [], card.unjudged(samples, predictions))
-        if json:
-            _print_answered(row, name, len(predictions), len(samples))
-        return 0 if partial or len(predictions) == len(samples) else 1
-    cards, records = card.score(
-        row, samples, predictions, model=name, shots=job.shots, prompt_format=job.source.prompt_format
-    )
-    card.write(job.out, cards, records)
-    whole = card.to_json(row, samples, predictions, cards) if json else None
-    return print_cards(cards, job.out, partial=partial, whole=whole)
+    return predictions
 
 
 def _print_answered(row: "Benchmark", model: str, answered: int, expected: int) -> None:
@@ -199,7 +224,7 @@ def _print_answered(row: "Benchmark", model: str, answered: int, expected: int) 
     print(dumps(facts, ensure_ascii=False))
 
 
-def _ask_part(job: "Job", part: str) -> int:
+def ask_part(job: "Job", part: str) -> int:
     """Ask a share of the questions; the scoring is left to whoever runs the whole."""
     import os
 

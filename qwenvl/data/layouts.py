@@ -160,6 +160,29 @@ def read(sample: Sample, *, format: str = "", epoch: int = 0, strict: bool = Tru
     )
 
 
+def accepted_answers(sample: Sample, found: TrainingSample) -> tuple[str, ...]:
+    """All captions of an image, or all answers of people to a question, of which training takes one at a time.
+
+    Empty where the layout has one answer only. Raises nothing: the sample was read.
+    """
+    columns = {name: value for name, value in sample.columns.items() if not is_empty(value)}
+    if columns.keys() & {"record", "kind"}:
+        return ()
+    if isinstance(found.record, Question):
+        listed = next((columns[name] for name in reversed(_ANSWERS) if name in columns), None)
+        said = [each.get("answer") if isinstance(each, dict) else each for each in _each(listed)]
+        return tuple(each for each in said if isinstance(each, str))
+    if isinstance(found.record, Caption):
+        names_in(columns)
+        pairs = pairs_of(sample.where, columns, None, Source(sample.folder, ""))
+        return tuple(each.text.strip() for each in pairs if isinstance(each, Pair))
+    return ()
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record, str, list[str]]:
     """The record, the format that the sample itself names, and the images it offers; what is read leaves `columns`."""
     if "record" in columns:

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 
 from qwenvl.data.datasets.sample import Sample, StoredImage
+from qwenvl.data.stream.samples import Located
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.evaluation.metrics import multiple_choice
@@ -56,7 +57,8 @@ def planned(sample: Sample, content: Content, row: Benchmark, prompt_format: str
     """
     own = sample.prompt_format or prompt_format
     segments = tuple(segments_of(content))
-    images = [_digest(segment.source) for segment in segments if isinstance(segment, ImageSegment)]
+    said = [part for turn in sample.history for part in turn.content]
+    images = [_digest(part.source) for part in [*said, *segments] if isinstance(part, ImageSegment)]  # type: ignore[arg-type]
     depends = [
         *map(str, facts),
         str(row.decoding),
@@ -66,13 +68,18 @@ def planned(sample: Sample, content: Content, row: Benchmark, prompt_format: str
         images,
         sample.options,
     ]
+    if sample.history or sample.system:
+        depends += [[[turn.role, spell(turn.content)] for turn in sample.history], sample.system]
     key = blake2b(json.dumps(depends).encode(), digest_size=12).hexdigest()
     return Planned(sample, segments, own, key)
 
 
 @lru_cache(maxsize=100_000)
 def _digest(image: StoredImage) -> str:
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    if isinstance(image, Located):
+        content = image.read()
+    else:
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
     return blake2b(content, digest_size=12).hexdigest()
 
 
@@ -123,7 +130,11 @@ def _prompt(asker: Asker, row: Benchmark, question: Planned) -> Prompt:
     """Images are numbered in dialogues, but where the release's own dialogues do not number them."""
     numbered = row.numbered or row.prompt_format == "raw"
     seed = int(question.key[:8], 16)
-    return asker.prompt(question.content, open_with=row.open_with, numbered=numbered, seed=seed)
+    sample = question.sample
+    return asker.prompt(
+        question.content, open_with=row.open_with, numbered=numbered, seed=seed, history=sample.history,
+        system=sample.system,
+    )  # fmt: skip
 
 
 def _said(asker: Asker, row: Benchmark, asked: Sequence[tuple[Planned, Prompt]]) -> list[Prediction]:

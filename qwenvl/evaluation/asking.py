@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from qwenvl import markup
 from qwenvl.chat import Assistant
+from qwenvl.data.stream.images import opened
 from qwenvl.generate import engine
 from qwenvl.generate.engine import End, Prompt
 from qwenvl.generate.sampling import GREEDY, SamplingConfig
@@ -71,19 +72,29 @@ class Asker:
         return self.assistant.prompt_format.chat_format
 
     def prompt(
-        self, content: Content, *, open_with: Sequence[str] = (), numbered: bool = True, seed: int = 0
+        self,
+        content: Content,
+        *,
+        open_with: Sequence[str] = (),
+        numbered: bool = True,
+        seed: int = 0,
+        history: Sequence[Turn] = (),
+        system: str = "",
     ) -> Prompt:
         """Ids and pixels of one question; `open_with` are control symbols that begin its answer, such as `<box>`.
 
-        `numbered`: in ChatML, pictures are introduced as `Picture k: ` (MME's script does not).
+        `numbered`: in ChatML, images are introduced as `Picture k: ` (MME's script does not). `history` are turns of
+        ChatML before it, and `system` what the system says there.
 
         Raises ValueError for a picture that cannot be opened.
         """
         assistant = self.assistant
         if self.prompt_format == "chatml":
-            turns = [Turn("user", tuple(markup.segments_of(content)))]
+            turns = [*history, Turn("user", tuple(markup.segments_of(content)))]
             turns = markup.number_images(turns) if numbered else turns
-            rendered = markup.render_chat(turns, assistant.tokenizer, self._queries)
+            rendered = markup.render_chat(
+                turns, assistant.tokenizer, self._queries, system=system or markup.SYSTEM
+            )
         else:
             rendered = markup.render(content, assistant.tokenizer, self._queries)
         if open_with:
@@ -116,7 +127,7 @@ class Asker:
     def _read(self, image: Image) -> Float32[np.ndarray, "3 side side"]:
         if image not in self._pixels:
             size = self.assistant.model.config.vision.image_size
-            self._pixels[image] = preprocess(image.source, size)  # type: ignore[arg-type]
+            self._pixels[image] = preprocess(opened(image.source), size)
             if len(self._pixels) > IMAGES_KEPT:
                 self._pixels.popitem(last=False)
         self._pixels.move_to_end(image)

@@ -30,8 +30,10 @@ from qwenvl.data.datasets import (
     vqav2,
 )
 from qwenvl.data.datasets import mme as mme_data
+from qwenvl.data.datasets import own as own_samples
 from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.data.toy.items import QUESTIONS
+from qwenvl.evaluation import own
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
@@ -54,6 +56,8 @@ from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Image, Ref, Segment, Text
 from qwenvl.options import RELEASED
 
+OWN_TABLE = "own samples"
+"""The table of whatever training reads, each task by itself."""
 TOY_TABLE = "toy world"
 """The table of what is made on the spot, and needs no files."""
 
@@ -114,12 +118,16 @@ class Benchmark:
 
         Raises ValueError if they need files and none are given, or need none and some are.
         """
+        if prompt_format == "raw" and self.name.startswith("own-dialogue"):
+            raise ValueError(f"{self.name} is asked in ChatML, as it was written; leave out --prompt-format.")
         prompt_format = prompt_format or self.prompt_format or "chatml"
         if self.table == TOY_TABLE:
             files = (("--data", data), ("--answers", answers), ("--images", images))
             if given := [option for option, path in files if path is not None]:
                 raise ValueError(f"{self.name} is made on the spot and reads no files; leave out {given[0]}.")
             return Source(Path(), prompt_format=prompt_format)
+        if answers is not None and self.table == OWN_TABLE:
+            raise ValueError(f"{self.name} finds the answers in the samples; leave out --answers.")
         if data is None:
             raise ValueError(
                 f"{self.name} needs its files: --data FILE; docs/EVALUATION.md says which and from where."
@@ -273,6 +281,16 @@ def _toy(
     )  # fmt: skip
 
 
+def _own(task: str, how: own.OwnTask) -> Benchmark:
+    """Asked as it is trained: dialogues in ChatML, with the numbers that their images have, the rest raw."""
+    return Benchmark(
+        name=f"own-{task}", title=f"Own {how.title}", table=OWN_TABLE, split="all", read=own_samples.of_task(task),
+        ask=as_made, decoding=how.decoding, metric=how.metric, published=Published(None, None),
+        prompt_format="chatml" if task.startswith("dialogue") else "raw", open_with=how.open_with,
+        takes_examples=how.takes_examples,
+    )  # fmt: skip
+
+
 ROWS = (
     # --- Table 4: captions and general questions
     _captioning("flickr30k", "Flickr30K", "Karpathy test", flickr30k.samples,
@@ -349,6 +367,8 @@ ROWS = (
     _toy("refer", "phrases", ("refer",), IOU, find),
     _toy("choice", "choices", ("multiple_choice",), LETTER),
     _toy("two-pictures", "picture pairs", ("two_pictures",), EXACT, chat=True),
+    # --- Whatever training reads
+    *(_own(task, how) for task, how in own.TASKS.items()),
 )  # fmt: skip
 
 BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in ROWS}

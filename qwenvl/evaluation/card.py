@@ -13,8 +13,9 @@ from typing import Any
 
 from qwenvl.data.datasets.annotations import load_json, load_lines
 from qwenvl.data.datasets.sample import Sample
+from qwenvl.data.stream.samples import Located
 from qwenvl.evaluation import judge
-from qwenvl.evaluation.benchmarks import FEW_SHOT, TOY_TABLE, Benchmark, Published
+from qwenvl.evaluation.benchmarks import FEW_SHOT, OWN_TABLE, TOY_TABLE, Benchmark, Published
 from qwenvl.evaluation.figures import Tally, tally, wilson
 from qwenvl.evaluation.metrics import touchstone
 from qwenvl.evaluation.predictions import Prediction, write_whole
@@ -133,7 +134,7 @@ def _card(
     return Card(
         benchmark=row.name,
         title=title,
-        table="Figure 4" if shots and row.table != TOY_TABLE else row.table,
+        table="Figure 4" if shots and row.table not in (TOY_TABLE, OWN_TABLE) else row.table,
         model=model,
         metric="rating" if row.metric is None else row.metric.name,
         score=result,
@@ -178,7 +179,9 @@ def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Sco
         "right": verdict.value >= RIGHT_FROM.get((row.metric or RATING).name, 0.5),
         "truth": " | ".join(dict.fromkeys(_shown(row, sample, answer) for answer in sample.answers)),
         "group": sample.group,
-        "images": [image if isinstance(image, str) else in_base64(image) for image in sample.images],
+        "images": [
+            image if isinstance(image, str) else in_base64(_bytes_of(image)) for image in sample.images
+        ],
         "box": sample.box,
         "size": sample.size,
     }
@@ -187,6 +190,10 @@ def _record(row: Benchmark, sample: Sample, prediction: Prediction, verdict: Sco
 def _shown(row: Benchmark, sample: Sample, answer: str) -> str:
     """The text of an option that has no letter in the prompt; else the answer."""
     return sample.option(answer).strip() if sample.options and not row.lettered else answer
+
+
+def _bytes_of(image: bytes | Located) -> bytes:
+    return image.read() if isinstance(image, Located) else image
 
 
 def in_base64(image: bytes) -> str:

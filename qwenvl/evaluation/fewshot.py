@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32
 
 from qwenvl.data.datasets.sample import Sample
+from qwenvl.data.stream.images import opened
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.images import preprocess
@@ -84,7 +85,7 @@ def _features(asker: Asker, samples: Sequence[Sample]) -> Float32[np.ndarray, "s
         )
     parts = []
     for at in range(0, len(samples), AT_ONCE):
-        pixels = [preprocess(sample.images[0], size) for sample in samples[at : at + AT_ONCE]]
+        pixels = [preprocess(opened(sample.images[0]), size) for sample in samples[at : at + AT_ONCE]]
         parts.append(
             model.encode(torch.from_numpy(np.stack(pixels)).to(device)).float().mean(dim=1).cpu().numpy()
         )

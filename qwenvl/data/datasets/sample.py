@@ -11,10 +11,11 @@ from typing import TypeAlias, TypeVar
 
 from qwenvl.data.datasets.annotations import BadEntry
 from qwenvl.data.datasets.images import ImageFolder
-from qwenvl.markup import Segment
+from qwenvl.data.stream.samples import Located
+from qwenvl.markup import Segment, Turn
 
-StoredImage: TypeAlias = str | bytes
-"""A path, or the bytes of a file where the annotation carries them."""
+StoredImage: TypeAlias = str | bytes | Located
+"""A path, the bytes of a file where the annotation carries them, or their place in a shard."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of options, in their order."""
@@ -44,6 +45,10 @@ class Sample:
     """The part of the benchmark that is reported by itself: subtask, question type, human or augmented."""
     content: tuple[Segment, ...] = ()
     """The whole prompt as markup, images in it, where the benchmark does not lay out `text` itself."""
+    history: tuple[Turn, ...] = ()
+    """The turns of the dialogue before `content`, images numbered already."""
+    system: str = ""
+    """What the system says in that dialogue; empty: the usual."""
     prompt_format: str = ""
     """`raw` or `chatml` where this question is asked in one of them whatever the run says."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qwenvl.markup import Box, Quad
+
 THRESHOLD = 0.5
 GRID = 999
 _CORNERS = re.compile(r"\((.*?)\),\((.*?)\)")
@@ -71,3 +73,34 @@ def score(answer: str, truth: Sequence[float], width: float, height: float) -> G
     scaled = to_pixels(parsed or (0.0, 0.0, 0.0, 0.0), width, height)
     overlap = float(iou(scaled[None], np.asarray([truth], np.float32))[0])
     return Grounded(parsed, scaled, overlap, parsed is not None and overlap >= THRESHOLD)
+
+
+# === Shapes on the grid ===
+
+
+def overlap(one: Box | Quad, other: Box | Quad) -> float:
+    """Intersection over union, of a quad's upright extent; 0 if both are empty."""
+    value = float(iou(_extent(one), _extent(other))[0])
+    return value if value == value else 0.0
+
+
+def _extent(shape: Box | Quad) -> np.ndarray:
+    if isinstance(shape, Box):
+        return np.asarray([[shape.x1, shape.y1, shape.x2, shape.y2]], np.float32)
+    xs, ys = zip(*shape.points, strict=True)
+    return np.asarray([[min(xs), min(ys), max(xs), max(ys)]], np.float32)
+
+
+def found(said: Sequence[Box | Quad], wanted: Sequence[Box | Quad]) -> int:
+    """How many of the wanted shapes one of the first as many that were said overlaps by at least one half.
+
+    Each that was said counts once; of one wanted shape this is the first one's verdict, as in RefCOCO.
+    """
+    left = list(said[: len(wanted)])
+    hits = 0
+    for shape in wanted:
+        nearest = max(left, key=lambda each: overlap(each, shape), default=None)
+        if nearest is not None and overlap(nearest, shape) >= THRESHOLD:
+            left.remove(nearest)
+            hits += 1
+    return hits

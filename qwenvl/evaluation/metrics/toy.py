@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from qwenvl.data.toy.items import QUESTIONS, items
 from qwenvl.data.toy.worlds import scene
-from qwenvl.evaluation.metrics.grounding import THRESHOLD, iou
+from qwenvl.evaluation.metrics.grounding import THRESHOLD, overlap
 from qwenvl.markup import Box, Quad, Ref, Segment, Text, parse, spell
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -66,19 +64,6 @@ def counts(kind: str, truth: Sequence[Segment], answer: Sequence[Segment]) -> di
 def same_text(answer: Sequence[Segment], truth: Sequence[Segment]) -> bool:
     """Equal as spelled, up to white space."""
     return _squeezed(spell(answer)) == _squeezed(spell(truth))
-
-
-def overlap(one: Box | Quad, other: Box | Quad) -> float:
-    """Intersection over union, of a quad's upright extent; 0 if both are empty."""
-    value = float(iou(_extent(one), _extent(other))[0])
-    return value if value == value else 0.0
-
-
-def _extent(shape: Box | Quad) -> np.ndarray:
-    if isinstance(shape, Box):
-        return np.asarray([[shape.x1, shape.y1, shape.x2, shape.y2]], np.float32)
-    xs, ys = zip(*shape.points, strict=True)
-    return np.asarray([[min(xs), min(ys), max(xs), max(ys)]], np.float32)
 
 
 def _found(answer: Sequence[Segment], truth: Sequence[Segment], *, need_overlap: bool) -> int:
