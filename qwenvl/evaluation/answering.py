@@ -14,6 +14,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from qwenvl.data.datasets.sample import Sample, StoredImage
 from qwenvl.data.stream.samples import Located
@@ -58,8 +59,8 @@ def planned(sample: Sample, content: Content, row: Benchmark, prompt_format: str
     own = sample.prompt_format or prompt_format
     segments = tuple(segments_of(content))
     said = [part for turn in sample.history for part in turn.content]
-    images = [_digest(part.source) for part in [*said, *segments] if isinstance(part, ImageSegment)]  # type: ignore[arg-type]
-    depends = [
+    images = [_digest(part.source) for part in [*said, *segments] if isinstance(part, ImageSegment)]
+    depends: list[Any] = [
         *map(str, facts),
         str(row.decoding),
         own,

@@ -7,8 +7,9 @@ from typing import TypeAlias, TypeVar
 from qwenvl.data.boxes import BadBox
 from qwenvl.data.datasets.annotations import BadEntry
 from qwenvl.data.datasets.images import seen
-from qwenvl.data.datasets.sample import Sample
+from qwenvl.data.datasets.sample import Sample, StoredImage
 from qwenvl.data.records import Pair, Question, Record, Skipped
+from qwenvl.data.stream.samples import Located
 from qwenvl.markup import Image
 
 Found: TypeAlias = Iterator[Record | Skipped]
@@ -59,8 +60,10 @@ def question(sample: Sample, answer: str | None, source: str) -> Question:
     return Question(image=image(sample.images[0]), question=words, answer=reply, source=source)
 
 
-def image(stored: str | bytes | Path) -> Image:
+def image(stored: StoredImage | Path) -> Image:
     """An image that is there and whole. Raises BadEntry."""
+    if isinstance(stored, Located):
+        stored = stored.read()
     seen(stored if isinstance(stored, bytes) else Path(stored))
     return Image(stored if isinstance(stored, bytes) else str(stored))
 
