@@ -137,13 +137,13 @@ def _next_token_over(
         ids, positions, segments = (
             on_device(torch.from_numpy(each), device) for each in (rows.ids, rows.positions, rows.segments)
         )
-        levels = [image.source for image in rows.images]  # squares of levels since they were read
+        levels = [np.asarray(image.source) for image in rows.images]  # squares of levels since they were read
         # processes that hold the weights together walk the ViT together, whoever has images
         walks = isinstance(model, FSDPModule) and not images
         idle = torch.zeros(1, 3, size, size, device=device) if walks else None
         hidden = model.hidden(
             ids,
-            normalised(on_device(torch.from_numpy(np.stack(levels)), device)) if images else None,  # type: ignore[arg-type]
+            normalised(on_device(torch.from_numpy(np.stack(levels)), device)) if images else None,
             positions=positions,
             segments=segments,
             idle=idle,
