@@ -1,0 +1,389 @@
+"""The server as an ASGI application: who is asked what, and the door that every request passes.
+
+    request -> door: number, guard, errors, log -> route -> answer
+                                                     |-> pool of two threads: JSON, images, ids
+                                                     '-> worker: the engine's thread
+
+The application starts the engine when it is started itself (ASGI lifespan), answers /health at once and /ready once
+the model is loaded, and refuses with 503 until then, while it drains, and after the engine has failed.
+"""
+
+import asyncio
+import hashlib
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from qwenvl import __version__
+from qwenvl.parsing import parse_json
+from qwenvl.serve.admission import Admission
+from qwenvl.serve.answers import Answer
+from qwenvl.serve.auth import Guard, Refused
+from qwenvl.serve.bodies import ClientGone, Receive, Send, read_body
+from qwenvl.serve.errors import ApiError, busy, failed, invalid
+from qwenvl.serve.exchange import Exchange, SlowClient, send_error
+from qwenvl.serve.forms import Chat, Plain
+from qwenvl.serve.generation import Generation
+from qwenvl.serve.limits import Limits
+from qwenvl.serve.logs import Log
+from qwenvl.serve.metrics import CONTENT_TYPE, Metrics
+from qwenvl.serve.page import page
+from qwenvl.serve.requests import Preparer
+from qwenvl.serve.schema import read_tokenize
+from qwenvl.serve.worker import Job, Steps, Worker
+
+T = TypeVar("T")
+
+PATHS = ("/", "/health", "/ready", "/metrics", "/version", "/tokenize")
+"""Beside those under /v1."""
+
+API_PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What the server is told when it starts, beside its model, its guard and its limits."""
+
+    name: str
+    """What the model is called."""
+    aliases: tuple[str, ...] = ()
+    """Other names under which it is asked."""
+    rows: int = 16
+    """Answers written together."""
+    strict: bool = False
+    """Refuse keys of requests that are unknown, instead of naming them in the log."""
+    guarded: bool = False
+    """Whether there are API keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What `Api` serves."""
+
+    engine: Steps
+    preparer: Preparer
+
+
+class Api:
+    """The application. `load` reads the model; it is called in the thread that will own the engine."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        config: ServeConfig,
+        *,
+        guard: Guard,
+        limits: Limits | None = None,
+        log: Log | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.config, self.guard = config, guard
+        self.limits, self.log = limits or Limits(), log or Log()
+        self._load = load
+        self._preparer: Preparer | None = None
+        self.worker = Worker(self._loaded, on_ready=on_ready)
+        self.metrics = Metrics(lambda: self.worker.stats)
+        self.admission = Admission(self.limits, rows=config.rows, per_key=config.guarded)
+        self.draining = False
+        self.created = int(time.time())
+        self._pool = ThreadPoolExecutor(2, "prepare")
+        self._router = Router(_routes(self), redirect_slashes=False)
+
+    # === ASGI ===
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._door(scope, receive, send)
+        elif (await receive())["type"] == "websocket.connect":
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            if message["type"] == "lifespan.startup":
+                self.worker.start()
+                await send({"type": "lifespan.startup.complete"})
+        await asyncio.to_thread(self.worker.stop)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _door(self, scope: Any, receive: Receive, send: Send) -> None:
+        exchange = Exchange.begin(scope)
+        scope["app"] = self  # so that the router raises instead of answering in text
+        error: ApiError | None = None
+        try:
+            answer = self._admit(exchange, scope)
+            sending = exchange.sender(send, self.limits.write_seconds)
+            if answer is not None:
+                await answer(scope, receive, sending)
+            else:
+                await self._router(scope, receive, sending)
+        except ApiError as raised:
+            error = raised
+        except HTTPException as raised:
+            error = _of_router(raised, exchange)
+        except ClientGone:
+            self._gone(exchange)
+        except SlowClient:
+            self._gone(exchange)
+            exchange.say(slow=True)
+            scope.get("extensions", {}).get("qwenvl.abort", {}).get("now", lambda: None)()
+        except Exception as raised:
+            self.log_failure(exchange, raised)
+            error = failed()
+        if error is not None:
+            await self._refuse(exchange, error, receive, send)
+        self._log(exchange)
+
+    def _admit(self, exchange: Exchange, scope: Any) -> Response | None:
+        """The answer, where the guard has it already."""
+        preflight = self.guard.preflight(scope["headers"]) if exchange.method == "OPTIONS" else None
+        if preflight is not None:
+            return Response(status_code=204, headers=preflight)
+        try:
+            exchange.admitted = self.guard.admit(exchange.method, exchange.path, scope["headers"])
+        except Refused as refused:
+            headers = {**refused.headers, "Connection": "close"}
+            raise ApiError(refused.status, refused.message, code=refused.code, headers=headers) from None
+        if exchange.method == "OPTIONS" and (allowed := self._methods(scope)):
+            return Response(status_code=204, headers={"Allow": allowed})
+        return None
+
+    def _methods(self, scope: Any) -> str:
+        found = {method for route in self._router.routes for method in _methods_of(route, scope)}
+        return ", ".join(sorted({*found, "OPTIONS"})) if found else ""
+
+    async def _refuse(self, exchange: Exchange, error: ApiError, receive: Receive, send: Send) -> None:
+        exchange.say(error=error.message, code=error.code)
+        if exchange.status is not None:
+            return  # an answer has begun; it breaks off
+        self.metrics.refused.labels(str(error.status)).inc()
+        try:
+            await send_error(exchange.sender(send, self.limits.write_seconds), receive, error)
+        except SlowClient:
+            exchange.say(slow=True)
+
+    def _gone(self, exchange: Exchange) -> None:
+        if not exchange.complete:
+            self.metrics.gone.inc()
+            exchange.say(client_gone=True)
+
+    def _log(self, exchange: Exchange) -> None:
+        self.log.info(
+            "request",
+            id=exchange.id,
+            method=exchange.method,
+            path=exchange.path[:200],
+            status=exchange.status,
+            client=exchange.client,
+            seconds=round(time.monotonic() - exchange.started, 4),
+            **exchange.said,
+        )
+
+    def log_failure(self, exchange: Exchange | None, error: BaseException) -> None:
+        """Our mistake, in a request or else in the engine. What the exception says may quote a prompt: only where it
+        happened is written."""
+        frames = traceback.extract_tb(error.__traceback__)[-8:]
+        where = [
+            f"{frame.filename.rpartition('/qwenvl/')[2]}:{frame.lineno} {frame.name}" for frame in frames
+        ]
+        number = "engine" if exchange is None else exchange.id
+        self.log.error("failure", id=number, kind=type(error).__name__, where=where)
+
+    # === What endpoints use ===
+
+    @property
+    def preparer(self) -> Preparer:
+        """There once the model is loaded."""
+        assert self._preparer is not None
+        return self._preparer
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the program and with the model's shape and precision."""
+        model = self.preparer.assistant.model
+        said = f"{__version__} {model.config} {model.llm.head.weight.dtype}"
+        return "fp_" + hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+
+    def require_running(self) -> None:
+        """Raises ApiError 503 while the model is loaded, while the server drains, and after the engine has failed."""
+        if not self.worker.alive:
+            raise busy(
+                "The engine has failed; this server restarts.", seconds=10, status=503, code="engine_failed"
+            )
+        if self.draining:
+            raise busy("This server is shutting down; ask another.", seconds=10, status=503, code="draining")
+        if not self.worker.ready:
+            raise busy("The model is still being loaded; try again.", seconds=2, status=503, code="loading")
+
+    def require_open(self) -> None:
+        """Raises ApiError unless a request may begin now; 429 where all places are taken."""
+        self.require_running()
+        self.admission.require_place()
+
+    def require_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for a model that is not here."""
+        if name is not None and name not in (self.config.name, *self.config.aliases):
+            raise ApiError(
+                404,
+                f"There is no model {name[:100]!r} here; ask for {self.config.name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def parse(self, body: bytes) -> Any:
+        """The JSON of a body. Raises ApiError 400."""
+        if not body:
+            raise invalid("The body is empty; send a JSON object.")
+        try:
+            return parse_json(body, "The body", limit=self.limits.body_bytes)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+
+    async def in_pool(self, function: Callable[..., T], *args: Any) -> T:
+        """What takes its time, in one of two threads, so that the event loop does not."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args))
+
+    def measure(self, exchange: Exchange, job: Job, answers: Sequence[Answer], prompt_tokens: int) -> None:
+        """Count what was done for a request, in metrics and log."""
+        now, metrics = time.monotonic(), self.metrics
+        written = sum(len(answer.tokens) for answer in answers)
+        reasons = [answer.finish_reason for answer in answers]
+        exchange.say(completion_tokens=written, finish=",".join(reason or "none" for reason in reasons))
+        metrics.generation_tokens.inc(written)
+        if job.first_token is not None:
+            metrics.prompt_tokens.inc(prompt_tokens)
+            metrics.first_token.observe(job.first_token - exchange.started)
+            exchange.say(first_token=round(job.first_token - exchange.started, 4))
+        if None in reasons:
+            return
+        metrics.whole.observe(now - exchange.started)
+        metrics.prompt_length.observe(prompt_tokens)
+        longest = max(len(answer.tokens) for answer in answers)
+        if job.first_token is not None:
+            metrics.decode.observe(now - job.first_token)
+            if longest > 1:
+                metrics.between.observe((now - job.first_token) / (longest - 1))
+        for answer in answers:
+            metrics.answer_length.observe(len(answer.tokens))
+            metrics.success.labels(answer.finish_reason).inc()
+
+    def drain(self) -> None:
+        """Take nothing new; what runs goes on."""
+        self.draining = True
+        self.metrics.draining.set(1)
+
+    def _loaded(self) -> Steps:
+        loaded = self._load()
+        self._preparer = loaded.preparer
+        return loaded.engine
+
+
+# === Routes ===
+
+
+def _routes(api: Api) -> list[Route]:
+    def get(path: str, endpoint: Callable[[Request], Any]) -> Route:
+        async def answer(request: Request) -> Response:
+            return endpoint(request)
+
+        return Route(path, answer, methods=["GET"])
+
+    return [
+        get("/", lambda request: page()),
+        get("/health", lambda request: _health(api)),
+        get("/ready", lambda request: _ready(api)),
+        get("/metrics", lambda request: Response(api.metrics.render(), media_type=CONTENT_TYPE)),
+        get("/version", lambda request: JSONResponse({"version": __version__})),
+        get("/v1/models", lambda request: JSONResponse({"object": "list", "data": _models(api)})),
+        get("/v1/models/{name:path}", lambda request: _model(api, request.path_params["name"])),
+        Route("/tokenize", _tokenize(api), methods=["POST"]),
+        Route("/v1/chat/completions", Generation(api, Chat()), methods=["POST"]),
+        Route("/v1/completions", Generation(api, Plain()), methods=["POST"]),
+    ]
+
+
+def _health(api: Api) -> Response:
+    if api.worker.alive:
+        return JSONResponse({"status": "ok"})
+    raise ApiError(503, "The engine has failed; this server restarts.", code="engine_failed")
+
+
+def _ready(api: Api) -> Response:
+    api.require_running()
+    return JSONResponse({"status": "ready"})
+
+
+def _models(api: Api) -> list[dict[str, Any]]:
+    window = api.preparer.window if api.worker.ready else None
+    return [
+        {
+            "id": name,
+            "object": "model",
+            "created": api.created,
+            "owned_by": "qwenvl",
+            "root": api.config.name,
+            "max_model_len": window,
+        }
+        for name in (api.config.name, *api.config.aliases)
+    ]
+
+
+def _model(api: Api, name: str) -> Response:
+    api.require_model(name)
+    return JSONResponse(next(model for model in _models(api) if model["id"] == name))
+
+
+def _tokenize(api: Api) -> Any:
+    async def tokenize(request: Request) -> Response:
+        api.require_open()
+        body = await read_body(request.receive, request.scope["headers"], api.limits)
+        wanted = await api.in_pool(lambda: read_tokenize(api.parse(body), api.limits))
+        api.require_model(wanted.model)
+        ids = await api.in_pool(api.preparer.tokenize, wanted)
+        told = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}
+        if wanted.strings:
+            tokenizer = api.preparer.assistant.tokenizer
+            told["token_strs"] = [tokenizer.token_bytes(each).decode("utf-8", "replace") for each in ids]
+        return JSONResponse(told)
+
+    return tokenize
+
+
+def _methods_of(route: Any, scope: Any) -> set[str]:
+    match, _ = route.matches(scope)
+    return set(route.methods or ()) if match.value else set()
+
+
+def _of_router(raised: HTTPException, exchange: Exchange) -> ApiError:
+    if raised.status_code == 405:
+        allowed = (raised.headers or {}).get("Allow", "")
+        return ApiError(
+            405,
+            f"{exchange.path} does not take {exchange.method}; it takes {allowed}.",
+            code="method_not_allowed",
+            headers={"Allow": allowed},
+        )
+    hint = _meant(exchange.path)
+    ending = f"did you mean {hint}?" if hint else f"there are {', '.join((*PATHS, *API_PATHS))}."
+    return ApiError(404, f"There is nothing at {exchange.path[:100]}; {ending}", code="not_found")
+
+
+def _meant(path: str) -> str | None:
+    """The path that was probably meant: without a slash too many, with one /v1."""
+    parts = [part for part in path.split("/") if part]
+    while parts[:1] == ["v1"]:
+        del parts[0]
+    bare = "/" + "/".join(parts)
+    return next(
+        (known for known in (f"/v1{bare}", bare) if known in (*PATHS, *API_PATHS) and known != path), None
+    )

@@ -1,0 +1,104 @@
+"""Connections: uvicorn's HTTP/1.1 protocol (httptools), with limits before a request is whole.
+
+uvicorn bounds neither the number of headers nor the time that they take. Here both are, a connection that says nothing
+is closed, and what is no HTTP is answered in the same JSON as every other error. The scope holds (`qwenvl.abort`)
+what closes a connection at once, whatever the client has left unread.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from qwenvl.serve.errors import ApiError
+from qwenvl.serve.limits import Limits
+
+
+class _BeyondLimit(Exception):
+    """Ends the parsing of a request; httptools wraps it."""
+
+
+def protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol under these limits: what its option `http` takes."""
+
+    class Connection(HttpToolsProtocol):
+        _refusal: ApiError | None = None
+        _waiting: asyncio.TimerHandle | None = None
+        _bytes = 0
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+                return
+            self._expect_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._headers_are_there()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._refusal is None and self.parser is not None:
+                super().data_received(data)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._bytes = 0
+            self.scope["extensions"] = {"qwenvl.abort": {"now": self.transport.abort}}
+            if self._waiting is None:
+                self._expect_headers()
+
+        def on_url(self, url: bytes) -> None:
+            super().on_url(url)
+            self._count(len(url))
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            super().on_header(name, value)
+            self._count(len(name) + len(value) + 4)
+
+        def on_headers_complete(self) -> None:
+            self._headers_are_there()
+            if len(self.pipeline) >= 8:
+                self._refuse(ApiError(429, "Too many requests are in the pipeline of this connection."))
+            super().on_headers_complete()
+
+        def timeout_keep_alive_handler(self) -> None:
+            self.transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            error = self._refusal or ApiError(400, "This is no HTTP/1.1 request.", code="invalid_http")
+            self._refusal = error
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.transport.abort()  # another answer is on its way: nothing may be written into it
+                return
+            body = error.encoded()
+            head = [STATUS_LINE[error.status], b"content-type: application/json\r\nconnection: close\r\n"]
+            head += [f"{name}: {value}\r\n".encode() for name, value in error.headers.items()]
+            self.transport.write(b"".join([*head, b"content-length: %d\r\n\r\n" % len(body), body]))
+            self.transport.close()
+
+        def _count(self, size: int) -> None:
+            self._bytes += size
+            if self._bytes > limits.header_bytes or len(self.headers) > limits.headers:
+                self._refuse(
+                    ApiError(
+                        431,
+                        f"The headers are too large; at most {limits.headers} lines of {limits.header_bytes:,} bytes "
+                        "together are taken.",
+                        code="headers_too_large",
+                    )
+                )
+
+        def _refuse(self, error: ApiError) -> None:
+            self._refusal = error
+            raise _BeyondLimit
+
+        def _expect_headers(self) -> None:
+            self._waiting = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def _headers_are_there(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+    return Connection

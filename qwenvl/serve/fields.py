@@ -1,0 +1,117 @@
+"""What the JSON of a request says, key by key, with a sentence for every wrong value.
+
+given = Fields(body)
+temperature = given.number("temperature", 0, 2)      # a float, or None where it is absent or null
+given.rest()                                         # names of keys that nobody asked for
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qwenvl.serve.errors import ApiError, invalid
+from qwenvl.terminal import printable
+
+SHOWN = 60
+"""Characters of a wrong value that its message repeats."""
+
+
+class Fields:
+    """The keys of one JSON object; null is the same as absent. Every method raises ApiError 400 with `param` set."""
+
+    def __init__(self, data: Any, where: str = "") -> None:
+        if not isinstance(data, Mapping):
+            raise invalid(f"{where or 'The body'} is {shown(data)}; expected a JSON object.", where or None)
+        self.where = where
+        self._left = dict(data)
+
+    def path(self, name: str) -> str:
+        """The key with the keys around it: `messages[2].content`."""
+        return f"{self.where}.{name}" if self.where else name
+
+    def take(self, name: str) -> Any:
+        """The value as it is; None where it is absent or null."""
+        return self._left.pop(name, None)
+
+    def rest(self) -> tuple[str, ...]:
+        """The keys that nobody took, without those that say nothing (null)."""
+        return tuple(name for name, value in self._left.items() if value is not None)
+
+    def refuse(self, name: str, value: Any, expected: str) -> ApiError:
+        """The error that `name` is `value` where something else was expected."""
+        return invalid(f"{self.path(name)} is {shown(value)}; expected {expected}.", self.path(name))
+
+    def number(self, name: str, low: float, high: float, *, above: bool = False) -> float | None:
+        """A number from `low` (with `above`: above it) to `high`."""
+        value = self.take(name)
+        if value is None:
+            return None
+        known = isinstance(value, int | float) and not isinstance(value, bool)
+        if not known or not low <= value <= high or (above and value == low):
+            raise self.refuse(name, value, f"a number {'above' if above else 'from'} {low:g} to {high:g}")
+        return float(value)
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        """A whole number from `low` to `high`; 3.0 is one."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.refuse(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        """true or false."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.refuse(name, value, "true or false")
+        return value
+
+    def text(self, name: str) -> str | None:
+        """A string."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise self.refuse(name, value, "a string")
+        return value
+
+    def word(self, name: str, words: Iterable[str]) -> str | None:
+        """One of a few words."""
+        value, known = self.take(name), tuple(words)
+        if value is not None and value not in known:
+            raise self.refuse(name, value, " or ".join(map(repr, known)))
+        return value
+
+    def items(self, name: str, limit: int, what: str) -> list[Any] | None:
+        """A list of at most `limit` (`what` they are: "messages")."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise self.refuse(name, value, f"a list of {what}")
+        if len(value) > limit:
+            raise invalid(
+                f"{self.path(name)} has {len(value)} {what}; at most {limit} are taken.", self.path(name)
+            )
+        return value
+
+    def inside(self, name: str) -> "Fields | None":
+        """An object, to be read in turn."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, value, "an object")
+        return Fields(value, self.path(name))
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message: its beginning, or what kind of thing it is."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return str(value)[:SHOWN]
+    if isinstance(value, str):
+        short = printable(value[:SHOWN]) + ("..." if len(value) > SHOWN else "")
+        return f'"{short}"'
+    return "a list" if isinstance(value, list) else "an object"

@@ -1,0 +1,145 @@
+"""The two forms in which answers are asked for and given: chat completions and plain completions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from qwenvl.serve.answers import Answer, boxes, chat_logprobs, plain_logprobs
+from qwenvl.serve.limits import Limits
+from qwenvl.serve.requests import Prepared, Preparer
+from qwenvl.serve.schema import ChatRequest, CompletionRequest, read_chat, read_completion
+from qwenvl.serve.sse import Chunks
+from qwenvl.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Form(Protocol):
+    """One of the two; `object` and `chunk` are what answers and events call themselves."""
+
+    prefix: str
+    object: str
+    chunk: str
+    strip: bool
+
+    def read(self, data: Any, limits: Limits, *, strict: bool) -> Any: ...
+
+    def prepare(self, preparer: Preparer, request: Any) -> Prepared: ...
+
+    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+        """What a stream begins with."""
+        ...
+
+    def piece(self, chunks: Chunks, index: int, answer: Answer, writing: "Writing") -> bytes:
+        """What became sure of choice `index`; nothing, where nothing did."""
+        ...
+
+    def end(self, chunks: Chunks, index: int, answer: Answer, writing: "Writing") -> bytes:
+        """What ends choice `index`."""
+        ...
+
+    def choice(self, index: int, answer: Answer, writing: "Writing") -> dict[str, Any]:
+        """A whole choice."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """What both forms need of a request while its answer is written."""
+
+    tokenizer: Tokenizer
+    prepared: Prepared
+    top_logprobs: int | None
+
+    def extra(self, answer: Answer) -> dict[str, Any]:
+        """What stands under `qwenvl`: boxes as data, and what a client cannot know otherwise."""
+        prepared = self.prepared
+        return {
+            **boxes(answer.segments(), prepared.sizes),
+            "image_sizes": [list(size) for size in prepared.sizes],
+            "turned": list(prepared.turned),
+            "seed": prepared.seed,
+        }
+
+
+class Chat:
+    """POST /v1/chat/completions."""
+
+    prefix, object, chunk, strip = "chatcmpl", "chat.completion", "chat.completion.chunk", True
+
+    def read(self, data: Any, limits: Limits, *, strict: bool) -> ChatRequest:
+        return read_chat(data, limits, strict=strict)
+
+    def prepare(self, preparer: Preparer, request: ChatRequest) -> Prepared:
+        return preparer.chat(request)
+
+    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+        roles = [chunks.delta(i, {"role": "assistant", "content": ""}) for i in range(len(prepared.rows))]
+        return b"".join(roles)
+
+    def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        text, tokens = answer.piece()
+        return chunks.delta(index, {"content": text}, self._logprobs(tokens, writing)) if text else b""
+
+    def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        extra = chunks.delta(index, {"qwenvl": writing.extra(answer)})
+        return extra + chunks.delta(index, {}, None, answer.finish_reason)
+
+    def choice(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any]:
+        message = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "qwenvl": writing.extra(answer),
+        }
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(answer.kept, writing),
+            "finish_reason": answer.finish_reason,
+        }
+
+    def _logprobs(self, tokens: Sequence[Any], writing: Writing) -> dict[str, Any] | None:
+        if writing.top_logprobs is None:
+            return None
+        told = chat_logprobs(tokens, writing.top_logprobs, writing.tokenizer)
+        return {"content": told, "refusal": None}
+
+
+class Plain:
+    """POST /v1/completions: the text goes on where the prompt ends, white space and all."""
+
+    prefix, object, chunk, strip = "cmpl", "text_completion", "text_completion", False
+
+    def read(self, data: Any, limits: Limits, *, strict: bool) -> CompletionRequest:
+        return read_completion(data, limits, strict=strict)
+
+    def prepare(self, preparer: Preparer, request: CompletionRequest) -> Prepared:
+        return preparer.completion(request)
+
+    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+        return b"".join(chunks.text(i, text) for i, text in enumerate(prepared.echoed))
+
+    def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        offset = self._echoed(index, writing) + answer.sent
+        text, tokens = answer.piece()
+        return chunks.text(index, text, self._logprobs(tokens, writing, offset)) if text else b""
+
+    def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        return chunks.text(index, "", None, answer.finish_reason)
+
+    def choice(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any]:
+        echoed = writing.prepared.echoed[index] if writing.prepared.echoed else ""
+        return {
+            "index": index,
+            "text": echoed + answer.text,
+            "logprobs": self._logprobs(answer.kept, writing, len(echoed)),
+            "finish_reason": answer.finish_reason,
+        }
+
+    def _echoed(self, index: int, writing: Writing) -> int:
+        return len(writing.prepared.echoed[index]) if writing.prepared.echoed else 0
+
+    def _logprobs(self, tokens: Sequence[Any], writing: Writing, offset: int) -> dict[str, Any] | None:
+        if writing.top_logprobs is None:
+            return None
+        return plain_logprobs(tokens, writing.top_logprobs, writing.tokenizer, offset)

@@ -1,0 +1,27 @@
+"""The model behind the server, read in the thread that will own it."""
+
+import torch
+
+from qwenvl.chat import Assistant
+from qwenvl.generate.engine import Engine, EngineConfig
+from qwenvl.runtime import Runtime
+from qwenvl.serve.app import Loaded
+from qwenvl.serve.media import Fetches
+from qwenvl.serve.requests import Preparer
+from qwenvl.serve.start import Start
+
+
+def load(start: Start, fetcher: Fetches | None) -> Loaded:
+    """Raises ValueError for what is no model, OSError for what cannot be read."""
+    if start.threads is not None:
+        torch.set_num_threads(start.threads)
+    runtime = Runtime.detect(device=start.device, dtype=start.dtype)
+    assistant = Assistant.load(start.checkpoint, runtime)
+    preparer = Preparer(
+        assistant=assistant,
+        limits=start.limits,
+        fetcher=fetcher,
+        raw_orientation=start.raw_orientation,
+        context=start.context,
+    )
+    return Loaded(engine=Engine(assistant.model, EngineConfig(rows=start.rows)), preparer=preparer)

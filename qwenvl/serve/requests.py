@@ -1,0 +1,196 @@
+"""From a typed request to rows of the engine: images opened, text rendered, lengths held against the window.
+
+Everything here may take its time (a photo of 40 megapixels is a second) and runs in the pool, never on the event loop.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwenvl import markup
+from qwenvl.chat import Assistant, _completes
+from qwenvl.generate import engine
+from qwenvl.generate.prompts import Prompt, longest_row
+from qwenvl.images import preprocess
+from qwenvl.markup import SYSTEM, Image, Rendered
+from qwenvl.options import Options
+from qwenvl.serve.errors import invalid
+from qwenvl.serve.limits import Limits
+from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_source
+from qwenvl.serve.messages import Dialogue, ImagePart, dialogue
+from qwenvl.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest, Wanted
+from qwenvl.serve.worker import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request, ready for the engine: one row for each choice."""
+
+    rows: tuple[Row, ...]
+    prompt_tokens: int
+    image_tokens: int
+    seed: int
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of each image as it is shown: what pixels of boxes are counted on."""
+    turned: tuple[bool, ...] = ()
+    """Whether an image was turned upright as its EXIF asked."""
+    stop: tuple[str, ...] = ()
+    ends: tuple[tuple[int, ...], ...] = ()
+    """What ends an answer, as ids."""
+    echoed: tuple[str, ...] = ()
+    """The prompt of each row, where it is to be repeated."""
+
+
+@dataclass(kw_only=True)
+class Preparer:
+    """What prepares requests for one model."""
+
+    assistant: Assistant
+    limits: Limits
+    fetcher: Fetches | None = None
+    raw_orientation: bool = False
+    context: int | None = None
+    """Most tokens of prompt and answer together; None: what the model reads at most."""
+
+    @property
+    def window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        longest = longest_row(self.assistant.model)
+        return longest if self.context is None else min(self.context, longest)
+
+    def chat(self, request: ChatRequest) -> Prepared:
+        """Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer."""
+        uploads: dict[ImagePart, tuple[Image, Upload]] = {}
+        talk = dialogue(request.messages, lambda part: self._open(part, uploads), continued=request.continued)
+        rendered = self.render(talk)
+        opened = {id(image): upload for image, upload in uploads.values()}
+        shown = [opened[id(image)] for image in rendered.images]
+        size = self.assistant.model.config.vision.image_size
+        pixels = {id(image): preprocess(image.source, size) for image in rendered.images}  # type: ignore[arg-type]
+        images = len(rendered.images) * (self.assistant.model.config.adapter.queries + 2)
+        self._require_place(len(rendered.ids), images, "messages")
+        return self._prepared(
+            request,
+            [(rendered.ids, tuple(pixels[id(image)] for image in rendered.images))],
+            image_tokens=images,
+            sizes=tuple((upload.width, upload.height) for upload in shown),
+            turned=tuple(upload.orientation > 1 and not self.raw_orientation for upload in shown),
+        )
+
+    def completion(self, request: CompletionRequest) -> Prepared:
+        """Raises ApiError for ids that text cannot have and for a prompt that leaves no place for an answer."""
+        tokenizer = self.assistant.tokenizer
+        prompts = [
+            tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else self._ids(prompt)
+            for prompt in request.prompts
+        ]
+        for ids in prompts:
+            self._require_place(len(ids), 0, "prompt")
+        echoed = [
+            prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+            for prompt in (request.prompts if request.echo else ())
+            for _ in range(request.n)
+        ]
+        return self._prepared(request, [(ids, ()) for ids in prompts], echoed=tuple(echoed))
+
+    def tokenize(self, request: TokenizeRequest) -> list[int]:
+        """The ids of a text, or of messages with the frame around them; images are counted, not opened."""
+        if request.prompt is not None:
+            return self.assistant.tokenizer.encode(request.prompt)
+        return list(self.render(dialogue(request.messages, lambda part: Image(part.param))).ids)
+
+    def render(self, talk: Dialogue) -> Rendered:
+        """The dialogue in ids. Nothing is dropped: what does not fit is refused, never forgotten without a word."""
+        assistant = self.assistant
+        queries = assistant.model.config.adapter.queries
+        if assistant.prompt_format.chat_format == "raw":
+            contents = [segment for turn in talk.turns for segment in turn.content]
+            return markup.render([*contents, *(talk.begun or ())], assistant.tokenizer, queries)
+        rendered = markup.render_chat(
+            markup.number_images(talk.turns),
+            assistant.tokenizer,
+            queries,
+            system=SYSTEM if talk.system is None else talk.system,
+        )
+        if talk.begun is None:
+            return rendered
+        return rendered + markup.render(talk.begun, assistant.tokenizer, queries)
+
+    # === Parts ===
+
+    def _open(self, part: ImagePart, uploads: dict[ImagePart, tuple[Image, Upload]]) -> Image:
+        known = next((each for other, each in uploads.items() if other.url == part.url), None)
+        if known is None:
+            side = self.assistant.model.config.vision.image_size
+            try:
+                data = read_source(part.url, self.limits, self.fetcher)
+                upload = open_upload(data, self.limits, raw=self.raw_orientation, side=side)
+            except RefusedMedia as error:
+                raise invalid(str(error), part.param, "invalid_image") from None
+            known = (Image(upload.image), upload)
+        uploads[part] = known
+        return known[0]
+
+    def _ids(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        tokenizer = self.assistant.tokenizer
+        images = {tokenizer.img, tokenizer.img_end, tokenizer.imgpad}
+        if wrong := [each for each in prompt if not 0 <= each < tokenizer.n_vocab or each in images]:
+            raise invalid(
+                f"prompt holds the id {wrong[0]}; expected 0 to {tokenizer.n_vocab - 1}, and none of an image.",
+                "prompt",
+            )
+        return prompt
+
+    def _require_place(self, tokens: int, image_tokens: int, param: str) -> None:
+        if tokens < self.window:
+            return
+        shown = f" ({image_tokens} of them for images)" if image_tokens else ""
+        raise invalid(
+            f"This model's maximum context length is {self.window} tokens, but the {param} has {tokens} tokens{shown} "
+            "and the answer needs one at least; shorten it.".replace("messages has", "messages have"),
+            param,
+            "context_length_exceeded",
+        )
+
+    def _prepared(
+        self, wanted: Wanted, prompts: Sequence[tuple[tuple[int, ...], Any]], **said: Any
+    ) -> Prepared:
+        seed = secrets.randbits(31) if wanted.seed is None else wanted.seed
+        ends = self.assistant.stop
+        rows = tuple(
+            Row(
+                prompt=Prompt(ids=ids, pixels=pixels, seed=number),
+                settings=self._settings(wanted, len(ids), seed),
+                grammar=self.assistant.grammar if wanted.grounded else None,
+            )
+            for ids, pixels in prompts
+            for number in range(wanted.n)
+        )
+        return Prepared(
+            **{"image_tokens": 0, **said},
+            rows=rows,
+            prompt_tokens=sum(len(ids) for ids, _ in prompts),
+            seed=seed,
+            stop=wanted.stop,
+            ends=ends,
+        )
+
+    def _settings(self, wanted: Wanted, prompt_tokens: int, seed: int) -> engine.Settings:
+        own = self.assistant.prompt_format
+        longest = min(self.window - prompt_tokens, self.limits.tokens)
+        most = min(own.max_new_tokens if wanted.max_tokens is None else wanted.max_tokens, longest)
+        options = Options(
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            repetition_penalty=wanted.repetition_penalty,
+        )
+        return engine.Settings(
+            max_new_tokens=most,
+            min_new_tokens=min(wanted.min_tokens, most),
+            sampling=options.sampling(own.sampling),
+            stop=self.assistant.stop,
+            stop_when=_completes(wanted.stop, self.assistant.tokenizer) if wanted.stop else None,
+            seed=seed,
+        )
