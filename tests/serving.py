@@ -1,4 +1,7 @@
-"""A server on a port of this machine, over the shipped model or over an engine that follows a script."""
+"""A server on a port of this machine, over the shipped model or over an engine that follows a script.
+
+Run as a program it is such a server in a process of its own, without torch: what signals do is tried on it.
+"""
 
 import asyncio
 import http.client
@@ -9,19 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from qwenvl.chat import Assistant
 from qwenvl.serve.app import Api, Loaded, ServeConfig
 from qwenvl.serve.auth import Guard
 from qwenvl.serve.connections import protocol
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
 from qwenvl.serve.media import Fetches
-from qwenvl.serve.requests import Preparer
-from qwenvl.serve.server import listen
+from qwenvl.serve.server import listen, run
+from qwenvl.serve.worker import Row
+
+if TYPE_CHECKING:
+    from qwenvl.chat import Assistant
 
 Script = Callable[[Any, Any], list[int]]
 """Prompt and settings to the ids of the answer; the scripted engine adds the stop."""
@@ -215,7 +220,7 @@ def read_events(body: bytes) -> list[Any]:
 
 def api_over(
     engine: Any,
-    assistant: Assistant,
+    assistant: "Assistant",
     *,
     limits: Limits | None = None,
     guard: Guard | None = None,
@@ -226,6 +231,8 @@ def api_over(
     **config: Any,
 ) -> Api:
     """The application over an engine that is there already."""
+    from qwenvl.serve.requests import Preparer
+
     limits = limits or Limits()
     preparer = Preparer(
         assistant=assistant, limits=limits, fetcher=fetcher, raw_orientation=raw_orientation, context=context
@@ -246,3 +253,47 @@ def serving(api: Api) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+# === In a process of its own ===
+
+
+class Letters:
+    """A vocabulary of 256 bytes, and a preparer that opens nothing: whatever is asked, the answer is long."""
+
+    fingerprint, window = "fp_letters", 4096
+    box = box_end = quad = quad_end = -1
+
+    @property
+    def tokenizer(self) -> "Letters":
+        return self
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
+
+    def chat(self, request: Any) -> Any:
+        settings = SimpleNamespace(stop=((0,),), max_new_tokens=request.max_tokens or 100, stop_when=None)
+        row = Row(prompt=SimpleNamespace(ids=(1, 2, 3)), settings=settings)
+        return SimpleNamespace(
+            rows=(row,), prompt_tokens=3, image_tokens=0, seed=0, sizes=(), turned=(), stop=(), ends=((0,),), echoed=(),
+        )  # fmt: skip
+
+
+def program(seconds: float, fail_at: int | None, drain: float) -> int:
+    """Serve until a signal; the port is the first line of the output."""
+    engine = ScriptedEngine(lambda prompt, settings: list(b"word " * 100), seconds=seconds, fail_at=fail_at)
+    api = Api(
+        lambda: Loaded(engine=engine, preparer=Letters()),  # type: ignore[arg-type]
+        ServeConfig(name="letters"),
+        guard=Guard.make(keys=None, loopback=True),
+    )
+    sock = listen("127.0.0.1", 0)
+    print(sock.getsockname()[1], flush=True)
+    return run(api, sock, drain=drain)
+
+
+if __name__ == "__main__":
+    import sys
+
+    step, fail, patience = sys.argv[1:]
+    sys.exit(program(float(step), int(fail) or None, float(patience)))

@@ -5,10 +5,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 from qwenvl.serve.errors import busy, invalid
 from qwenvl.serve.limits import Limits
-from qwenvl.serve.schema import ChatRequest, CompletionRequest
+
+
+@runtime_checkable
+class Wants(Protocol):
+    """How much a request asks for."""
+
+    @property
+    def answers(self) -> int: ...
+
+    @property
+    def images(self) -> int: ...
 
 
 class Admission:
@@ -42,7 +53,7 @@ class Admission:
             )
 
     @contextmanager
-    def admit(self, client: str, wanted: ChatRequest | CompletionRequest) -> Iterator[None]:
+    def admit(self, client: str, wanted: Wants) -> Iterator[None]:
         """Holds the places of a request. Raises ApiError 429 where there are none, or the client has enough."""
         self.require_place(wanted.answers)
         requests, images = self._requests[client], self._images[client]
@@ -64,7 +75,7 @@ class Admission:
             self._count(client, wanted, -1)
             self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
 
-    def _count(self, client: str, wanted: ChatRequest | CompletionRequest, sign: int) -> None:
+    def _count(self, client: str, wanted: Wants, sign: int) -> None:
         self.answers += sign * wanted.answers
         self._requests[client] += sign
         self._images[client] += sign * wanted.images

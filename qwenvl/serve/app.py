@@ -9,13 +9,12 @@ the model is loaded, and refuses with 503 until then, while it drains, and after
 """
 
 import asyncio
-import hashlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -36,14 +35,19 @@ from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
 from qwenvl.serve.metrics import CONTENT_TYPE, Metrics
 from qwenvl.serve.page import page
-from qwenvl.serve.requests import Preparer
 from qwenvl.serve.schema import read_tokenize
 from qwenvl.serve.worker import Job, Steps, Worker
+
+if TYPE_CHECKING:  # torch comes with it, and is loaded by the thread that loads the model
+    from qwenvl.serve.requests import Preparer
 
 T = TypeVar("T")
 
 PATHS = ("/", "/health", "/ready", "/metrics", "/version", "/tokenize")
 """Beside those under /v1."""
+
+QUIET = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that machines ask every few seconds: they are logged when something is wrong."""
 
 API_PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions")
 
@@ -69,7 +73,7 @@ class Loaded:
     """What `Api` serves."""
 
     engine: Steps
-    preparer: Preparer
+    preparer: "Preparer"
 
 
 class Api:
@@ -178,6 +182,8 @@ class Api:
             exchange.say(client_gone=True)
 
     def _log(self, exchange: Exchange) -> None:
+        if exchange.path in QUIET and exchange.status == 200:
+            return
         self.log.info(
             "request",
             id=exchange.id,
@@ -202,17 +208,10 @@ class Api:
     # === What endpoints use ===
 
     @property
-    def preparer(self) -> Preparer:
+    def preparer(self) -> "Preparer":
         """There once the model is loaded."""
         assert self._preparer is not None
         return self._preparer
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the program and with the model's shape and precision."""
-        model = self.preparer.assistant.model
-        said = f"{__version__} {model.config} {model.llm.head.weight.dtype}"
-        return "fp_" + hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
 
     def require_running(self) -> None:
         """Raises ApiError 503 while the model is loaded, while the server drains, and after the engine has failed."""
@@ -339,6 +338,8 @@ def _models(api: Api) -> list[dict[str, Any]]:
 
 
 def _model(api: Api, name: str) -> Response:
+    if not name:
+        raise HTTPException(404)
     api.require_model(name)
     return JSONResponse(next(model for model in _models(api) if model["id"] == name))
 
@@ -352,7 +353,7 @@ def _tokenize(api: Api) -> Any:
         ids = await api.in_pool(api.preparer.tokenize, wanted)
         told = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}
         if wanted.strings:
-            tokenizer = api.preparer.assistant.tokenizer
+            tokenizer = api.preparer.tokenizer
             told["token_strs"] = [tokenizer.token_bytes(each).decode("utf-8", "replace") for each in ids]
         return JSONResponse(told)
 
@@ -366,7 +367,7 @@ def _methods_of(route: Any, scope: Any) -> set[str]:
 
 def _of_router(raised: HTTPException, exchange: Exchange) -> ApiError:
     if raised.status_code == 405:
-        allowed = (raised.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((raised.headers or {}).get("Allow", "").split(", ")))
         return ApiError(
             405,
             f"{exchange.path} does not take {exchange.method}; it takes {allowed}.",

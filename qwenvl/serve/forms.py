@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qwenvl.serve.answers import Answer, boxes, chat_logprobs, plain_logprobs
 from qwenvl.serve.limits import Limits
-from qwenvl.serve.requests import Prepared, Preparer
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, read_chat, read_completion
 from qwenvl.serve.sse import Chunks
 from qwenvl.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from qwenvl.serve.requests import Prepared, Preparer
 
 
 @runtime_checkable
@@ -23,9 +25,9 @@ class Form(Protocol):
 
     def read(self, data: Any, limits: Limits, *, strict: bool) -> Any: ...
 
-    def prepare(self, preparer: Preparer, request: Any) -> Prepared: ...
+    def prepare(self, preparer: "Preparer", request: Any) -> "Prepared": ...
 
-    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+    def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         """What a stream begins with."""
         ...
 
@@ -47,7 +49,7 @@ class Writing:
     """What both forms need of a request while its answer is written."""
 
     tokenizer: Tokenizer
-    prepared: Prepared
+    prepared: "Prepared"
     top_logprobs: int | None
 
     def extra(self, answer: Answer) -> dict[str, Any]:
@@ -69,10 +71,10 @@ class Chat:
     def read(self, data: Any, limits: Limits, *, strict: bool) -> ChatRequest:
         return read_chat(data, limits, strict=strict)
 
-    def prepare(self, preparer: Preparer, request: ChatRequest) -> Prepared:
+    def prepare(self, preparer: "Preparer", request: ChatRequest) -> "Prepared":
         return preparer.chat(request)
 
-    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+    def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         roles = [chunks.delta(i, {"role": "assistant", "content": ""}) for i in range(len(prepared.rows))]
         return b"".join(roles)
 
@@ -113,10 +115,10 @@ class Plain:
     def read(self, data: Any, limits: Limits, *, strict: bool) -> CompletionRequest:
         return read_completion(data, limits, strict=strict)
 
-    def prepare(self, preparer: Preparer, request: CompletionRequest) -> Prepared:
+    def prepare(self, preparer: "Preparer", request: CompletionRequest) -> "Prepared":
         return preparer.completion(request)
 
-    def begin(self, chunks: Chunks, prepared: Prepared) -> bytes:
+    def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         return b"".join(chunks.text(i, text) for i, text in enumerate(prepared.echoed))
 
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:

@@ -14,13 +14,13 @@ from qwenvl.serve.bodies import Receive, Send, read_body, unless_gone
 from qwenvl.serve.errors import ApiError, busy, failed
 from qwenvl.serve.exchange import Exchange, send_json
 from qwenvl.serve.forms import Form, Writing
-from qwenvl.serve.requests import Prepared
 from qwenvl.serve.schema import Wanted
 from qwenvl.serve.sse import DONE, HEADERS, KEEP_ALIVE, Chunks, event
 from qwenvl.serve.worker import Job
 
 if TYPE_CHECKING:
     from qwenvl.serve.app import Api
+    from qwenvl.serve.requests import Prepared
 
 SILENCE = 15.0
 """Seconds without an event after which a comment is sent."""
@@ -32,7 +32,7 @@ class _Ask:
 
     exchange: Exchange
     wanted: Wanted
-    prepared: Prepared
+    prepared: "Prepared"
     job: Job
     answers: list[Answer]
     head: dict[str, Any]
@@ -66,7 +66,7 @@ class Generation:
             prepared = await api.in_pool(self.form.prepare, api.preparer, wanted)
         exchange.say(prompt_tokens=prepared.prompt_tokens, images=len(prepared.sizes))
         job = Job(rows=prepared.rows, salt=exchange.salt)
-        tokenizer = api.preparer.assistant.tokenizer
+        tokenizer = api.preparer.tokenizer
         ask = _Ask(
             exchange=exchange,
             wanted=wanted,
@@ -81,7 +81,7 @@ class Generation:
                 "object": self.form.chunk if wanted.stream else self.form.object,
                 "created": int(time.time()),
                 "model": api.config.name,
-                "system_fingerprint": api.fingerprint,
+                "system_fingerprint": api.preparer.fingerprint,
             },
             writing=Writing(tokenizer=tokenizer, prepared=prepared, top_logprobs=wanted.top_logprobs),
         )
@@ -94,7 +94,8 @@ class Generation:
 
     async def _whole(self, ask: _Ask, send: Send) -> None:
         while any(answer.finish_reason is None for answer in ask.answers):
-            self._feed(ask, await ask.job.take(self._patience(ask.job)))
+            if error := self._feed(ask, await ask.job.take(self._patience(ask.job))):
+                raise error
         choices = [self.form.choice(i, answer, ask.writing) for i, answer in enumerate(ask.answers)]
         await send_json(send, {**ask.head, "choices": choices, "usage": usage(ask.answers, ask.prepared)})
 
@@ -119,7 +120,7 @@ class Generation:
         said = time.monotonic()
         while any(answer.finish_reason is None for answer in ask.answers):
             written = await ask.job.take(min(self._patience(ask.job), SILENCE))
-            self._feed(ask, written)
+            error = self._feed(ask, written)
             out = bytearray()
             for index in dict.fromkeys(index for index, _ in written):
                 answer = ask.answers[index]
@@ -131,12 +132,16 @@ class Generation:
             if out:
                 await _event(send, bytes(out))
                 said = time.monotonic()
+            if error is not None:
+                raise error
 
-    def _feed(self, ask: _Ask, written: list[tuple[int, Any]]) -> None:
+    def _feed(self, ask: _Ask, written: list[tuple[int, Any]]) -> ApiError | None:
+        """Tokens to their answers, up to one that says that its row has failed: the error to end with."""
         for index, token in written:
             if token.end == "error":
-                raise ApiError(500, token.error or "This answer has failed.", code="row_failed")
+                return ApiError(500, token.error or "This answer has failed.", code="row_failed")
             ask.answers[index].feed(token)
+        return None
 
     def _patience(self, job: Job) -> float:
         """Seconds that a job may still be waited for. Raises ApiError where there are none."""
@@ -164,7 +169,7 @@ async def _event(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def usage(answers: list[Answer], prepared: Prepared) -> dict[str, Any]:
+def usage(answers: list[Answer], prepared: "Prepared") -> dict[str, Any]:
     """Tokens of the prompt (each image is its visual tokens and the two symbols around them) and of all answers."""
     written = sum(len(answer.tokens) for answer in answers)
     return {

@@ -3,13 +3,13 @@
 import json
 import sys
 import time
-from typing import IO, Any
+from typing import Any
 
 
 class Log:
     """Writes to `file` (standard error); what cannot be written is lost without disturbing anybody."""
 
-    def __init__(self, file: IO[str] | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, file: Any = None, *, quiet: bool = False) -> None:
         self._file, self._quiet = file, quiet
 
     def info(self, event: str, **said: Any) -> None:

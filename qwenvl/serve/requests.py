@@ -6,9 +6,11 @@ Everything here may take its time (a photo of 40 megapixels is a second) and run
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
-from qwenvl import markup
+from qwenvl import __version__, markup
 from qwenvl.chat import Assistant, _completes
 from qwenvl.generate import engine
 from qwenvl.generate.prompts import Prompt, longest_row
@@ -21,6 +23,7 @@ from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_
 from qwenvl.serve.messages import Dialogue, ImagePart, dialogue
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest, Wanted
 from qwenvl.serve.worker import Row
+from qwenvl.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,18 @@ class Preparer:
         """Most tokens of prompt and answer together."""
         longest = longest_row(self.assistant.model)
         return longest if self.context is None else min(self.context, longest)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
+        return self.assistant.tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the program and with the model's shape and precision."""
+        model = self.assistant.model
+        said = f"{__version__} {model.config} {model.llm.head.weight.dtype}"
+        return "fp_" + blake2b(said.encode(), digest_size=6).hexdigest()
 
     def chat(self, request: ChatRequest) -> Prepared:
         """Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer."""

@@ -1,0 +1,155 @@
+"""What signals do to a server in a process of its own, and what it does when its engine fails."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Answered, read_events
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """`python tests/serving.py SECONDS_A_STEP FAIL_AT DRAIN`."""
+
+    def __init__(self, *args: float) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "serving.py"), *map(str, args)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def begin(self) -> None:
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+        while self.ask("GET", "/ready").status != 200:
+            time.sleep(0.02)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Answered:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return Answered(
+                response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+            )
+        finally:
+            connection.close()
+
+    def chat(self, **said: Any) -> Answered:
+        return self.ask(
+            "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], **said}
+        )
+
+    def end(self) -> tuple[int, list[dict[str, Any]]]:
+        """Exit status, and the lines of the log."""
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, [json.loads(line) for line in errors.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, Process]]:
+    """All started at once: each needs half a second to begin."""
+    started = {
+        "drains": Process(0.01, 0, 30),
+        "is cut": Process(0.05, 0, 30),
+        "gives up": Process(0.05, 0, 0.3),
+        "fails": Process(0.01, 20, 30),
+    }
+    yield started
+    for each in started.values():
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.communicate()
+
+
+class Asking(threading.Thread):
+    """A request whose answer is waited for beside."""
+
+    def __init__(self, process: Process, **said: Any) -> None:
+        super().__init__(daemon=True)
+        self._process, self._said = process, said
+        self.answer: Answered | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.answer = self._process.chat(**self._said)
+
+    def result(self) -> Answered:
+        self.join(20)
+        assert self.answer is not None
+        return self.answer
+
+
+def until_running(process: Process, answers: int = 1) -> None:
+    while f"num_requests_running {answers:.1f}" not in process.ask("GET", "/metrics").body.decode():
+        time.sleep(0.02)
+
+
+def test_a_signal_lets_running_answers_end(processes: dict[str, Process]) -> None:
+    process = processes["drains"]
+    process.begin()
+    running = Asking(process, stream=True, max_tokens=100)
+    until_running(process)
+    process.process.send_signal(signal.SIGTERM)
+    while (ready := process.ask("GET", "/ready")).status == 200:
+        time.sleep(0.01)
+    assert ready.status == 503 and ready.error["code"] == "draining"
+    refused = process.chat()
+    assert refused.status == 503 and 1 <= int(refused.headers["retry-after"]) <= 120
+    assert process.ask("GET", "/health").status == 200
+    events = read_events(running.result().body)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+    status, log = process.end()
+    assert status == 0 and [line["event"] for line in log][-1] == "request"
+    assert {line["event"] for line in log} == {"request", "draining"}
+
+
+def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Process]) -> None:
+    process = processes["is cut"]
+    process.begin()
+    streamed, whole = Asking(process, stream=True), Asking(process)
+    until_running(process, 2)
+    process.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.process.send_signal(signal.SIGINT)
+    events = read_events(streamed.result().body)
+    assert events[-1]["error"]["code"] == "draining" and events[1]["choices"][0]["delta"]["content"]
+    assert whole.result().status == 503 and whole.result().error["code"] == "draining"
+    status, log = process.end()
+    assert status == 1 and "cut" in [line["event"] for line in log]
+
+
+def test_a_drain_has_its_time(processes: dict[str, Process]) -> None:
+    process = processes["gives up"]
+    process.begin()
+    running = Asking(process)
+    until_running(process)
+    started = time.monotonic()
+    process.process.send_signal(signal.SIGTERM)
+    assert running.result().status == 503
+    assert process.end()[0] == 1 and time.monotonic() - started < 4
+
+
+def test_an_engine_that_fails_ends_everything_with_an_error(processes: dict[str, Process]) -> None:
+    process = processes["fails"]
+    process.begin()
+    streamed, whole = Asking(process, stream=True), Asking(process)
+    assert read_events(streamed.result().body)[-1]["error"]["type"] == "server_error"
+    assert whole.result().status == 500
+    health = process.ask("GET", "/health")
+    assert health.status == 503 and health.error["code"] == "engine_failed"
+    assert process.chat().status == 503
+    status, log = process.end()
+    (failure,) = [line for line in log if line["level"] == "error"]
+    assert status == 1 and failure["kind"] == "RuntimeError" and "serving.py" in failure["where"][-1]
+    assert "the script says so" not in json.dumps(log)
