@@ -4,6 +4,7 @@ Run as a program it is such a server in a process of its own, without torch: wha
 """
 
 import asyncio
+import base64
 import http.client
 import json
 import threading
@@ -253,6 +254,18 @@ def serving(api: Api) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+def data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def shown(image: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(image), "detail": "high"}}
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
 
 
 # === In a process of its own ===

@@ -16,10 +16,14 @@ class Wants(Protocol):
     """How much a request asks for."""
 
     @property
-    def answers(self) -> int: ...
+    def answers(self) -> int:
+        """How many are written."""
+        ...
 
     @property
-    def images(self) -> int: ...
+    def images(self) -> int:
+        """How many are shown."""
+        ...
 
 
 class Admission:

@@ -75,10 +75,10 @@ class Answer:
         if self._sure <= start:
             return "", []
         self.sent = self._sure
-        told = self._told
+        first = self._told
         while self._told < len(self._offsets) and self._belongs(self._told):
             self._told += 1
-        return self._written[start : self._sure], self.tokens[told : self._told]
+        return self._written[start : self._sure], self.tokens[first : self._told]
 
     @property
     def text(self) -> str:

@@ -17,25 +17,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.responses import Response
+from starlette.routing import Router
 
-from qwenvl import __version__
 from qwenvl.parsing import parse_json
 from qwenvl.serve.admission import Admission
 from qwenvl.serve.answers import Answer
 from qwenvl.serve.auth import Guard, Refused
-from qwenvl.serve.bodies import ClientGone, Receive, Send, read_body
+from qwenvl.serve.bodies import ClientGone, Receive, Send
 from qwenvl.serve.errors import ApiError, busy, failed, invalid
 from qwenvl.serve.exchange import Exchange, SlowClient, send_error
-from qwenvl.serve.forms import Chat, Plain
-from qwenvl.serve.generation import Generation
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
-from qwenvl.serve.metrics import CONTENT_TYPE, Metrics
-from qwenvl.serve.page import page
-from qwenvl.serve.schema import read_tokenize
+from qwenvl.serve.metrics import Metrics
+from qwenvl.serve.routes import QUIET, methods_of, of_router, routes
 from qwenvl.serve.worker import Job, Steps, Worker
 
 if TYPE_CHECKING:  # torch comes with it, and is loaded by the thread that loads the model
@@ -43,18 +38,10 @@ if TYPE_CHECKING:  # torch comes with it, and is loaded by the thread that loads
 
 T = TypeVar("T")
 
-PATHS = ("/", "/health", "/ready", "/metrics", "/version", "/tokenize")
-"""Beside those under /v1."""
-
-QUIET = frozenset({"/health", "/ready", "/metrics"})
-"""Paths that machines ask every few seconds: they are logged when something is wrong."""
-
-API_PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What the server is told when it starts, beside its model, its guard and its limits."""
+    """What the server is listed when it starts, beside its model, its guard and its limits."""
 
     name: str
     """What the model is called."""
@@ -99,7 +86,7 @@ class Api:
         self.draining = False
         self.created = int(time.time())
         self._pool = ThreadPoolExecutor(2, "prepare")
-        self._router = Router(_routes(self), redirect_slashes=False)
+        self._router = Router(routes(self), redirect_slashes=False)
 
     # === ASGI ===
 
@@ -134,7 +121,7 @@ class Api:
         except ApiError as raised:
             error = raised
         except HTTPException as raised:
-            error = _of_router(raised, exchange)
+            error = of_router(raised, exchange)
         except ClientGone:
             self._gone(exchange)
         except SlowClient:
@@ -163,7 +150,7 @@ class Api:
         return None
 
     def _methods(self, scope: Any) -> str:
-        found = {method for route in self._router.routes for method in _methods_of(route, scope)}
+        found = {method for route in self._router.routes for method in methods_of(route, scope)}
         return ", ".join(sorted({*found, "OPTIONS"})) if found else ""
 
     async def _refuse(self, exchange: Exchange, error: ApiError, receive: Receive, send: Send) -> None:
@@ -285,106 +272,3 @@ class Api:
         loaded = self._load()
         self._preparer = loaded.preparer
         return loaded.engine
-
-
-# === Routes ===
-
-
-def _routes(api: Api) -> list[Route]:
-    def get(path: str, endpoint: Callable[[Request], Any]) -> Route:
-        async def answer(request: Request) -> Response:
-            return endpoint(request)
-
-        return Route(path, answer, methods=["GET"])
-
-    return [
-        get("/", lambda request: page()),
-        get("/health", lambda request: _health(api)),
-        get("/ready", lambda request: _ready(api)),
-        get("/metrics", lambda request: Response(api.metrics.render(), media_type=CONTENT_TYPE)),
-        get("/version", lambda request: JSONResponse({"version": __version__})),
-        get("/v1/models", lambda request: JSONResponse({"object": "list", "data": _models(api)})),
-        get("/v1/models/{name:path}", lambda request: _model(api, request.path_params["name"])),
-        Route("/tokenize", _tokenize(api), methods=["POST"]),
-        Route("/v1/chat/completions", Generation(api, Chat()), methods=["POST"]),
-        Route("/v1/completions", Generation(api, Plain()), methods=["POST"]),
-    ]
-
-
-def _health(api: Api) -> Response:
-    if api.worker.alive:
-        return JSONResponse({"status": "ok"})
-    raise ApiError(503, "The engine has failed; this server restarts.", code="engine_failed")
-
-
-def _ready(api: Api) -> Response:
-    api.require_running()
-    return JSONResponse({"status": "ready"})
-
-
-def _models(api: Api) -> list[dict[str, Any]]:
-    window = api.preparer.window if api.worker.ready else None
-    return [
-        {
-            "id": name,
-            "object": "model",
-            "created": api.created,
-            "owned_by": "qwenvl",
-            "root": api.config.name,
-            "max_model_len": window,
-        }
-        for name in (api.config.name, *api.config.aliases)
-    ]
-
-
-def _model(api: Api, name: str) -> Response:
-    if not name:
-        raise HTTPException(404)
-    api.require_model(name)
-    return JSONResponse(next(model for model in _models(api) if model["id"] == name))
-
-
-def _tokenize(api: Api) -> Any:
-    async def tokenize(request: Request) -> Response:
-        api.require_open()
-        body = await read_body(request.receive, request.scope["headers"], api.limits)
-        wanted = await api.in_pool(lambda: read_tokenize(api.parse(body), api.limits))
-        api.require_model(wanted.model)
-        ids = await api.in_pool(api.preparer.tokenize, wanted)
-        told = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}
-        if wanted.strings:
-            tokenizer = api.preparer.tokenizer
-            told["token_strs"] = [tokenizer.token_bytes(each).decode("utf-8", "replace") for each in ids]
-        return JSONResponse(told)
-
-    return tokenize
-
-
-def _methods_of(route: Any, scope: Any) -> set[str]:
-    match, _ = route.matches(scope)
-    return set(route.methods or ()) if match.value else set()
-
-
-def _of_router(raised: HTTPException, exchange: Exchange) -> ApiError:
-    if raised.status_code == 405:
-        allowed = ", ".join(sorted((raised.headers or {}).get("Allow", "").split(", ")))
-        return ApiError(
-            405,
-            f"{exchange.path} does not take {exchange.method}; it takes {allowed}.",
-            code="method_not_allowed",
-            headers={"Allow": allowed},
-        )
-    hint = _meant(exchange.path)
-    ending = f"did you mean {hint}?" if hint else f"there are {', '.join((*PATHS, *API_PATHS))}."
-    return ApiError(404, f"There is nothing at {exchange.path[:100]}; {ending}", code="not_found")
-
-
-def _meant(path: str) -> str | None:
-    """The path that was probably meant: without a slash too many, with one /v1."""
-    parts = [part for part in path.split("/") if part]
-    while parts[:1] == ["v1"]:
-        del parts[0]
-    bare = "/" + "/".join(parts)
-    return next(
-        (known for known in (f"/v1{bare}", bare) if known in (*PATHS, *API_PATHS) and known != path), None
-    )

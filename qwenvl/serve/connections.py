@@ -18,87 +18,102 @@ class _BeyondLimit(Exception):
     """Ends the parsing of a request; httptools wraps it."""
 
 
-def protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol under these limits: what its option `http` takes."""
+class Connection(HttpToolsProtocol):
+    """One connection; a subclass says under which self.limits."""
 
-    class Connection(HttpToolsProtocol):
-        _refusal: ApiError | None = None
-        _waiting: asyncio.TimerHandle | None = None
-        _bytes = 0
+    limits: Limits
+    _refusal: ApiError | None = None
+    _waiting: asyncio.TimerHandle | None = None
+    _bytes = 0
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.abort()
-                return
+    def connection_made(self, transport: Any) -> None:
+        """See uvicorn."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.abort()
+            return
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See uvicorn."""
+        self._headers_are_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See uvicorn."""
+        if self._refusal is None and self.parser is not None:
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """See uvicorn."""
+        super().on_message_begin()
+        self._bytes = 0
+        self.scope["extensions"] = {"qwenvl.abort": {"now": self.transport.abort}}
+        if self._waiting is None:
             self._expect_headers()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._headers_are_there()
-            super().connection_lost(exc)
+    def on_url(self, url: bytes) -> None:
+        """See uvicorn."""
+        super().on_url(url)
+        self._count(len(url))
 
-        def data_received(self, data: bytes) -> None:
-            if self._refusal is None and self.parser is not None:
-                super().data_received(data)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See uvicorn."""
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + 4)
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._bytes = 0
-            self.scope["extensions"] = {"qwenvl.abort": {"now": self.transport.abort}}
-            if self._waiting is None:
-                self._expect_headers()
+    def on_headers_complete(self) -> None:
+        """See uvicorn."""
+        self._headers_are_there()
+        if len(self.pipeline) >= 8:
+            self._refuse(ApiError(429, "Too many requests are in the pipeline of this connection."))
+        super().on_headers_complete()
 
-        def on_url(self, url: bytes) -> None:
-            super().on_url(url)
-            self._count(len(url))
+    def timeout_keep_alive_handler(self) -> None:
+        """See uvicorn."""
+        self.transport.abort()
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            super().on_header(name, value)
-            self._count(len(name) + len(value) + 4)
-
-        def on_headers_complete(self) -> None:
-            self._headers_are_there()
-            if len(self.pipeline) >= 8:
-                self._refuse(ApiError(429, "Too many requests are in the pipeline of this connection."))
-            super().on_headers_complete()
-
-        def timeout_keep_alive_handler(self) -> None:
-            self.transport.abort()
-
-        def send_400_response(self, msg: str) -> None:
-            error = self._refusal or ApiError(400, "This is no HTTP/1.1 request.", code="invalid_http")
-            self._refusal = error
-            if self.cycle is not None and not self.cycle.response_complete:
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn."""
+        error = self._refusal or ApiError(400, "This is no HTTP/1.1 request.", code="invalid_http")
+        self._refusal = error
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started or self.pipeline:
                 self.transport.abort()  # another answer is on its way: nothing may be written into it
                 return
-            body = error.encoded()
-            head = [STATUS_LINE[error.status], b"content-type: application/json\r\nconnection: close\r\n"]
-            head += [f"{name}: {value}\r\n".encode() for name, value in error.headers.items()]
-            self.transport.write(b"".join([*head, b"content-length: %d\r\n\r\n" % len(body), body]))
-            self.transport.close()
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        body = error.encoded()
+        head = [STATUS_LINE[error.status], b"content-type: application/json\r\nconnection: close\r\n"]
+        head += [f"{name}: {value}\r\n".encode() for name, value in error.headers.items()]
+        self.transport.write(b"".join([*head, b"content-length: %d\r\n\r\n" % len(body), body]))
+        self.transport.close()
 
-        def _count(self, size: int) -> None:
-            self._bytes += size
-            if self._bytes > limits.header_bytes or len(self.headers) > limits.headers:
-                self._refuse(
-                    ApiError(
-                        431,
-                        f"The headers are too large; at most {limits.headers} lines of {limits.header_bytes:,} bytes "
-                        "together are taken.",
-                        code="headers_too_large",
-                    )
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self.limits.header_bytes or len(self.headers) > self.limits.headers:
+            self._refuse(
+                ApiError(
+                    431,
+                    f"The headers are too large; at most {self.limits.headers} lines and {self.limits.header_bytes:,} "
+                    "bytes are taken.",
+                    code="headers_too_large",
                 )
+            )
 
-        def _refuse(self, error: ApiError) -> None:
-            self._refusal = error
-            raise _BeyondLimit
+    def _refuse(self, error: ApiError) -> None:
+        self._refusal = error
+        raise _BeyondLimit
 
-        def _expect_headers(self) -> None:
-            self._waiting = self.loop.call_later(limits.header_seconds, self.transport.abort)
+    def _expect_headers(self) -> None:
+        self._waiting = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
 
-        def _headers_are_there(self) -> None:
-            if self._waiting is not None:
-                self._waiting.cancel()
-                self._waiting = None
+    def _headers_are_there(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
-    return Connection
+
+def protocol(limits: Limits) -> type[Connection]:
+    """uvicorn's protocol under these limits: what its option `http` takes."""
+    return type("Connection", (Connection,), {"limits": limits})

@@ -23,9 +23,13 @@ class Form(Protocol):
     chunk: str
     strip: bool
 
-    def read(self, data: Any, limits: Limits, *, strict: bool) -> Any: ...
+    def read(self, data: Any, limits: Limits, *, strict: bool) -> Any:
+        """The typed request. Raises ApiError 400."""
+        ...
 
-    def prepare(self, preparer: "Preparer", request: Any) -> "Prepared": ...
+    def prepare(self, preparer: "Preparer", request: Any) -> "Prepared":
+        """The request, ready for the engine. Raises ApiError 400."""
+        ...
 
     def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         """What a stream begins with."""
@@ -69,24 +73,30 @@ class Chat:
     prefix, object, chunk, strip = "chatcmpl", "chat.completion", "chat.completion.chunk", True
 
     def read(self, data: Any, limits: Limits, *, strict: bool) -> ChatRequest:
+        """See `Form`."""
         return read_chat(data, limits, strict=strict)
 
     def prepare(self, preparer: "Preparer", request: ChatRequest) -> "Prepared":
+        """See `Form`."""
         return preparer.chat(request)
 
     def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
+        """See `Form`."""
         roles = [chunks.delta(i, {"role": "assistant", "content": ""}) for i in range(len(prepared.rows))]
         return b"".join(roles)
 
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        """See `Form`."""
         text, tokens = answer.piece()
         return chunks.delta(index, {"content": text}, self._logprobs(tokens, writing)) if text else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        """See `Form`."""
         extra = chunks.delta(index, {"qwenvl": writing.extra(answer)})
         return extra + chunks.delta(index, {}, None, answer.finish_reason)
 
     def choice(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any]:
+        """See `Form`."""
         message = {
             "role": "assistant",
             "content": answer.text,
@@ -103,8 +113,8 @@ class Chat:
     def _logprobs(self, tokens: Sequence[Any], writing: Writing) -> dict[str, Any] | None:
         if writing.top_logprobs is None:
             return None
-        told = chat_logprobs(tokens, writing.top_logprobs, writing.tokenizer)
-        return {"content": told, "refusal": None}
+        listed = chat_logprobs(tokens, writing.top_logprobs, writing.tokenizer)
+        return {"content": listed, "refusal": None}
 
 
 class Plain:
@@ -113,23 +123,29 @@ class Plain:
     prefix, object, chunk, strip = "cmpl", "text_completion", "text_completion", False
 
     def read(self, data: Any, limits: Limits, *, strict: bool) -> CompletionRequest:
+        """See `Form`."""
         return read_completion(data, limits, strict=strict)
 
     def prepare(self, preparer: "Preparer", request: CompletionRequest) -> "Prepared":
+        """See `Form`."""
         return preparer.completion(request)
 
     def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
+        """See `Form`."""
         return b"".join(chunks.text(i, text) for i, text in enumerate(prepared.echoed))
 
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        """See `Form`."""
         offset = self._echoed(index, writing) + answer.sent
         text, tokens = answer.piece()
         return chunks.text(index, text, self._logprobs(tokens, writing, offset)) if text else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+        """See `Form`."""
         return chunks.text(index, "", None, answer.finish_reason)
 
     def choice(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any]:
+        """See `Form`."""
         echoed = writing.prepared.echoed[index] if writing.prepared.echoed else ""
         return {
             "index": index,

@@ -77,9 +77,11 @@ class _Engine:
         self._stats = stats
 
     def describe(self) -> list[Metric]:
+        """Nothing before it is asked."""
         return []
 
     def collect(self) -> Iterable[Metric]:
+        """The figures of this moment."""
         stats = self._stats()
         if stats is None:
             return

@@ -10,19 +10,18 @@ from starlette.responses import Response
 
 FILE = Path(__file__).with_name("page.html")
 
-_INLINE = {
-    "script-src": re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL),
-    "style-src": re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL),
-}
+_INLINE = re.compile(r"<(script|style)\b[^>]*>(.*?)</\1>", re.DOTALL)
 
 
 def policy(html: str) -> str:
     """The Content-Security-Policy of a page: own scripts and styles by their digest, own images."""
-    rules = ["default-src 'none'"]
-    for name, pattern in _INLINE.items():
-        digests = [hashlib.sha256(inner.encode()).digest() for inner in pattern.findall(html)]
-        allowed = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests] or ["'none'"]
-        rules.append(f"{name} {' '.join(allowed)}")
+    none = "'none'"
+    rules = [f"default-src {none}"]
+    for kind in ("script", "style"):
+        inner = [text for each, text in _INLINE.findall(html) if each == kind]
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inner]
+        allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+        rules.append(f"{kind}-src {allowed or none}")
     rules += ["img-src data: blob:", "media-src blob:", "connect-src 'self'", "base-uri 'none'"]
     return "; ".join([*rules, "form-action 'none'", "frame-ancestors 'none'"])
 

@@ -11,7 +11,7 @@ from qwenvl.terminal import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What `qwenvl serve` was told."""
+    """What `qwenvl serve` was listed."""
 
     checkpoint: str
     host: str = "127.0.0.1"
@@ -48,6 +48,7 @@ class Start:
     def run(self) -> int:
         """Serve until a signal; returns the exit status. Raises ValueError and OSError for what cannot be done."""
         try:
+            import httptools  # noqa: F401
             import prometheus_client  # noqa: F401
             import starlette  # noqa: F401
             import uvicorn  # noqa: F401

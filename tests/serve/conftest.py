@@ -33,7 +33,7 @@ def engine(_shared: tuple[ScriptedEngine, Running]) -> ScriptedEngine:
 
 @pytest.fixture
 def server(_shared: tuple[ScriptedEngine, Running], says: Callable[[str], None]) -> Running:
-    """A server whose engine says "It is a cat." unless told otherwise."""
+    """A server whose engine says "It is a cat." unless listed otherwise."""
     says("It is a cat.")
     return _shared[1]
 

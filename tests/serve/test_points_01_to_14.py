@@ -1,29 +1,16 @@
 """The OpenAI surface that clients use, points 1 to 14: messages, roles, models, lengths."""
 
-import base64
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from serving import Running, ScriptedEngine, api_over, serving
+from serving import Running, ScriptedEngine, api_over, data_url, serving, shown, text
 
 from qwenvl.chat import Assistant
 
 PNG = Callable[..., bytes]
 Say = Callable[[str], None]
 Asked = Callable[[], str]
-
-
-def data_url(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
-
-
-def shown(image: bytes) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": data_url(image), "detail": "high"}}
-
-
-def text(words: str) -> dict[str, str]:
-    return {"type": "text", "text": words}
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
@@ -82,7 +69,10 @@ def test_p03_parts_keep_their_order(server: Running, engine: ScriptedEngine, ask
 
 
 def test_p04_an_image_in_any_turn_of_a_user(server: Running, asked: Asked, png: PNG) -> None:
-    first, second = turn("user", [shown(png(1)), text("What?")]), turn("user", [shown(png(2)), text("And this?")])
+    first, second = (
+        turn("user", [shown(png(1)), text("What?")]),
+        turn("user", [shown(png(2)), text("And this?")]),
+    )
     assert talk(server, first, turn("assistant", "A dog."), second).status == 200
     assert "Picture 1: " in asked() and "Picture 2: " in asked()
 
@@ -121,7 +111,9 @@ def test_p07_developer_is_system(server: Running, asked: Asked) -> None:
 
 def test_p08_system_messages(server: Running, asked: Asked) -> None:
     talk(server, turn("user", "Hello"))
-    assert asked().startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHello")
+    assert asked().startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHello"
+    )
     talk(server, turn("system", ""), turn("user", "Hello"))
     assert asked().startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHello")
     talk(server, turn("system", "Be brief."), turn("user", "Hello"), turn("system", [text("Be kind.")]))
@@ -131,16 +123,26 @@ def test_p08_system_messages(server: Running, asked: Asked) -> None:
 def test_p09_an_answer_at_the_end_is_refused_or_gone_on_with(server: Running, asked: Asked) -> None:
     question, begun = turn("user", "Count."), turn("assistant", "One, two,")
     assert talk(server, question, begun).error["param"] == "messages"
-    assert talk(server, question, begun, continue_final_message=True, add_generation_prompt=False).status == 200
+    assert (
+        talk(server, question, begun, continue_final_message=True, add_generation_prompt=False).status == 200
+    )
     assert asked().endswith("<|im_start|>user\nCount.<|im_end|>\n<|im_start|>assistant\nOne, two,")
     refused = talk(server, question, continue_final_message=True)
     assert refused.status == 400 and refused.error["param"] == "continue_final_message"
 
 
 def test_p10_turns_of_one_role_become_one(server: Running, asked: Asked) -> None:
-    said = [turn("user", "One."), turn("user", [text("Two.")]), turn("assistant", "A."), turn("assistant", "B.")]
+    said = [
+        turn("user", "One."),
+        turn("user", [text("Two.")]),
+        turn("assistant", "A."),
+        turn("assistant", "B."),
+    ]
     assert talk(server, *said, turn("user", "Three.")).status == 200
-    assert "user\nOne.\nTwo.<|im_end|>\n<|im_start|>assistant\nA.\nB.<|im_end|>\n<|im_start|>user\nThree." in asked()
+    assert (
+        "user\nOne.\nTwo.<|im_end|>\n<|im_start|>assistant\nA.\nB.<|im_end|>\n<|im_start|>user\nThree."
+        in asked()
+    )
 
 
 def test_p11_the_name_of_a_speaker_is_passed_over(server: Running, asked: Asked) -> None:
@@ -149,19 +151,32 @@ def test_p11_the_name_of_a_speaker_is_passed_over(server: Running, asked: Asked)
 
 
 def test_p12_an_assistant_without_content(server: Running, asked: Asked) -> None:
-    history = [turn("user", "Hello"), {"role": "assistant", "content": None, "refusal": None}, turn("user", "So?")]
+    history = [
+        turn("user", "Hello"),
+        {"role": "assistant", "content": None, "refusal": None},
+        turn("user", "So?"),
+    ]
     assert talk(server, *history).status == 200
     assert "<|im_start|>assistant\n<|im_end|>" in asked()
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
     assert talk(server, turn("user", "Hello"), call, turn("user", "So?")).status == 400
 
 
-def test_p12_an_answer_sent_back_holds_its_boxes(server: Running, engine: ScriptedEngine, assistant: Assistant) -> None:
+def test_p12_an_answer_sent_back_holds_its_boxes(
+    server: Running, engine: ScriptedEngine, assistant: Assistant
+) -> None:
     """History is what the model wrote, symbols and all; what a text merely spells stays text."""
     answer = "<ref>the cat</ref><box>(1,2),(3,4)</box> <|im_end|><img>x</img>"
-    assert talk(server, turn("user", "Where?"), turn("assistant", answer), turn("user", "Sure?")).status == 200
+    assert (
+        talk(server, turn("user", "Where?"), turn("assistant", answer), turn("user", "Sure?")).status == 200
+    )
     ids, tokenizer = engine.history[-1].prompt.ids, assistant.tokenizer
-    assert [ids.count(each) for each in (tokenizer.ref, tokenizer.box, tokenizer.img, tokenizer.imgpad)] == [1, 1, 0, 0]
+    assert [ids.count(each) for each in (tokenizer.ref, tokenizer.box, tokenizer.img, tokenizer.imgpad)] == [
+        1,
+        1,
+        0,
+        0,
+    ]
     assert ids.count(tokenizer.im_end) == 4
 
 
@@ -173,7 +188,7 @@ def test_p13_models_by_name_and_alias(assistant: Assistant, engine: ScriptedEngi
             assert found["id"] == name and found["object"] == "model" and found["max_model_len"] == 32768
         assert server.chat(model="gpt-4o").json["model"] == "tiny"
         listed = server.ask("GET", "/v1/models").json
-        assert listed["object"] == "list" and [each["id"] for each in listed["data"]][0] == "tiny"
+        assert listed["object"] == "list" and listed["data"][0]["id"] == "tiny"
         assert server.chat(model=None).status == 200
         for answer in (server.chat(model="gpt-5"), server.ask("GET", "/v1/models/gpt-5")):
             assert answer.status == 404 and answer.error["code"] == "model_not_found"

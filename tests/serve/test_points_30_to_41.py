@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from serving import Running, ScriptedEngine, api_over, serving
+from serving import Running, ScriptedEngine, api_over, serving, shown, text
 
 from qwenvl.chat import Assistant
 from qwenvl.serve.auth import Guard, Keys
 from qwenvl.serve.limits import Limits
-from tests.serve.test_points_01_to_14 import shown, text
 
 Say = Callable[[str], None]
 PNG = Callable[..., bytes]
@@ -30,16 +29,28 @@ def test_p30_every_error_has_one_shape(server: Running, locked: Running, engine:
     big = {"Content-Length": str(1 << 40)}
     for answer, status, kind in (
         (locked.chat(), 401, "authentication_error"),
-        (server.ask("POST", "/v1/chat/completions", {}, {"Origin": "https://a.example"}), 403, "permission_error"),
+        (
+            server.ask("POST", "/v1/chat/completions", {}, {"Origin": "https://a.example"}),
+            403,
+            "permission_error",
+        ),
         (server.ask("GET", "/v1/embeddings"), 404, "invalid_request_error"),
         (server.ask("GET", "/nowhere"), 404, "invalid_request_error"),
         (server.ask("POST", "/v1/audio/speech", {}), 404, "invalid_request_error"),
         (server.ask("DELETE", "/v1/models"), 405, "invalid_request_error"),
         (server.ask("GET", "/v1/chat/completions"), 405, "invalid_request_error"),
         (server.ask("POST", "/v1/chat/completions", b"x", big), 413, "invalid_request_error"),
-        (server.ask("POST", "/v1/completions", b"x", {"Content-Type": "text/plain"}), 415, "invalid_request_error"),
+        (
+            server.ask("POST", "/v1/completions", b"x", {"Content-Type": "text/plain"}),
+            415,
+            "invalid_request_error",
+        ),
         (server.ask("GET", "/v1/models", None, {"Host": "evil.example"}), 421, "invalid_request_error"),
-        (server.ask("GET", "/health", None, {f"x-{n}": "y" for n in range(99)}), 431, "invalid_request_error"),
+        (
+            server.ask("GET", "/health", None, {f"x-{n}": "y" for n in range(99)}),
+            431,
+            "invalid_request_error",
+        ),
     ):
         assert (answer.status, answer.error["type"]) == (status, kind)
         assert answer.headers["content-type"] == "application/json"
@@ -51,7 +62,9 @@ def test_p30_our_own_mistake_is_a_500_that_says_nothing(server: Running, engine:
         raise ValueError("prompt 0 does not fit.")
 
     engine.script = mistaken
-    assert server.chat().error["message"] == "prompt 0 does not fit."  # a ValueError of the engine is for the client
+    assert (
+        server.chat().error["message"] == "prompt 0 does not fit."
+    )  # a ValueError of the engine is for the client
     server.api.preparer.limits = None  # type: ignore[assignment]
     try:
         answer = server.chat()
@@ -63,7 +76,12 @@ def test_p30_our_own_mistake_is_a_500_that_says_nothing(server: Running, engine:
 
 
 def test_p31_without_a_key(locked: Running) -> None:
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+    ):
         answer = locked.ask("GET", "/v1/models", None, headers)
         assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert answer.error["code"] == "invalid_api_key" and KEY not in answer.body.decode()
@@ -116,7 +134,9 @@ def test_p32_a_request_that_waited_too_long(engine: ScriptedEngine, assistant: A
     engine.prefill, engine.seconds = 10**6, 0.01
     with serving(api_over(engine, assistant, limits=Limits(queue_seconds=0.2))) as server:
         answer = server.chat()
-        assert answer.status == 503 and answer.error["code"] == "overloaded" and "retry-after" in answer.headers
+        assert (
+            answer.status == 503 and answer.error["code"] == "overloaded" and "retry-after" in answer.headers
+        )
         server.until(lambda: not engine.busy)
     with serving(api_over(engine, assistant, limits=Limits(request_seconds=0.2))) as server:
         answer = server.chat()
@@ -128,7 +148,9 @@ def test_p32_a_request_that_waited_too_long(engine: ScriptedEngine, assistant: A
     ("method", "path", "body"),
     [("POST", "/v1/chat/completions", {}), ("GET", "/nowhere", None), ("DELETE", "/v1/models", None)],
 )
-def test_p33_what_would_fail_again_is_not_to_be_retried(server: Running, method: str, path: str, body: Any) -> None:
+def test_p33_what_would_fail_again_is_not_to_be_retried(
+    server: Running, method: str, path: str, body: Any
+) -> None:
     assert server.ask(method, path, body).headers["x-should-retry"] == "false"
 
 
@@ -138,7 +160,10 @@ def test_p34_the_number_of_a_request(server: Running) -> None:
     for given in ("a" * 129, "a b", "a\u00e9", "a;b", "<script>", ""):
         made = server.ask("GET", "/health", None, {"X-Request-Id": given}).headers["x-request-id"]
         assert re.fullmatch("req_[0-9a-f]{24}", made)
-    assert server.chat(temperature=9).headers["x-request-id"] != server.chat(temperature=9).headers["x-request-id"]
+    assert (
+        server.chat(temperature=9).headers["x-request-id"]
+        != server.chat(temperature=9).headers["x-request-id"]
+    )
 
 
 def test_p35_a_whole_answer(server: Running, engine: ScriptedEngine) -> None:
@@ -166,8 +191,8 @@ def test_p36_an_image_is_its_visual_tokens_and_two(server: Running, assistant: A
     one = server.chat([shown(png()), text("What?")]).json["usage"]
     two = server.chat([shown(png()), shown(png()), text("What?")]).json["usage"]
     image = assistant.model.config.adapter.queries + 2
-    told = [each["prompt_tokens_details"]["image_tokens"] for each in (plain, one, two)]
-    assert told == [0, image, 2 * image]
+    listed = [each["prompt_tokens_details"]["image_tokens"] for each in (plain, one, two)]
+    assert listed == [0, image, 2 * image]
     label = len(assistant.tokenizer.encode("Picture 1: ")) + 1
     assert one["prompt_tokens"] - plain["prompt_tokens"] == image + label
 

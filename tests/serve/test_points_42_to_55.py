@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as pillow
-from serving import Running, ScriptedEngine, api_over, read_events, serving
+from serving import Running, ScriptedEngine, api_over, read_events, serving, shown, text
 
 from qwenvl.chat import Assistant
 from qwenvl.serve import generation
 from qwenvl.serve.auth import Guard, Keys
-from tests.serve.test_points_01_to_14 import shown, text
 
 Say = Callable[[str], None]
 Asked = Callable[[], str]
@@ -71,14 +70,18 @@ def test_p44_choices_come_side_by_side(server: Running, engine: ScriptedEngine, 
     engine.script = lambda prompt, settings: assistant.tokenizer.encode(f"number {prompt.seed} " * 10)
     engine.seconds = 0.002
     events = server.events(n=3, temperature=1, seed=1)
-    assert texts(events) == [("number %d " % k * 10).strip() for k in range(3)]
+    assert texts(events) == [(f"number {k} " * 10).strip() for k in range(3)]
     order = [each["choices"][0]["index"] for each in events]
     assert order[:3] == [0, 1, 2] and order != sorted(order)
     assert [each["choices"][0]["finish_reason"] for each in events].count("stop") == 3
 
 
-@pytest.mark.parametrize("said", ["  It is.  ", "日本語🙂 ok", "a\n\n b\t", "One. Two. Three", "", "   ", "é" * 30])
-def test_p45_a_stream_says_what_the_whole_says(server: Running, engine: ScriptedEngine, says: Say, said: str) -> None:
+@pytest.mark.parametrize(
+    "said", ["  It is.  ", "日本語🙂 ok", "a\n\n b\t", "One. Two. Three", "", "   ", "é" * 30]
+)
+def test_p45_a_stream_says_what_the_whole_says(
+    server: Running, engine: ScriptedEngine, says: Say, said: str
+) -> None:
     says(said)
     engine.seconds = 0.001
     for more in ({}, {"stop": ["Tw", "ok"]}, {"max_tokens": 4}, {"stop": ["ree", "🙂"], "max_tokens": 50}):
@@ -94,14 +97,14 @@ def test_p46_log_probabilities_of_a_delta(server: Running, engine: ScriptedEngin
     says("日本 is far")
     engine.seconds = 0.001
     more = {"logprobs": True, "top_logprobs": 1}
-    told = []
+    listed = []
     for each in server.events(**more):
         choice = each["choices"][0]
         if content := choice["delta"].get("content"):
             spelled = b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"])
             assert spelled.decode() == content
-            told += choice["logprobs"]["content"]
-    assert told == server.chat(**more).json["choices"][0]["logprobs"]["content"]
+            listed += choice["logprobs"]["content"]
+    assert listed == server.chat(**more).json["choices"][0]["logprobs"]["content"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -138,8 +141,13 @@ def test_p48_models_for_browsers(server: Running, engine: ScriptedEngine, assist
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
         assert "access-control-allow-credentials" not in answer.headers
         answer = open_server.ask("POST", "/v1/chat/completions", BODY, {"Origin": "https://chat.example"})
-        assert answer.status == 200 and answer.headers["access-control-allow-origin"] == "https://chat.example"
-        assert open_server.ask("POST", "/v1/chat/completions", BODY, {"Origin": "https://x.example"}).status == 403
+        assert (
+            answer.status == 200 and answer.headers["access-control-allow-origin"] == "https://chat.example"
+        )
+        assert (
+            open_server.ask("POST", "/v1/chat/completions", BODY, {"Origin": "https://x.example"}).status
+            == 403
+        )
 
 
 def test_p49_where_a_key_may_stand(engine: ScriptedEngine, assistant: Assistant) -> None:
@@ -185,7 +193,11 @@ def test_p51_null_is_absent(server: Running, engine: ScriptedEngine) -> None:
     )
     assert answer.status == 200 and answer.json["object"] == "chat.completion"
     given = engine.history[-1].settings
-    assert (given.max_new_tokens, given.sampling, given.stop) == (usual.max_new_tokens, usual.sampling, usual.stop)
+    assert (given.max_new_tokens, given.sampling, given.stop) == (
+        usual.max_new_tokens,
+        usual.sampling,
+        usual.stop,
+    )
 
 
 def test_p52_spellings_of_data_urls(server: Running, engine: ScriptedEngine, png: PNG) -> None:
@@ -207,7 +219,13 @@ def test_p52_spellings_of_data_urls(server: Running, engine: ScriptedEngine, png
         answer = server.chat([{"type": "image_url", "image_url": {"url": url}}])
         assert answer.status == 200, (url[:60], answer.body)
         assert (engine.history[-1].prompt.pixels[0] == pixels).all()
-    for url in ("data:image/png,x", "data:image/png;base64,", "data:image/png;base64,!!", "/etc/passwd", "file:///x"):
+    for url in (
+        "data:image/png,x",
+        "data:image/png;base64,",
+        "data:image/png;base64,!!",
+        "/etc/passwd",
+        "file:///x",
+    ):
         answer = server.chat([{"type": "image_url", "image_url": {"url": url}}])
         assert answer.status == 400 and answer.error["param"] == "messages[0].content[0].image_url", url
         assert answer.error["code"] == "invalid_image"
@@ -248,14 +266,14 @@ def test_p53_photos_stand_upright_and_boxes_are_in_their_pixels(
                 answer = server.chat([shown(image), text("Where?")])
                 pixels[raw, name] = engine.history[-1].prompt.pixels[0]
                 if name == "photo":
-                    told = answer.json["choices"][0]["message"]["qwenvl"]
+                    listed = answer.json["choices"][0]["message"]["qwenvl"]
                     width, height = (400, 200) if raw else (200, 400)
-                    assert told["image_sizes"] == [[width, height]] and told["turned"] == [not raw]
-                    assert told["boxes"][0] == {
+                    assert listed["image_sizes"] == [[width, height]] and listed["turned"] == [not raw]
+                    assert listed["boxes"][0] == {
                         "label": "the cat", "x1": 100, "y1": 200, "x2": 500, "y2": 600, "image": 0,
                         "pixels": [width * 0.1, height * 0.2, width * 0.5, height * 0.6], "score": None,
                     }  # fmt: skip
-                    assert told["boxes"][1]["label"] is None
+                    assert listed["boxes"][1]["label"] is None
     assert (pixels[False, "photo"] == pixels[False, "turned"]).all()
     assert (pixels[True, "photo"] == pixels[True, "stored"]).all()
 
@@ -291,7 +309,9 @@ def test_p55_old_and_eager_clients(server: Running) -> None:
             assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_many_clients_get_their_own_answers(server: Running, engine: ScriptedEngine, assistant: Assistant) -> None:
+def test_many_clients_get_their_own_answers(
+    server: Running, engine: ScriptedEngine, assistant: Assistant
+) -> None:
     tokenizer = assistant.tokenizer
 
     def repeat(prompt: Any, settings: Any) -> list[int]:

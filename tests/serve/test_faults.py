@@ -1,0 +1,203 @@
+"""What goes wrong around a request: clients that vanish or dawdle, rows that fail, bytes that are no request."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from serving import Running, ScriptedEngine, api_over, read_events, serving, shown, text
+
+from qwenvl.chat import Assistant
+from qwenvl.serve import media
+from qwenvl.serve.limits import Limits
+
+Say = Callable[[str], None]
+PNG = Callable[..., bytes]
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def request(content: Any = "Hello", **said: Any) -> bytes:
+    body = json.dumps({"messages": [{"role": "user", "content": content}], **said}).encode()
+    return HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def connect(server: Running) -> socket.socket:
+    client = socket.create_connection((server.host, server.port))
+    client.settimeout(10)
+    return client
+
+
+def until_idle(server: Running, engine: ScriptedEngine) -> None:
+    server.until(lambda: not engine.busy and not server.api.admission.answers and not server.api.worker.rows)
+
+
+@pytest.mark.parametrize("phase", ["connected", "headers", "body", "queued", "prefill", "writing", "written"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_in_any_phase(
+    server: Running, engine: ScriptedEngine, says: Say, phase: str, stream: bool
+) -> None:
+    says("word " * 50)
+    engine.seconds = 0.005
+    sent = request(stream=stream, n=engine.rows)
+    fillers = []
+    with connect(server) as client:
+        if phase == "headers":
+            client.sendall(sent[:60])
+        elif phase == "body":
+            client.sendall(sent[:-10])
+        elif phase != "connected":
+            if phase == "queued":
+                fillers = [connect(server)]
+                fillers[0].sendall(sent)
+                server.until(lambda: len(engine.running) == engine.rows)
+            engine.prefill = 1000 if phase == "prefill" else 1
+            client.sendall(sent)
+            if phase == "queued":
+                server.until(lambda: len(engine.waiting) == engine.rows)
+            elif phase == "prefill":
+                server.until(lambda: bool(engine.running))
+            elif phase == "writing":
+                server.until(lambda: any(len(row.ids) > 3 for row in list(engine.running.values())))
+            else:
+                engine.seconds = 0
+                assert client.recv(1 << 20)
+    for each in fillers:
+        each.close()
+    until_idle(server, engine)
+    engine.seconds, engine.prefill = 0, 1
+    assert server.chat(max_tokens=1).status == 200
+
+
+def test_a_row_that_fails_ends_its_request_and_no_other(
+    server: Running, engine: ScriptedEngine, says: Say, assistant: Assistant
+) -> None:
+    says("word " * 30)
+    engine.seconds = 0.002
+    poison = assistant.tokenizer.encode("poison")[0]
+    engine.broken = lambda prompt: tuple(prompt.ids).count(poison) > 1
+    answers: list[Any] = []
+    others = [threading.Thread(target=lambda: answers.append(server.chat("fine"))) for _ in range(2)]
+    try:
+        for each in others:
+            each.start()
+        engine.broken = lambda prompt: assistant.tokenizer.decode(prompt.ids).count("poison") > 0
+        failed = server.chat("poison", n=2)
+        streamed = server.events("poison")
+    finally:
+        for each in others:
+            each.join(20)
+        engine.broken = lambda prompt: False
+    assert failed.status == 500 and failed.error["code"] == "row_failed" and "NaN" in failed.error["message"]
+    assert streamed[-1]["error"]["code"] == "row_failed"
+    assert [each.status for each in answers] == [200, 200]
+    until_idle(server, engine)
+
+
+def test_a_slow_reader_gets_every_word(engine: ScriptedEngine, assistant: Assistant, says: Say) -> None:
+    says("".join(f"word {n} " for n in range(800)))
+    with (
+        serving(api_over(engine, assistant, limits=Limits(write_seconds=20))) as server,
+        connect(server) as client,
+    ):
+        client.sendall(request(stream=True, max_tokens=20_000))
+        data = b""
+        while not data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+            piece = client.recv(3_000)
+            assert piece
+            data += piece
+            time.sleep(0.0005)
+        said = "".join(
+            json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+            for line in data.decode().splitlines()
+            if line.startswith("data: {")
+        )
+    assert said == "".join(f"word {n} " for n in range(800)).strip()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x00\xff\x13", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01",
+     HEAD + b"Content-Length: x\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n",
+     HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"],
+)  # fmt: skip
+def test_bytes_that_are_no_request(server: Running, sent: bytes) -> None:
+    with connect(server) as client:
+        client.sendall(sent)
+        answer = client.recv(65536)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert (
+            head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "invalid_request_error"
+        )
+        assert client.recv(10) == b""
+
+
+def test_connections_that_say_nothing_or_too_slowly(
+    engine: ScriptedEngine, assistant: Assistant, says: Say
+) -> None:
+    says("It is a cat.")
+    limits = Limits(header_seconds=0.3, body_seconds=0.3, keep_alive_seconds=1, connections=10)
+    with serving(api_over(engine, assistant, limits=limits)) as server:
+        clients = [connect(server) for _ in range(3)]
+        clients[1].sendall(HEAD)
+        clients[2].sendall(request()[:-5])
+        found = clients[2].recv(65536)
+        assert found.startswith(b"HTTP/1.1 408 ") and b"body_too_slow" in found
+        assert [closed(each) for each in clients[:2]] == [True, True]
+        many = [connect(server) for _ in range(10)]
+        with pytest.raises((ConnectionResetError, http.client.RemoteDisconnected)):
+            server.chat()
+        for each in (*clients, *many):
+            each.close()
+        server.until(lambda: server.chat().status == 200)
+
+
+def closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(10) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_broken_images_cost_nobody_else(
+    server: Running, engine: ScriptedEngine, png: PNG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for broken in (b"", b"x", png()[:60], png()[:-30], b"\x89PNG\r\n\x1a\n" + bytes(100)):
+        answer = server.chat([shown(broken), text("What?")])
+        assert answer.status == 400 and answer.error["param"] == "messages[0].content[0].image_url"
+    blocked, real = threading.Event(), media.open_image
+
+    def slow(*args: Any, **more: Any) -> Any:
+        blocked.wait(10)
+        return real(*args, **more)
+
+    monkeypatch.setattr(media, "open_image", slow)
+    waiting = threading.Thread(target=lambda: server.chat([shown(png()), text("What?")]))
+    waiting.start()
+    started = time.monotonic()
+    assert server.ask("GET", "/health").status == 200 and server.chat().status == 200
+    assert time.monotonic() - started < 5
+    blocked.set()
+    waiting.join(20)
+
+
+def test_a_decoder_that_raises_is_our_mistake(
+    server: Running, png: PNG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "open_image", lambda *args, **more: 1 / 0)
+    answer = server.chat([shown(png()), text("What?")])
+    assert answer.status == 500 and "ZeroDivision" not in answer.body.decode()
+    assert server.chat().status == 200
+
+
+def test_an_answer_of_nothing(server: Running, says: Say) -> None:
+    says("")
+    assert server.chat().text == ""
+    assert server.events()[0]["choices"][0]["delta"] == {
+        "role": "assistant",
+        "content": "",
+    }
+    assert read_events(server.chat(stream=True).body)[-1]["choices"][0]["finish_reason"] == "stop"
