@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from qwenvl import __version__, markup
+from qwenvl import markup
 from qwenvl.chat import Assistant, _completes
 from qwenvl.generate import engine
 from qwenvl.generate.prompts import Prompt, longest_row
@@ -69,9 +69,9 @@ class Preparer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the program and with the model's shape and precision."""
+        """Changes with the model's shape and precision."""
         model = self.assistant.model
-        said = f"{__version__} {model.config} {model.llm.head.weight.dtype}"
+        said = f"{model.config} {model.llm.head.weight.dtype}"
         return "fp_" + blake2b(said.encode(), digest_size=6).hexdigest()
 
     def chat(self, request: ChatRequest) -> Prepared:
