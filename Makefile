@@ -3,6 +3,7 @@
 # make data-demo  raw pairs with planted defects, cleaned in every way that must agree
 # make docs   the guides and the API reference as a static site in build/site
 # make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
+# make clients  the clients of OpenAI's API against `qwenvl serve tiny`, printed into docs/SERVING.md
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -12,7 +13,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help docs demo data-demo compat test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs demo data-demo compat clients test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -31,6 +32,9 @@ test: same-python $(VENV)/.test
 
 compat: $(VENV)/.test
 	@$(BIN)/python benchmarks/compat.py --write
+
+clients: $(VENV)/.test
+	@$(BIN)/python benchmarks/clients.py --write
 
 lint: $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-layers

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 COMMANDS: Mapping[str, str] = {
     "demo": "the main job at CPU size: ask, train from scratch, score, report",
+    "serve": "OpenAI's API and a page over a model: streaming, boxes as data, metrics",
     "ask": "one question about pictures: text, boxes, a picture with the boxes drawn",
     "chat": "a dialogue about pictures, answers as they are written",
     "train": "a recipe or one of its stages, resumed where it was killed",

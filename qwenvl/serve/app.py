@@ -169,7 +169,7 @@ class Api:
             exchange.say(client_gone=True)
 
     def _log(self, exchange: Exchange) -> None:
-        if exchange.path in QUIET and exchange.status == 200:
+        if exchange.path in QUIET and exchange.said.get("code") in (None, "loading", "draining"):
             return
         self.log.info(
             "request",

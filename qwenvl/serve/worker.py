@@ -27,7 +27,10 @@ STATS_EVERY = 0.25
 class Steps(Protocol):
     """What the worker needs of an engine (`qwenvl.generate.engine.Engine`; tests bring a scripted one)."""
 
-    busy: bool
+    @property
+    def busy(self) -> bool:
+        """Whether a row is waiting or running."""
+        ...
 
     def add(self, prompt: Any, settings: Any, grammar: Any, *, salt: bytes) -> int:
         """Take a row and number it. Raises ValueError for one that cannot be answered."""

@@ -28,6 +28,9 @@ NEVER_REQUIRED = {
     "transformers_tests": "the tests of transformers' source package, fetched by `make compat`",
     "trl": "`make compat` trains with it in an environment of its own",
     "datasets": "comes with trl there",
+    "langchain_core": "`make clients` asks with it from an environment of its own",
+    "langchain_openai": "`make clients`, as above",
+    "llama_index": "`make clients`, as above",
 }
 """Modules that are imported where they happen to be, and why no extra brings them."""
 

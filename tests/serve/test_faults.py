@@ -127,12 +127,14 @@ def test_a_slow_reader_gets_every_word(engine: ScriptedEngine, assistant: Assist
 def test_bytes_that_are_no_request(server: Running, sent: bytes) -> None:
     with connect(server) as client:
         client.sendall(sent)
-        answer = client.recv(65536)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += client.recv(65536)
         head, _, body = answer.partition(b"\r\n\r\n")
         assert (
             head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "invalid_request_error"
         )
-        assert client.recv(10) == b""
+        assert closed(client)
 
 
 def test_connections_that_say_nothing_or_too_slowly(
@@ -144,7 +146,9 @@ def test_connections_that_say_nothing_or_too_slowly(
         clients = [connect(server) for _ in range(3)]
         clients[1].sendall(HEAD)
         clients[2].sendall(request()[:-5])
-        found = clients[2].recv(65536)
+        found = b""
+        while not found.endswith(b"}"):
+            found += clients[2].recv(65536)
         assert found.startswith(b"HTTP/1.1 408 ") and b"body_too_slow" in found
         assert [closed(each) for each in clients[:2]] == [True, True]
         many = [connect(server) for _ in range(10)]
