@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qwenvl.config import LLMConfig
+from qwenvl.model.decode_attention import new_keys
 
 
 def bucket(tokens: int) -> int:
@@ -30,7 +31,7 @@ class KVCache:
         self, config: LLMConfig, batch: int, capacity: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         shape = (batch, config.heads, 0, config.head_width)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.keys = [new_keys(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.segments: Tensor | None = None
         self.capacity, self.length = capacity, 0
@@ -51,13 +52,14 @@ class KVCache:
         assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
         for buffers, new in ((self.keys, key), (self.values, value)):
             if buffers[layer].shape[2] < stop:
-                buffers[layer] = self._grown(buffers[layer], bucket(stop))
+                buffers[layer] = self._grown(buffers[layer], bucket(stop), buffers is self.keys)
             buffers[layer][:, :, self.length : stop] = new
         return self.keys[layer].narrow(2, 0, visible), self.values[layer].narrow(2, 0, visible)
 
-    def _grown(self, old: Tensor, length: int) -> Tensor:
+    def _grown(self, old: Tensor, length: int, keys: bool) -> Tensor:
         rows, heads, _, width = old.shape
-        new = old.new_zeros(rows, heads, length, width)
+        shape = (rows, heads, length, width)
+        new = new_keys(shape, device=old.device, dtype=old.dtype) if keys else old.new_zeros(shape)
         new[:, :, : self.length] = old[:, :, : self.length]
         return new
 

@@ -23,6 +23,7 @@ NEVER_REQUIRED = {
     "lmms_eval": "finds qwenvl by an entry point where it is installed beside",
     "pycocoevalcap": "benchmarks/metrics.py compares with it where somebody has it",
     "data_juicer": "benchmarks/versus_data_juicer.py runs it where somebody has it",
+    "vllm": "benchmarks/vllm_peer.py runs in an environment of its own",
     "tokenizers": "comes with transformers",
     "accelerate": "comes with peft",
     "transformers_tests": "the tests of transformers' source package, fetched by `make compat`",
