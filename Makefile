@@ -4,6 +4,7 @@
 # make docs   the guides and the API reference as a static site in build/site
 # make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
 # make clients  the clients of OpenAI's API against `qwenvl serve tiny`, printed into docs/SERVING.md
+# make soak   half an hour of clients that do everything wrong (half a minute of it is in make test)
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -13,7 +14,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help docs demo data-demo compat clients test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs demo data-demo compat clients soak test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +33,9 @@ test: same-python $(VENV)/.test
 
 compat: $(VENV)/.test
 	@$(BIN)/python benchmarks/compat.py --write
+
+soak: $(VENV)/.test
+	@$(BIN)/python benchmarks/soak.py
 
 clients: $(VENV)/.test
 	@$(BIN)/python benchmarks/clients.py --write

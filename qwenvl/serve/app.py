@@ -83,6 +83,7 @@ class Api:
         self.worker = Worker(self._loaded, on_ready=on_ready)
         self.metrics = Metrics(lambda: self.worker.stats)
         self.admission = Admission(self.limits, rows=config.rows, per_key=config.guarded)
+        self.metrics.unfinished.set_function(lambda: self.admission.answers)
         self.draining = False
         self.created = int(time.time())
         self._pool = ThreadPoolExecutor(2, "prepare")

@@ -62,6 +62,10 @@ class Metrics:
         )
         self.prompt_length = histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
         self.answer_length = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
+        self.unfinished = Gauge(
+            "qwenvl:requests_unfinished", "Answers that were admitted.", registry=self.registry
+        )
+        self.connections = Gauge("qwenvl:connections_open", "Open connections.", registry=self.registry)
         self.draining = Gauge("qwenvl:draining", "1 while the server ends.", registry=self.registry)
         self.registry.register(_Engine(stats))
 

@@ -60,6 +60,7 @@ class _Process:
             timeout_graceful_shutdown=2,
         )
         self.server = _Uvicorn(config)
+        api.metrics.connections.set_function(lambda: len(self.server.server_state.connections))
         self.signals: list[int] = []
         self.status = 0
         self._ending: asyncio.Task[None] | None = None

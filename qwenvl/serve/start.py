@@ -4,9 +4,15 @@ import ipaddress
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwenvl.serve.limits import Limits
 from qwenvl.terminal import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwenvl.serve.app import Api
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,52 +53,64 @@ class Start:
 
     def run(self) -> int:
         """Serve until a signal; returns the exit status. Raises ValueError and OSError for what cannot be done."""
-        try:
-            import httptools  # noqa: F401
-            import prometheus_client  # noqa: F401
-            import starlette  # noqa: F401
-            import uvicorn  # noqa: F401
-        except ImportError as error:
-            raise ValueError(f"qwenvl serve needs {error.name}; pip install 'qwenvl[serve]'.") from None
+        _require_libraries()
+        from qwenvl.serve.server import listen, run
+
+        sock = listen(self.host, self.port)
+        host, port = sock.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        api = self.api(on_ready=lambda: _say(f"{api.config.name} at {url} (page), {url}/v1 (API)"))
+        if self.keys is None and not _loopback(self.host):
+            _say(f"warning: {url} is open to the network and has no --keys: whoever reaches it may ask.")
+        _say(f"reading {self.checkpoint} ...")
+        return run(api, sock, drain=self.drain)
+
+    def api(self, on_ready: "Callable[[], None] | None" = None) -> "Api":
+        """The application (ASGI), for a process of another making: it loads the model when it is started (lifespan).
+
+        Raises ValueError and OSError for what cannot be done.
+        """
+        _require_libraries()
         from qwenvl.serve.app import Api, Loaded, ServeConfig
         from qwenvl.serve.auth import Guard, Keys
         from qwenvl.serve.fetch import Fetcher, Origin
         from qwenvl.serve.logs import Log
-        from qwenvl.serve.server import listen, run
 
         keys = Keys.read(self.keys) if self.keys is not None else None
         guard = Guard.make(keys=keys, loopback=_loopback(self.host), names=self.names, origins=self.origins)
         origins = [Origin.parse(entry) for entry in self.media_hosts]
         fetcher = Fetcher(origins, self.limits) if origins else None
-        name = self.name or Path(self.checkpoint).resolve().name if "/" not in self.checkpoint else self.name
-        config = ServeConfig(
-            name=name or self.checkpoint,
-            aliases=self.aliases,
-            rows=self.rows,
-            strict=self.strict,
-            guarded=keys is not None,
-        )
 
         def load() -> Loaded:
             from qwenvl.serve.loading import load
 
             return load(self, fetcher)
 
-        sock = listen(self.host, self.port)
-        host, port = sock.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        if keys is None and not _loopback(self.host):
-            _say(f"warning: {url} is open to the network and has no --keys: whoever reaches it may ask.")
-        _say(f"reading {self.checkpoint} ...")
-        api = Api(
-            load,
-            config,
-            guard=guard,
-            limits=self.limits,
-            log=Log(quiet=self.quiet),
-            on_ready=lambda: _say(f"{config.name} at {url} (page), {url}/v1 (API)"),
+        config = ServeConfig(
+            name=self.name or self._own_name(),
+            aliases=self.aliases,
+            rows=self.rows,
+            strict=self.strict,
+            guarded=keys is not None,
         )
-        return run(api, sock, drain=self.drain)
+        return Api(
+            load, config, guard=guard, limits=self.limits, log=Log(quiet=self.quiet), on_ready=on_ready
+        )
+
+    def _own_name(self) -> str:
+        """The last part of a folder's name; a hub id, and `tiny`, as they are."""
+        place = Path(self.checkpoint)
+        return place.resolve().name if place.is_dir() else self.checkpoint
+
+
+def _require_libraries() -> None:
+    try:
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"qwenvl serve needs {error.name}; pip install 'qwenvl[serve]'.") from None
 
 
 def _loopback(host: str) -> bool:
