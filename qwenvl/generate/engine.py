@@ -9,49 +9,20 @@ Everything goes through `stream`: `generate` collects what it yields. A row's an
 dynamic NTK and log-n follow its own length, and random draws follow its own seed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qwenvl.generate.grammar import Grammar, State
+from qwenvl.generate.choosing import End as End
+from qwenvl.generate.choosing import Row, Settings, choose
+from qwenvl.generate.grammar import Grammar
 from qwenvl.generate.prompts import Prompt, check, device_of, embed, left_padded, longest_row
-from qwenvl.generate.sampling import GREEDY, SamplingConfig, sample, stopped
 from qwenvl.model.cache import KVCache
 from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.model.vlm import QwenVL
-
-SEEDS = 2**32
-"""Distance between the streams of random numbers of two `Prompt.seed`."""
-
-End: TypeAlias = Literal["stop", "length"]
-"""Why an answer is over: a stop sequence was written, or there was no room for another token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How answers are written."""
-
-    max_new_tokens: int = 512
-    """Most tokens of an answer, its stop sequence included."""
-    min_new_tokens: int = 0
-    """Tokens before the answer may stop."""
-    sampling: SamplingConfig = GREEDY
-    stop: tuple[tuple[int, ...], ...] = ()
-    """The answer is over once it ends with one of these; its prompt is never matched."""
-    stop_when: Callable[[Sequence[int]], bool] | None = None
-    """Asked with the ids of the answer after each token: whether it is over, for stops that are no sequence of ids."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; "
-                "expected 0 <= min <= max and at least one token."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +36,8 @@ class Token:
     """Log-probability under the model itself, before any warping or grammar."""
     end: End | None
     """Set on the last token of the row."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids and their log-probabilities, as many as `Settings.top_logprobs` asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +91,17 @@ def _stream(
     rows = [_Row(model, number, prompt, settings, grammar) for number, prompt in enumerate(prompts)]
     batch = _Batch(model, prompts, max_remaining=max(row.max_remaining for row in rows))
     while True:
-        ids, logprobs = _choose(batch.logits(), rows, settings, grammar)
-        # The one point where the host waits for the device: both numbers of every row come over together.
-        pairs = torch.stack([ids.double(), logprobs.double()], dim=1).tolist()
-        for row, (token, logprob) in sorted(zip(rows, pairs, strict=True), key=lambda pair: pair[0].number):
+        choices = choose(batch.logits(), rows)
+        for row, (token, logprob, top) in sorted(
+            zip(rows, choices.read(), strict=True), key=lambda pair: pair[0].number
+        ):
             if logprob != logprob:
                 raise ValueError(
                     f"the model's probabilities for prompt {row.number} are not numbers (NaN, computed in "
                     f"{model.llm.head.weight.dtype}); float16 overflows on some models, use bfloat16 or float32."
                 )
-            yield row.write(int(token), logprob, settings, grammar)
+            yield Token(row.number, token, logprob, row.write(token), top)
+        ids = choices.ids
         ended = [index for index, row in enumerate(rows) if row.end is not None]
         if len(ended) == len(rows):
             return
@@ -137,39 +111,21 @@ def _stream(
         batch.step(ids)
 
 
-class _Row:
-    """What the host knows of one answer being written."""
+class _Row(Row):
+    """What the host knows of one answer being written, and its place in the order of the prompts."""
 
     def __init__(
         self, model: QwenVL, number: int, prompt: Prompt, settings: Settings, grammar: Grammar | None
     ) -> None:
-        self.number, self.prompt = number, prompt
-        self.max_remaining = min(settings.max_new_tokens, longest_row(model) - len(prompt.ids))
-        self.written: list[int] = []
-        self.end: End | None = None
-        self.state: State | None = grammar.start(prompt.ids) if grammar else None
-        self.generator: torch.Generator | None = None
-        if not settings.sampling.greedy:
-            self.generator = torch.Generator(device_of(model)).manual_seed(
-                settings.seed + SEEDS * prompt.seed
-            )
-
-    def write(self, token: int, logprob: float, settings: Settings, grammar: Grammar | None) -> Token:
-        """Append a token and decide whether it is the last."""
-        self.written.append(token)
-        is_open = False
-        if grammar is not None and self.state is not None:
-            self.state = grammar.advance(self.state, token)
-            is_open = self.state.is_open
-        if len(self.written) >= settings.min_new_tokens and not is_open and _over(self.written, settings):
-            self.end = "stop"
-        elif len(self.written) >= self.max_remaining:
-            self.end = "length"
-        return Token(self.number, token, logprob, self.end)
-
-
-def _over(written: Sequence[int], settings: Settings) -> bool:
-    return stopped(written, settings.stop) or (settings.stop_when is not None and settings.stop_when(written))
+        max_remaining = min(settings.max_new_tokens, longest_row(model) - len(prompt.ids))
+        super().__init__(
+            prompt=prompt.ids,
+            settings=settings,
+            grammar=grammar,
+            prompt_seed=prompt.seed,
+            max_remaining=max_remaining,
+        )
+        self.number = number
 
 
 class _Batch:
@@ -231,48 +187,6 @@ class _Batch:
             cache=self.cache,
             long_context=self._long_context(),
         )[:, -1]
-
-
-def _choose(
-    logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row], settings: Settings, grammar: Grammar | None
-) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """The next id of every row and its log-probability under the model."""
-    logits = logits.float()
-    scores = _restricted(logits, rows, settings, grammar)
-    previous = None
-    if settings.sampling.repetition_penalty != 1:
-        previous, _ = left_padded([(*row.prompt.ids, *row.written) for row in rows], logits.device, fill=-1)
-    if settings.sampling.greedy:
-        ids = sample(scores, settings.sampling, previous)
-    else:  # row by row, each from its own generator; NaN cannot be drawn from and is told where the host sees it
-        scores = scores.nan_to_num(nan=0.0, neginf=-torch.inf)
-        each = zip(
-            scores.split(1), rows, [None] * len(rows) if previous is None else previous.split(1), strict=True
-        )
-        ids = torch.cat([sample(s, settings.sampling, seen, row.generator) for s, row, seen in each])
-    return ids, logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
-
-
-def _restricted(
-    logits: Float[Tensor, "batch vocab"], rows: Sequence[_Row], settings: Settings, grammar: Grammar | None
-) -> Float[Tensor, "batch vocab"]:
-    """The logits with -inf where the grammar or `min_new_tokens` forbids a token."""
-    early = [len(row.written) < settings.min_new_tokens for row in rows]
-    if grammar is None and not any(early):
-        return logits
-    scores = logits.clone()
-    stops = [sequence[0] for sequence in settings.stop if len(sequence) == 1]
-    for i, row in enumerate(rows):
-        if early[i] and stops:
-            scores[i, stops] = -torch.inf
-        if grammar is not None and row.state is not None:
-            choice = grammar.choice(row.state, row.max_remaining - len(row.written))
-            if choice.only is not None:
-                only = torch.tensor(choice.only, device=scores.device)
-                scores[i] = torch.full_like(scores[i], -torch.inf).index_copy(0, only, logits[i, only])
-            else:
-                scores[i, torch.tensor(choice.never, device=scores.device)] = -torch.inf
-    return scores
 
 
 # === Likelihood of given answers ===

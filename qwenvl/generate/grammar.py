@@ -81,7 +81,8 @@ class Grammar:
                 self._ending.append((token, spelled))
             if all(byte in b"0123456789(,)" for byte in spelled):
                 self._numeric[chr(spelled[0])].append((token, spelled.decode()))
-        self.choice = lru_cache(maxsize=4096)(self._choice)
+        self._enough = 2 + max(len(shape.replace("#", "#" * DIGITS)) for shape in SHAPES.values())
+        self._choices = lru_cache(maxsize=4096)(self._choice)
 
     def start(self, ids: Sequence[int]) -> State:
         """The state behind a prompt: inside a tag if it leaves one open, as the grounding prompts of Appendix D do."""
@@ -102,8 +103,13 @@ class Grammar:
         assert after is not None, f"token {token} is not allowed in {state}"
         return after
 
-    def _choice(self, state: State, max_remaining: int) -> Choice:
+    def choice(self, state: State, max_remaining: int) -> Choice:
         """What may come next when `max_remaining` more tokens can be written, this one included."""
+        return self._choices(
+            state, min(max_remaining, self._enough)
+        )  # more room than any tag needs is all alike
+
+    def _choice(self, state: State, max_remaining: int) -> Choice:
         if state.inside in SHAPES:
             return Choice(self._coordinates(state, max_remaining))
         if state.inside == "ref":
