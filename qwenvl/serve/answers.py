@@ -1,16 +1,15 @@
 """One answer as it is written: tokens in; text that will not change, log-probabilities and boxes out.
 
 A stream sends what `piece` returns after every token, a whole answer is what remains at the end: both are made by the
-same steps, so that they are the same text. Held back is what may still change: half a character, the beginning of a
-stop, and white space that may turn out to be the last.
+same steps (`generate.text`), so that they are the same text.
 """
 
-import codecs
 from collections.abc import Sequence
 from typing import Any
 
 from qwenvl import markup
 from qwenvl.generate.grammar import with_scores
+from qwenvl.generate.text import TextDecoder
 from qwenvl.markup import Box, Quad, Segment
 from qwenvl.tokenizer import Tokenizer
 
@@ -29,15 +28,12 @@ class Answer:
         stop: Sequence[str] = (),
         strip: bool = True,
     ) -> None:
-        self._tokenizer, self._ends, self._stop, self._strip = tokenizer, ends, stop, strip
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._written = ""
-        self._sure = 0  # characters of `_written` that will not change
-        self.sent = 0
-        """Characters that `piece` has returned, leading white space included."""
-        self._decoded = 0  # tokens whose bytes were decoded
-        self._offsets: list[int] = []  # characters written when a token's bytes had been decoded
-        self._told = 0  # tokens whose log-probability was returned
+        self._tokenizer, self._ends, self._strip = tokenizer, ends, strip
+        self._decoder = TextDecoder(tokenizer, stop_ids=ends, stop=stop, strip=strip)
+        self._fresh = ""  # text that `piece` has not returned
+        self._sure = 0  # bytes of the answer that are text for good, white space before it included
+        self._reached = 0  # tokens that `piece` has returned
+        self._bytes = 0  # bytes of these
         self.tokens: list[Any] = []
         self.finish_reason: str | None = None
         self.cached = 0
@@ -48,76 +44,51 @@ class Answer:
         self.cached = max(self.cached, token.cached)
         self.tokens.append(token)
         self.finish_reason = token.end
-        held = self._held_tokens()
-        self._decode(len(self.tokens) - held)
-        if token.end is None:
-            begun = (
-                n for text in self._stop for n in range(1, len(text)) if self._written.endswith(text[:n])
-            )
-            sure = len(self._written) - max(begun, default=0)
-            if self._strip:
-                sure = len(self._written[:sure].rstrip())
-            self._sure = max(self._sure, sure)
-            return
-        self._written += self._decoder.decode(b"", final=True)
-        found = [at for text in self._stop if (at := self._written.find(text, self._sure)) >= 0]
-        if found and token.end == "stop":
-            self._written = self._written[: min(found)]
-        if self._strip:
-            self._written = self._written.rstrip()
-        self._sure = max(self._sure, len(self._written))
+        text = self._decoder.push([token.id])
+        if token.end is not None:
+            text += self._decoder.finish()
+        if text and not self._sure and self._strip:
+            self._sure = self._space()
+        self._sure += len(text.encode())
+        self._fresh += text
 
     def piece(self) -> tuple[str, list[Any]]:
-        """Text that became sure since the last call, and the tokens that belong to it."""
-        start = self.sent
-        if not start and self._strip:
-            start = len(self._written) - len(self._written.lstrip())
-        if self._sure <= start:
-            return "", []
-        self.sent = self._sure
-        first = self._told
-        while self._told < len(self._offsets) and self._belongs(self._told):
-            self._told += 1
-        return self._written[start : self._sure], self.tokens[first : self._told]
+        """Text that became sure since the last call, and the tokens whose bytes are in it."""
+        text, self._fresh = self._fresh, ""
+        return text, self._reach() if text else []
+
+    @property
+    def sent(self) -> int:
+        """Characters that `piece` has returned."""
+        return len(self._decoder.text) - len(self._fresh)
 
     @property
     def text(self) -> str:
         """What is sure so far; at the end, the whole."""
-        text = self._written[: self._sure]
-        return text.lstrip() if self._strip else text
-
-    @property
-    def kept(self) -> list[Any]:
-        """The tokens of `text`, without those that ended it."""
-        kept = [i for i in range(len(self._offsets)) if self._belongs(i)]
-        return [self.tokens[i] for i in kept]
+        return self._decoder.text
 
     def segments(self) -> list[Segment]:
         """The whole as objects; boxes with the model's probability."""
-        kept = self.tokens[: self._decoded]
-        ids, logprobs = [token.id for token in kept], [token.logprob for token in kept]
+        ids, logprobs = [token.id for token in self.tokens], [token.logprob for token in self.tokens]
         return with_scores(markup.parse(self.text), ids, logprobs, self._tokenizer)
 
-    def _belongs(self, number: int) -> bool:
-        """Whether a token's bytes are inside the sure text, all or the first of them."""
-        starts = self._offsets[number - 1] if number else 0
-        return self._offsets[number] <= self._sure or starts < self._sure == len(self._written)
+    def _reach(self) -> list[Any]:
+        """The tokens up to the end of the sure text; one that reaches beyond it belongs where it begins, at the end."""
+        start = self._reached
+        while self._reached < len(self.tokens):
+            size = len(self._tokenizer.token_bytes(self.tokens[self._reached].id))
+            over = self._bytes + size > self._sure
+            if self._bytes >= self._sure or (over and self.finish_reason is None):
+                break
+            self._bytes += size
+            self._reached += 1
+        return self.tokens[start : self._reached]
 
-    def _held_tokens(self) -> int:
-        """How many of the newest tokens end the answer, or may turn out to."""
-        ids = [token.id for token in self.tokens[-8:]]
-        if self.finish_reason == "stop":
-            return max((len(end) for end in self._ends if tuple(ids[-len(end) :]) == end), default=0)
-        if self.finish_reason is not None:
-            return 0
-        begun = (n for end in self._ends for n in range(1, len(end)) if tuple(ids[-n:]) == end[:n])
-        return max(begun, default=0)
-
-    def _decode(self, until: int) -> None:
-        for token in self.tokens[self._decoded : until]:
-            self._written += self._decoder.decode(self._tokenizer.token_bytes(token.id))
-            self._offsets.append(len(self._written))
-        self._decoded = max(self._decoded, until)
+    def _space(self) -> int:
+        """Bytes of white space that the text was stripped of at its beginning."""
+        spelled = b"".join(self._tokenizer.token_bytes(token.id) for token in self.tokens)
+        text = spelled.decode("utf-8", "replace")
+        return len(text[: len(text) - len(text.lstrip())].encode())
 
 
 # === What clients read ===

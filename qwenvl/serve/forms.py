@@ -106,7 +106,7 @@ class Chat:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.kept, writing),
+            "logprobs": self._logprobs(answer.piece()[1], writing),
             "finish_reason": answer.finish_reason,
         }
 
@@ -150,7 +150,7 @@ class Plain:
         return {
             "index": index,
             "text": echoed + answer.text,
-            "logprobs": self._logprobs(answer.kept, writing, len(echoed)),
+            "logprobs": self._logprobs(answer.piece()[1], writing, len(echoed)),
             "finish_reason": answer.finish_reason,
         }
 

@@ -4,8 +4,10 @@ The work races the client's connection, also where nothing is streamed: when the
 within a quantum. Errors before the first byte have their own status; later ones are an event of the stream.
 """
 
+import asyncio
 import secrets
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 SILENCE = 15.0
 """Seconds without an event after which a comment is sent."""
+
+AT_ONCE = 64
+"""Tokens of a request that are made text before others have their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,9 @@ class Generation:
 
     async def _whole(self, ask: _Ask, send: Send) -> None:
         while any(answer.finish_reason is None for answer in ask.answers):
-            if error := self._feed(ask, await ask.job.take(self._patience(ask.job))):
-                raise error
+            async for some in self._taken(ask.job, self._patience(ask.job)):
+                if error := self._feed(ask, some):
+                    raise error
         choices = [self.form.choice(i, answer, ask.writing) for i, answer in enumerate(ask.answers)]
         await send_json(send, {**ask.head, "choices": choices, "usage": usage(ask.answers, ask.prepared)})
 
@@ -119,21 +125,29 @@ class Generation:
     async def _events(self, ask: _Ask, chunks: Chunks, send: Send) -> None:
         said = time.monotonic()
         while any(answer.finish_reason is None for answer in ask.answers):
-            written = await ask.job.take(min(self._patience(ask.job), SILENCE))
-            error = self._feed(ask, written)
-            out = bytearray()
-            for index in dict.fromkeys(index for index, _ in written):
-                answer = ask.answers[index]
-                out += self.form.piece(chunks, index, answer, ask.writing)
-                if answer.finish_reason is not None:
-                    out += self.form.end(chunks, index, answer, ask.writing)
-            if not out and time.monotonic() - said >= SILENCE:
-                out += KEEP_ALIVE
-            if out:
-                await _event(send, bytes(out))
-                said = time.monotonic()
-            if error is not None:
-                raise error
+            async for written in self._taken(ask.job, min(self._patience(ask.job), SILENCE)):
+                error = self._feed(ask, written)
+                out = bytearray()
+                for index in dict.fromkeys(index for index, _ in written):
+                    answer = ask.answers[index]
+                    out += self.form.piece(chunks, index, answer, ask.writing)
+                    if answer.finish_reason is not None:
+                        out += self.form.end(chunks, index, answer, ask.writing)
+                if not out and time.monotonic() - said >= SILENCE:
+                    out += KEEP_ALIVE
+                if out:
+                    await _event(send, bytes(out))
+                    said = time.monotonic()
+                if error is not None:
+                    raise error
+
+    async def _taken(self, job: Job, seconds: float) -> AsyncIterator[list[tuple[int, Any]]]:
+        """What a job has written, a little at a time: a long list must not hold up everybody on the event loop."""
+        written = await job.take(seconds)
+        yield written[:AT_ONCE]
+        for start in range(AT_ONCE, len(written), AT_ONCE):
+            await asyncio.sleep(0)
+            yield written[start : start + AT_ONCE]
 
     def _feed(self, ask: _Ask, written: list[tuple[int, Any]]) -> ApiError | None:
         """Tokens to their answers, up to one that says that its row has failed: the error to end with."""

@@ -108,4 +108,4 @@ class Streams:
             token = next(tokens)
         except ValueError as error:
             return Written(number, -1, 0.0, "error", str(error))
-        return Written(number, token.id, token.logprob, token.end)
+        return Written(number, token.id, token.logprob, token.end, top=token.top)

@@ -5,18 +5,19 @@ Everything here may take its time (a photo of 40 megapixels is a second) and run
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
 from qwenvl import markup
-from qwenvl.chat import Assistant, _completes
-from qwenvl.generate import engine
+from qwenvl.chat import Assistant
+from qwenvl.generate.choosing import Settings
 from qwenvl.generate.prompts import Prompt, longest_row
+from qwenvl.generate.sampling import GREEDY, SamplingConfig
+from qwenvl.generate.text import StopStrings
 from qwenvl.images import preprocess
 from qwenvl.markup import SYSTEM, Image, Rendered
-from qwenvl.options import Options
 from qwenvl.serve.errors import invalid
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_source
@@ -24,6 +25,9 @@ from qwenvl.serve.messages import Dialogue, ImagePart, dialogue
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest, Wanted
 from qwenvl.serve.worker import Row
 from qwenvl.tokenizer import Tokenizer
+
+COLDEST = 1e-5
+"""Temperatures below it take the likeliest token, as 0 does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,21 +195,37 @@ class Preparer:
             ends=ends,
         )
 
-    def _settings(self, wanted: Wanted, prompt_tokens: int, seed: int) -> engine.Settings:
-        own = self.assistant.prompt_format
+    def _settings(self, wanted: Wanted, prompt_tokens: int, seed: int) -> Settings:
         longest = min(self.window - prompt_tokens, self.limits.tokens)
-        most = min(own.max_new_tokens if wanted.max_tokens is None else wanted.max_tokens, longest)
-        options = Options(
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            top_k=wanted.top_k,
-            repetition_penalty=wanted.repetition_penalty,
-        )
-        return engine.Settings(
+        own = self.assistant.prompt_format.max_new_tokens
+        most = min(own if wanted.max_tokens is None else wanted.max_tokens, longest)
+        return Settings(
             max_new_tokens=most,
             min_new_tokens=min(wanted.min_tokens, most),
-            sampling=options.sampling(own.sampling),
+            sampling=self._sampling(wanted),
             stop=self.assistant.stop,
-            stop_when=_completes(wanted.stop, self.assistant.tokenizer) if wanted.stop else None,
+            stop_when=StopStrings(wanted.stop, self.tokenizer) if wanted.stop else None,
             seed=seed,
+            top_logprobs=wanted.top_logprobs or 0,
         )
+
+    def _sampling(self, wanted: Wanted) -> SamplingConfig:
+        """The likeliest token, unless something in the request asks for a draw: then as the checkpoint says."""
+        drawn = {
+            n: v for n in ("temperature", "top_k", "top_p", "min_p") if (v := getattr(wanted, n)) is not None
+        }
+        greedy = not drawn or drawn.get("temperature", 1.0) < COLDEST
+        chosen: dict[str, Any] = {
+            "frequency_penalty": wanted.frequency_penalty,
+            "presence_penalty": wanted.presence_penalty,
+            "logit_bias": wanted.logit_bias,
+        }
+        if wanted.repetition_penalty is not None:
+            chosen["repetition_penalty"] = wanted.repetition_penalty
+        own = self.assistant.prompt_format.sampling
+        try:
+            sampling = replace(GREEDY, **chosen) if greedy else replace(own, greedy=False, **drawn, **chosen)
+            sampling.check_vocabulary(self.assistant.model.config.llm.vocab_size)
+        except ValueError as error:
+            raise invalid(str(error), str(error).partition(" ")[0]) from None
+        return sampling

@@ -97,6 +97,29 @@ def test_a_row_that_fails_ends_its_request_and_no_other(
     until_idle(server, engine)
 
 
+def test_a_client_that_does_not_read_is_cancelled(
+    engine: ScriptedEngine, assistant: Assistant, says: Say
+) -> None:
+    """Its tokens wait in its own list, everybody else's go on; after its time its place is free."""
+    says("word " * 3_000)
+    with (
+        serving(api_over(engine, assistant, limits=Limits(write_seconds=0.3))) as server,
+        socket.socket() as slow,
+    ):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((server.host, server.port))
+        said = {"stream": True, "logprobs": True, "top_logprobs": 20, "n": 2, "max_tokens": 3_000}
+        slow.sendall(request(**said))
+        server.until(lambda: bool(engine.running))
+        says("It is a cat.")
+        started = time.monotonic()
+        assert server.chat().text == "It is a cat."
+        assert time.monotonic() - started < 5
+        server.until(lambda: server.api.admission.answers == 0)
+        until_idle(server, engine)
+        assert server.api.metrics.gone._value.get() == 1
+
+
 def test_a_slow_reader_gets_every_word(engine: ScriptedEngine, assistant: Assistant, says: Say) -> None:
     says("".join(f"word {n} " for n in range(800)))
     with (

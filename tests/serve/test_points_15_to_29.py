@@ -37,6 +37,23 @@ def test_p15_temperature(server: Running, engine: ScriptedEngine) -> None:
         assert "expected a number from 0 to 2" in refused(server, "temperature", temperature=value)
 
 
+def test_p16_top_p_and_the_extras(server: Running, engine: ScriptedEngine) -> None:
+    server.chat(top_p=0.4, top_k=7, min_p=0.1, repetition_penalty=1.2)
+    sampling = engine.history[-1].settings.sampling
+    assert not sampling.greedy
+    assert (sampling.top_p, sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (0.4, 7, 0.1, 1.2)
+    server.chat(temperature=1, top_k=-1)
+    assert engine.history[-1].settings.sampling.top_k == 0
+    for name, values in {
+        "top_p": (-0.1, 1.1, "x"),
+        "min_p": (-1, 2),
+        "top_k": (-2, 1.5, "x"),
+        "repetition_penalty": (0, -1, 11),
+    }.items():
+        for value in values:
+            refused(server, name, **{name: value})
+
+
 def test_p17_seed(server: Running, engine: ScriptedEngine) -> None:
     for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
         answer = server.chat(temperature=1, seed=seed)
@@ -73,6 +90,55 @@ def test_p19_n(server: Running, engine: ScriptedEngine, assistant: Assistant) ->
     assert answer.json["usage"]["prompt_tokens"] == len(engine.history[-1].prompt.ids)
     for value in (0, -1, 9, 10_000, 1.5, "2", True):
         assert "expected a whole number from 1 to 8" in refused(server, "n", n=value)
+
+
+def test_p20_penalties_are_additive(server: Running, engine: ScriptedEngine) -> None:
+    server.chat(frequency_penalty=0.5, presence_penalty=-1.5)
+    sampling = engine.history[-1].settings.sampling
+    assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty) == (
+        0.5,
+        -1.5,
+        1,
+    )
+    for name in ("frequency_penalty", "presence_penalty"):
+        for value in (-2.1, 2.1, "x"):
+            refused(server, name, **{name: value})
+
+
+def test_p21_logit_bias(server: Running, engine: ScriptedEngine, assistant: Assistant) -> None:
+    server.chat(logit_bias={"11": -100, "12": 3.5})
+    assert dict(engine.history[-1].settings.sampling.logit_bias) == {11: -100, 12: 3.5}
+    beyond = str(assistant.model.config.llm.vocab_size)
+    for value in (
+        {"11": 101},
+        {"11": -101},
+        {"11": "x"},
+        {"cat": 1},
+        {"-1": 1},
+        {"": 1},
+        {beyond: 1},
+        [1],
+        "x",
+    ):
+        answer = server.chat(logit_bias=value)
+        assert answer.status == 400 and answer.error["param"].startswith("logit_bias"), value
+
+
+def test_p22_log_probabilities(
+    server: Running, engine: ScriptedEngine, says: Say, assistant: Assistant
+) -> None:
+    says("It is 日.")
+    content = server.chat(logprobs=True, top_logprobs=2).json["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(each["bytes"]) for each in content).decode() == "It is 日."
+    assert all(each["logprob"] == -0.5 and len(each["top_logprobs"]) == 2 for each in content)
+    assert content[0].keys() == {"token", "logprob", "bytes", "top_logprobs"}
+    content = server.chat(logprobs=True).json["choices"][0]["logprobs"]["content"]
+    assert all(each["top_logprobs"] == [] for each in content)
+    assert server.chat(logprobs=False).json["choices"][0]["logprobs"] is None
+    assert server.chat(top_logprobs=0).status == 200
+    assert "needs logprobs" in refused(server, "top_logprobs", top_logprobs=2)
+    refused(server, "top_logprobs", logprobs=True, top_logprobs=21)
+    refused(server, "logprobs", logprobs=5)
 
 
 def test_p22_log_probabilities_of_plain_completions(server: Running, says: Say) -> None:
