@@ -76,10 +76,12 @@ def _run(args: list[str]) -> int:
     if not args:
         print(overview(), file=sys.stderr)
         return 2
+    if args[0] == "help" and len(args) > 1:
+        return _run([*args[1:], "--help"])
     if args[0] in ("-h", "--help", "help"):
         print(overview(args[1] if len(args) > 1 and args[1] in _groups() else None))
         return 0
-    if args[0] == "--version":
+    if args == ["--version"]:
         from qwenvl import __version__
 
         print(f"qwenvl {__version__}")

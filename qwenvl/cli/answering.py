@@ -43,6 +43,8 @@ class Answering:
         from qwenvl.generate.sampling import SamplingConfig
         from qwenvl.options import Options, changed
 
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"--seed is {self.seed}; expected a whole number of 64 bits.")
         names = {field.name for field in fields(Options)} - {"sample", "system"}
         given = {name: getattr(self, name) for name in names}
         if self.system is not None:
@@ -73,16 +75,22 @@ def save_image(reply: "Reply", target: Path) -> str:
     `target` is whole or untouched. Raises ValueError for an ending that names no image format or a place that cannot be
     written.
     """
-    from PIL import Image as pillow
-
     from qwenvl.files import atomic
 
-    kind = pillow.registered_extensions().get(target.suffix.lower())
-    if kind is None or kind not in pillow.SAVE:
-        raise ValueError(f"{target} has no ending of a picture format; write .png or .jpg, for example.")
+    kind = format_of(target)
     with atomic(target) as file:
         reply.draw().save(file, format=kind)
     marks = len(reply.boxes) + len(reply.quads)
     if not marks:
         return f"the answer has no boxes: {target} is the image without a mark."
     return f"{target}: the image with {marks} box{'es' * (marks > 1)}."
+
+
+def format_of(target: Path) -> str:
+    """The image format that the end of a name asks for. Raises ValueError where it names none."""
+    from PIL import Image as pillow
+
+    kind = pillow.registered_extensions().get(target.suffix.lower())
+    if kind is None or kind not in pillow.SAVE:
+        raise ValueError(f"{target} has no ending of a picture format; write .png or .jpg, for example.")
+    return kind

@@ -1,11 +1,12 @@
 """`qwenvl ask`: one question about images."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from qwenvl.cli.answering import DEFAULTS, Answering, save_image
+from qwenvl.cli.answering import DEFAULTS, Answering, format_of, save_image
 
 if TYPE_CHECKING:
     from qwenvl.chat import Reply
@@ -35,14 +36,8 @@ def ask(
     checkpoint, images, question = _told_apart(words)
     if out is not None and not images:
         raise ValueError(f"--out {out} needs an image to draw on; name one before the question.")
-    if (
-        out is not None
-        and out.exists()
-        and any(out.samefile(image) for image in images if Path(image).exists())
-    ):
-        raise ValueError(
-            f"--out {out} is one of the images asked about; give another name to draw on a copy."
-        )
+    if out is not None:
+        format_of(out)
     from time import perf_counter
 
     from qwenvl.images import open_image
@@ -75,12 +70,16 @@ def _told_apart(words: tuple[str, ...]) -> tuple[str, tuple[str, ...], str]:
         raise ValueError(
             f"the last word, {question}, is an image file and no question; ask behind it: {usage}"
         )
+    if not question.strip():
+        raise ValueError(f"the question is empty; ask something: {usage}")
     return checkpoint, tuple(images), question
 
 
 def _is_image(word: str) -> bool:
     from qwenvl.images import open_image
 
+    if re.fullmatch(r"(?i)\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?)", word):
+        return True  # though there may be no such file: a name mistyped is no question either
     try:
         return Path(word).is_file() and open_image(word) is not None
     except (ValueError, OSError):  # no image, or no name that a file could have

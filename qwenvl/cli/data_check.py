@@ -46,6 +46,8 @@ def data_check(
     from qwenvl.data.check import Finding, message
     from qwenvl.tokenizer import Tokenizer
 
+    if sequence_length < 1:
+        raise ValueError(f"--sequence-length {sequence_length}; expected a token at least.")
     if model is None and (train or lora or modules):
         raise ValueError(
             "--train, --lora and --modules ask what of a model would learn; name it with --model."

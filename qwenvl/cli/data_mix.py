@@ -1,5 +1,6 @@
 """`qwenvl data mix`: the mixtures of Tables 2 and 3 from the sources at hand."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -39,10 +40,15 @@ def data_mix(
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them, or tars.")
+    if seed < 0 or (total is not None and total < 1):
+        raise ValueError(f"--total is {total}, --seed {seed}; expected a sample or more and a seed from 0.")
     rows = mixtures.PRETRAINING if table == "pretraining" else mixtures.MULTITASK
-    sources = mixtures.index(records, rows, images)
+    sources = mixtures.index(records, rows, images, leave_out=out)
     if not sources.groups:
-        raise ValueError(f"no record of {len(records)} files belongs to a row of the table `{table}`.")
+        raise ValueError(
+            f"none of the samples belongs to a row of the table `{table}`"
+            f"{_held(sources.unused)}; dialogues are for `qwenvl finetune` and stage 3, which read them as they are."
+        )
     count = mixtures.natural_total(sources.groups, rows) if total is None else total
     shares = mixtures.quotas(sources.groups, rows, count)
     outside = mixtures.write(mixtures.draw(sources.groups, shares, seed), sources, out)
@@ -67,3 +73,12 @@ def data_mix(
             f"{outside:,} pictures lie outside {out.parent}: whoever reads {out.name} must name their folder (--images)"
         )
     return 0
+
+
+def _held(unused: Mapping[str, int]) -> str:
+    """What the samples are instead, the most frequent first."""
+    from qwenvl.terminal import printable
+
+    most = sorted(unused.items(), key=lambda each: (-each[1], each[0]))[:3]
+    said = [f"{number:,} x {printable(kind or '(no name)')}" for kind, number in most]
+    return f" ({', '.join(said)})" if said else ""

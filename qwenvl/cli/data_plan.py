@@ -41,6 +41,18 @@ def data_plan(
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.shards import dump
 
+    for option, value in (
+        ("image-kb", image_kb),
+        ("rate", rate),
+        ("score-rate", score_rate),
+        ("storage-mb-s", storage_mb_s),
+    ):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{option} is {value:g}; expected a number above 0.")
+    if not 1 <= pairs <= 1e15 or gpus < 0:
+        raise ValueError(
+            f"{pairs:g} pairs on {gpus} GPUs; expected 1 pair to 1e15, and no fewer than 0 GPUs."
+        )
     row, _ = chosen(preset, None, ())
     found = plan(
         int(pairs), row.remaining / 100, cores=cores, gpus=gpus, image_kb=image_kb, shard=shard, rate=rate,

@@ -10,7 +10,7 @@ import functools
 import inspect
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EACCES, EPERM, EROFS
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +35,11 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
 
     @functools.wraps(function)
     def record(*positional: Any, **options: Any) -> Callable[[], int]:
-        return lambda: _writing(options.get("out"), lambda: function(*positional, **options)) or 0
+        def run() -> int | None:
+            _require_sound(positional, options, inspect.signature(function))
+            return function(*positional, **options)
+
+        return lambda: _writing(options.get("out"), run) or 0
 
     signature = _as_shown(inspect.signature(function))
     del record.__wrapped__  # or tyro would look through to the bare signature
@@ -113,6 +117,31 @@ def _plain(kind: Any) -> Any:
     if choices == [bool]:  # True, False or not given: no flag, it takes a word
         return str
     return choices[0] if NoneType in get_args(kind) and len(choices) == 1 else kind
+
+
+def _require_sound(
+    positional: Sequence[Any], options: Mapping[str, Any], signature: inspect.Signature
+) -> None:
+    """Raises ValueError for an output that would overwrite an input, and for an --images that is no folder."""
+    out, images = options.get("out"), options.get("images")
+    named = [*positional, *(value for name, value in options.items() if name != "out")]
+    inputs = [each for value in named for each in (value if isinstance(value, tuple | list) else [value])]
+    if isinstance(out, Path) and out.is_file():
+        for each in inputs:
+            if isinstance(each, str | Path) and _is_same(Path(each), out):
+                raise ValueError(
+                    f"--out {out} is one of the files that are read; name another file for the result."
+                )
+    optional = "images" in signature.parameters and signature.parameters["images"].default is None
+    if optional and isinstance(images, Path) and not images.is_dir():
+        raise ValueError(f"--images {images} is no folder; name the one that holds the images.")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # a word that is no path
+        return False
 
 
 def _writing(out: object, run: Callable[[], int | None]) -> int | None:

@@ -85,8 +85,10 @@ class Sources:
     """Folder below which paths of images may lead, beside those of the shards."""
 
 
-def index(paths: Sequence[Path], table: Sequence[Row], root: Path | None = None) -> Sources:
-    """Which samples of shards, or of folders of shards, there are for which row.
+def index(
+    paths: Sequence[Path], table: Sequence[Row], root: Path | None = None, *, leave_out: Path | None = None
+) -> Sources:
+    """Which samples of shards, or of folders of shards, there are for which row; `leave_out` is none of the shards.
 
     Table 2 asks for the data set of captions, Table 3 for the format. Raises ValueError when no sample can be used.
     """
@@ -95,7 +97,10 @@ def index(paths: Sequence[Path], table: Sequence[Row], root: Path | None = None)
     found: dict[tuple[str, str, Format], list[tuple[int, int]]] = {}
     unused: dict[str, int] = {}
     unusable: dict[str, tuple[int, str]] = {}
-    shards = tuple(shard for path in paths for shard in find_shards(path))
+    own = (
+        None if leave_out is None else leave_out.resolve()
+    )  # what an earlier run wrote into one of the folders
+    shards = tuple(shard for path in paths for shard in find_shards(path) if shard.resolve() != own)
     for number, shard in enumerate(shards):
         for place, (where, sample) in enumerate(samples(shard, root)):
             try:

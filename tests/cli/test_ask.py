@@ -110,7 +110,7 @@ def test_f43_out_never_replaces_an_image_that_was_asked_about(run: Run, tmp_path
     (tmp_path / "link.png").symlink_to(own)
     for target in (own, tmp_path / "link.png", tmp_path / "." / "own.png"):
         status, _, err = run("ask", FOLDER, own, "Where?", "--out", target)
-        assert status == 2 and "is one of the images asked about" in sentence(err)
+        assert status == 2 and "is one of the files that are read; name another file" in sentence(err)
     assert own.read_bytes() == Path(A).read_bytes()
 
 
@@ -193,6 +193,10 @@ def test_a_question_is_text_whatever_it_spells(run: Run, prompts: list[str]):
         ((FOLDER, A, "What?", "--temperature", "-1"), "temperature is -1.0"),
         ((FOLDER, A, "What?", "--top-p", "1.5"), "top_p is 1.5"),
         ((FOLDER, A, "What?", "--seed", "1", "--seed", "2"), "--seed is given twice"),
+        ((FOLDER, A, "What?", "--seed", "9" * 20), "--seed is 9999"),
+        ((FOLDER, A, " "), "the question is empty"),
+        ((FOLDER, A, "mistyped.JPG"), "the last word, mistyped.JPG, is an image file and no question"),
+        ((FOLDER, A, "What?", "--out", "boxes.txt"), "boxes.txt has no ending of a picture format"),
         ((FOLDER, A, "word " * 40_000), "tokens; this model reads at most"),
     ],
 )

@@ -118,6 +118,40 @@ def test_two_word_commands_run_and_their_group_lists_them(
     assert cli.main(["weigh"]) == 2
 
 
+def test_help_of_a_command_by_its_name(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    def weigh(load: int, /) -> None:
+        """Weigh a load."""
+
+    install(weigh)
+    assert cli.main(["help", "weigh"]) == 0 and "Weigh a load." in capsys.readouterr().out
+    assert cli.main(["help", "nothing"]) == 2 and "there is no command 'nothing'" in capsys.readouterr().err
+    assert cli.main(["help"]) == 0 and cli.main(["--version", "more"]) == 2
+
+
+def test_an_output_never_overwrites_an_input(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def weigh(
+        loads: tuple[Path, ...], /, *, scale: Path | None = None, out: Path, images: Path | None = None
+    ) -> None:
+        """Weigh loads."""
+        out.write_text("gone")
+
+    install(weigh)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "c").symlink_to("a")
+    a, b, c, new = (str(tmp_path / name) for name in ("a", "b", "c", "new"))
+    for words in ([a, b, "--out", b], [a, "--out", c], [b, "--scale", a, "--out", a]):
+        assert cli.main(["weigh", *words]) == 2
+        assert "is one of the files that are read; name another file" in capsys.readouterr().err
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "kept"
+    assert cli.main(["weigh", a, "--out", new]) == cli.main(["weigh", a, "--out", new]) == 0
+    for images in (a, str(tmp_path / "nowhere")):
+        assert cli.main(["weigh", a, "--out", new, "--images", images]) == 2
+        assert f"--images {images} is no folder" in capsys.readouterr().err
+
+
 def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     def weigh(images: tuple[Path, ...], /, *, out: Path | None = None, json: bool = False) -> None:
         """Weigh pictures."""

@@ -281,3 +281,56 @@ def test_f5_records_that_give_no_dialogue_leave_an_earlier_file_alone(run: Run, 
     message = run("data", "dialogues", "several-pictures", tmp_path / "r.jsonl", "--out", out, status=2)
     assert "no dialogue comes out of these records (1 images)" in message and message.count("\n") == 1
     assert out.read_text() == "earlier\n" and not list(tmp_path.glob("*unfinished*"))
+
+
+def test_f74_values_that_contradict_or_mean_nothing_are_refused(run: Run, raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words, said in (
+        (
+            ("clean", raw, out, "--change", "clip_score=0.1", "clip_score=0.2"),
+            "'clip_score=0.2' names a threshold again",
+        ),
+        (
+            ("clean", raw, out, "--change", "clip_score=0.1", "--change", "clip_score=0.1"),
+            "names a threshold again",
+        ),
+        (("clean", raw, out, "--change", "clip_score"), "'clip_score' has no value"),
+        (("mix", raw, "--out", out, "--total", 0), "--total is 0"),
+        (("mix", raw, "--out", out, "--total", -1), "--total is -1"),
+        (("mix", raw, "--out", out, "--seed", -1), "--seed -1"),
+        (("check", raw, "--sequence-length", 0), "--sequence-length 0"),
+        (("plan", "inf"), "inf pairs on 0 GPUs"),
+        (("plan", "nan"), "nan pairs on 0 GPUs"),
+        (("plan", "1e9", "--gpus", -1), "1e+09 pairs on -1 GPUs"),
+        (("plan", "1e9", "--storage-mb-s", 0), "--storage-mb-s is 0"),
+        (("plan", "1e9", "--rate", "nan"), "--rate is nan"),
+    ):
+        assert said in run("data", *words, status=2)
+    assert not out.exists()
+
+
+def test_a_mixture_in_the_folder_of_its_sources_is_none_of_them(run: Run, tmp_path: Path) -> None:
+    pillow.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    asked = [Question(image=Image("a.jpg"), question=f"{k}?", answer="yes", source="vqav2") for k in range(3)]
+    (tmp_path / "vqa.jsonl").write_text("".join(to_json(each) + "\n" for each in asked))
+    mixed = tmp_path / "mix.jsonl"
+    first = run("data", "mix", tmp_path, "--out", mixed), mixed.read_bytes()
+    assert (run("data", "mix", tmp_path, "--out", mixed), mixed.read_bytes()) == first
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"query": "a", "response": "b"}))
+    said = run("data", "mix", tmp_path / "chat.jsonl", "--out", tmp_path / "no.jsonl", status=2)
+    assert "none of the samples belongs to a row of the table `multitask` (1 x dialogue)" in said
+
+
+def test_cleaning_into_a_folder_of_its_source_by_another_spelling_resumes(
+    run: Run, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw").mkdir()
+    shard = next(raw.glob("*.tar"))
+    (tmp_path / "raw" / shard.name).write_bytes(shard.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for source, out in (
+        ("raw", "raw/clean"),
+        (tmp_path / "raw", "raw/clean"),
+        ("raw", tmp_path / "raw" / "clean"),
+    ):
+        run("data", "clean", source, out, "--change", "clip_score=null")

@@ -186,10 +186,15 @@ def chosen(preset: str, thresholds: Path | None, changes: Sequence[str]) -> tupl
     if row is None:
         raise ValueError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}.")
     limits = row.thresholds if thresholds is None else Thresholds.read(thresholds)
+    wanted: dict[str, Any] = {}
     for change in changes:
-        name, _, value = change.partition("=")
-        limits = limits.changed({name: _value(value)})
-    return row, limits
+        name, equals, value = change.partition("=")
+        if not equals or name in wanted:
+            raise ValueError(
+                f"--change {change!r} {'names a threshold again' if equals else 'has no value'}; give NAME=VALUE once."
+            )
+        wanted[name] = _value(value)
+    return row, limits.changed(wanted)
 
 
 def _value(text: str) -> Any:

@@ -60,8 +60,9 @@ def clean(
     `progress` is told (shards done, shards in all). Raises ValueError where `out` holds the results of other settings
     or other inputs.
     """
-    paths = [path for path in find_shards(source, deep=True) if not path.is_relative_to(out)]
-    if out.resolve() == source.resolve() or out.resolve() in [path.resolve() for path in paths]:
+    own = out.resolve()
+    paths = [path for path in find_shards(source, deep=True) if not path.resolve().is_relative_to(own)]
+    if own == source.resolve() or own in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
     if settings.images is not None and not settings.images.is_dir():
         raise ValueError(f"--images {settings.images} is no folder; name the one that holds the pictures.")
