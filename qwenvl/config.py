@@ -160,6 +160,13 @@ class ModelConfig:
         """The reverse of `to_dict`. Raises ValueError for an unknown key or a value of another type."""
         return from_dict(ModelConfig, values)
 
+    @staticmethod
+    def from_whole_dict(values: Mapping[str, Any]) -> "ModelConfig":
+        """`from_dict` of what was saved whole. Raises ValueError where a field is missing, default or not."""
+        config = ModelConfig.from_dict(values)
+        _require_whole(values, config.to_dict())
+        return config
+
 
 def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     """Build a (nested) config dataclass from plain values; strict about names and types.
@@ -182,6 +189,14 @@ def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
     if missing:
         raise ValueError(f"{where} lacks the key {missing[0]!r}; {cls.__name__} needs {', '.join(missing)}.")
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _require_whole(values: Mapping[str, Any], whole: Mapping[str, Any], where: str = "") -> None:
+    for name, value in whole.items():
+        if name not in values:  # another number of heads would fit the same weights
+            raise ValueError(f"it lacks {where}{name}, which no weight tells; copy it again from its source.")
+        if isinstance(value, Mapping):
+            _require_whole(values[name], value, f"{where}{name}.")
 
 
 def _required(field: "dataclasses.Field[Any]") -> bool:

@@ -128,7 +128,7 @@ def read_config(folder: Path) -> ModelConfig:
     if is_official(values) or values.get("model_type") == MODEL_TYPE:
         ours = {key: value for key, value in values.items() if key not in BESIDE}
         try:
-            return from_official(values) if is_official(values) else ModelConfig.from_dict(ours)
+            return from_official(values) if is_official(values) else ModelConfig.from_whole_dict(ours)
         except ValueError as error:
             raise ValueError(f"{folder}/config.json cannot be read: {error}") from None
     raise ValueError(

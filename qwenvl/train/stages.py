@@ -4,12 +4,13 @@ A stage is one value; nothing asks for its name. It is read from a TOML file of 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl.config import from_dict
+from qwenvl.config import LARGEST, from_dict
 from qwenvl.data.packing import PACKINGS
 from qwenvl.data.stream.sources import TOY, SourceConfig
 from qwenvl.files import component
@@ -48,7 +49,17 @@ class OptimConfig:
     """The learning rate falls by this factor per block from the last vision block down to the patch embedding."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.final_lr <= self.peak_lr:
+        if not (all(0 <= beta < 1 for beta in self.betas) and 0 <= self.vision_lr_decay <= 1):  # a NaN fails
+            raise ValueError(
+                f"betas are {self.betas}, vision_lr_decay {self.vision_lr_decay}; expected 0 to below 1, that "
+                "of the vision blocks up to 1."
+            )
+        if not (0 <= self.eps < math.inf and 0 <= self.weight_decay < math.inf and self.max_grad_norm > 0):
+            raise ValueError(
+                f"eps is {self.eps}, weight_decay {self.weight_decay}, max_grad_norm {self.max_grad_norm}; expected "
+                "numbers from 0, the norm above it."
+            )
+        if not 0 <= self.final_lr <= self.peak_lr < math.inf:
             raise ValueError(
                 f"final_lr is {self.final_lr}, peak_lr {self.peak_lr}; expected 0 <= final_lr <= peak_lr."
             )
@@ -131,6 +142,12 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
                 )
+            if getattr(self, name) > (most := LARGEST.get(name, 1 << 31)):
+                raise ValueError(
+                    f"stage {self.name} has {name} = {getattr(self, name)}; at most {most:,} is built."
+                )
+        if self.seed < 0:
+            raise ValueError(f"stage {self.name} has seed = {self.seed}; expected a whole number from 0.")
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(
@@ -211,7 +228,10 @@ def _read_toml(
     for table in (*stages, *curricula):
         for row in table["data"] if isinstance(table.get("data"), list) else []:
             if isinstance(row, dict) and isinstance(row.get("paths"), list):
-                row["paths"] = [_seen_from(path.parent.absolute(), str(each)) for each in row["paths"]]
+                folder = path.parent.absolute()
+                row["paths"] = [
+                    _seen_from(folder, each) if isinstance(each, str) else each for each in row["paths"]
+                ]
             if isinstance(row, dict) and isinstance(row.get("images"), str) and row["images"]:
                 row["images"] = str(path.parent.absolute() / row["images"])
     return values

@@ -294,6 +294,8 @@ def test_a_broken_index(ours, index):
     [
         (lambda c: c.update(dropout=0.1), "config has the unknown key 'dropout'"),
         (lambda c: c["llm"].update(hiden=3), "config.llm has the unknown key 'hiden'"),
+        (lambda c: c["llm"].pop("rope_base"), "it lacks llm.rope_base, which no weight tells"),
+        (lambda c: c["vision"].pop("heads"), "it lacks vision.heads"),
         (lambda c: c["llm"].update(hidden="16"), "config.llm.hidden is '16'; expected int"),
         (lambda c: c["llm"].update(heads=3), "llm.heads is 3, which does not divide llm.hidden = 16"),
         (lambda c: c.update(model_type="llava"), "has model_type 'llava'; expected 'qwenvl'"),

@@ -1,4 +1,7 @@
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from qwenvl.train.optim import (
     set_learning_rates,
     squared_norms,
 )
-from qwenvl.train.stages import OptimConfig
+from qwenvl.train.stages import OptimConfig, StageConfig
 
 
 def test_the_schedule_warms_up_linearly_and_ends_at_the_final_rate():
@@ -162,3 +165,45 @@ def test_the_processes_share_the_matrices_evenly():
     ]
     assert sorted(paid) == [10, 11]
     assert balanced([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peak_lr": math.inf}, "peak_lr inf; expected 0 <="),
+        ({"peak_lr": math.nan}, "peak_lr nan; expected 0 <="),
+        ({"betas": (math.nan, 0.9)}, "betas are"),
+        ({"betas": (0.9, 1.0)}, "betas are"),
+        ({"vision_lr_decay": 1.5}, "vision_lr_decay 1.5; expected"),
+        ({"vision_lr_decay": -1.0}, "vision_lr_decay -1.0; expected"),
+        ({"vision_lr_decay": math.nan}, "vision_lr_decay nan; expected"),
+        ({"eps": math.nan}, "eps is nan"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm 0.0"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        OptimConfig(**{"peak_lr": 0.1, "final_lr": 0.0, "warmup_steps": 0, "steps": 1, **values})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed = -1", "seed = -1; expected a whole number from 0"),
+        ("image_size = 1000000", "image_size = 1000000; at most 16,384"),
+        ("documents = 4611686018427387904", "documents = 4611686018427387904; at most"),
+        ("data = [{ paths = ['a.tar'], weight = nan }]", "is nan; expected more than 0"),
+        ("data = [{ paths = ['a.tar'], weight = inf }]", "is inf; expected more than 0"),
+        ("data = [{ paths = [5] }]", "paths[0] is 5; expected str"),
+        ("data = [{ paths = [['a.tar']] }]", "expected str"),
+    ],
+)
+def test_stage_files_that_train_nothing_are_refused(tmp_path: Path, line: str, said: str) -> None:
+    own = ["name = 'a'", "trains = ['llm']", "image_size = 8", "sequence_length = 16", "documents = 1",
+           "micro_documents = 1"]  # fmt: skip
+    lines = [each for each in own if not line.startswith(each.split(" ")[0])]
+    optim = "[optim]\npeak_lr = 0.1\nfinal_lr = 0.0\nwarmup_steps = 0\nsteps = 1\n"
+    (tmp_path / "a.toml").write_text("\n".join([*lines, line, optim]))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        StageConfig.read(tmp_path / "a.toml")

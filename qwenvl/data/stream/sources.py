@@ -9,6 +9,7 @@ images = "/data/coco"                # where paths of images may lead, beside th
 A row may also be a source of the toy world, which is made while it is read: paths = ["toy:tasks"] (`data.toy.streams`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -62,7 +63,7 @@ class SourceConfig:
             raise ValueError(
                 f"images of {self.paths[0]} is {self.images!r}, which is no folder; name the images' folder."
             )
-        if self.weight <= 0:
+        if not 0 < self.weight < math.inf:
             raise ValueError(f"the weight of {self.paths[0]} is {self.weight:g}; expected more than 0.")
         if any(path.startswith(TOY) for path in self.paths):
             self._require_toy()
