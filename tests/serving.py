@@ -284,7 +284,7 @@ class Letters:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token])
 
-    def chat(self, request: Any) -> Any:
+    def chat(self, request: Any, salt: bytes) -> Any:
         settings = SimpleNamespace(stop=((0,),), max_new_tokens=request.max_tokens or 100, stop_when=None)
         row = Row(prompt=SimpleNamespace(ids=(1, 2, 3)), settings=settings)
         return SimpleNamespace(

@@ -27,7 +27,7 @@ class Form(Protocol):
         """The typed request. Raises ApiError 400."""
         ...
 
-    def prepare(self, preparer: "Preparer", request: Any) -> "Prepared":
+    def prepare(self, preparer: "Preparer", request: Any, salt: bytes) -> "Prepared":
         """The request, ready for the engine. Raises ApiError 400."""
         ...
 
@@ -76,9 +76,9 @@ class Chat:
         """See `Form`."""
         return read_chat(data, limits, strict=strict)
 
-    def prepare(self, preparer: "Preparer", request: ChatRequest) -> "Prepared":
+    def prepare(self, preparer: "Preparer", request: ChatRequest, salt: bytes) -> "Prepared":
         """See `Form`."""
-        return preparer.chat(request)
+        return preparer.chat(request, salt)
 
     def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         """See `Form`."""
@@ -126,7 +126,7 @@ class Plain:
         """See `Form`."""
         return read_completion(data, limits, strict=strict)
 
-    def prepare(self, preparer: "Preparer", request: CompletionRequest) -> "Prepared":
+    def prepare(self, preparer: "Preparer", request: CompletionRequest, salt: bytes) -> "Prepared":
         """See `Form`."""
         return preparer.completion(request)
 

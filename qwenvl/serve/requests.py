@@ -5,7 +5,7 @@ Everything here may take its time (a photo of 40 megapixels is a second) and run
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -22,6 +22,7 @@ from qwenvl.serve.errors import invalid
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_source
 from qwenvl.serve.messages import Dialogue, ImagePart, dialogue
+from qwenvl.serve.recent import RecentImages
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest, Wanted
 from qwenvl.serve.worker import Row
 from qwenvl.tokenizer import Tokenizer
@@ -59,6 +60,7 @@ class Preparer:
     raw_orientation: bool = False
     context: int | None = None
     """Most tokens of prompt and answer together; None: what the model reads at most."""
+    _recent: RecentImages = field(default_factory=RecentImages)
 
     @property
     def window(self) -> int:
@@ -78,10 +80,12 @@ class Preparer:
         said = f"{model.config} {model.llm.head.weight.dtype}"
         return "fp_" + blake2b(said.encode(), digest_size=6).hexdigest()
 
-    def chat(self, request: ChatRequest) -> Prepared:
+    def chat(self, request: ChatRequest, salt: bytes = b"") -> Prepared:
         """Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer."""
         uploads: dict[ImagePart, tuple[Image, Upload]] = {}
-        talk = dialogue(request.messages, lambda part: self._open(part, uploads), continued=request.continued)
+        talk = dialogue(
+            request.messages, lambda part: self._open(part, uploads, salt), continued=request.continued
+        )
         rendered = self.render(talk)
         opened = {id(image): upload for image, upload in uploads.values()}
         shown = [opened[id(image)] for image in rendered.images]
@@ -138,13 +142,17 @@ class Preparer:
 
     # === Parts ===
 
-    def _open(self, part: ImagePart, uploads: dict[ImagePart, tuple[Image, Upload]]) -> Image:
+    def _open(self, part: ImagePart, uploads: dict[ImagePart, tuple[Image, Upload]], salt: bytes) -> Image:
         known = next((each for other, each in uploads.items() if other.url == part.url), None)
         if known is None:
             side = self.assistant.model.config.vision.image_size
             try:
                 data = read_source(part.url, self.limits, self.fetcher)
-                upload = open_upload(data, self.limits, raw=self.raw_orientation, side=side)
+                key = self._recent.key(data, salt)
+                upload = self._recent.get(key)
+                if upload is None:
+                    upload = open_upload(data, self.limits, raw=self.raw_orientation, side=side)
+                    self._recent.put(key, upload)
             except RefusedMedia as error:
                 raise invalid(str(error), part.param, "invalid_image") from None
             known = (Image(upload.image), upload)

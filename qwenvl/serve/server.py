@@ -7,6 +7,7 @@ has failed, with 130 after Ctrl-C.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), f"{host}:{port}") from None
+        number = error.errno or 0  # not above 0 where it was the name that could not be looked up
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise OSError(number, reason, f"{host}:{port}") from None
 
 
 def run(api: Api, sock: socket.socket, *, drain: float = 30.0) -> int:

@@ -202,7 +202,7 @@ def test_broken_images_cost_nobody_else(
         return real(*args, **more)
 
     monkeypatch.setattr(media, "open_image", slow)
-    waiting = threading.Thread(target=lambda: server.chat([shown(png()), text("What?")]))
+    waiting = threading.Thread(target=lambda: server.chat([shown(png(71)), text("What?")]))
     waiting.start()
     started = time.monotonic()
     assert server.ask("GET", "/health").status == 200 and server.chat().status == 200
@@ -215,7 +215,7 @@ def test_a_decoder_that_raises_is_our_mistake(
     server: Running, png: PNG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(media, "open_image", lambda *args, **more: 1 / 0)
-    answer = server.chat([shown(png()), text("What?")])
+    answer = server.chat([shown(png(72)), text("What?")])
     assert answer.status == 500 and "ZeroDivision" not in answer.body.decode()
     assert server.chat().status == 200
 

@@ -1,0 +1,59 @@
+"""Images that are sent again are not decoded again, for the same key only."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from PIL import Image as pillow
+from serving import Running, shown, text
+
+from qwenvl.serve import requests
+from qwenvl.serve.media import Upload
+from qwenvl.serve.recent import RecentImages
+
+PNG = Callable[..., bytes]
+
+
+def test_an_image_sent_again_is_opened_once(
+    server: Running, png: PNG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = requests.open_upload
+
+    def counted(data: bytes, *args: object, **more: object) -> Upload:
+        opened.append(data)
+        return real(data, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests, "open_upload", counted)
+    first, second = png(91), png(92, width=50)
+    for image in (first, second, first, first, second):
+        answer = server.chat([shown(image), text("What?")])
+        size = [[50, 30]] if image is second else [[40, 30]]
+        assert answer.json["choices"][0]["message"]["qwenvl"]["image_sizes"] == size
+    assert opened == [first, second]
+
+
+def test_keys_do_not_share() -> None:
+    recent = RecentImages()
+    assert recent.key(b"image", b"one key") != recent.key(b"image", b"another")
+    assert recent.key(b"image", b"") == recent.key(b"image", b"") != recent.key(b"images", b"")
+
+
+def test_what_was_not_seen_for_long_goes_first() -> None:
+    one = lambda: Upload(image=pillow.new("RGB", (10, 10)), width=10, height=10, orientation=1)  # noqa: E731
+    recent = RecentImages(budget=3 * 300)
+    for name in (b"a", b"b", b"c"):
+        recent.put(name, one())
+    recent.put(b"a", one())
+    assert recent.get(b"a") is not None
+    recent.put(b"d", one())
+    assert [name for name in (b"a", b"b", b"c", b"d") if recent.get(name)] == [b"a", b"c", b"d"]
+    threads = [
+        threading.Thread(target=lambda n=n: [recent.put(b"%d %d" % (n, k), one()) for k in range(200)])
+        for n in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert recent._held == 900 and len(recent._uploads) == 3
