@@ -87,6 +87,13 @@ class TensorBoard:
         self._writer.close()
 
 
+INSTALL = {
+    "wandb": "pip install 'qwenvl[track]'",
+    "trackio": "pip install trackio, then pip install 'pillow>=13', which it does not ask for but runs with",
+}
+"""What brings a tracker."""
+
+
 class Online:
     """Weights & Biases or trackio: the same five calls. The run keeps its name, in RUN/track.json, when it goes on."""
 
@@ -125,5 +132,5 @@ def _library(name: str) -> Any:
         else:
             import trackio as library
     except ImportError:
-        raise ValueError(f"tracking with {name} needs it; install it: pip install 'qwenvl[track]'.") from None
+        raise ValueError(f"tracking with {name} needs it; install it: {INSTALL[name]}.") from None
     return library

@@ -149,6 +149,11 @@ def test_a_tracker_that_is_not_there_is_told(
         ValueError, match=r"tracking with wandb needs it; install it: pip install 'qwenvl\[track\]'"
     ):
         run(start, tmp_path, stage(track="wandb"))
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(
+        ValueError, match="needs it; install it: pip install trackio, then pip install 'pillow>=13'"
+    ):
+        run(start, tmp_path, stage(track="trackio"))
     with pytest.raises(ValueError, match="tracked by 'mlflow'; expected wandb, trackio or nothing"):
         stage(track="mlflow")
 
