@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "data mix": "the mixtures of Tables 2 and 3 from the sources at hand",
     "data dialogues": "dialogues for stage 3: joined from records, or written by a server",
     "data inspect": "a page of what was kept and dropped, or of formatted samples",
+    "data fetch": "drawings with the names people gave them, out of npm and Debian packages",
     "data plan": "shards, cores, hours and bytes of cleaning a source",
     "data synth pages": "OCR pages with a quad for every line: drawn",
     "data synth pdf": "OCR pages with a quad for every line: out of PDF files",

@@ -1,0 +1,94 @@
+"""`qwenvl data fetch`: real images with the names that people gave them, out of packages."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def data_fetch(
+    what: Literal["drawings"],
+    /,
+    *,
+    out: Path = Path("drawings"),
+    only: Literal["npm", "debian"] | None = None,
+    archives: Path | None = None,
+    side: int = 224,
+    processes: int = 2,
+    json: bool = False,
+) -> int:
+    """Get drawings with their names (emoji, icons, clip art) as shards that `data clean` reads.
+
+    Packages come through npm and apt-get, are checked by digest and are got only once; a set that is there is not made
+    again. What a machine cannot get is named, and the rest is made. Exit status 3: some of it is missing.
+
+      qwenvl data fetch drawings --only npm --out data/drawings
+
+    Args:
+        what: The only collection there is: drawings.
+        out: Folder for packages, shards, index and attribution.
+        only: Packages of one registry; both if left out.
+        archives: Folder of packages got before, for a machine without a network: no client is called.
+        side: Pixels of the longer side of every image.
+        processes: Processes that render.
+        json: Print the counts as JSON.
+    """
+    import sys
+    from functools import partial
+
+    from qwenvl.data.drawings import debian, iconify, index, packages
+    from qwenvl.files import owned
+
+    if not 8 <= side <= 4096 or processes < 1:
+        raise ValueError(f"--side {side} --processes {processes}; expected 8 to 4096 pixels, and processes from 1.")
+    tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
+    wanted = [package for package in packages.known() if only in (None, package.registry)]
+    names = {package.name for package in wanted}
+    collections = [
+        each for each in (*iconify.collections(), *debian.collections()) if names.issuperset(each.needs)
+    ]
+    with owned(out):
+        tell(f"packages  {len(wanted)}, {sum(package.bytes for package in wanted) / 1e6:.0f} MB")
+        got = packages.get(wanted, out / "packages", archives=archives, told=partial(_tell_package, tell))
+        there = {each.package.name: each.path for each in got if each.path is not None}
+        if not there:
+            raise ValueError(f"no package could be had: {got[0].problem}; see `qwenvl data fetch --help`.")
+        table = {package.name: package for package in wanted}
+        made = index.make(
+            collections, table, there, out, side=side, processes=processes, told=partial(_tell_set, tell)
+        )
+    return _summary(made, [each for each in got if each.path is None], out, json)
+
+
+def _tell_package(tell, got) -> None:
+    if got.problem:
+        tell(f"  {got.package.name} {got.package.version}: missing, {got.problem}")
+    elif got.news:
+        tell(f"  {got.package.name} {got.package.version}  {got.package.bytes / 1e6:.1f} MB")
+
+
+def _tell_set(tell, made) -> None:
+    if made.missing:
+        tell(f"  {made.source}: left out, without {', '.join(made.missing)}")
+    elif made.news:
+        refused = "; ".join(f"{count} {reason}" for reason, count in made.refused.most_common(4))
+        tell(f"  {made.source:28}{made.drawings:6} drawings, {made.chinese:5} with a Chinese name{refused and f'  ({refused})'}")
+
+
+def _summary(made, missing, out: Path, as_json: bool) -> int:
+    import json
+
+    drawings = sum(each.drawings for each in made)
+    lost = [each.source for each in made if each.missing]
+    if as_json:
+        print(json.dumps({
+            "drawings": drawings, "chinese": sum(each.chinese for each in made), "news": sum(each.news for each in made),
+            "sets": {each.source: {"drawings": each.drawings, "chinese": each.chinese, "refused": each.refused} for each in made},
+            "missing": {each.package.name: each.problem for each in missing}, "left_out": lost,
+        }))
+    else:
+        news = sum(each.news for each in made)
+        said = f"{news} sets made now" if news else "nothing to do, all of it is there"
+        print(f"drawings  {drawings} in {len(made) - len(lost)} sets, {sum(each.chinese for each in made)} with a Chinese name: {said}")
+        print(f"written   {out}/*.tar, {out}/index.jsonl, {out}/ATTRIBUTION.md")
+        if missing:
+            print(f"missing   {len(missing)} packages, so {len(lost)} sets: run the same command again where they can be had")
+    return 3 if missing else 0
