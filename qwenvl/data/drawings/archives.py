@@ -32,7 +32,9 @@ def files_of(archive: Path, wanted: str) -> Iterator[tuple[str, bytes]]:
                     assert content is not None, "a regular file"
                     yield name, content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{archive} cannot be read to its end ({error}); remove it and fetch again.") from None
+        raise ValueError(
+            f"{archive} cannot be read to its end ({error}); remove it and fetch again."
+        ) from None
 
 
 @contextmanager

@@ -28,7 +28,10 @@ def collections() -> Iterator[Collection]:
 def _tuxpaint(archives: Archives) -> Iterator[Named]:
     """Stamps: a sentence in the first line of `frog.txt`, that of another language in a line `zh_CN.utf8=`."""
     below = r"usr/share/tuxpaint/stamps/.*"
-    said = {name[:-4]: text.decode("utf-8", "replace") for name, text in files_of(archives[TUXPAINT], below + r"\.txt")}
+    said = {
+        name[:-4]: text.decode("utf-8", "replace")
+        for name, text in files_of(archives[TUXPAINT], below + r"\.txt")
+    }
     drawn = set()
     for name, content in files_of(archives[TUXPAINT], below + r"\.(png|svg)"):
         path = PurePosixPath(name)
@@ -113,7 +116,8 @@ def _sweethome3d(archives: Archives) -> Iterator[Named]:
                         source="sweethome3d", key=f"{catalogue}.{english[f'id#{number}']}", kind="3d render",
                         licence=english.get(f"license#{number}", "see its package"),
                         author=english.get(f"creator#{number}", ""), en=said[0],
-                        zh=said[1] if said[1] != said[0] else None, keywords=(english.get(f"category#{number}", "furniture"),),
+                        zh=said[1] if said[1] != said[0] else None,
+                        keywords=(english.get(f"category#{number}", "furniture"),),
                         file=files.read(icon),
                     )  # fmt: skip
                 number += 1
@@ -123,7 +127,9 @@ def _properties(files: zipfile.ZipFile, name: str) -> dict[str, str]:
     """A .properties file: Latin-1 with escapes such as `\\u5e8a`."""
     if name not in files.namelist():
         return {}
-    lines = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), files.read(name).decode("latin-1"))
+    lines = re.sub(
+        r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), files.read(name).decode("latin-1")
+    )
     pairs = (line.split("=", 1) for line in lines.splitlines() if "=" in line and not line.startswith("#"))
     return {key.strip(): value.strip() for key, value in pairs}
 

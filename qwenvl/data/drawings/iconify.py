@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.data.drawings.archives import LARGEST, files_of
-from qwenvl.data.drawings.names import Archives, Collection, EmojiNames, Named, spoken, territories, without_style
+from qwenvl.data.drawings.names import (
+    Archives,
+    Collection,
+    EmojiNames,
+    Named,
+    spoken,
+    territories,
+    without_style,
+)
 from qwenvl.parsing import parse_json
 
 EMOJI = ("openmoji", "twemoji", "noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1",
@@ -72,13 +80,18 @@ def collections() -> Iterator[Collection]:
 
 def read_set(archive: Path) -> Set:
     """A set out of its package. Raises ValueError where the package is none of Iconify's."""
-    files = {path: parse_json(data, path, limit=LARGEST) for path, data in files_of(archive, r"package/(info|icons|chars)\.json")}
+    files = {
+        path: parse_json(data, path, limit=LARGEST)
+        for path, data in files_of(archive, r"package/(info|icons|chars)\.json")
+    }
     info, icons = files.get("package/info.json"), files.get("package/icons.json")
     if not info or not icons:
         raise ValueError(f"{archive} holds no set of Iconify (info.json and icons.json); fetch it again.")
     codes = {key: code for code, key in files.get("package/chars.json", {}).items()}
     found = tuple(
-        Icon(key, _svg(icon, icons), codes.get(key)) for key, icon in icons["icons"].items() if not icon.get("hidden")
+        Icon(key, _svg(icon, icons), codes.get(key))
+        for key, icon in icons["icons"].items()
+        if not icon.get("hidden")
     )
     return Set(info["license"].get("spdx", info["license"]["title"]), info["author"]["name"], found)
 

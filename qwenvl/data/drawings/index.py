@@ -1,7 +1,7 @@
 """Drawings as training material: shards that cleaning reads, an index of all of them, and whom they are owed to.
 
     OUT/packages/             archives as their registries gave them
-    OUT/SOURCE-00000.tar      key.png with its transparency; key.json: captions (en, zh), keywords, kind, licence, author
+    OUT/SOURCE-00000.tar      key.png, with transparency; key.json: captions (en, zh), keywords, kind, licence, author
     OUT/index.jsonl           a line for each drawing: all of that and the shard it lies in
     OUT/ATTRIBUTION.md        every set with its makers, licence and package
 
@@ -58,7 +58,7 @@ def make(
     *,
     side: int = SIDE,
     processes: int = 2,
-    told: Callable[[Made], None] = lambda _: None,
+    report: Callable[[Made], None] = lambda _: None,
 ) -> list[Made]:
     """Every set whose packages are at hand, each on its own; then index and attribution over all of them."""
     results = []
@@ -67,7 +67,7 @@ def make(
         made = Made(collection.source, missing=missing)
         if not missing:
             made = _made(collection, packages, archives, out, side, processes)
-        told(made)
+        report(made)
         results.append(made)
     there = [made for made in results if not made.missing]
     if any(made.news for made in there) or not (out / "index.jsonl").exists():
@@ -85,7 +85,8 @@ def _made(
     processes: int,
 ) -> Made:
     used = [name for name in (*collection.needs, *collection.uses) if name in archives]
-    made_of = {"side": side, "packages": {name: packages[name].digest for name in used}}
+    digests = {name: packages[name].digest for name in used}
+    made_of = {"side": side, "packages": digests}
     seal = out / f"{collection.source}.json"
     if seal.exists() and (known := read_json(seal)).get("made_of") == made_of:
         return Made(collection.source, known["drawings"], known["chinese"], Counter(known["refused"]),
@@ -100,7 +101,7 @@ def _made(
             with atomic(shard) as file:
                 tar = TarWriter(file)
                 for named, key, image in part:
-                    columns = _columns(named, made_of["packages"])
+                    columns = _columns(named, digests)
                     tar.add(f"{key}.png", image)
                     tar.add(f"{key}.json", _json(columns))
                     lines.write(_json({"key": key, "shard": shard.name, **columns}) + b"\n")
@@ -190,7 +191,9 @@ def _write_attribution(
              "this page on with them.", "", "| set | drawings | by | licence | package |",
              "|---|---:|---|---|---|"]  # fmt: skip
     for made in there:
-        first = next((row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict)), {})
+        first = next(
+            (row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict)), {}
+        )
         package = packages[needs[made.source]]
         cells = [made.source, str(made.drawings), first.get("author", ""), ", ".join(sorted(made.licences)),
                  f"{package.name} {package.version} ({package.registry})"]  # fmt: skip

@@ -100,7 +100,9 @@ def territories(archive: Path) -> dict[str, dict[str, str]]:
     for path, content in files_of(archive, r"package/main/(en|zh)/territories\.json"):
         language = path.split("/")[2]
         said = parse_json(content, path)["main"][language]["localeDisplayNames"]["territories"]
-        found[language] = {code.lower(): name for code, name in said.items() if re.fullmatch("[A-Z]{2}", code)}
+        found[language] = {
+            code.lower(): name for code, name in said.items() if re.fullmatch("[A-Z]{2}", code)
+        }
     return found
 
 

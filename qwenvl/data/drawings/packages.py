@@ -72,7 +72,7 @@ def get(
     folder: Path,
     *,
     archives: Path | None = None,
-    told: Callable[[Got], None] = lambda _: None,
+    report: Callable[[Got], None] = lambda _: None,
 ) -> list[Got]:
     """Every package's archive in `folder`, each only once; what cannot be had is named and the rest goes on.
 
@@ -82,7 +82,7 @@ def get(
     results = []
     for package in packages:
         got = _get(package, folder, archives)
-        told(got)
+        report(got)
         results.append(got)
     return results
 
@@ -119,7 +119,12 @@ def _called(package: Package, empty: Path) -> Path:
         raise ValueError(f"{client} is not on this machine")
     try:
         done = subprocess.run(
-            _command(package, empty), cwd=empty, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            _command(package, empty),
+            cwd=empty,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"{client} took longer than {PATIENCE} s") from None
@@ -133,7 +138,15 @@ def _called(package: Package, empty: Path) -> Path:
 def _command(package: Package, empty: Path) -> Sequence[str]:
     if package.registry == "npm":
         cache = str(empty / "cache")  # a home of its own: there may be none to write into
-        return ("npm", "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--silent", "--cache", cache)
+        return (
+            "npm",
+            "pack",
+            f"{package.name}@{package.version}",
+            "--ignore-scripts",
+            "--silent",
+            "--cache",
+            cache,
+        )
     return ("apt-get", "download", "-q", f"{package.name}={package.version}")
 
 

@@ -26,7 +26,9 @@ LARGEST = 4 << 20
 AT_ONCE = 32
 """Drawings that go to a process together."""
 
-_LINK = re.compile(r"""\b(?:href|src)\s*=\s*(["'])(?!#|data:image/(?:png|jpe?g|gif|webp);base64,)\s*\S""", re.IGNORECASE)
+_LINK = re.compile(
+    r"""\b(?:href|src)\s*=\s*(["'])(?!#|data:image/(?:png|jpe?g|gif|webp);base64,)\s*\S""", re.IGNORECASE
+)
 _RULE = re.compile(r"url\(\s*[\"']?(?!#|[\"']?data:image/)[^)\s]|@import", re.IGNORECASE)
 
 
@@ -61,13 +63,16 @@ def render(text: str, side: int) -> pillow.Image:
     """The drawing with its transparency (RGBA), its longer side `side` pixels. Raises ValueError where it is none."""
     if (problem := problem_of(text)) is not None:
         raise ValueError(problem)
+    small = _drawn(text, width=8)
+    upright = small.height > small.width
+    return _drawn(text, height=side) if upright else _drawn(text, width=side)
+
+
+def _drawn(text: str, *, width: int | None = None, height: int | None = None) -> pillow.Image:
     import resvg_py
 
-    small = pillow.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=8, skip_system_fonts=True))))
-    tall = small.height > small.width
-    size = {"height": side} if tall else {"width": side}
-    shown = pillow.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True, **size))))
-    return shown.convert("RGBA")
+    drawn = resvg_py.svg_to_bytes(svg_string=text, width=width, height=height, skip_system_fonts=True)
+    return pillow.open(io.BytesIO(bytes(drawn))).convert("RGBA")
 
 
 def opened(file: bytes, side: int) -> pillow.Image:
@@ -137,7 +142,9 @@ def _part(drawings: list[Drawing], side: int) -> list[Rendered]:
 
 def _one(drawing: Drawing, side: int) -> Rendered:
     try:
-        return Rendered(drawing.key, opened(drawing.file, side) if drawing.file else render(drawing.svg, side))
+        return Rendered(
+            drawing.key, opened(drawing.file, side) if drawing.file else render(drawing.svg, side)
+        )
     except (ValueError, OSError, pillow.DecompressionBombError) as error:
         known = problem_of(drawing.svg)
         return Rendered(drawing.key, None, known or f"no drawing ({str(error)[:80]})")
