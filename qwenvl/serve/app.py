@@ -53,6 +53,8 @@ class ServeConfig:
     """Refuse keys of requests that are unknown, instead of naming them in the log."""
     guarded: bool = False
     """Whether there are API keys."""
+    pool: int = 2
+    """Threads that decode images and text; more where images are fetched, because fetching is waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Api:
         self.metrics.unfinished.set_function(lambda: self.admission.answers)
         self.draining = False
         self.created = int(time.time())
-        self._pool = ThreadPoolExecutor(2, "prepare")
+        self._pool = ThreadPoolExecutor(config.pool, "prepare")
         self._router = Router(routes(self), redirect_slashes=False)
 
     # === ASGI ===
@@ -155,7 +157,7 @@ class Api:
         return ", ".join(sorted({*found, "OPTIONS"})) if found else ""
 
     async def _refuse(self, exchange: Exchange, error: ApiError, receive: Receive, send: Send) -> None:
-        exchange.say(error=error.message, code=error.code)
+        exchange.say(code=error.code, param=error.param)  # the sentence may quote what the client sent
         if exchange.status is not None:
             return  # an answer has begun; it breaks off
         self.metrics.refused.labels(str(error.status)).inc()
@@ -237,7 +239,7 @@ class Api:
             raise invalid(str(error)) from None
 
     async def in_pool(self, function: Callable[..., T], *args: Any) -> T:
-        """What takes its time, in one of two threads, so that the event loop does not."""
+        """What takes its time, in a thread of the pool, so that the event loop does not."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args))
 
     def measure(self, exchange: Exchange, job: Job, answers: Sequence[Answer], prompt_tokens: int) -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from qwenvl.serve.answers import Answer
 from qwenvl.serve.bodies import Receive, Send, read_body, unless_gone
 from qwenvl.serve.errors import ApiError, busy, failed
-from qwenvl.serve.exchange import Exchange, send_json
+from qwenvl.serve.exchange import Exchange, send_whole
 from qwenvl.serve.forms import Form, Writing
 from qwenvl.serve.schema import Wanted
-from qwenvl.serve.sse import DONE, HEADERS, KEEP_ALIVE, Chunks, event
+from qwenvl.serve.sse import DONE, HEADERS, KEEP_ALIVE, Chunks, encode, event
 from qwenvl.serve.worker import Job
 
 if TYPE_CHECKING:
@@ -102,8 +102,15 @@ class Generation:
             async for some in self._taken(ask.job, self._patience(ask.job)):
                 if error := self._feed(ask, some):
                     raise error
+        large = (
+            ask.wanted.top_logprobs is not None
+        )  # log-probabilities of a long answer are megabytes of JSON
+        body = await self.api.in_pool(self._encoded, ask) if large else self._encoded(ask)
+        await send_whole(send, body, [("content-type", "application/json")])
+
+    def _encoded(self, ask: _Ask) -> bytes:
         choices = [self.form.choice(i, answer, ask.writing) for i, answer in enumerate(ask.answers)]
-        await send_json(send, {**ask.head, "choices": choices, "usage": usage(ask.answers, ask.prepared)})
+        return encode({**ask.head, "choices": choices, "usage": usage(ask.answers, ask.prepared)})
 
     async def _stream(self, ask: _Ask, send: Send) -> None:
         await ask.job.accepted(SILENCE)
@@ -115,7 +122,7 @@ class Generation:
             await self._events(ask, chunks, send)
             last = chunks.usage(usage(ask.answers, ask.prepared)) if ask.wanted.include_usage else b""
         except ApiError as error:
-            ask.exchange.say(error=error.message)
+            ask.exchange.say(code=error.code)
             last = event(error.body())
         except Exception as error:
             self.api.log_failure(ask.exchange, error)

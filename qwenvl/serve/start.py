@@ -92,6 +92,7 @@ class Start:
             rows=self.rows,
             strict=self.strict,
             guarded=keys is not None,
+            pool=2 + (self.limits.fetches if fetcher is not None else 0),
         )
         return Api(
             load, config, guard=guard, limits=self.limits, log=Log(quiet=self.quiet), on_ready=on_ready

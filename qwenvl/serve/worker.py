@@ -213,10 +213,10 @@ class Worker:
                 if not job.unfinished:
                     self._jobs.discard(job)
 
-    def _refused(self, job: Job, message: str) -> None:
+    def _refused(self, job: Job, error: ApiError) -> None:
         if job in self._jobs:
             self._forget(job)
-            job.fail(invalid(message))
+            job.fail(error)
 
     def _ready(self, stats: Any) -> None:
         self.ready, self.loaded, self.stats = True, True, stats
@@ -272,10 +272,10 @@ class Worker:
         try:
             for row in job.rows:
                 added.append(engine.add(row.prompt, row.settings, row.grammar, salt=job.salt))
-        except ValueError as error:
+        except Exception as error:  # a request that cannot be taken is no fault of the others
             for request in added:
                 engine.abort(request)
-            self._call(self._refused, job, str(error))
+            self._call(self._refused, job, invalid(str(error)) if isinstance(error, ValueError) else failed())
             return
         running.update({request: (job, number) for number, request in enumerate(added)})
         self._call(job.accept)

@@ -1,6 +1,7 @@
 """What goes wrong around a request: clients that vanish or dawdle, rows that fail, bytes that are no request."""
 
 import http.client
+import io
 import json
 import socket
 import threading
@@ -13,6 +14,7 @@ from serving import Running, ScriptedEngine, api_over, read_events, serving, sho
 
 from qwenvl.chat import Assistant
 from qwenvl.serve import media
+from qwenvl.serve.auth import Guard, Keys
 from qwenvl.serve.limits import Limits
 
 Say = Callable[[str], None]
@@ -228,3 +230,32 @@ def test_an_answer_of_nothing(server: Running, says: Say) -> None:
         "content": "",
     }
     assert read_events(server.chat(stream=True).body)[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_log_holds_nothing_of_what_was_said(
+    engine: ScriptedEngine, assistant: Assistant, says: Say, png: PNG
+) -> None:
+    """No prompt, answer, image or key, whether the request was answered or refused."""
+    says("the secret answer")
+    log = io.StringIO()
+    key = "a-secret-key-for-tests"
+    guard = Guard.make(keys=Keys([key]), loopback=True)
+    with serving(api_over(engine, assistant, log=log, guard=guard, guarded=True)) as server:
+        headers = {"Authorization": f"Bearer {key}"}
+        for more in (
+            {}, {"stream": True}, {"temperature": "secret"}, {"model": "secret"}, {"stop": ["secret"] * 99}, {"n": 99},
+            {"logprobs": True}, {"response_format": {"type": "secret"}},
+        ):  # fmt: skip
+            body = {
+                "messages": [{"role": "user", "content": [shown(png()), text("the secret question")]}],
+                **more,
+            }
+            server.ask("POST", "/v1/chat/completions?secret=1", body, headers)
+        body = {"messages": [{"role": "secret", "content": "secret"}]}
+        server.ask("POST", "/v1/chat/completions", body, headers)
+        server.ask("POST", "/v1/chat/completions", b"secret", headers)
+        server.ask("POST", "/v1/chat/completions", b"{}", {"Authorization": "Bearer another-secret-key"})
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert len(lines) == 11 and {line["event"] for line in lines} == {"request"}
+    assert "secret" not in log.getvalue() and "base64" not in log.getvalue()
+    assert {line["client"] for line in lines[:10]} != {"anyone"} and lines[0]["completion_tokens"] > 0

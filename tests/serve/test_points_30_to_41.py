@@ -65,6 +65,8 @@ def test_p30_our_own_mistake_is_a_500_that_says_nothing(server: Running, engine:
     assert (
         server.chat().error["message"] == "prompt 0 does not fit."
     )  # a ValueError of the engine is for the client
+    engine.script = lambda prompt, settings: 1 / 0  # type: ignore[return-value, assignment]
+    assert server.chat().status == 500 and server.ask("GET", "/health").status == 200
     server.api.preparer.limits = None  # type: ignore[assignment]
     try:
         answer = server.chat()
