@@ -8,27 +8,27 @@ A question is text, whatever it spells: pictures and boxes enter a prompt only a
 many, streaming, a dialogue) makes a list of turns and reads the same stream of tokens.
 """
 
-import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, Unpack
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image as pillow
 
 from qwenvl import markup
 from qwenvl.checkpoint import folder
-from qwenvl.drawing import draw_boxes
 from qwenvl.generate import engine
-from qwenvl.generate.engine import End, Prompt, Token
+from qwenvl.generate.engine import Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
+from qwenvl.generate.text import StopStrings, TextDecoder
 from qwenvl.images import Source, preprocess
-from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
+from qwenvl.markup import Image, Segment, Turn
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import Options, OptionValues, PromptFormat, changed
+from qwenvl.replies import Reply as Reply
+from qwenvl.replies import TokenLogprob, opened
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
@@ -48,43 +48,6 @@ class Request:
 
     images: Images = None
     question: Question = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """An answer."""
-
-    text: str
-    """As the model wrote it, tags included, white space around it removed."""
-    segments: tuple[Segment, ...] = field(repr=False)
-    """The same as objects; boxes and quads carry their label and score."""
-    images: tuple[Image, ...] = field(default=(), repr=False)
-    """All pictures of the dialogue so far."""
-    tokens: int = 0
-    """Tokens written, the stop symbol included."""
-    end: End = "stop"
-    """`length`: there was no room to finish."""
-
-    @property
-    def boxes(self) -> list[Box]:
-        """Every box, in order."""
-        return [segment for segment in self.segments if isinstance(segment, Box)]
-
-    @property
-    def quads(self) -> list[Quad]:
-        """Every quadrilateral, in order."""
-        return [segment for segment in self.segments if isinstance(segment, Quad)]
-
-    @property
-    def plain(self) -> str:
-        """The text for a reader: phrases without tags, no coordinates."""
-        return "".join(s.text for s in self.segments if isinstance(s, Text | Ref)).strip()
-
-    def draw(self) -> pillow.Image:
-        """A copy of the latest picture with the boxes and quads on it. Raises ValueError without a picture."""
-        if not self.images:
-            raise ValueError("there is no picture to draw on; ask with a picture.")
-        return draw_boxes(_source(self.images[-1]), [*self.boxes, *self.quads])
 
 
 class Assistant:
@@ -162,18 +125,15 @@ class Assistant:
     def reply(self, dialogues: Sequence[Sequence[Turn]], options: Options | None = None) -> list[Reply]:
         """Answer each dialogue's last turn; at most `BATCH` dialogues are computed together."""
         options = options or Options()
-        opened: dict[Image, Float32[np.ndarray, "3 side side"]] = {}
-        prompts = [self._prompt(turns, options, opened) for turns in dialogues]
-        answers = [
-            answer
-            for at in range(0, len(prompts), BATCH)
-            for answer in engine.generate(
-                self.model, prompts[at : at + BATCH], self._settings(options), self._grammar(options)
-            )
-        ]
+        pixels: dict[Image, Float32[np.ndarray, "3 side side"]] = {}
+        prompts = [prompt for turns in dialogues for prompt in self._prompts(turns, options, pixels)]
+        rows: list[list[Token]] = [[] for _ in prompts]
+        for at in range(0, len(prompts), BATCH):
+            for token in self._tokens(prompts[at : at + BATCH], options):
+                rows[at + token.row].append(token)
         return [
-            self._read(answer.ids, answer.logprobs, answer.end, _images_of(turns), options)
-            for answer, turns in zip(answers, dialogues, strict=True)
+            self._read(rows[number * options.n : (number + 1) * options.n], _images_of(turns), options)
+            for number, turns in enumerate(dialogues)
         ]
 
     def stream_turns(
@@ -184,9 +144,7 @@ class Assistant:
     ) -> "Stream":
         """Answer a dialogue's last turn piece by piece; `finished` is called with the whole at the end."""
         options = options or Options()
-        tokens = engine.stream(
-            self.model, [self._prompt(turns, options, {})], self._settings(options), self._grammar(options)
-        )
+        tokens = self._tokens(self._prompts(turns, options, {}), options)
         return Stream(self, tokens, _images_of(turns), options, finished)
 
     def render(self, turns: Sequence[Turn], options: Options | None = None) -> markup.Rendered:
@@ -216,50 +174,56 @@ class Assistant:
             return ((tokenizer.endoftext,), tuple(tokenizer.encode("Human:")))
         return ((tokenizer.im_end,), (tokenizer.im_start,), (tokenizer.endoftext,))
 
-    def _prompt(
-        self, turns: Sequence[Turn], options: Options, opened: dict[Image, Float32[np.ndarray, "3 side side"]]
-    ) -> Prompt:
+    def _prompts(
+        self, turns: Sequence[Turn], options: Options, pixels: dict[Image, Float32[np.ndarray, "3 side side"]]
+    ) -> list[Prompt]:
+        """One prompt for each answer to the last turn, which differ in their draws."""
         rendered, size = self.render(turns, options), self.model.config.vision.image_size
         for image in rendered.images:
-            if image not in opened:
-                opened[image] = preprocess(_source(image), size)
-        return Prompt(ids=rendered.ids, pixels=tuple(opened[image] for image in rendered.images))
+            if image not in pixels:
+                pixels[image] = preprocess(opened(image), size)
+        images = tuple(pixels[image] for image in rendered.images)
+        return [Prompt(ids=rendered.ids, pixels=images, seed=number) for number in range(options.n)]
 
-    def _settings(self, options: Options) -> engine.Settings:
-        own = self.prompt_format
-        return engine.Settings(
+    def _tokens(self, prompts: Sequence[Prompt], options: Options) -> Iterator[Token]:
+        own, sampling = self.prompt_format, options.sampling(self.prompt_format.sampling)
+        sampling.check_vocabulary(self.model.config.llm.vocab_size)
+        settings = engine.Settings(
             max_new_tokens=own.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
-            sampling=options.sampling(own.sampling),
+            sampling=sampling,
             stop=self.stop,
-            stop_when=_completes(options.stop, self.tokenizer) if options.stop else None,
+            stop_when=StopStrings(options.stop, self.tokenizer) if options.stop else None,
             seed=options.seed,
+            top_logprobs=options.top_logprobs,
+        )
+        return engine.stream(self.model, prompts, settings, self.grammar if options.grounded else None)
+
+    def _decoder(self, options: Options) -> TextDecoder:
+        return TextDecoder(self.tokenizer, stop_ids=self.stop, stop=options.stop)
+
+    def _read(self, answers: Sequence[Sequence[Token]], images: tuple[Image, ...], options: Options) -> Reply:
+        """The first answer, with the others as its alternatives."""
+        first, *others = [self._read_one(tokens, images, options) for tokens in answers]
+        return replace(first, alternatives=tuple(others)) if others else first
+
+    def _read_one(self, tokens: Sequence[Token], images: tuple[Image, ...], options: Options) -> Reply:
+        ids, decoder = [token.id for token in tokens], self._decoder(options)
+        text = decoder.push(ids) + decoder.finish()
+        scored = with_scores(markup.parse(text), ids, [token.logprob for token in tokens], self.tokenizer)
+        end = (tokens[-1].end if tokens else None) or "length"
+        logprobs = tuple(self._told(token) for token in tokens)
+        return Reply(
+            text=text, segments=tuple(scored), images=images, tokens=len(ids), end=end, logprobs=logprobs
         )
 
-    def _grammar(self, options: Options) -> Grammar | None:
-        return self.grammar if options.grounded else None
-
-    def _read(
-        self,
-        ids: Sequence[int],
-        logprobs: Sequence[float],
-        end: End,
-        images: tuple[Image, ...],
-        options: Options,
-    ) -> Reply:
-        kept = self._without_stop(ids) if end == "stop" else ids
-        text = self.tokenizer.decode(kept)
-        cut = min((text.find(string) for string in options.stop if string in text), default=None)
-        text = text[:cut].strip()
-        segments = with_scores(markup.parse(text), kept, logprobs, self.tokenizer)
-        return Reply(text=text, segments=tuple(segments), images=images, tokens=len(ids), end=end)
-
-    def _without_stop(self, ids: Sequence[int]) -> Sequence[int]:
-        longest = max((s for s in self.stop if tuple(ids[-len(s) :]) == s), key=len, default=())
-        return ids[: len(ids) - len(longest)]
+    def _told(self, token: Token) -> TokenLogprob:
+        spelled = self.tokenizer.token_bytes
+        top = tuple(TokenLogprob(each, spelled(each), logprob) for each, logprob in token.top)
+        return TokenLogprob(token.id, spelled(token.id), token.logprob, top)
 
 
 class Stream(Iterator[str]):
-    """Pieces of an answer as they come; `reply` is the whole, once they are exhausted."""
+    """Pieces of the (first) answer as they come; `reply` is the whole, once they are exhausted."""
 
     def __init__(
         self,
@@ -271,9 +235,8 @@ class Stream(Iterator[str]):
     ) -> None:
         self._assistant, self._tokens, self._images, self._options = assistant, tokens, images, options
         self._finished = finished
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-        self._shown = ""
+        self._answers: list[list[Token]] = [[] for _ in range(options.n)]
+        self._decoder = assistant._decoder(options)
         self._reply: Reply | None = None
 
     @property
@@ -286,33 +249,18 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         for token in self._tokens:
-            self._ids.append(token.id)
-            self._logprobs.append(token.logprob)
-            if token.end is None:
-                text = self._sure()
-            else:
-                self._reply = self._assistant._read(
-                    self._ids, self._logprobs, token.end, self._images, self._options
-                )
+            self._answers[token.row].append(token)
+            piece = ""
+            if token.row == 0:
+                piece = self._decoder.push([token.id])
+                piece += self._decoder.finish() if token.end is not None else ""
+            if all(tokens and tokens[-1].end is not None for tokens in self._answers):
+                self._reply = self._assistant._read(self._answers, self._images, self._options)
                 if self._finished is not None:
                     self._finished(self._reply)
-                text = self._reply.text
-            if piece := text[len(self._shown) :]:
-                self._shown = text
+            if piece:
                 return piece
         raise StopIteration
-
-    def _sure(self) -> str:
-        """The text so far without what may still change: half a character, the begin of a stop, spaces."""
-        ids = self._ids
-        held = max(
-            (n for s in self._assistant.stop for n in range(1, len(s)) if tuple(ids[-n:]) == s[:n]), default=0
-        )
-        tokenizer = self._assistant.tokenizer
-        spelled = b"".join(map(tokenizer.token_bytes, ids[: len(ids) - held]))
-        text = codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
-        begun = (n for s in self._options.stop for n in range(1, len(s)) if text.endswith(s[:n]))
-        return text[: len(text) - max(begun, default=0)].strip()
 
 
 class Session:
@@ -335,6 +283,10 @@ class Session:
 
         return self.assistant.stream_turns(turns, changed(self.options, changes), finished=remember)
 
+    def undo(self) -> None:
+        """Forget the last question and its answer."""
+        self.turns = self.turns[:-2]
+
     def reset(self) -> None:
         """Forget everything."""
         self.turns = ()
@@ -354,23 +306,3 @@ def _turns(images: Images, question: Question) -> list[Turn]:
 
 def _images_of(turns: Iterable[Turn]) -> tuple[Image, ...]:
     return tuple(segment for turn in turns for segment in turn.content if isinstance(segment, Image))
-
-
-def _source(image: Image) -> Source:
-    return image.source  # type: ignore[return-value]
-
-
-def _completes(strings: Sequence[str], tokenizer: Tokenizer) -> Callable[[Sequence[int]], bool]:
-    """Whether the newest token of an answer completes one of the strings, wherever in it they begin and end."""
-    wanted = [string.encode() for string in strings]
-    longest = max(map(len, wanted))
-
-    def completes(ids: Sequence[int]) -> bool:
-        tail, needed = b"", longest - 1 + len(tokenizer.token_bytes(ids[-1]))
-        for token in reversed(ids):
-            tail = tokenizer.token_bytes(token) + tail
-            if len(tail) >= needed:
-                break
-        return any(string in tail for string in wanted)
-
-    return completes

@@ -6,9 +6,20 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from qwenvl.config import from_dict
-from qwenvl.generate.sampling import GREEDY, SamplingConfig
+from qwenvl.generate.choosing import TOP_LOGPROBS
+from qwenvl.generate.sampling import GREEDY, SamplingConfig, check_whole
+from qwenvl.generate.text import checked_stop
 from qwenvl.markup import SYSTEM
 from qwenvl.parsing import read_json
+
+DRAWS = ("temperature", "top_k", "top_p", "min_p")
+"""Options that ask for a draw."""
+
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+"""Options that also move the likeliest token."""
+
+ANSWERS = 8
+"""Most answers to one question."""
 
 RELEASED = SamplingConfig(greedy=False, top_p=0.3)
 """How Qwen-VL-Chat draws."""
@@ -46,7 +57,7 @@ class PromptFormat:
                 "max_new_tokens": "max_new_tokens",
                 "max_window_size": "max_window",
             },
-            **{name: name for name in ("temperature", "top_k", "top_p", "repetition_penalty")},
+            **{name: name for name in (*DRAWS, "repetition_penalty")},
         }
         said = {ours: values[name] for name, ours in names.items() if values.get(name) is not None}
         sampling = {"greedy": False, "top_p": RELEASED.top_p}
@@ -67,28 +78,46 @@ class Options:
     grounded: bool = False
     """Write under the grammar of `generate.grammar`: no broken tag, no box that is none."""
     sample: bool | None = None
-    """Draw tokens instead of taking the likeliest. None: draw where `temperature`, `top_k` or `top_p` is given."""
+    """Draw tokens instead of taking the likeliest. None: draw where one of `DRAWS` is given."""
     temperature: float | None = None
     """Logits are divided by it; 0 takes the likeliest token. None, here and below: what the checkpoint says."""
     top_k: int | None = None
     """Draw from the k likeliest tokens; 0: from all."""
     top_p: float | None = None
     """Draw from the likeliest tokens that together reach this probability."""
+    min_p: float | None = None
+    """Draw from the tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float | None = None
     """Scores of tokens seen before are divided by it when positive, multiplied when negative."""
+    frequency_penalty: float | None = None
+    """Taken off the score of a token for each time it stands in the answer; -2 to 2."""
+    presence_penalty: float | None = None
+    """Taken off the score of every token that stands in the answer; -2 to 2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of an id and what is added to its score, from -100, which bans it, to 100. `ask` takes a dict."""
     seed: int = 0
     """All that draws depend on besides the dialogue."""
     max_new_tokens: int | None = None
     """Most tokens of the answer."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
+    n: int = 1
+    """Answers to write, 1 to 8; the others are the `alternatives` of the first."""
+    top_logprobs: int = 0
+    """Likeliest tokens to report for each token of the answer, 0 to 20."""
     system: str = SYSTEM
     """System message (ChatML only)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"stop is {self.stop!r}; expected strings, none of them empty, such as ['\\n'].")
-        drawn = [name for name in ("temperature", "top_k", "top_p") if getattr(self, name) is not None]
+        checked_stop(self.stop)
+        least, most = -(2**63), 2**64 - 1
+        whole = {"seed": (least, most), "n": (1, ANSWERS), "top_logprobs": (0, TOP_LOGPROBS)}
+        for name, (low, high) in whole.items():
+            check_whole(name, getattr(self, name), low, high)
+        if self.max_new_tokens is not None:
+            check_whole("max_new_tokens", self.max_new_tokens, 1, 2**31, "at least one token")
+        self.sampling(SamplingConfig(greedy=False))
+        drawn = [name for name in DRAWS if getattr(self, name) is not None]
         if self.sample is False and drawn and self.temperature != 0:
             raise ValueError(f"sample is False, so {drawn[0]} has no effect; leave one of them out.")
         if self.sample and self.temperature == 0:
@@ -97,16 +126,19 @@ class Options:
             )
 
     def sampling(self, own: SamplingConfig) -> SamplingConfig:
-        """How tokens are chosen, given the checkpoint's own values. Raises ValueError for values out of range."""
-        draws: dict[str, Any] = {
-            n: v for n in ("temperature", "top_k", "top_p") if (v := getattr(self, n)) is not None
+        """How tokens are chosen, given the checkpoint's own values."""
+        given: dict[str, Any] = {
+            name: value for name in (*DRAWS, *PENALTIES) if (value := getattr(self, name)) is not None
         }
-        penalty: dict[str, Any] = {}
-        if self.repetition_penalty is not None:
-            penalty["repetition_penalty"] = self.repetition_penalty
-        if self.temperature == 0 or not (draws if self.sample is None else self.sample):
-            return replace(GREEDY, **penalty)
-        return replace(own, greedy=False, **draws, **penalty)
+        given["logit_bias"] = self.logit_bias
+        draws = any(name in given for name in DRAWS) if self.sample is None else self.sample
+        greedy = not isinstance(self.temperature, bool) and self.temperature == 0
+        if greedy:
+            del given["temperature"]
+        drawn = replace(own, greedy=False, **given)  # checks values that a greedy answer does not read, too
+        if draws and not greedy:
+            return drawn
+        return replace(GREEDY, **{name: given[name] for name in given if name not in DRAWS})
 
 
 class OptionValues(TypedDict, total=False):
@@ -117,10 +149,16 @@ class OptionValues(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
     seed: int
     max_new_tokens: int | None
     stop: str | Sequence[str]
+    n: int
+    top_logprobs: int
     system: str
 
 
@@ -132,4 +170,7 @@ def changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
     given = dict(changes)
     if "stop" in given:
         given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
+    if "logit_bias" in given:
+        bias = given["logit_bias"]
+        given["logit_bias"] = tuple(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
     return replace(options or Options(), **given)

@@ -14,7 +14,7 @@ from qwenvl.chat import Assistant, Request
 from qwenvl.generate.engine import Settings, Token
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn
-from qwenvl.options import Options, OptionValues, PromptFormat
+from qwenvl.options import Options, OptionValues, PromptFormat, changed
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ def test_hostile_text_is_text(assistant: Assistant, base: Assistant, monkeypatch
         ]
         assert rendered.images == (Image(A),)
         assert HOSTILE in each.tokenizer.decode(rendered.ids)
-        each._prompt(turns, Options(), {})
+        each._prompts(turns, Options(), {})
     assert opened == [A, A]
 
 
@@ -293,6 +293,93 @@ def test_sampling_is_chosen_per_answer():
             Options(**contradiction)
     with pytest.raises(ValueError, match="expected strings, none of them empty"):
         Options(stop=("",))
+
+
+def test_options_speak_of_every_field_of_sampling():
+    own = SamplingConfig(greedy=False, top_p=0.3)
+    penalties: dict[str, Any] = {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1.0,
+        "logit_bias": ((3, -100.0),),
+    }
+    assert Options(**penalties).sampling(own) == SamplingConfig(**penalties)
+    drawn = SamplingConfig(greedy=False, top_p=0.3, min_p=0.1, **penalties)
+    assert Options(min_p=0.1, **penalties).sampling(own) == drawn
+    assert {field.name for field in fields(SamplingConfig)} - {"greedy"} <= {f.name for f in fields(Options)}
+    assert changed(None, {"logit_bias": {3: -100, 4: 2.5}}).logit_bias == ((3, -100), (4, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n": 0}, "n is 0; expected a whole number from 1 to 8"),
+        ({"n": 9}, "n is 9; "),
+        ({"n": True}, "n is True; "),
+        ({"top_logprobs": 21}, "top_logprobs is 21; expected a whole number from 0 to 20"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; "),
+        ({"seed": -(2**63) - 1}, "seed is -"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; expected at least one token"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be above 0"),
+        ({"temperature": False}, "temperature is False; it must be above 0"),
+        ({"temperature": 1e308}, "temperature is 1e.308; "),
+        ({"min_p": -0.1, "sample": True}, "min_p is -0.1; "),
+        ({"frequency_penalty": 3.0}, "frequency_penalty is 3.0; "),
+        ({"logit_bias": ((1, 101.0),)}, "logit_bias of the id 1 is 101.0; "),
+        ({"stop": tuple("abcdefghijklmnopq")}, "stop has 17 strings; at most 16"),
+    ],
+)
+def test_options_out_of_range_are_refused_whether_read_or_not(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Options(**given)
+
+
+def test_a_bias_on_an_id_that_the_model_lacks_is_told(assistant: Assistant):
+    with pytest.raises(ValueError, match="logit_bias names the id 4000000; the model knows 0 to"):
+        assistant.ask(A, "Hi", logit_bias={4_000_000: 1.0})
+
+
+def test_a_ban_and_a_bias_change_the_answer(assistant: Assistant):
+    plain = assistant.ask(A, "What is this?", max_new_tokens=4)
+    first = plain.logprobs[0].id
+    other = assistant.ask(A, "What is this?", max_new_tokens=4, logit_bias={first: -100})
+    assert first not in [token.id for token in other.logprobs]
+    led = assistant.ask(A, "What is this?", max_new_tokens=4, logit_bias={7: 100})
+    assert [token.id for token in led.logprobs] == [7] * 4
+
+
+def test_log_probabilities_of_every_token_and_what_else_could_have_stood_there(assistant: Assistant):
+    reply = assistant.ask(A, "What is this?", top_logprobs=3, max_new_tokens=6)
+    assert len(reply.logprobs) == reply.tokens
+    for token in reply.logprobs:
+        assert len(token.top) == 3 and token.top[0].id == token.id  # greedy
+        assert token.top[0].logprob == token.logprob >= token.top[1].logprob >= token.top[2].logprob
+        assert token.spelled == assistant.tokenizer.token_bytes(token.id)
+    assert all(token.top == () for token in assistant.ask(A, "What is this?", max_new_tokens=2).logprobs)
+
+
+def test_n_answers_are_those_of_their_draws_and_the_first_is_that_of_one(assistant: Assistant):
+    options = Options(temperature=2.0, top_p=1.0, n=3, seed=9, max_new_tokens=8)
+    reply = assistant.ask(A, "Describe.", options)
+    texts = [reply.text, *(other.text for other in reply.alternatives)]
+    assert len(set(texts)) == 3 and all(other.alternatives == () for other in reply.alternatives)
+    assert assistant.ask(A, "Describe.", options, n=1).text == texts[0]
+    stream = assistant.stream(A, "Describe.", options)
+    assert "".join(stream) == texts[0]
+    assert [other.text for other in stream.reply.alternatives] == texts[1:]
+    many = assistant.ask_batch([(None, "Hello"), (A, "Describe.")], options)
+    assert [many[1].text, *(other.text for other in many[1].alternatives)] == texts
+
+
+def test_a_question_is_undone_with_its_answer(assistant: Assistant):
+    session = assistant.session(max_new_tokens=3)
+    session.ask("One", A)
+    before = session.turns
+    session.ask("Two")
+    session.undo()
+    assert session.turns == before
+    session.undo()
+    session.undo()
+    assert session.turns == ()
 
 
 def test_keyword_arguments_are_the_fields_of_options():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwenvl.chat import Assistant, Reply
@@ -23,8 +23,16 @@ class Answering:
     """Draw from the k likeliest tokens."""
     top_p: float | None = None
     """Draw from the likeliest tokens that together reach this probability."""
+    min_p: float | None = None
+    """Draw from the tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float | None = None
     """Above 1: what was seen before becomes less likely."""
+    frequency_penalty: float | None = None
+    """-2 to 2: above 0, the more often a token stands in the answer, the less likely it becomes."""
+    presence_penalty: float | None = None
+    """-2 to 2: above 0, what stands in the answer becomes less likely."""
+    logit_bias: tuple[str, ...] = ()
+    """ID=BIAS ...: add to the score of a token, -100 (never) to 100."""
     seed: int = 0
     """Seed of the draws."""
     max_new_tokens: int | None = None
@@ -38,20 +46,22 @@ class Answering:
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16."""
 
-    def options(self) -> "Options":
-        """For `Assistant`. Raises ValueError for values out of range."""
-        from qwenvl.generate.sampling import SamplingConfig
+    def options(self, **more: Any) -> "Options":
+        """For `Assistant`, with `more` fields. Raises ValueError for values out of range."""
         from qwenvl.options import Options, changed
 
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"--seed is {self.seed}; expected a whole number of 64 bits.")
-        names = {field.name for field in fields(Options)} - {"sample", "system"}
+        names = {field.name for field in fields(Options)} - {
+            "sample",
+            "system",
+            "logit_bias",
+            "n",
+            "top_logprobs",
+        }
         given = {name: getattr(self, name) for name in names}
         if self.system is not None:
             given["system"] = self.system
-        options = changed(None, given | {"sample": self.sample or None})
-        options.sampling(SamplingConfig())  # values out of range are refused before a model is read
-        return options
+        given["logit_bias"] = [_bias(text) for text in self.logit_bias]
+        return changed(None, given | {"sample": self.sample or None} | more)
 
     def load(self, checkpoint: str) -> "Assistant":
         """The model; whoever watches sees that it is being read, which takes a while at 7B."""
@@ -64,6 +74,14 @@ class Answering:
 
             runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed)
             return Assistant.load(checkpoint, runtime)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise ValueError(f"logit_bias is {text!r:.80}; expected ID=BIAS, such as 42=-100.") from None
 
 
 DEFAULTS = Answering()

@@ -18,6 +18,8 @@ def ask(
     *,
     out: Path | None = None,
     json: bool = False,
+    n: int = 1,
+    top_logprobs: int = 0,
     answer: Annotated[Answering, tyro.conf.arg(name="")] = DEFAULTS,
 ) -> None:
     """Ask a model one question about one or more images (or none) and print its answer.
@@ -30,6 +32,8 @@ def ask(
         words: The model (a folder, a hub id or `tiny`), image files, and last the question in quotes.
         out: Draw the boxes of the answer on the last image and write it here.
         json: Print one JSON object: text, boxes and quads with pixels and score, seconds, tokens.
+        n: Answers to write, 1 to 8, drawn differently where tokens are drawn.
+        top_logprobs: With --json: the log-probability of each token, and of so many of the likeliest (1 to 20).
     """
     import sys
 
@@ -38,12 +42,14 @@ def ask(
         raise ValueError(f"--out {out} needs an image to draw on; name one before the question.")
     if out is not None:
         format_of(out)
+    if top_logprobs and not json:
+        raise ValueError(f"--top-logprobs {top_logprobs} is printed by --json alone; add it.")
     from time import perf_counter
 
     from qwenvl.images import open_image
     from qwenvl.terminal import printable
 
-    options = answer.options()
+    options = answer.options(n=n, top_logprobs=top_logprobs)
     opened = [open_image(image) for image in images]  # a bad image is told before a model is loaded
     assistant = answer.load(checkpoint)
     start = perf_counter()
@@ -54,10 +60,27 @@ def ask(
     if json:
         from json import dumps
 
-        facts = {**facts_of(reply), "seconds": round(seconds, 3), "tokens": reply.tokens}
+        written = sum(each.tokens for each in (reply, *reply.alternatives))
+        facts = {**_told(reply, top_logprobs), "seconds": round(seconds, 3), "tokens": written}
+        if n > 1:
+            facts["alternatives"] = [_told(each, top_logprobs) for each in reply.alternatives]
         print(dumps(facts, ensure_ascii=False))
     else:
-        print(printable(reply.text, lines=True))
+        print("\n\n".join(printable(each.text, lines=True) for each in (reply, *reply.alternatives)))
+
+
+def _told(reply: "Reply", top_logprobs: int) -> dict[str, Any]:
+    """What `--json` says of one answer."""
+    facts = facts_of(reply)
+    if top_logprobs:
+        facts["logprobs"] = [
+            {
+                **{"id": token.id, "token": token.text, "logprob": token.logprob},
+                "top": [{"id": t.id, "token": t.text, "logprob": t.logprob} for t in token.top],
+            }
+            for token in reply.logprobs
+        ]
+    return facts
 
 
 def _told_apart(words: tuple[str, ...]) -> tuple[str, tuple[str, ...], str]:

@@ -112,6 +112,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def check_whole(name: str, value: Any, least: int, most: int, expected: str = "") -> None:
+    """Raise ValueError for what is no whole number from `least` to `most`."""
+    if not _is_whole(value) or not least <= value <= most:
+        expected = expected or f"a whole number from {least} to {most}"
+        raise ValueError(f"{name} is {_shown(value)}; expected {expected}.")
+
+
 def _shown(value: Any) -> str:
     """A value in a sentence, its begin where it is long (whole numbers of thousands of digits cannot be printed)."""
     if _is_whole(value) and abs(value) >= 10**20:
