@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Contender:
         }
         environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), environment.get("PATH", "")])
         environment.pop("PYTHONPATH", None)
-        self.log = Path(f"/tmp/qwenvl-decode-{os.getpid()}-{Path(command[1]).stem}.log")
+        self.name = Path(command[1]).stem
+        self.log = Path(tempfile.gettempdir(), f"qwenvl-{self.name}-{os.getpid()}-{id(self)}.log")
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -61,7 +63,7 @@ class Contender:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return dict(json.loads(line))
-        raise SystemExit(f"{self.process.args} ended; its last words are in {self.log}")
+        raise SystemExit(f"{self.name} ended; its last words are in {self.log}")
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -3,8 +3,8 @@
     python benchmarks/decode_peer.py CHECKOUT
 
 Reads the shape of a model, then one JSON object per line: {"batch", "prompt", "new", "round"} is answered with
-processor seconds of the prefill and of each step behind it, {"shrinking": rows} with megabytes of a batch whose rows end
-one after another. Only what has been there since commit 7e1eb60 is used, so that earlier checkouts can be asked too.
+processor seconds of the prefill and of each step behind it, {"shrinking": rows} with megabytes of a batch whose rows
+end one after another. Only what commit 7e1eb60 has is used, so that earlier checkouts can be asked too.
 """
 
 import json

@@ -156,8 +156,12 @@ def attend(
         )  # inside a compiled block it is fused anyway
         flex: Any = _fused_flex() if fused else flex_attention
         return flex(query, key, value, block_mask=mask)
-    if mask is None and query.shape[2] > 1:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    tokens = query.shape[2]
+    if mask is None and tokens > 1:
+        short = tokens < LONG_ROW and not torch.is_grad_enabled()
+        if not (short and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mask = torch.full((1, 1, tokens, tokens), -torch.inf, dtype=query.dtype).triu_(1)
     return sdpa(query, key, value, mask)
 
 
