@@ -46,16 +46,22 @@ def parse_json(
     where: str,
     *,
     limit: int = MAX_LINE,
+    values: int | None = None,
     allow_nan: bool = False,
     allow_halves: bool = False,
 ) -> Any:
     """The value of a JSON text that `where` names in messages; raises ValueError for all that is wrong with it.
 
-    `limit` is in bytes (characters of a string). With `allow_nan` NaN and infinities, which Python writes though
-    JSON has none, are read; with `allow_halves` so are halves of surrogate pairs.
+    `limit` is in bytes (characters of a string); `values` bounds the commas and brackets in it, those inside strings
+    too, because three bytes (`{},`) become an object of 64 bytes. With `allow_nan` NaN and infinities, which Python
+    writes though JSON has none, are read; with `allow_halves` so are halves of surrogate pairs.
     """
     if len(text) > limit:
         raise ValueError(f"{where} is larger than {limit:,} bytes, the most that is read of it.")
+    if values is not None and _marks(text) > values:
+        raise ValueError(
+            f"{where} has more than {values:,} commas and brackets, the most that is read of it."
+        )
     words = utf8(text, where) if isinstance(text, bytes) else text.removeprefix("\ufeff")
     try:
         value = json.loads(words, object_pairs_hook=_object, **_number_checks(words, allow_nan))
@@ -194,6 +200,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if found[name] != value:
                 raise _TwiceError(f"the key {name[:40]!a} twice in one object, with two values")
     return found
+
+
+def _marks(text: str | bytes) -> int:
+    if isinstance(text, bytes):
+        return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _number_checks(words: str, allow_nan: bool) -> dict[str, Any]:

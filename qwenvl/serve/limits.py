@@ -50,6 +50,8 @@ class Limits:
 
     # === A request ===
 
+    values: int = 1_500_000
+    """Commas and brackets of the body's JSON, more than its texts may have characters: each may become an object."""
     messages: int = 1_024
     """Messages of a conversation."""
     parts: int = 256
