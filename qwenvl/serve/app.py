@@ -234,7 +234,7 @@ class Api:
         if not body:
             raise invalid("The body is empty; send a JSON object.")
         try:
-            return parse_json(body, "The body", limit=self.limits.body_bytes)
+            return parse_json(body, "The body", limit=self.limits.body_bytes, values=self.limits.values)
         except ValueError as error:
             raise invalid(str(error)) from None
 
