@@ -112,7 +112,7 @@ def _part(value: Any, where: str) -> Part:
     if isinstance(value, str):
         return value
     given = Fields(value, where)
-    kind = given.take("type")
+    kind = given.text("type")
     if kind in TEXTS:
         text = given.text(TEXTS[kind])
         if text is None:

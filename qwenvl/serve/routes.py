@@ -17,6 +17,7 @@ from qwenvl.serve.generation import Generation
 from qwenvl.serve.metrics import CONTENT_TYPE
 from qwenvl.serve.page import page
 from qwenvl.serve.schema import read_tokenize
+from qwenvl.terminal import printable
 
 if TYPE_CHECKING:
     from qwenvl.serve.app import Api
@@ -110,17 +111,18 @@ def methods_of(route: Any, scope: Any) -> set[str]:
 
 def of_router(raised: HTTPException, exchange: Exchange) -> ApiError:
     """404 and 405 in OpenAI's shape, with the path that was probably meant."""
+    path = printable(exchange.path[:100])
     if raised.status_code == 405:
         allowed = ", ".join(sorted((raised.headers or {}).get("Allow", "").split(", ")))
         return ApiError(
             405,
-            f"{exchange.path} does not take {exchange.method}; it takes {allowed}.",
+            f"{path} does not take {exchange.method}; it takes {allowed}.",
             code="method_not_allowed",
             headers={"Allow": allowed},
         )
     hint = _meant(exchange.path)
     ending = f"did you mean {hint}?" if hint else f"there are {', '.join((*PATHS, *API_PATHS))}."
-    return ApiError(404, f"There is nothing at {exchange.path[:100]}; {ending}", code="not_found")
+    return ApiError(404, f"There is nothing at {path}; {ending}", code="not_found")
 
 
 def _meant(path: str) -> str | None:

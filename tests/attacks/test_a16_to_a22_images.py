@@ -50,10 +50,10 @@ def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
     )
 
 
-def resized(data: bytes, width: int, height: int) -> bytes:
+def resized(file: bytes, width: int, height: int) -> bytes:
     """The same file with other sizes in its header, of each format that is opened."""
-    data = bytearray(data)
-    match data[:2]:
+    data = bytearray(file)
+    match file[:2]:
         case b"\xff\xd8":
             at = data.find(b"\xff\xc0") + 5
             data[at : at + 4] = struct.pack(">HH", height, width)
