@@ -350,9 +350,8 @@ def test_a34_origins_that_were_named(assistant: Assistant) -> None:
     assert not any("credentials" in name.lower() for name in answer.headers)
     asked = [(b"origin", b"https://chat.example"), (b"access-control-request-method", b"POST")]
     wanted = (b"access-control-request-headers", b"authorization, x-stainless-os,evil\r\nx: y")
-    assert (
-        guard.preflight([*asked, wanted])["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
-    )
+    allowed = guard.preflight([*asked, wanted])
+    assert allowed and allowed["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
     assert guard.preflight([(b"origin", b"https://evil.example"), asked[1]]) is None
     for origin in (
         b"https://chat.example.evil.example",
@@ -438,7 +437,7 @@ def test_a36_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Runs(trace)}))
     with pytest.raises(ValueError):
         folder.load(model, Runtime.detect(device="cpu"))
-    torch.save({"w": Runs(trace)}, model / "pytorch_model.bin")
+    torch.save({"w": Runs(trace)}, model / "pytorch_model.bin", pickle_protocol=2)
     with pytest.raises(ValueError):
         folder.load(model, Runtime.detect(device="cpu"))
     assert not trace.exists()
