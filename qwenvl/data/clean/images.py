@@ -134,12 +134,12 @@ def _decode(data: bytes, facts: Facts) -> None:
 
 
 def _through_the_door(data: bytes) -> tuple[str, tuple[int, int]]:
-    """Mode and size of the image that training would decode."""
-    image = open_image(data)
+    """Mode and size of the image that training would decode; of a JPEG the mode that it is stored in."""
     if data[:2] != b"\xff\xd8":
+        image = open_image(data)
         return image.mode, image.size
     with opened(data) as header:
-        return header.mode, image.size
+        return header.mode, open_image(header).size
 
 
 def _simplejpeg() -> Any:
