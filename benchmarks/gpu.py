@@ -224,7 +224,7 @@ def answers(config: ModelConfig, batch: int, device: str) -> dict[str, float]:
         marks = [
             time.perf_counter()
             for token in stream(model, prompts, Settings(max_new_tokens=WRITTEN))
-            if token.row == batch - 1
+            if token.request == batch - 1
         ]
         return marks[0] - start, (len(marks) - 1) * batch / (marks[-1] - marks[0])
 

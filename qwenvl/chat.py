@@ -130,7 +130,7 @@ class Assistant:
         rows: list[list[Token]] = [[] for _ in prompts]
         for at in range(0, len(prompts), BATCH):
             for token in self._tokens(prompts[at : at + BATCH], options):
-                rows[at + token.row].append(token)
+                rows[at + token.request].append(token)
         return [
             self._read(rows[number * options.n : (number + 1) * options.n], _images_of(turns), options)
             for number, turns in enumerate(dialogues)
@@ -249,9 +249,9 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         for token in self._tokens:
-            self._answers[token.row].append(token)
+            self._answers[token.request].append(token)
             piece = ""
-            if token.row == 0:
+            if token.request == 0:
                 piece = self._decoder.push([token.id])
                 piece += self._decoder.finish() if token.end is not None else ""
             if all(tokens and tokens[-1].end is not None for tokens in self._answers):

@@ -29,7 +29,7 @@ from qwenvl.model.vlm import QwenVL
 class Token:
     """One step of one row."""
 
-    row: int
+    request: int
     """Index of its prompt."""
     id: int
     logprob: float
@@ -58,7 +58,7 @@ def generate(
     """The answers, in the order of the prompts. Raises ValueError as `stream` does."""
     tokens: list[list[Token]] = [[] for _ in prompts]
     for token in stream(model, prompts, settings, grammar):
-        tokens[token.row].append(token)
+        tokens[token.request].append(token)
     return [
         Answer(
             ids=tuple(t.id for t in row), logprobs=tuple(t.logprob for t in row), end=row[-1].end or "length"

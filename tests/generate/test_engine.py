@@ -94,10 +94,10 @@ def test_random_draws_do_not_depend_on_the_neighbours(model: QwenVL, penalty: fl
 def test_streamed_tokens_are_the_answers(model: QwenVL):
     prompts, settings = mixed()[:3], Settings(max_new_tokens=6)
     tokens = list(stream(model, prompts, settings))
-    assert [token.row for token in tokens] == [0, 1, 2] * 6  # step by step
+    assert [token.request for token in tokens] == [0, 1, 2] * 6  # step by step
     assert [token.end for token in tokens] == [None] * 15 + ["length"] * 3
     for row, answer in enumerate(generate(model, prompts, settings)):
-        assert answer.ids == tuple(token.id for token in tokens if token.row == row)
+        assert answer.ids == tuple(token.id for token in tokens if token.request == row)
 
 
 @pytest.mark.parametrize("number", range(7))
