@@ -77,7 +77,7 @@ class Preparer:
     def fingerprint(self) -> str:
         """Changes with the model's shape and precision."""
         model = self.assistant.model
-        said = f"{model.config} {model.llm.head.weight.dtype}"
+        said = f"{model.config} {model.llm.embed.weight.dtype}"
         return "fp_" + blake2b(said.encode(), digest_size=6).hexdigest()
 
     def chat(self, request: ChatRequest, salt: bytes = b"") -> Prepared:
