@@ -24,7 +24,7 @@ from qwenvl.parsing import parse_json
 from qwenvl.serve.admission import Admission
 from qwenvl.serve.answers import Answer
 from qwenvl.serve.auth import Guard, Refused
-from qwenvl.serve.bodies import ClientGone, Receive, Send
+from qwenvl.serve.bodies import Bodies, ClientGone, Receive, Send
 from qwenvl.serve.errors import ApiError, busy, failed, invalid
 from qwenvl.serve.exchange import Exchange, SlowClient, send_error
 from qwenvl.serve.limits import Limits
@@ -84,6 +84,7 @@ class Api:
         self._preparer: Preparer | None = None
         self.worker = Worker(self._loaded, on_ready=on_ready)
         self.metrics = Metrics(lambda: self.worker.stats)
+        self.bodies = Bodies(self.limits)
         self.admission = Admission(self.limits, rows=config.rows, per_key=config.guarded)
         self.metrics.unfinished.set_function(lambda: self.admission.answers)
         self.draining = False

@@ -53,14 +53,16 @@ class Generation:
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         api, exchange = self.api, Exchange.of(scope)
         api.require_open()
-        body = await read_body(receive, scope["headers"], api.limits)
-        wanted = await api.in_pool(self._read, body)
-        api.require_model(wanted.model)
-        exchange.say(stream=wanted.stream, n=wanted.n)
-        if wanted.unknown:
-            exchange.say(unknown_keys=[name[:60] for name in wanted.unknown])
-        with api.admission.admit(exchange.client, wanted):
-            await unless_gone(receive, self._answer(exchange, wanted, send))
+        with api.bodies.place() as grow:
+            wanted = await api.in_pool(
+                self._read, await read_body(receive, scope["headers"], api.limits, grow)
+            )
+            api.require_model(wanted.model)
+            exchange.say(stream=wanted.stream, n=wanted.n)
+            if wanted.unknown:
+                exchange.say(unknown_keys=[name[:60] for name in wanted.unknown])
+            with api.admission.admit(exchange.client, wanted):
+                await unless_gone(receive, self._answer(exchange, wanted, send))
 
     def _read(self, body: bytes) -> Any:
         return self.form.read(self.api.parse(body), self.api.limits, strict=self.api.config.strict)

@@ -75,6 +75,8 @@ class Limits:
 
     # === Everybody together ===
 
+    bodies_bytes: int = 512 << 20
+    """Bytes of the bodies of all unfinished requests; one more is answered 429, unless it is smaller than 1 MiB."""
     queue: int = 64
     """Requests that wait for a place; one more is answered 429."""
     requests_in_flight: int = 32

@@ -90,8 +90,9 @@ def _model(api: "Api", name: str) -> Response:
 def _tokenize(api: "Api") -> Any:
     async def tokenize(request: Request) -> Response:
         api.require_open()
-        body = await read_body(request.receive, request.scope["headers"], api.limits)
-        wanted = await api.in_pool(lambda: read_tokenize(api.parse(body), api.limits))
+        with api.bodies.place() as grow:
+            body = await read_body(request.receive, request.scope["headers"], api.limits, grow)
+            wanted = await api.in_pool(lambda: read_tokenize(api.parse(body), api.limits))
         api.require_model(wanted.model)
         ids = await api.in_pool(api.preparer.tokenize, wanted)
         listed = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}

@@ -1,4 +1,5 @@
-"""Attacks 16 to 22 (docs/SERVING.md): images that are made to cost time or memory, or to make the server talk."""
+"""Attacks 16 to 22 (docs/SERVING.md), and 43 of our own: images that are made to cost time or memory, or to make the
+server talk."""
 
 import base64
 import binascii
@@ -268,6 +269,28 @@ def test_a21_error_texts_hold_nothing_of_ours() -> None:
             assert error.__cause__ is None and error.reason
             seen["refused"] += 1
     assert min(seen.values()) > 20, seen
+
+
+@pytest.mark.parametrize("kind", ["scans", "fill bytes", "comments", "chunks", "blocks", "run lengths"])
+def test_a43_parts_that_are_walked_one_by_one(kind: str) -> None:
+    """libjpeg decodes the whole image again for each of 340,000 scans, two hours for 20 MB; Pillow walks fill bytes,
+    empty comments and chunks in Python, and unpacks the run lengths of a BMP there: ten seconds that hold every
+    thread."""
+    large = encoded(Image.new("L", (2_000, 2_000), 128), "JPEG", progressive=True)
+    jpeg, png, gif, bmp = (ENCODED[form] for form in ("JPEG", "PNG", "GIF", "BMP"))
+    table, most = 13 + 3 * (2 << (gif[10] & 7)), 16_000_000
+    bomb = {
+        "scans": large[:-2] + large[large.rfind(b"\xff\xda") : -2] * 100_000 + b"\xff\xd9",
+        "fill bytes": jpeg[:2] + b"\xff" * most + jpeg[2:],
+        "comments": jpeg[:2] + b"\xff\xfe\x00\x02" * (most // 4) + jpeg[2:],
+        "chunks": png[:33] + chunk(b"tEXt", b"") * (most // 12) + png[33:],
+        "blocks": gif[:table] + b"!\xfe\x01a\x00" * (most // 5) + gif[table:],
+        "run lengths": bmp[:30] + b"\1" + bmp[31:54] + b"\1\5" * (most // 2),
+    }[kind]
+    assert len(bomb) <= LIMITS.image_bytes
+    start = time.process_time()
+    refused(bomb, "too much time or memory")
+    assert time.process_time() - start < 0.5
 
 
 # ---- 22, 52, 53: data URLs ----

@@ -1,4 +1,5 @@
-"""Attacks 32 to 36 (docs/SERVING.md): connections, keys, browsers, caches, checkpoints; and 41 to 43 of our own."""
+"""Attacks 32 to 36 (docs/SERVING.md): connections, keys, browsers, caches, checkpoints; and 41, 42 and 44 of our
+own."""
 
 import base64
 import io
@@ -434,7 +435,7 @@ def test_a36_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
     said = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(said))
     (model / "modeling_qwen.py").write_text(f"open({str(trace)!r}, 'w')")
-    (model / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Runs(trace)}))
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Runs(trace)}, 2))
     with pytest.raises(ValueError):
         folder.load(model, Runtime.detect(device="cpu"))
     torch.save({"w": Runs(trace)}, model / "pytorch_model.bin", pickle_protocol=2)
@@ -505,3 +506,32 @@ def test_a42_methods_and_targets(raw: Callable[..., bytes]) -> None:
         answer = raw(head + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n", seconds=3)
         assert b"evil.example" not in answer or b"HTTP/1.1 4" in answer[:12]
         assert b" 500 " not in answer[:20] and b"Traceback" not in answer
+
+
+def test_a44_bodies_held_back_a_byte_before_their_end(assistant: Assistant) -> None:
+    """512 connections with 32 MB each are 16 GB before anything has been checked. All bodies share a number of bytes;
+    small ones are always taken, and what a client leaves behind is given back."""
+    limits = Limits(bodies_bytes=4 << 20, body_seconds=20)
+    ids = assistant.tokenizer.encode("It is a cat.")
+    with serving(api_over(ScriptedEngine(lambda prompt, settings: ids), assistant, limits=limits)) as server:
+        head = SMUGGLED + b"Content-Length: 3000000\r\n\r\n"
+        first = socket.create_connection((server.host, server.port), timeout=5)
+        first.sendall(head + b" " * 2_999_999)
+        server.until(lambda: server.api.bodies.held == 2_999_999)
+        refused = server.ask("POST", "/v1/completions", b" " * 3_000_000)
+        assert refused.status == 429 and int(refused.headers["retry-after"]) >= 1 and refused.error["code"]
+        assert server.chat("x" * 500_000).error["code"] == "context_length_exceeded"  # taken, and read
+        assert server.chat().text == "It is a cat."
+        first.close()
+        server.until(lambda: server.api.bodies.held == 0)
+        assert server.ask("POST", "/v1/completions", b" " * 3_000_000).status == 400
+
+
+def test_the_table_of_the_documents_is_whole() -> None:
+    """docs/SERVING.md lists every attack that is tested here, and none that is not."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/SERVING.md").read_text("utf-8").partition("## Security")[2].partition("\n## ")[0]
+    listed = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)}
+    sources = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tested = {int(number) for number in re.findall(r"^def test_a(\d\d)_", sources, re.M)}
+    assert listed == tested == set(range(1, 45))
