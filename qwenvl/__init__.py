@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from qwenvl.chat import Assistant as Assistant
-    from qwenvl.chat import Reply as Reply
     from qwenvl.chat import Request as Request
     from qwenvl.checkpoint.folder import load as load
     from qwenvl.checkpoint.folder import save as save
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from qwenvl.model.vlm import QwenVL as QwenVL
     from qwenvl.options import Options as Options
     from qwenvl.options import PromptFormat as PromptFormat
+    from qwenvl.replies import Reply as Reply
+    from qwenvl.replies import TokenLogprob as TokenLogprob
     from qwenvl.runtime import Runtime as Runtime
     from qwenvl.tokenizer import Tokenizer as Tokenizer
 
@@ -37,7 +38,8 @@ _HOME = {
     "load": "qwenvl.checkpoint.folder",
     "save": "qwenvl.checkpoint.folder",
     "Assistant": "qwenvl.chat",
-    "Reply": "qwenvl.chat",
+    "Reply": "qwenvl.replies",
+    "TokenLogprob": "qwenvl.replies",
     "Request": "qwenvl.chat",
     "Options": "qwenvl.options",
     "PromptFormat": "qwenvl.options",
