@@ -10,13 +10,14 @@ from starlette.routing import Route
 
 from qwenvl import __version__
 from qwenvl.serve.bodies import read_body
-from qwenvl.serve.errors import ApiError
+from qwenvl.serve.errors import ApiError, invalid
 from qwenvl.serve.exchange import Exchange
 from qwenvl.serve.forms import Chat, Plain
 from qwenvl.serve.generation import Generation
 from qwenvl.serve.metrics import CONTENT_TYPE
 from qwenvl.serve.page import page
-from qwenvl.serve.schema import read_tokenize
+from qwenvl.serve.schema import TokenizeRequest, read_tokenize
+from qwenvl.serve.sse import encode
 from qwenvl.terminal import printable
 
 if TYPE_CHECKING:
@@ -94,12 +95,17 @@ def _tokenize(api: "Api") -> Any:
             body = await read_body(request.receive, request.scope["headers"], api.limits, grow)
             wanted = await api.in_pool(lambda: read_tokenize(api.parse(body), api.limits))
         api.require_model(wanted.model)
-        ids = await api.in_pool(api.preparer.tokenize, wanted)
-        listed = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}
+        return Response(await api.in_pool(listed, wanted), media_type="application/json")
+
+    def listed(wanted: TokenizeRequest) -> bytes:
+        ids = api.preparer.tokenize(wanted)
+        if len(ids) > api.limits.characters:  # a character may be four tokens
+            raise invalid(f"The text has more than {api.limits.characters:,} tokens; ask for a part of it.")
+        answer = {"count": len(ids), "max_model_len": api.preparer.window, "tokens": ids}
         if wanted.strings:
             tokenizer = api.preparer.tokenizer
-            listed["token_strs"] = [tokenizer.token_bytes(each).decode("utf-8", "replace") for each in ids]
-        return JSONResponse(listed)
+            answer["token_strs"] = [tokenizer.token_bytes(each).decode("utf-8", "replace") for each in ids]
+        return encode(answer)
 
     return tokenize
 

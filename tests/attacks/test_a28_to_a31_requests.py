@@ -1,9 +1,11 @@
-"""Attacks 28 to 31 (docs/SERVING.md), and 37 to 40 of our own: requests that ask for too much, or for no number."""
+"""Attacks 28 to 31 (docs/SERVING.md), and 37 to 40, 45 and 46 of our own: requests that ask for too much, or for no
+number."""
 
 import io
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -290,3 +292,34 @@ def test_a40_a_data_url_is_never_said_again(server: Running, image: bytes) -> No
     assert answer.status == 400 and len(answer.body) < 1_000
     answer = server.chat([{"type": data_url(image), "text": "x"}])
     assert answer.status == 400 and len(answer.body) < 1_000
+
+
+def test_a45_texts_that_become_many_tokens(server: Running) -> None:
+    """A million characters whose normal form is two, four tokens each: 48 MB of answer, written while every other
+    request waits. The list is made in the pool, and is no longer than a text may be."""
+    answer = server.ask("POST", "/tokenize", {"prompt": "\u0344" * 900_000, "return_token_strs": True})
+    assert answer.status == 400 and "tokens" in answer.error["message"] and len(answer.body) < 500
+    answer = server.ask("POST", "/tokenize", {"prompt": "\u0344ab", "return_token_strs": True})
+    assert answer.json["count"] == len(answer.json["tokens"]) == len(answer.json["token_strs"]) > 2
+
+
+MARKUP = (
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "javascript:alert(1)", "</script><script>", "\u2028x",
+    "'\"><svg onload=1>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("label", MARKUP)
+def test_a46_labels_that_are_markup(
+    label: str, server: Running, engine: ScriptedEngine, assistant: Assistant, image: bytes
+) -> None:
+    """What a model writes into a label is whatever its image said. Answers are JSON and say that they are nothing
+    else, so that no browser that opens one runs it; errors that repeat a value too."""
+    engine.script = lambda prompt, settings: assistant.tokenizer.encode(label)
+    answer = server.chat([shown(image)])
+    wrong = server.ask("POST", "/v1/chat/completions", {"messages": HELLO, "model": label})
+    missing = server.ask("GET", "/" + quote(label, safe="/<>"))
+    for each in (answer, wrong, missing):
+        assert each.headers["content-type"] == "application/json"
+        assert each.headers["x-content-type-options"] == "nosniff"
+    assert answer.text == label.strip() and wrong.status == missing.status == 404
