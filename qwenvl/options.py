@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from qwenvl.config import from_dict
 from qwenvl.generate.choosing import TOP_LOGPROBS
-from qwenvl.generate.sampling import GREEDY, SamplingConfig, check_whole
+from qwenvl.generate.sampling import GREEDY, SamplingConfig, check_whole, checked_bias
 from qwenvl.generate.text import checked_stop
 from qwenvl.markup import SYSTEM
 from qwenvl.parsing import read_json
@@ -169,8 +169,21 @@ def changed(options: Options | None, changes: Mapping[str, Any]) -> Options:
         raise ValueError(f"there is no option {unknown[0]!r}; known options: {known}.")
     given = dict(changes)
     if "stop" in given:
-        given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
+        given["stop"] = _several(given["stop"])
     if "logit_bias" in given:
-        bias = given["logit_bias"]
-        given["logit_bias"] = tuple(bias.items() if isinstance(bias, Mapping) else map(tuple, bias))
+        given["logit_bias"] = _pairs(given["logit_bias"])
     return replace(options or Options(), **given)
+
+
+def _several(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    return checked_stop((stop,) if isinstance(stop, str) else stop)
+
+
+def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    if isinstance(bias, Mapping):
+        bias = list(bias.items())
+    if isinstance(bias, list | tuple):
+        bias = tuple(tuple(pair) if isinstance(pair, list | tuple) else pair for pair in bias)
+    return checked_bias(bias)

@@ -333,6 +333,27 @@ def test_options_out_of_range_are_refused_whether_read_or_not(given: dict[str, A
         Options(**given)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stop": 5}, "stop is 5; expected strings"),
+        ({"stop": {"a": 1}}, "stop is .*; expected strings"),
+        ({"stop": b"END"}, "stop is b'END'; expected strings"),
+        ({"stop": [["a"]]}, "expected strings, none of them empty"),
+        ({"logit_bias": 5}, "logit_bias is 5; expected pairs of an id and a bias"),
+        ({"logit_bias": "5=3"}, "logit_bias is '5=3'; expected pairs"),
+        ({"logit_bias": [5]}, "expected pairs"),
+        ({"logit_bias": {"5": 1.0}}, "logit_bias names the id '5'; expected a whole number"),
+        ({"logit_bias": {5: "1"}}, "logit_bias of the id 5 is '1'; it must be from -100"),
+        ({"logit_bias": {True: 1}}, "logit_bias names the id True; "),
+    ],
+)
+def test_stops_and_biases_of_another_kind_are_refused(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        changed(None, given)
+    assert changed(None, {"stop": None}).stop == () and changed(None, {"logit_bias": {}}).logit_bias == ()
+
+
 def test_a_bias_on_an_id_that_the_model_lacks_is_told(assistant: Assistant):
     with pytest.raises(ValueError, match="logit_bias names the id 4000000; the model knows 0 to"):
         assistant.ask(A, "Hi", logit_bias={4_000_000: 1.0})

@@ -74,7 +74,7 @@ class SamplingConfig:
             raise ValueError(
                 f"top_k is {_shown(self.top_k)}; it must be a whole number from 0 (keep all tokens)."
             )
-        _check_bias(self.logit_bias)
+        checked_bias(self.logit_bias)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise ValueError for a bias on an id that a model of `vocab_size` rows does not have."""
@@ -85,7 +85,8 @@ class SamplingConfig:
                 )
 
 
-def _check_bias(pairs: Any) -> None:
+def checked_bias(pairs: Any) -> tuple[tuple[int, float], ...]:
+    """The pairs of an id and a bias as they are. Raises ValueError for what is none, out of range or there twice."""
     if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"logit_bias is {_shown(pairs)}; expected pairs of an id and a bias.")
     if len(pairs) > BIASED_TOKENS:
@@ -99,6 +100,7 @@ def _check_bias(pairs: Any) -> None:
             )
     if len({token for token, _ in pairs}) < len(pairs):
         raise ValueError("logit_bias names an id twice; give each once.")
+    return pairs
 
 
 def _is_number(value: Any) -> bool:

@@ -124,7 +124,7 @@ class StopStrings:
 
 def checked_stop(strings: Any) -> tuple[str, ...]:
     """The stop strings as they are. Raises ValueError for too many, and for one that is empty, too long or no text."""
-    if isinstance(strings, str) or not all(isinstance(string, str) and string for string in strings):
+    if not isinstance(strings, list | tuple) or not all(isinstance(each, str) and each for each in strings):
         raise ValueError(f"stop is {strings!r:.80}; expected strings, none of them empty, such as ['\\n'].")
     if len(strings) > STOP_STRINGS:
         raise ValueError(f"stop has {len(strings)} strings; at most {STOP_STRINGS} are looked for.")
