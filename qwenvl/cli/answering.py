@@ -70,8 +70,9 @@ class Answering:
 
         with Console(stderr=True).status(f"reading {escape(checkpoint)}"):
             from qwenvl.chat import Assistant
-            from qwenvl.runtime import Runtime
+            from qwenvl.runtime import Runtime, ask_for_huge_pages
 
+            ask_for_huge_pages()
             runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed)
             return Assistant.load(checkpoint, runtime)
 

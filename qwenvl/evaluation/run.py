@@ -26,7 +26,7 @@ from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.parsing import read_json
-from qwenvl.runtime import Runtime
+from qwenvl.runtime import Runtime, ask_for_huge_pages
 from qwenvl.terminal import printable
 
 Report = Callable[[Sequence[tuple[str, str]]], None]
@@ -190,6 +190,7 @@ def read(row: Benchmark, answer: Prediction) -> str:
 
 
 def _asker(job: Job) -> Asker:
+    ask_for_huge_pages()
     runtime = Runtime.detect(device=job.device, dtype=job.dtype, seed=0)
     return Asker(Assistant.load(job.checkpoint, runtime), job.source.prompt_format)
 

@@ -9,7 +9,7 @@ import torch
 from qwenvl.chat import Assistant
 from qwenvl.generate import engine
 from qwenvl.model.vlm import QwenVL
-from qwenvl.runtime import Runtime
+from qwenvl.runtime import Runtime, ask_for_huge_pages
 from qwenvl.serve.app import Loaded
 from qwenvl.serve.media import Fetches
 from qwenvl.serve.requests import Preparer
@@ -18,6 +18,7 @@ from qwenvl.serve.start import Start
 
 def load(start: Start, fetcher: Fetches | None) -> Loaded:
     """Raises ValueError for what is no model, OSError for what cannot be read."""
+    ask_for_huge_pages()
     if start.threads is not None:
         torch.set_num_threads(start.threads)
     runtime = Runtime.detect(device=start.device, dtype=start.dtype)
