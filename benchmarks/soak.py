@@ -54,12 +54,14 @@ def serve(fail_at: int) -> int:
 
     from qwenvl.serve import loading
     from qwenvl.serve.limits import Limits
+    from qwenvl.serve.recent import RecentImages
     from qwenvl.serve.start import Start
 
     load = loading.load
 
     def poisoned(*args: Any) -> Any:
         loaded = load(*args)
+        loaded.preparer._recent = RecentImages(1 << 20)  # full within seconds: what grows then is a leak
         assistant = loaded.preparer.assistant
         with torch.no_grad():
             assistant.model.llm.embed.weight[assistant.tokenizer.specials[POISON]] = float("nan")
