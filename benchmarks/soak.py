@@ -99,6 +99,8 @@ class Server:
             if found := re.search(r" at http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
+        else:
+            raise SystemExit(f"the server did not start: {''.join(self.errors[-3:])}")
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
