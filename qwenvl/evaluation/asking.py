@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from qwenvl import markup
 from qwenvl.chat import Assistant
 from qwenvl.data.stream.images import opened
-from qwenvl.generate import engine
+from qwenvl.generate import engine, likelihood
 from qwenvl.generate.engine import End, Prompt
 from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import preprocess
@@ -118,7 +118,7 @@ class Asker:
         """For each prompt and each text that could follow it, the log-probability of every token of that text."""
         encode = self.assistant.tokenizer.encode
         tokens = [[encode(option) for option in own] for own in options]
-        return engine.score(self.assistant.model, prompts, tokens)
+        return likelihood.score(self.assistant.model, prompts, tokens)
 
     @property
     def _queries(self) -> int:

@@ -1,21 +1,17 @@
-"""Prompts on their way to the model: checked, padded, their pictures encoded once and put in place."""
+"""Prompts on their way to the model: checked and padded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from torch import Tensor
 
-from qwenvl.model.vlm import QwenVL, place_images
+from qwenvl.model.vlm import QwenVL
 
 LONGEST_ROW = 32_768
 """Tokens of prompt and answer together, where the official table of log-n ends; more if training rows were longer."""
-
-IMAGES_AT_ONCE = 16
-"""Pictures that pass through the vision encoder together, to bound its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,32 +33,6 @@ def left_padded(
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows])
     starts = torch.tensor([longest - len(row) for row in rows])
     return ids.to(device), (torch.arange(longest) - starts[:, None]).to(device)
-
-
-def embed(
-    model: QwenVL, ids: Int[Tensor, "batch tokens"], prompts: Iterable[Prompt]
-) -> Float[Tensor, "batch tokens hidden"]:
-    """Word embeddings with the pictures of the prompts in place; each different picture is encoded once."""
-    hidden = model.llm.embed(ids)
-    pixels = [image for prompt in prompts for image in prompt.pixels]
-    if not pixels:
-        return hidden
-    # A shared array is read once: its id leads to the digest of its content, that to its place among the different.
-    known: dict[int, bytes] = {}
-    contents: dict[bytes, int] = {}
-    for image in pixels:
-        if id(image) not in known:
-            known[id(image)] = blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-    order = [contents.setdefault(known[id(image)], len(contents)) for image in pixels]
-    different = [pixels[order.index(number)] for number in range(len(contents))]
-    visual = torch.cat(
-        [
-            model.encode(torch.from_numpy(np.stack(different[at : at + IMAGES_AT_ONCE])).to(hidden.device))
-            for at in range(0, len(different), IMAGES_AT_ONCE)
-        ]
-    )
-    slots = ids == model.config.imgpad_id
-    return place_images(hidden, slots, visual[order], model.config.adapter.queries)
 
 
 def check(prompt: Prompt, number: int, model: QwenVL) -> None:

@@ -7,8 +7,8 @@ weighted sum of the rows of a table, is:
     output of a head   = sum over tokens t    of weight[t] * value[t]        table of values: a row per token
     scores of a head   = sum over channels c  of query[c] * keys[c, :]       table of keys: a row per channel
 
-The second holds where the cache keeps its keys channel by channel (`new_keys`). The bits of a row depend on neither its
-neighbours nor on how far the buffer reaches beyond it.
+The second holds where the cache keeps its keys channel by channel (`keys_by_channel`). The bits of a row depend on
+neither its neighbours nor on how far the buffer reaches beyond it.
 """
 
 from functools import cache as once
@@ -58,14 +58,9 @@ def decode_attention(
     return _weighted_sums(value.view(-1, width), weights).view(batch, heads, 1, width)
 
 
-def new_keys(
-    shape: tuple[int, int, int, int], *, device: torch.device | str, dtype: torch.dtype
-) -> Float[Tensor, "rows heads keys head"]:
-    """Zeros for keys, in memory channel by channel where `decode_attention` reads them so: bfloat16 on a CPU."""
-    if dtype == torch.bfloat16 and torch.device(device).type == "cpu":
-        rows, heads, keys, width = shape
-        return torch.zeros((rows, heads, width, keys), device=device, dtype=dtype).transpose(2, 3)
-    return torch.zeros(shape, device=device, dtype=dtype)
+def keys_by_channel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a cache keeps its keys channel by channel, as `decode_attention` then reads them: bfloat16 on a CPU."""
+    return dtype == torch.bfloat16 and device.type == "cpu"
 
 
 def _weighted_sums(

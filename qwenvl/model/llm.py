@@ -6,7 +6,7 @@ are arguments here (`long_context`), not module state, so rows of one batch may 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from qwenvl.config import LLMConfig
-from qwenvl.model.cache import KVCache
+from qwenvl.model.cache import KVCache, View
+from qwenvl.model.cached_rows import Chunk
 from qwenvl.model.vision import merge_heads, sdpa
 
 LONG_ROW = 1024
@@ -44,8 +45,8 @@ class LLM(nn.Module):
         hidden: Float[Tensor, "batch tokens hidden"],
         *,
         positions: Int[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-        cache: KVCache | None = None,
+        segments: Int[Tensor, "batch keys"] | None = None,
+        cache: Chunk | None = None,
         long_context: Float[Tensor, " batch"] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
@@ -53,7 +54,7 @@ class LLM(nn.Module):
 
         With `last_only`, that of the last token alone: the last block then reads all tokens but computes one.
         """
-        tokens, start = hidden.shape[1], cache.length if cache else 0
+        tokens, start = hidden.shape[1], cache.begin(hidden.shape[1]) if cache else 0
         if positions is None:
             positions = torch.arange(start, start + tokens, device=hidden.device)[None]
         context = AttentionContext(
@@ -65,7 +66,7 @@ class LLM(nn.Module):
         for index, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, context, last_only=last_only and index == len(self.blocks))
         if cache:
-            cache.length += tokens
+            cache.end()
         return self.norm(hidden)
 
 
@@ -132,13 +133,32 @@ class Attention(nn.Module):
         value = heads[..., 2, :]  # (batch, heads, tokens, head) each
         if context.query_scale is not None:
             query = query * context.query_scale.to(query.dtype)
-        if context.cache:
-            key, value = context.cache.extend(self.index, key, value)  # (batch, heads, keys, head)
         mask = context.mask
         if last_only:
             assert not isinstance(mask, Documents), "attention_mask makes a tensor of it"
             query, mask = query[:, :, -1:], None if mask is None else mask[:, :, -1:]
-        return self.out(merge_heads(attend(query, key, value, mask)))
+        if context.cache is None:
+            return self.out(merge_heads(attend(query, key, value, mask)))
+        context.cache.write(self.index, key, value)
+        return self.out(merge_heads(look_back(query, context.cache.view(self.index), mask)))
+
+
+def look_back(
+    query: Float[Tensor, "batch heads tokens head"], views: Sequence[View], mask: Any
+) -> Float[Tensor, "batch heads tokens head"]:
+    """Attention to what a cache shows, run of rows by run of rows; rows that no view speaks of are padding: zeros.
+
+    `mask` is that of the `AttentionContext`, for views without one of their own.
+    """
+    seen = []
+    for view in views:
+        own = mask if view.mask is None else view.mask
+        if view.mask is None and isinstance(mask, Tensor) and len(mask) > 1:
+            own = mask[view.rows]
+        seen.append(attend(query[view.rows], view.keys, view.values, own))
+    if padding := len(query) - views[-1].rows.stop:
+        seen.append(torch.zeros_like(query[:padding]))
+    return seen[0] if len(seen) == 1 else torch.cat(seen)
 
 
 def attend(
@@ -205,9 +225,9 @@ class RMSNorm(nn.Module):
 
 
 def attention_mask(
-    segments: Int[Tensor, "batch tokens"] | None,
+    segments: Int[Tensor, "_ keys"] | None,
     tokens: int,
-    cache: KVCache | None,
+    cache: Chunk | None,
     hidden: Float[Tensor, "batch tokens hidden"],
     *,
     last_only: bool = False,
@@ -225,28 +245,24 @@ def attention_mask(
         if tokens >= LONG_ROW and (rows := documents_of(segments, hidden)):
             return Documents(rows)
     start = cache.length if cache else 0
-    assert segments is not None or cache is None or cache.segments is None, "the cached tokens have segments"
-    if cache and segments is not None:
-        cache.segments = segments if cache.segments is None else torch.cat([cache.segments, segments], dim=1)
     if segments is None and tokens == 1 and cache:
         return hide_unwritten(None, cache, hidden)
     if segments is None and start == 0:
         return None
     if segments is None:
-        segments = known = torch.zeros(1, start + tokens, dtype=torch.long, device=hidden.device)
-    else:
-        known = segments if cache is None or cache.segments is None else cache.segments
-    mask = dense_mask(segments[:, -tokens:], known, hidden)
+        segments = torch.zeros(1, start + tokens, dtype=torch.long, device=hidden.device)
+    assert segments.shape[1] == start + tokens, "segments of all tokens, those in the cache too"
+    mask = dense_mask(segments[:, -tokens:], segments, hidden)
     return mask if cache is None else hide_unwritten(mask, cache, hidden)
 
 
 def hide_unwritten(
-    mask: Float[Tensor, "_ 1 tokens written"] | None, cache: KVCache, hidden: Float[Tensor, "_ tokens _"]
+    mask: Float[Tensor, "_ 1 tokens written"] | None, cache: Chunk, hidden: Float[Tensor, "_ tokens _"]
 ) -> Float[Tensor, "_ 1 tokens keys"] | None:
-    """The mask over all positions that `cache.extend` will return, where those are more than have been written."""
+    """The mask over all positions that `cache.view` will show, where those are more than have been written."""
     tokens = hidden.shape[1]
     written = cache.length + tokens
-    unwritten = cache.visible(tokens) - written
+    unwritten = cache.visible - written
     if not unwritten:
         return mask
     if mask is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from qwenvl import markup
 from qwenvl.generate import engine
 from qwenvl.generate.prompts import device_of
-from qwenvl.model.cache import KVCache
+from qwenvl.model.cached_rows import new_rows
 from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.parity import official
 from qwenvl.parity.fixture import Case, Fixture
@@ -172,9 +172,7 @@ def step_logits(fixture: Fixture, prompt: engine.Prompt, generated: Sequence[int
     """
     model = fixture.model
     pixels = torch.as_tensor(np.stack(prompt.pixels)) if prompt.pixels else None
-    cache = KVCache(
-        model.config.llm, 1, len(prompt.ids) + len(generated), device=device_of(model), dtype=torch.float32
-    )
+    cache = new_rows(model.config.llm, 1, device=device_of(model), dtype=torch.float32)
     alpha = torch.tensor([ntk_alpha(len(prompt.ids), model.config.llm)])
     logits = [model(torch.tensor([prompt.ids]), pixels, cache=cache, long_context=alpha)[0, -1]]
     for token in generated:
@@ -247,9 +245,7 @@ def _padded_greedy(
     Returns the ids of every row up to end-of-text, and its logits, (steps, vocab).
     """
     model, eos, (batch, tokens) = fixture.model, fixture.tokenizer.endoftext, mask.shape
-    cache = KVCache(
-        model.config.llm, batch, tokens + max_remaining, device=device_of(model), dtype=torch.float32
-    )
+    cache = new_rows(model.config.llm, batch, device=device_of(model), dtype=torch.float32)
     alpha = torch.full((batch,), ntk_alpha(tokens, model.config.llm))
     ids, segments = torch.tensor(rows), mask * BRANCHES
     positions = torch.arange(tokens).expand(batch, -1)
@@ -260,7 +256,8 @@ def _padded_greedy(
         )
         steps.append(model.llm.head(hidden[:, -1]))
         ids, pixels = steps[-1].argmax(-1, keepdim=True), None
-        positions, segments = positions[:, -1:] + 1, torch.full((batch, 1), BRANCHES)
+        positions = positions[:, -1:] + 1
+        segments = torch.cat([segments, torch.full((batch, 1), BRANCHES)], dim=1)
     logits = torch.stack(steps, dim=1)  # (batch, steps, vocab)
     answers = [_until(row, eos) for row in logits.argmax(-1).tolist()]
     return answers, [row[: len(answer)] for row, answer in zip(logits, answers, strict=True)]

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qwenvl import images
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.official import from_official, to_official
-from qwenvl.model.cache import KVCache
+from qwenvl.model.cached_rows import new_rows
 from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.parity import answers, chats
 from qwenvl.parity.certificate import Result
@@ -239,11 +239,14 @@ def _check_cache(
     keys, values = case.numbered("past_key."), case.numbered("past_value.")
     if not keys and not values:
         return
-    cache = KVCache(fixture.config.llm, 1, row.shape[1], device=row.device, dtype=torch.float32)
+    cache = new_rows(fixture.config.llm, 1, device=row.device, dtype=torch.float32)
     fixture.model.hidden(row, pixels, cache=cache, long_context=long_context)
-    for name, recorded, stored in (("past_key", keys, cache.keys), ("past_value", values, cache.values)):
+    stored = cache.cache.snapshot(cache.rows[0], 0, row.shape[1]).transpose(
+        2, 3
+    )  # (layers, 2, tokens, heads, head)
+    for name, recorded, which in (("past_key", keys, 0), ("past_value", values, 1)):
         for layer, tensor in recorded.items():
-            case.close(f"{name}.{layer}", stored[layer][0].transpose(0, 1)[kept], tensor)
+            case.close(f"{name}.{layer}", stored[layer, which][kept], tensor)
 
 
 def _loss(logits: Tensor, labels: list[int]) -> Tensor:

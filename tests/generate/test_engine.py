@@ -6,7 +6,8 @@ import torch
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.generate import prompts as prompts_module
-from qwenvl.generate.engine import Answer, Prompt, Settings, generate, score, stream
+from qwenvl.generate.engine import Answer, Prompt, Settings, generate, stream
+from qwenvl.generate.likelihood import score
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.model.llm import ntk_alpha
 from qwenvl.model.vlm import QwenVL
@@ -117,9 +118,9 @@ def test_cached_equals_uncached(model: QwenVL, number: int):
 
 def test_a_shared_image_is_encoded_once(model: QwenVL, monkeypatch: pytest.MonkeyPatch):
     encoded: list[int] = []
-    encode = QwenVL.encode
+    embed = model.vision.patch_embed.forward
     monkeypatch.setattr(
-        QwenVL, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+        model.vision.patch_embed, "forward", lambda pixels: encoded.append(len(pixels)) or embed(pixels)
     )
     shared = image(0)
     prompts = [

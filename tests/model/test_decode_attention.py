@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwenvl.model.decode_attention import decode_attention, new_keys, suits
+from qwenvl.model.decode_attention import decode_attention, keys_by_channel, suits
 from qwenvl.model.vision import sdpa
 
 SHAPES = [(1, 3, 64, 128), (5, 2, 96, 32), (3, 4, 320, 104), (2, 1, 7, 16)]
@@ -77,5 +77,5 @@ def test_it_stands_back_where_it_is_not_meant_for():
 
 
 def test_keys_lie_channel_by_channel_where_they_are_read_so():
-    assert new_keys((2, 3, 64, 16), device="cpu", dtype=torch.bfloat16).transpose(2, 3).is_contiguous()
-    assert new_keys((2, 3, 64, 16), device="cpu", dtype=torch.float32).is_contiguous()
+    cpu = torch.device("cpu")
+    assert keys_by_channel(cpu, torch.bfloat16) and not keys_by_channel(cpu, torch.float32)

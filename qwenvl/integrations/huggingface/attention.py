@@ -1,7 +1,7 @@
 """Masks, positions and caches of transformers, as our blocks take them.
 
 A cache of transformers grows (`DynamicCache`) or has its full length from the start (`StaticCache`, whose shapes never
-change, so that a decoding step is compiled once). Either keeps the keys; our blocks only ask it to `extend`.
+change, so that a decoding step is compiled once). Either keeps the keys; our blocks only `write` and `view`.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from qwenvl.config import LLMConfig
-from qwenvl.model.cache import KVCache
+from qwenvl.model.cache import View
 from qwenvl.model.llm import (
     BRANCHES,
     AttentionContext,
@@ -25,23 +25,24 @@ from qwenvl.model.llm import (
 )
 
 
-class LayerCache(KVCache):
-    """Lets our blocks write into the cache that transformers owns, reorders and crops."""
+class LayerCache:
+    """Lets our blocks write into the cache that transformers owns, reorders and crops: a `KVCache` of ours."""
 
     def __init__(self, past: Cache, places: Tensor) -> None:
         self.past, self.places = past, places
-        self.latest: Tensor  # the keys of the layer that was extended last
+        self.latest: Tensor  # the keys of the layer that was written last
+        self._values: Tensor
 
-    def __bool__(self) -> bool:
-        return True
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens of one layer; returns everything stored, new tokens included."""
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store the new tokens of one layer."""
         at = {
             "cache_position": self.places
         }  # what a static cache of transformers 5.0 goes by; later ones count
-        self.latest, values = self.past.update(key, value, layer, at)
-        return self.latest, values
+        self.latest, self._values = self.past.update(key, value, layer, at)
+
+    def view(self, layer: int) -> list[View]:
+        """Everything stored, new tokens included."""
+        return [View(slice(0, len(self.latest)), self.latest, self._values, None)]
 
 
 def fixed_length(past: Cache | None) -> int:

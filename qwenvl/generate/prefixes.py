@@ -1,0 +1,83 @@
+"""The begins of prompts read before, chunk by chunk.
+
+A chunk's keys and values depend on all tokens up to its end, on the images among them, and on the stretch of dynamic
+NTK, which follows the length of the whole prompt. Its link is a digest of exactly these and of a salt, which keeps the
+caches of different users apart; the tokens themselves are compared on a hit. Only whole chunks of `scheduler.CHUNK`
+tokens are kept, so that a prompt that begins with them computes the same bits as one that reads them anew.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from jaxtyping import Float
+from torch import Tensor
+
+from qwenvl.generate.scheduler import CHUNK
+
+
+@dataclass(frozen=True)
+class Link:
+    """One chunk of a prompt."""
+
+    name: bytes
+    ids: tuple[int, ...]
+
+
+def links(ids: Sequence[int], images: Sequence[tuple[bytes, int]], alpha: float, salt: bytes) -> list[Link]:
+    """The chunks of a prompt that others may begin with: at least its last token is always read.
+
+    `images`: digest of each image and the place of its first slot.
+    """
+    found, parent = [], sha256(f"{alpha} {len(salt)} ".encode() + salt).digest()
+    for start in range(0, len(ids) - CHUNK, CHUNK):
+        own = tuple(ids[start : start + CHUNK])
+        seen = [f"{at} {key.hex()}" for key, at in images if at < start + CHUNK]
+        parent = sha256(parent + f"{own} {seen}".encode()).digest()
+        found.append(Link(parent, own))
+    return found
+
+
+class PrefixCache:
+    """Chunks read before, at most `budget` tokens of them; the longest unused go first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget // CHUNK
+        self._pages: OrderedDict[bytes, tuple[Link, Float[Tensor, "layers 2 heads tokens head"]]] = (
+            OrderedDict()
+        )
+        self.queries = self.hits = 0
+        """Tokens asked for, and found, as the dashboards of other engines count."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is ever kept."""
+        return self._budget > 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are kept."""
+        return CHUNK * len(self._pages)
+
+    def find(self, wanted: Sequence[Link]) -> list[Float[Tensor, "layers 2 heads tokens head"]]:
+        """The pages of the longest known begin."""
+        pages = []
+        for link in wanted:
+            known = self._pages.get(link.name)
+            if known is None or known[0].ids != link.ids:
+                break
+            pages.append(known[1])
+        for link in reversed(wanted[: len(pages)]):  # the begin of a chain is used last, so it goes last
+            self._pages.move_to_end(link.name)
+        return pages
+
+    def lacks(self, wanted: Sequence[Link]) -> list[int]:
+        """Which of these chunks are not kept and would find a place."""
+        return [at for at, link in enumerate(wanted[: self._budget]) if link.name not in self._pages]
+
+    def keep(self, link: Link, page: Float[Tensor, "layers 2 heads tokens head"]) -> None:
+        """Remember a chunk."""
+        self._pages[link.name] = (link, page)
+        while len(self._pages) > self._budget:
+            self._pages.popitem(last=False)

@@ -1,0 +1,255 @@
+"""The device's side of the engine: model, cache and visual tokens; does what the scheduler says, a slice at a time.
+
+What a request computes depends on itself alone: chunks of prompts begin at fixed places, a row looks at its own bucket,
+products are filled up to numbers of rows that all have the same bits, and an answer that lost its row is fed again
+token by token, as it was written.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qwenvl.generate.choosing import Row
+from qwenvl.generate.prefixes import Link, PrefixCache, links
+from qwenvl.generate.prompts import Prompt, device_of
+from qwenvl.generate.scheduler import CHUNK, padded
+from qwenvl.generate.visual import VisualCache, digest
+from qwenvl.model.cache import RowCache
+from qwenvl.model.cached_rows import Chunk, Step
+from qwenvl.model.llm import AttentionContext, attention_mask, ntk_alpha
+from qwenvl.model.packed import PackedLinear
+from qwenvl.model.positions import Positions
+from qwenvl.model.vlm import QwenVL
+
+
+@dataclass(kw_only=True)
+class Request(Row):
+    """What the host knows of one request."""
+
+    number: int
+    asked: Prompt
+    salt: bytes
+    images: tuple[bytes, ...] = ()
+    """Digests of its images in order."""
+    alpha: float = 1.0
+    """Its stretch, `ntk_alpha` of its prompt."""
+    chain: list[Link] = field(default_factory=list)
+    row: int | None = None
+    """Its row in the cache."""
+    last: Float[Tensor, " hidden"] | None = None
+    """Hidden state of the last token of its prompt, once that is read."""
+    cached: int = 0
+    """Tokens of its prompt that were not computed for it."""
+    pinned: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.images = tuple(map(digest, self.asked.pixels))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Requests of equal keys have equal prompts."""
+        return (self.prompt, self.images)
+
+    def known(self, at: int) -> int:
+        """A token of prompt or answer."""
+        return self.prompt[at] if at < len(self.prompt) else self.written[at - len(self.prompt)]
+
+
+class Runner:
+    """A model and all that is kept beside it."""
+
+    def __init__(self, model: QwenVL, *, rows: int, visual_bytes: int, prefix_tokens: int) -> None:
+        self.model = model
+        dtype = model.llm.embed.weight.dtype
+        self.cache = RowCache(model.config.llm, slots=rows, device=device_of(model), dtype=dtype)
+        self.visual = VisualCache(model, visual_bytes)
+        self.prefixes = PrefixCache(prefix_tokens)
+        self.positions = Positions(model.config.llm, device_of(model))
+        self._read: dict[
+            tuple[object, ...], Request
+        ] = {}  # who has its whole prompt in the cache, by salt and key
+        self._step: Step | None = None
+        self._stepping: list[Request] = []
+
+    def prepare(self, request: Request) -> None:
+        """What is to be known of a request before it is scheduled."""
+        model, queries = self.model, self.model.config.adapter.queries
+        request.alpha = ntk_alpha(len(request.prompt), model.config.llm)
+        if self.prefixes.enabled and len(request.prompt) > CHUNK:
+            slots = [at for at, each in enumerate(request.prompt) if each == model.config.imgpad_id][
+                ::queries
+            ]
+            placed = list(zip(request.images, slots, strict=True))
+            request.chain = links(request.prompt, placed, request.alpha, request.salt)
+
+    # === Rows ===
+
+    def start(self, request: Request) -> int:
+        """Give a request its row; returns how many tokens of its prompt are in it."""
+        twin = self._read.get((request.salt, request.key))
+        if twin is not None and twin.row is not None:
+            request.row, request.last = self.cache.fork(twin.row, len(request.prompt)), twin.last
+            read = len(request.prompt)
+        else:
+            request.row, pages = self.cache.take(), self.prefixes.find(request.chain)
+            if pages:
+                self.cache.restore(request.row, pages)
+            read = CHUNK * len(pages)
+            self.visual.pin(request.images)
+            request.pinned = True
+        self.prefixes.queries += len(request.prompt)
+        self.prefixes.hits += read
+        if not request.written:
+            request.cached = read
+        return read
+
+    def unseen(self, request: Request) -> bool:
+        """Whether an image that is still to be read is not encoded."""
+        assert request.row is not None
+        queries, read = self.model.config.adapter.queries, self.cache.length(request.row)
+        gone = request.prompt[:read].count(self.model.config.imgpad_id) // queries
+        return self.visual.lacks(request.images[gone:])
+
+    def release(self, request: Request) -> None:
+        """Take back everything that a request holds."""
+        self._unpin(request)
+        if request.row is not None:
+            self.cache.free(request.row)
+        if self._read.get((request.salt, request.key)) is request:
+            del self._read[request.salt, request.key]
+        request.row = request.last = None
+        self._step = None
+
+    def _unpin(self, request: Request) -> None:
+        if request.pinned:
+            self.visual.unpin(request.images)
+            request.pinned = False
+
+    # === Quanta: each yields where others may work ===
+
+    def see(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Encode some images of these requests, the first ones first."""
+        images = {
+            key: pixels
+            for each in requests
+            for key, pixels in zip(each.images, each.asked.pixels, strict=True)
+        }
+        return self.visual.see(images)
+
+    def read(self, requests: Sequence[Request], start: int, stops: Sequence[int]) -> Iterator[None]:
+        """Read a chunk of each prompt, from `start`; shorter chunks are filled up, and the filling is overwritten."""
+        tokens = padded(max(stops) - start)
+        rows = [request.row for request in requests if request.row is not None]
+        self.cache.make_room(rows, start + tokens)
+        order = self.cache.together(rows)
+        requests = sorted(requests, key=lambda each: order.index(each.row or 0))
+        lengths = [min(len(each.prompt) - start, CHUNK) for each in requests]
+        chunk = Chunk(self.cache, order)
+        chunk.begin(tokens)
+        hidden = self._embed(requests, start, tokens)
+        places = torch.arange(start, start + tokens, device=hidden.device)[None].expand(len(order), -1)
+        context = self._context(
+            requests, places, start + tokens, attention_mask(None, tokens, chunk, hidden), chunk
+        )
+        for block in self.model.llm.blocks:
+            hidden = block(hidden, context)
+            yield
+        chunk.end(lengths)
+        for place, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+            if start + length == len(request.prompt):
+                request.last = self.model.llm.norm(hidden[place, length - 1])
+                self._unpin(request)
+
+    def decode(self, requests: Sequence[Request]) -> tuple[list[Request], Float[Tensor, "batch vocab"]]:
+        """Feed each of these rows its next token; returns those that now write another, and its logits."""
+        step = self._plan(requests)
+        rows, llm = self._stepping, self.model.llm
+        ids = [each.known(length) for each, length in zip(rows, step.written, strict=True)]
+        filled = self._filled(len(ids))
+        hidden = llm.embed(torch.tensor(ids + [0] * (filled - len(ids)), device=step.lengths.device)[:, None])
+        places = step.lengths[:, None]
+        if filled > len(ids):
+            places = torch.cat([places, places.new_zeros(filled - len(ids), 1)])
+        context = self._context(rows, places, max(step.written) + 1, None, step)
+        for block in llm.blocks:
+            hidden = block(hidden, context)
+        logits = llm.head(llm.norm(hidden))[:, 0]
+        step.end()
+        new = [at for at, row in enumerate(rows) if step.written[at] == len(row.prompt) + len(row.written)]
+        if len(new) == len(logits):
+            return rows, logits
+        return [rows[at] for at in new], logits[: len(rows)] if len(new) == len(rows) else logits[new]
+
+    def first(self, request: Request) -> Float[Tensor, "1 vocab"]:
+        """Logits of the first token of an answer."""
+        assert request.last is not None
+        filled = request.last.expand(self._filled(1), -1)
+        return self.model.llm.head(filled)[:1]
+
+    def keep(self, request: Request) -> None:
+        """A prompt that was read and whose numbers are sound: others may begin with it."""
+        assert request.row is not None
+        self._read.setdefault((request.salt, request.key), request)
+        for at in self.prefixes.lacks(request.chain):
+            page = self.cache.snapshot(request.row, at * CHUNK, (at + 1) * CHUNK)
+            self.prefixes.keep(request.chain[at], page)
+
+    # === Parts ===
+
+    def _plan(self, requests: Sequence[Request]) -> Step:
+        """The step of exactly these rows, the last one going on where nothing has changed."""
+        if self._step is None or self._step.left == 0 or {*map(id, self._stepping)} != {*map(id, requests)}:
+            for request in requests:
+                assert request.row is not None
+            rows = {each.row: each for each in requests if each.row is not None}
+            short: dict[int, list[int]] = {}
+            for row in rows:
+                if self.cache.held(row) == self.cache.length(row):
+                    short.setdefault(self.cache.length(row) + 1, []).append(row)
+            for tokens, moving in short.items():
+                self.cache.make_room(moving, tokens)
+            self._step = Step(self.cache, rows)
+            self._stepping = [rows[row] for row in self._step.rows]
+        return self._step
+
+    def _filled(self, rows: int) -> int:
+        """Rows of a product that has the same bits as one of any other number: packed matrices see to it themselves."""
+        weight = self.model.llm.embed.weight
+        if weight.device.type != "cpu" or isinstance(self.model.llm.head, PackedLinear):
+            return rows
+        return -(-rows // 4) * 4 if weight.dtype == torch.float32 else max(rows, 2)
+
+    def _embed(
+        self, requests: Sequence[Request], start: int, tokens: int
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Word embeddings of a chunk with the visual tokens in place; zeros behind its end."""
+        pad, queries = self.model.config.imgpad_id, self.model.config.adapter.queries
+        ids = torch.zeros(len(requests), tokens, dtype=torch.long)
+        for place, request in enumerate(requests):
+            own = request.prompt[start : min(start + CHUNK, len(request.prompt))]
+            ids[place, : len(own)] = torch.tensor(own)
+        hidden = self.model.llm.embed(ids.to(device_of(self.model)))
+        for place, request in enumerate(requests):
+            image, slot = divmod(request.prompt[:start].count(pad), queries)
+            slots = (ids[place] == pad).nonzero()[:, 0]
+            if not len(slots):
+                continue
+            many = -(-(slot + len(slots)) // queries)
+            visual = torch.cat([self.visual.get(key) for key in request.images[image : image + many]])
+            hidden[place, slots.to(hidden.device)] = visual[slot : slot + len(slots)].to(hidden.dtype)
+        return hidden
+
+    def _context(
+        self, requests: Sequence[Request], places: Tensor, furthest: int, mask: object, cache: Chunk | Step
+    ) -> AttentionContext:
+        alphas = [each.alpha for each in requests] + [1.0] * (len(places) - len(requests))
+        return AttentionContext(
+            rotation=self.positions.rotation(places, furthest, alphas),
+            query_scale=self.positions.query_scale(places, furthest),
+            mask=mask,  # type: ignore[arg-type]
+            cache=cache,
+        )

@@ -1,0 +1,64 @@
+"""Rotations of positions read from tables, for answering.
+
+A table is computed in pieces of a fixed length, once, so that a position turns by the same bits whatever else is read
+beside it: cosines of a few numbers and of many come from different instructions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qwenvl.config import LLMConfig
+from qwenvl.model.llm import log_n_scale, rotary_tables
+
+PIECE = 1024
+"""Positions that are computed together."""
+
+
+class Positions:
+    """Tables of cosines, sines and log-n factors, longer when asked for more."""
+
+    def __init__(self, config: LLMConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._scales = torch.empty(0, device=device)
+
+    def rotation(
+        self, positions: Int[Tensor, "rows tokens"], stop: int, alphas: Sequence[float]
+    ) -> tuple[Float[Tensor, "rows 1 tokens 1 pairs"], Float[Tensor, "rows 1 tokens 1 pairs"]]:
+        """Cosines and sines of positions below `stop`; `alphas` is the stretch of each row (`llm.ntk_alpha`)."""
+        if len(set(alphas)) == 1:
+            cos, sin = self._table(alphas[0], stop)
+            return cos[positions][:, None, :, None], sin[positions][:, None, :, None]
+        tables = [self._table(alpha, stop) for alpha in alphas]
+        found = (
+            torch.stack([table[which][own] for table, own in zip(tables, positions, strict=True)])
+            for which in (0, 1)
+        )
+        cos, sin = (each[:, None, :, None] for each in found)
+        return cos, sin
+
+    def query_scale(
+        self, positions: Int[Tensor, "rows tokens"], stop: int
+    ) -> Float[Tensor, "rows 1 tokens 1"] | None:
+        """Factors of queries; None, which is the same and faster, while all positions are within training length."""
+        if stop <= self._config.sequence_length or not self._config.log_n:
+            return None
+        while len(self._scales) < stop:
+            piece = log_n_scale(self._piece(len(self._scales)), self._config).flatten()
+            self._scales = torch.cat([self._scales, piece])
+        return self._scales[positions][:, None, :, None]
+
+    def _table(self, alpha: float, stop: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._tables.get(alpha) or (torch.empty(0, device=self._device),) * 2
+        while len(cos) < stop:
+            stretch = torch.tensor([alpha], device=self._device)
+            more = [each[0, 0, :, 0] for each in rotary_tables(self._piece(len(cos)), self._config, stretch)]
+            cos, sin = (torch.cat([cos, more[0]]), torch.cat([sin, more[1]])) if len(cos) else more
+            self._tables[alpha] = (cos, sin)
+        return cos, sin
+
+    def _piece(self, start: int) -> Int[Tensor, "1 positions"]:
+        return torch.arange(start, start + PIECE, device=self._device)[None]
