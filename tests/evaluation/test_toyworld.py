@@ -138,7 +138,7 @@ def test_f7_a_shuffled_run_takes_whole_images(tmp_path: Path) -> None:
         (["--rices"], "--rices says which solved examples"),
         (["--limit", "0"], "a limit of at least 1"),
         (["--data", "x.json"], "leave out --data"),
-        (["--images", "x"], "leave out --images"),
+        (["--images", "."], "leave out --images"),
         (["--examples", "x.json"], "leave out --examples"),
         (["--examples-answers", "x.json"], "--examples-answers belongs to --examples"),
     ],
