@@ -22,6 +22,7 @@ from qwenvl.checkpoint import folder
 from qwenvl.generate import engine
 from qwenvl.generate.engine import Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
+from qwenvl.generate.running import Inboxes, Running
 from qwenvl.generate.text import StopStrings, TextDecoder
 from qwenvl.images import Source, preprocess
 from qwenvl.markup import Image, Segment, Turn
@@ -39,7 +40,7 @@ Question: TypeAlias = str | Segment | Iterable[Segment | str]
 """Text, or objects such as `["What is in ", Box(10, 20, 300, 400), "?"]`."""
 
 BATCH = 16
-"""Most answers written together by `ask_batch`."""
+"""Most answers written at a time by `ask_batch`."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ class Assistant:
     # === Turns: what everything above becomes ===
 
     def reply(self, dialogues: Sequence[Sequence[Turn]], options: Options | None = None) -> list[Reply]:
-        """Answer each dialogue's last turn; at most `BATCH` dialogues are computed together."""
+        """Answer each dialogue's last turn; at most `BATCH` answers are written at a time, the next joins where one
+        ends."""
         options = options or Options()
         pixels: dict[Image, Float32[np.ndarray, "3 side side"]] = {}
         prompts = [prompt for turns in dialogues for prompt in self._prompts(turns, options, pixels)]
         rows: list[list[Token]] = [[] for _ in prompts]
-        for at in range(0, len(prompts), BATCH):
-            for token in self._tokens(prompts[at : at + BATCH], options):
-                rows[at + token.request].append(token)
+        for token in self._run(self.engine(len(prompts), prefixes=False), prompts, options):
+            rows[token.request].append(token)
         return [
             self._read(rows[number * options.n : (number + 1) * options.n], _images_of(turns), options)
             for number, turns in enumerate(dialogues)
@@ -141,10 +142,15 @@ class Assistant:
         turns: Sequence[Turn],
         options: Options | None = None,
         finished: Callable[[Reply], None] | None = None,
+        inboxes: Inboxes | None = None,
     ) -> "Stream":
-        """Answer a dialogue's last turn piece by piece; `finished` is called with the whole at the end."""
+        """Answer a dialogue's last turn piece by piece; `finished` is called with the whole at the end.
+
+        `inboxes`: an engine of this assistant that is to write it, a new one otherwise.
+        """
         options = options or Options()
-        tokens = self._tokens(self._prompts(turns, options, {}), options)
+        inboxes = inboxes or self.engine(options.n, prefixes=False)
+        tokens = self._run(inboxes, self._prompts(turns, options, {}), options)
         return Stream(self, tokens, _images_of(turns), options, finished)
 
     def render(self, turns: Sequence[Turn], options: Options | None = None) -> markup.Rendered:
@@ -185,9 +191,19 @@ class Assistant:
         images = tuple(pixels[image] for image in rendered.images)
         return [Prompt(ids=rendered.ids, pixels=images, seed=number) for number in range(options.n)]
 
-    def _tokens(self, prompts: Sequence[Prompt], options: Options) -> Iterator[Token]:
+    def engine(self, rows: int, *, prefixes: bool) -> Inboxes:
+        """An engine for so many answers at a time, at most `BATCH`, that leaves the model as it is.
+
+        With `prefixes` it remembers what it has read, for dialogues: the weights must then stay as they are.
+        """
+        rows = max(1, min(rows, BATCH))
+        config = engine.EngineConfig(
+            rows=rows, prefix_tokens=None if prefixes else 0, packed=False, share=0, ahead=rows
+        )
+        return Inboxes(engine.Engine(self.model, config))
+
+    def _run(self, inboxes: Inboxes, prompts: Sequence[Prompt], options: Options) -> Running:
         own, sampling = self.prompt_format, options.sampling(self.prompt_format.sampling)
-        sampling.check_vocabulary(self.model.config.llm.vocab_size)
         settings = engine.Settings(
             max_new_tokens=own.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens,
             sampling=sampling,
@@ -196,7 +212,7 @@ class Assistant:
             seed=options.seed,
             top_logprobs=options.top_logprobs,
         )
-        return engine.stream(self.model, prompts, settings, self.grammar if options.grounded else None)
+        return inboxes.run(prompts, settings, self.grammar if options.grounded else None)
 
     def _decoder(self, options: Options) -> TextDecoder:
         return TextDecoder(self.tokenizer, stop_ids=self.stop, stop=options.stop)
@@ -223,12 +239,15 @@ class Assistant:
 
 
 class Stream(Iterator[str]):
-    """Pieces of the (first) answer as they come; `reply` is the whole, once they are exhausted."""
+    """Pieces of the (first) answer as they come; `reply` is the whole, once they are exhausted.
+
+    Whoever lets go of it, or calls `close`, stops the answer; nothing of it is kept.
+    """
 
     def __init__(
         self,
         assistant: Assistant,
-        tokens: Iterator[Token],
+        tokens: Running,
         images: tuple[Image, ...],
         options: Options,
         finished: Callable[[Reply], None] | None = None,
@@ -244,8 +263,13 @@ class Stream(Iterator[str]):
         """The finished answer; reads what is left of the stream."""
         for _ in self:
             pass
-        assert self._reply is not None
+        if self._reply is None:
+            raise ValueError("the answer was stopped, so there is no reply; read the stream to its end.")
         return self._reply
+
+    def close(self) -> None:
+        """Stop the answer where it stands."""
+        self._tokens.close()
 
     def __next__(self) -> str:
         for token in self._tokens:
@@ -264,11 +288,16 @@ class Stream(Iterator[str]):
 
 
 class Session:
-    """A dialogue: turns so far, and the next question."""
+    """A dialogue: turns so far, and the next question.
+
+    What was read of it (images, earlier turns) is remembered, so that the next question is answered sooner; the model's
+    weights must not change meanwhile.
+    """
 
     def __init__(self, assistant: Assistant, options: Options) -> None:
         self.assistant, self.options = assistant, options
         self.turns: tuple[Turn, ...] = ()
+        self._inboxes = assistant.engine(options.n, prefixes=True)
 
     def ask(self, question: Question, images: Images = None, **changes: Unpack[OptionValues]) -> Reply:
         """Answer with the dialogue in mind, and remember both; nothing is remembered of a question that fails."""
@@ -281,7 +310,9 @@ class Session:
         def remember(reply: Reply) -> None:
             self.turns = (*turns, Turn("assistant", reply.segments))
 
-        return self.assistant.stream_turns(turns, changed(self.options, changes), finished=remember)
+        return self.assistant.stream_turns(
+            turns, changed(self.options, changes), finished=remember, inboxes=self._inboxes
+        )
 
     def undo(self) -> None:
         """Forget the last question and its answer."""

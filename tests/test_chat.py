@@ -1,6 +1,6 @@
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image as pillow
 
 from qwenvl import chat
 from qwenvl.chat import Assistant, Request
-from qwenvl.generate.engine import Settings, Token
+from qwenvl.generate.engine import Prompt, Settings, Token
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn
 from qwenvl.options import Options, OptionValues, PromptFormat, changed
@@ -38,19 +38,48 @@ def base(assistant: Assistant) -> Assistant:
     return Assistant(assistant.model, assistant.tokenizer, PromptFormat(chat_format="raw", max_new_tokens=12))
 
 
+class Scripted:
+    """An engine that writes what it was told: token ids for each request, however it was asked."""
+
+    busy = True
+
+    def __init__(self, write: Callable[[Settings], Iterable[Token]]) -> None:
+        self.write = write
+        self.running: dict[int, Iterator[Token]] = {}
+        self.aborted: list[int] = []
+
+    def add(self, prompt: Prompt, settings: Settings, grammar: object = None, *, salt: bytes = b"") -> int:
+        number = len(self.running)
+        self.running[number] = iter(self.write(settings))
+        return number
+
+    def step(self) -> list[Token]:
+        number, tokens = next(reversed(self.running.items()))
+        return [replace(next(tokens), request=number)]
+
+    def abort(self, request: int) -> None:
+        self.aborted.append(request)
+
+
+def writes(monkeypatch: pytest.MonkeyPatch, write: Callable[[Settings], Iterable[Token]]) -> Scripted:
+    """Let every engine write this."""
+    scripted = Scripted(write)
+    monkeypatch.setattr(chat.engine, "Engine", lambda *_: scripted)
+    return scripted
+
+
 def script(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, *answers: str, logprob: float = -0.5
 ) -> None:
-    """Let the engine write these answers, one per call, each ended by the stop symbol of its prompt's format."""
+    """Let the engine write these answers, one per request, each ended by the stop symbol of its prompt's format."""
     ahead = iter(answers)
 
-    def write(model: object, prompts: list[object], *_: object) -> Iterator[Token]:
-        assert len(prompts) == 1
+    def write(_: Settings) -> Iterator[Token]:
         ids = spelled(tokenizer, next(ahead))
         for place, token in enumerate(ids):
             yield Token(0, token, logprob, "stop" if place == len(ids) - 1 else None)
 
-    monkeypatch.setattr(chat.engine, "stream", write)
+    writes(monkeypatch, write)
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -248,10 +277,10 @@ def test_a_stop_word_of_several_tokens_is_never_shown(base: Assistant, monkeypat
     assert len(human) > 1
     ids = [*tokenizer.encode("It is red. Hum"), *tokenizer.encode("!"), *tokenizer.encode("\n"), *human]
 
-    def write(*_: object) -> Iterable[Token]:
+    def write(_: Settings) -> Iterable[Token]:
         return (Token(0, token, -1.0, "stop" if i == len(ids) - 1 else None) for i, token in enumerate(ids))
 
-    monkeypatch.setattr(chat.engine, "stream", write)
+    writes(monkeypatch, write)
     stream = base.stream(A, "What is it?")
     assert "".join(stream) == stream.reply.text == "It is red. Hum!"
 
@@ -267,7 +296,7 @@ def test_an_answer_ends_before_a_stop_text(
     ids = [token for piece in pieces for token in tokenizer.encode(piece)]
     asked: list[bool] = []
 
-    def write(_: object, __: object, settings: Settings, ___: object) -> Iterator[Token]:
+    def write(settings: Settings) -> Iterator[Token]:
         for place, token in enumerate(ids, start=1):
             over = settings.stop_when is not None and settings.stop_when(ids[:place])
             asked.append(over)
@@ -275,7 +304,7 @@ def test_an_answer_ends_before_a_stop_text(
             if over:
                 return
 
-    monkeypatch.setattr(chat.engine, "stream", write)
+    writes(monkeypatch, write)
     stream = assistant.stream(None, "Go on", stop="END")
     assert "".join(stream) == stream.reply.text == "One."
     assert asked[-1] and not any(asked[:-1])
@@ -420,8 +449,66 @@ def test_half_a_character_waits_for_its_other_half(assistant: Assistant, monkeyp
     single = {assistant.tokenizer.token_bytes(token): token for token in range(300)}
     ids = [single[bytes([value])] for value in "一只狗".encode()] + [assistant.tokenizer.im_end]
     tokens = [Token(0, token, -1.0, "stop" if i == len(ids) - 1 else None) for i, token in enumerate(ids)]
-    monkeypatch.setattr(chat.engine, "stream", lambda *_: iter(tokens))
+    writes(monkeypatch, lambda _: tokens)
     assert list(assistant.stream(None, "What?")) == ["一", "只", "狗"]
+
+
+# === Streams that are left ===
+
+
+def test_a_stream_that_is_let_go_leaves_nothing_in_the_engine(assistant: Assistant):
+    session = assistant.session(max_new_tokens=8)
+    own = session._inboxes.engine
+    stream = session.stream("Tell me a story.", A)
+    next(stream)
+    assert own.busy and own.stats().running == 1
+    del stream
+    assert not own.busy and own.stats().cache_tokens == 0
+    stream = session.stream("Tell me a story.", A)
+    stream.close()
+    assert list(stream) == [] and not own.busy and session.turns == ()
+    with pytest.raises(ValueError, match="the answer was stopped, so there is no reply"):
+        _ = stream.reply
+    assert (
+        session.ask("Tell me a story.", A).text == assistant.ask(A, "Tell me a story.", max_new_tokens=8).text
+    )
+
+
+def test_streams_of_a_session_may_be_read_in_turns(assistant: Assistant):
+    session = assistant.session(max_new_tokens=8)
+    one, other = session.stream("One?", A), session.stream("Two?", B)
+    pieces: list[list[str]] = [[], []]
+    while any(new := [next(one, ""), next(other, "")]):
+        pieces[0].append(new[0])
+        pieces[1].append(new[1])
+    assert "".join(pieces[0]) == assistant.ask(A, "One?", max_new_tokens=8).text
+    assert "".join(pieces[1]) == assistant.ask(B, "Two?", max_new_tokens=8).text
+
+
+def test_a_refused_question_takes_none_of_its_answers(assistant: Assistant):
+    session = assistant.session(n=3)
+    with pytest.raises(ValueError, match="logit_bias names the id 4000000"):
+        session.stream("Hi", logit_bias={4_000_000: 1.0})
+    assert not session._inboxes.engine.busy
+
+
+def test_the_second_question_about_an_image_does_not_read_it_again(assistant: Assistant):
+    session = assistant.session(max_new_tokens=2)
+    session.ask("What is this?", A)
+    session.ask("And why?")
+    figures = session._inboxes.engine.stats()
+    assert figures.visual_hits > 0 or figures.prefix_hits > 0
+
+
+def test_more_questions_than_places_are_answered_as_places_become_free(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chat, "BATCH", 2)
+    requests = [*questions(), *questions()]
+    few = assistant.ask_batch(requests, temperature=0.8, max_new_tokens=6)
+    assert [r.text for r in few] == [
+        assistant.ask(r.images, r.question, temperature=0.8, max_new_tokens=6).text for r in requests
+    ]
 
 
 # === Dialogues ===

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,14 +44,25 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     tokenizer = Assistant.load(FOLDER).tokenizer
     given: list[str] = []
 
-    def write(model: object, asked: list[Prompt], *_: object) -> Iterator[Token]:
-        given.append(re.sub("(<imgpad>)+", "...", tokenizer.decode(asked[0].ids)))
-        box = [tokenizer.box, *tokenizer.encode("(100,200),(300,400)"), tokenizer.box_end]
-        ids = [tokenizer.ref, *tokenizer.encode("a dog"), tokenizer.ref_end, *box, tokenizer.im_end]
-        for place, token in enumerate(ids):
-            yield Token(0, token, -0.1, "stop" if place == len(ids) - 1 else None)
+    class Scripted:
+        def __init__(self, *_: object) -> None:
+            self.written: list[Token] = []
 
-    monkeypatch.setattr(chat.engine, "stream", write)
+        def add(self, prompt: Prompt, *_: object) -> int:
+            given.append(re.sub("(<imgpad>)+", "...", tokenizer.decode(prompt.ids)))
+            box = [tokenizer.box, *tokenizer.encode("(100,200),(300,400)"), tokenizer.box_end]
+            ids = [tokenizer.ref, *tokenizer.encode("a dog"), tokenizer.ref_end, *box, tokenizer.im_end]
+            number = len(given)
+            self.written += [Token(number, each, -0.1, "stop" if each == ids[-1] else None) for each in ids]
+            return number
+
+        def step(self) -> list[Token]:
+            return [self.written.pop(0)]
+
+        def abort(self, request: int) -> None:
+            pass
+
+    monkeypatch.setattr(chat.engine, "Engine", Scripted)
     return given
 
 
