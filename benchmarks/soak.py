@@ -12,6 +12,7 @@ Exit status 1 if anything of this failed.
 
 import argparse
 import base64
+import dataclasses
 import http.client
 import io
 import json
@@ -52,6 +53,7 @@ def serve(fail_at: int) -> int:
     """`qwenvl serve tiny` with a token that makes its row NaN, and an engine that raises at a step (0: never)."""
     import torch
 
+    from qwenvl.generate.engine import Engine, EngineConfig
     from qwenvl.serve import loading
     from qwenvl.serve.limits import Limits
     from qwenvl.serve.recent import RecentImages
@@ -61,8 +63,11 @@ def serve(fail_at: int) -> int:
 
     def poisoned(*args: Any) -> Any:
         loaded = load(*args)
-        loaded.preparer._recent = RecentImages(1 << 20)  # full within seconds: what grows then is a leak
         assistant = loaded.preparer.assistant
+        # Caches that are full within seconds: what grows then is a leak.
+        loaded.preparer._recent = RecentImages(1 << 20)
+        small = EngineConfig(rows=8, cache_tokens=8192, prefix_tokens=1024, visual_bytes=1 << 20)
+        loaded = dataclasses.replace(loaded, engine=Engine(assistant.model, small))
         with torch.no_grad():
             assistant.model.llm.embed.weight[assistant.tokenizer.specials[POISON]] = float("nan")
         if fail_at:

@@ -26,6 +26,7 @@ def serve(
     strict: bool = False,
     rows: int = 16,
     context: int | None = None,
+    cache_tokens: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -54,6 +55,7 @@ def serve(
         strict: Refuse unknown keys of requests instead of naming them in the log.
         rows: Answers written together.
         context: Most tokens of prompt and answer together; what the model reads at most otherwise.
+        cache_tokens: Tokens of all rows together that the cache holds; what half of the free memory holds otherwise.
         device: auto, cpu, cuda or mps.
         dtype: auto, float32, bfloat16 or float16.
         threads: Threads of the engine on a CPU; as many as there are cores otherwise.
@@ -77,6 +79,7 @@ def serve(
         strict=strict,
         rows=rows,
         context=context,
+        cache_tokens=cache_tokens,
         device=device,
         dtype=dtype,
         threads=threads,

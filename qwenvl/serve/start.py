@@ -32,6 +32,7 @@ class Start:
     strict: bool = False
     rows: int = 16
     context: int | None = None
+    cache_tokens: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
@@ -44,12 +45,13 @@ class Start:
             ("port", 0, 65_535),
             ("rows", 1, 4_096),
             ("context", 2, 1 << 20),
+            ("cache_tokens", 64, 1 << 30),
             ("threads", 1, 4_096),
             ("drain", 0, 86_400),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"--{name} is {value}; expected {low} to {high}.")
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {low} to {high}.")
 
     def run(self) -> int:
         """Serve until a signal; returns the exit status. Raises ValueError and OSError for what cannot be done."""
