@@ -11,7 +11,7 @@ from PIL import Image as pillow
 
 from qwenvl import chat
 from qwenvl.chat import Assistant, Request
-from qwenvl.generate.engine import Prompt, Settings, Token
+from qwenvl.generate.engine import Engine, Prompt, Settings, Token
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.markup import Box, Image, Quad, Ref, Text, Turn
 from qwenvl.options import Options, OptionValues, PromptFormat, changed
@@ -38,17 +38,20 @@ def base(assistant: Assistant) -> Assistant:
     return Assistant(assistant.model, assistant.tokenizer, PromptFormat(chat_format="raw", max_new_tokens=12))
 
 
-class Scripted:
+class Scripted(Engine):
     """An engine that writes what it was told: token ids for each request, however it was asked."""
 
-    busy = True
+    busy = True  # type: ignore[assignment]
 
     def __init__(self, write: Callable[[Settings], Iterable[Token]]) -> None:
         self.write = write
         self.running: dict[int, Iterator[Token]] = {}
         self.aborted: list[int] = []
 
-    def add(self, prompt: Prompt, settings: Settings, grammar: object = None, *, salt: bytes = b"") -> int:
+    def add(
+        self, prompt: Prompt, settings: Settings | None = None, grammar: object = None, *, salt: bytes = b""
+    ) -> int:
+        assert settings is not None
         number = len(self.running)
         self.running[number] = iter(self.write(settings))
         return number

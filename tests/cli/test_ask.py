@@ -14,7 +14,7 @@ import qwenvl.cli as cli
 import qwenvl.cli.chat as chat_command
 from qwenvl import chat
 from qwenvl.chat import Assistant, Reply
-from qwenvl.generate.engine import Prompt, Token
+from qwenvl.generate.engine import Engine, Prompt, Token
 from qwenvl.markup import Image
 from qwenvl.options import Options
 from qwenvl.terminal import printable
@@ -44,11 +44,11 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     tokenizer = Assistant.load(FOLDER).tokenizer
     given: list[str] = []
 
-    class Scripted:
+    class Scripted(Engine):
         def __init__(self, *_: object) -> None:
             self.written: list[Token] = []
 
-        def add(self, prompt: Prompt, *_: object) -> int:
+        def add(self, prompt: Prompt, *_: object, **__: object) -> int:
             given.append(re.sub("(<imgpad>)+", "...", tokenizer.decode(prompt.ids)))
             box = [tokenizer.box, *tokenizer.encode("(100,200),(300,400)"), tokenizer.box_end]
             ids = [tokenizer.ref, *tokenizer.encode("a dog"), tokenizer.ref_end, *box, tokenizer.im_end]
