@@ -42,7 +42,7 @@ def inboxes(rows: int) -> Inboxes:
     return Inboxes(Engine(ASSISTANT.model, EngineConfig(rows=rows, packed=False)))
 
 
-def told(tokens: list[Token]) -> list[object]:
+def added(tokens: list[Token]) -> list[object]:
     return [(token.id, token.logprob, token.top, token.end) for token in tokens]
 
 
@@ -60,7 +60,7 @@ def test_rows_of_any_settings_in_one_engine_equal_each_alone(asked, rows):
         tokens += list(each)
     for (prompt, own, grounded), tokens in zip(asked, written, strict=True):
         alone = list(inboxes(1).run([prompt], own, ASSISTANT.grammar if grounded else None))
-        assert told(alone) == told(tokens)
+        assert added(alone) == added(tokens)
     assert not shared.engine.busy
 
 
