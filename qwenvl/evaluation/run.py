@@ -26,6 +26,7 @@ from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import Benchmark, benchmark
 from qwenvl.evaluation.predictions import Prediction, append, appending, read_written, write_whole
 from qwenvl.parsing import read_json
+from qwenvl.processes import Workers
 from qwenvl.runtime import Runtime, ask_for_huge_pages
 from qwenvl.terminal import printable
 
@@ -204,10 +205,9 @@ def _spawn(job: Job, processes: int, report: Report | None) -> None:
     Each process tells what it answered through a pipe of its own, whose end is the end of that process however it
     comes: nothing waits on a clock, and a process that is killed can hold no lock that others need.
     """
-    import multiprocessing
     from multiprocessing.connection import Connection, wait
 
-    context = multiprocessing.get_context("spawn")
+    context = Workers()
     children, pipes = [], []
     for part in range(processes):
         pipe, end = context.Pipe(duplex=False)

@@ -85,23 +85,42 @@ def place_images(
     visual: Float[Tensor, "images queries hidden"] | None,
     queries: int,
 ) -> Float[Tensor, "batch tokens hidden"]:
-    """Overwrite the slots of the rows, in row-major order, by the visual tokens of the pictures in order."""
+    """Overwrite the slots of the rows, in row-major order, by the visual tokens of the images in order.
+
+    Nothing waits for the device, forward or backward: how many slots there are follows from the images, so that the
+    places of the slots are the head of a stable sort. (The backward pass of `masked_scatter` counts them on the host.)
+    """
     images = 0 if visual is None else visual.shape[0]
     _check_slots(slots, images, queries)
     if visual is None:
         return hidden
-    return hidden.masked_scatter(slots[:, :, None], visual.to(hidden.dtype))
+    behind = slots.flatten().logical_not().to(torch.uint8)
+    places = behind.argsort(stable=True)[: images * queries]
+    tokens = visual.flatten(0, 1).to(hidden.dtype)
+    return hidden.flatten(0, 1).index_copy(0, places, tokens).view_as(hidden)
 
 
 def _check_slots(slots: Bool[Tensor, "batch tokens"], images: int, queries: int) -> None:
-    """Raise ValueError unless every picture has its slots; in a traced graph the check is an assertion inside it."""
-    if torch.compiler.is_compiling():
-        torch._assert_async(
-            slots.sum().eq(images * queries), "picture placeholders and pictures do not match"
-        )
+    """Raise ValueError unless every image has its slots.
+
+    In a traced graph and on a GPU, for which the host would have to wait, the check is an assertion in the place of its
+    execution; whoever made the ids has counted them on the CPU before (`generate.prompts`, `train.objectives`).
+    """
+    if torch.compiler.is_compiling() or _runs_behind(slots.device):
+        torch._assert_async(slots.sum().eq(images * queries), "image placeholders and images do not match")
         return
-    if (count := int(slots.sum())) != images * queries:
+    require_slots(int(slots.sum()), images, queries)
+
+
+def _runs_behind(device: torch.device) -> bool:
+    """Whether the host does not wait for what it asks of this device."""
+    return device.type == "cuda"
+
+
+def require_slots(slots: int, images: int, queries: int) -> None:
+    """Raise ValueError unless there are as many placeholders as the images need."""
+    if slots != images * queries:
         raise ValueError(
-            f"{count} picture placeholders in the ids but {images} pictures given; every picture needs {queries} "
+            f"{slots} image placeholders in the ids but {images} images given; every image needs {queries} "
             "placeholders and one row of pixels. Build ids with markup.render()."
         )

@@ -21,7 +21,7 @@ from qwenvl.data.stream.images import square
 from qwenvl.data.stream.sources import TASKS
 from qwenvl.images import MEAN, STD
 from qwenvl.markup import Image
-from qwenvl.model.vlm import QwenVL
+from qwenvl.model.vlm import QwenVL, require_slots
 from qwenvl.runtime import on_device, wide
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
@@ -137,6 +137,7 @@ def _next_token_over(
         ids, positions, segments = (
             on_device(torch.from_numpy(each), device) for each in (rows.ids, rows.positions, rows.segments)
         )
+        require_slots(int((rows.ids == config.imgpad_id).sum()), images, config.adapter.queries)
         levels = [np.asarray(image.source) for image in rows.images]  # squares of levels since they were read
         # processes that hold the weights together walk the ViT together, whoever has images
         walks = isinstance(model, FSDPModule) and not images

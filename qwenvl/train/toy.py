@@ -22,6 +22,7 @@ from qwenvl.images import preprocess
 from qwenvl.model.adapter import Adapter, sine_cosine_2d
 from qwenvl.model.llm import LLM, Attention, rotary_tables
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import on_device
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.flops import vision_flops
 from qwenvl.train.objectives import Loss, Objective
@@ -68,7 +69,11 @@ def dense(
         return pixels, np.stack(classes), np.stack([each.box for each in labels])
 
     def loss(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Loss:
-        pixels, classes, boxes = (torch.from_numpy(each).to(head.weight.device) for each in arrays)
+        shapes = arrays[1][:, 0].reshape(-1)
+        covered = np.flatnonzero(shapes > 0)  # found where it was made: a GPU would have to be waited for
+        pixels, classes, boxes, places = (
+            on_device(torch.from_numpy(each), head.weight.device) for each in (*arrays, covered)
+        )
         predicted = head(model.vision(pixels)).float()  # (images, patches, classes and box)
         *logits, edges = predicted.split([*_CLASSES, 4], dim=-1)
         classes = classes.flatten(2)  # (images, labels, patches)
@@ -76,9 +81,9 @@ def dense(
             F.cross_entropy(each.flatten(0, 1), classes[:, k].flatten(), reduction="sum")
             for k, each in enumerate(logits)
         )
-        covered = classes[:, 0] > 0
-        off = F.smooth_l1_loss(edges[covered], boxes.flatten(1, 2)[covered], reduction="sum", beta=0.02)
-        patches = covered.numel()
+        wanted = boxes.flatten(0, 2)[places]
+        off = F.smooth_l1_loss(edges.flatten(0, 1)[places], wanted, reduction="sum", beta=0.02)
+        patches = len(shapes)
         return Loss(
             total=total + _BOX_WEIGHT * off,
             supervised=patches,

@@ -43,10 +43,10 @@ def test_a28_schemas_and_grammars(key: str, server: Running) -> None:
     for _ in range(30):
         schema = {"anyOf": [schema, {"pattern": "(a+)+" * 20 + "$"}]}
     value = {"type": "json_schema", "json_schema": {"schema": schema}} if key == "response_format" else schema
-    start = time.monotonic()
+    start = time.process_time()  # the server is a thread of this process
     answer = server.chat(**{key: value})
     assert answer.status == (400 if key == "response_format" else 200)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 WRONG: list[tuple[str, Any]] = [
@@ -189,9 +189,9 @@ def test_a37_json_that_becomes_gigabytes(server: Running, engine: ScriptedEngine
     """30 MB of `{},` became 1.5 GB of objects and held Python's lock, hence every other request, for eight seconds."""
     for piece in ("{},", "[],", '"":[],', "1,"):
         body = ('{"messages":[' + piece * 1_000_000 + "0]}").encode()
-        start = time.monotonic()
+        start = time.process_time()
         answer = server.ask("POST", "/v1/chat/completions", body)
-        assert answer.status == 400 and time.monotonic() - start < 4
+        assert answer.status == 400 and time.process_time() - start < 4
     for body in (
         b"[" * 1_000_000,
         b'{"a":' * 500_000,

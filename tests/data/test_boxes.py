@@ -93,3 +93,49 @@ def test_annotations_that_attack_are_refused() -> None:
     for line in ("0 0.5", "x 1 2 3 4", ""):
         with pytest.raises(BadBox):
             boxes.from_yolo(line, 10, 10)
+
+
+# === Other spellings in a text ===
+
+
+@pytest.mark.parametrize(
+    ("written", "ours"),
+    [
+        (
+            "<|object_ref_start|>a cat<|object_ref_end|><|box_start|>(10,20),(300,400)<|box_end|> sits",
+            "<ref>a cat</ref><box>(10,20),(300,400)</box> sits",
+        ),
+        ("<box>[[1, 2, 3, 4], [5,6,7,8]]</box>", "<box>(1,2),(3,4)</box><box>(5,6),(7,8)</box>"),
+        ("<|box_start|>(0,0),(1000,1000)<|box_end|>", "<box>(0,0),(999,999)</box>"),
+        ("no box, <box>(1,2),(3,4)</box>", "no box, <box>(1,2),(3,4)</box>"),
+    ],
+)
+def test_tags_of_other_models_become_ours(written: str, ours: str) -> None:
+    assert boxes.from_tags(written) == ours
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("<|box_start|>(1,2),(3)<|box_end|>", "without four numbers"),
+        ("<|box_start|>(1,2),(3,1001)<|box_end|>", "outside the picture"),
+        ("<box>[[-1, 2, 3, 4]]</box>", "outside the picture"),
+    ],
+)
+def test_tags_that_mean_nothing_are_refused(written: str, reason: str) -> None:
+    with pytest.raises(BadBox, match=reason):
+        boxes.from_tags(written)
+
+
+def test_marks_of_ms_swift_are_filled_in_order_over_all_texts() -> None:
+    objects = {"ref": ["the dog", "the cat"], "bbox": [[0, 0, 50, 100], [50, 50, 100, 200]]}
+    filled = boxes.from_objects("<ref-object><bbox> and <ref-object><bbox>", objects, 100, 200)
+    assert (
+        filled
+        == "<ref>the dog</ref><box>(0,0),(500,500)</box> and <ref>the cat</ref><box>(500,250),(999,999)</box>"
+    )
+    with pytest.raises(BadBox, match="fewer objects than marks"):
+        boxes.from_objects("<bbox><bbox><bbox>", objects, 100, 200)
+    with pytest.raises(BadBox, match="more objects than marks"):
+        boxes.from_objects("<bbox>", objects, 100, 200)
+    assert boxes.from_objects("nothing", {}, 100, 200) == "nothing"

@@ -328,7 +328,7 @@ def test_slots_and_images_must_match(model, slots, given):
     with pytest.raises(ValueError) as raised:
         model(ids, images(given) if given else None)
     assert str(raised.value) == (
-        f"{slots} picture placeholders in the ids but {given} pictures given; every picture needs 4 placeholders "
+        f"{slots} image placeholders in the ids but {given} images given; every image needs 4 placeholders "
         "and one row of pixels. Build ids with markup.render()."
     )
 

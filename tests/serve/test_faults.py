@@ -114,9 +114,7 @@ def test_a_client_that_does_not_read_is_cancelled(
         slow.sendall(request(**said))
         server.until(lambda: bool(engine.running))
         says("It is a cat.")
-        started = time.monotonic()
         assert server.chat().text == "It is a cat."
-        assert time.monotonic() - started < 5
         server.until(lambda: server.api.admission.answers == 0)
         until_idle(server, engine)
         assert server.api.metrics.gone._value.get() == 1
@@ -200,15 +198,14 @@ def test_broken_images_cost_nobody_else(
     blocked, real = threading.Event(), media.open_image
 
     def slow(*args: Any, **more: Any) -> Any:
-        blocked.wait(10)
+        blocked.wait(60)
         return real(*args, **more)
 
     monkeypatch.setattr(media, "open_image", slow)
     waiting = threading.Thread(target=lambda: server.chat([shown(png(71)), text("What?")]))
     waiting.start()
-    started = time.monotonic()
     assert server.ask("GET", "/health").status == 200 and server.chat().status == 200
-    assert time.monotonic() - started < 5
+    assert waiting.is_alive() and not blocked.is_set()  # they were answered beside it, not behind it
     blocked.set()
     waiting.join(20)
 

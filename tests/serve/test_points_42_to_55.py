@@ -120,7 +120,7 @@ def test_p47_a_client_that_goes_frees_its_place(
         server.until(lambda: len(engine.running) == 2)
     started = time.monotonic()
     server.until(lambda: not engine.busy)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 3  # all words take four seconds
     server.until(lambda: server.api.admission.answers == 0 and server.api.worker.rows == 0)
     assert server.api.metrics.gone._value.get() == gone + 1
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qwenvl.checkpoint import folder
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed, launcher
+from qwenvl.train import distributed, launcher, toy
 from qwenvl.train.loop import train
+from qwenvl.train.objectives import next_token
 from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.stages import StageConfig
 
@@ -67,6 +70,65 @@ class Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class DeviceWaits(TorchDispatchMode):
+    """Counts the kernels that the host waits for, on what a GPU would hold: weights, what `runtime.on_device` puts
+    there, and all that is computed from either, forward and backward.
+    """
+
+    KERNELS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "is_nonzero",
+        "equal",
+        "_unique2",
+        "unique_dim",
+    )
+    BY_MASK = ("index", "index_put", "index_put_", "_index_put_impl_")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self._there: dict[int, Any] = {}  # holds the storages, so that no number is used twice
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        self._there[storage._cdata] = storage
+        return tensor
+
+    def _is_there(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in self._there
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        there = any(map(self._is_there, given))
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name in self.BY_MASK and any(each.dtype == torch.bool for each in given[1:])
+        if there and (name in self.KERNELS or by_mask):
+            self.found[name] += 1
+        made = func(*args, **kwargs)
+        if there:
+            for each in tree_leaves(made):
+                if isinstance(each, torch.Tensor):
+                    self.put(each)
+        return made
+
+
+def waits_of(objective: Any, documents: range, patch: pytest.MonkeyPatch) -> Counter[str]:
+    """Of one micro-batch, forward and backward."""
+    modes = DeviceWaits()
+    for module in ("train.objectives", "train.loss", "train.toy"):
+        patch.setattr(f"qwenvl.{module}.on_device", lambda tensor, device: modes.put(tensor.to(device)))
+    patch.setattr("qwenvl.model.vlm._runs_behind", lambda device: True)
+    for parameter in objective.module.parameters():
+        modes.put(parameter.data)
+    batch = objective.batch(documents)
+    with modes:
+        objective.loss(batch).total.backward()
+    return modes.found
+
+
 @contextmanager
 def counting(found: Counter[str]) -> Iterator[None]:
     """Every message that qwenvl sends with torch.distributed, by name, and every read."""
@@ -113,6 +175,41 @@ READ_ONCE = [("distributed.py tolist", 1), ("loss.py nonzero", 4)]
 
 def test_an_update_waits_once_for_the_device(start: Path, tmp_path: Path) -> None:
     assert sorted(second_update(start, tmp_path, MIXED, ParallelConfig()).items()) == READ_ONCE
+
+
+def test_a_micro_batch_waits_for_no_kernel(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to count the places of images nor to find what is learned, forward or backward."""
+    model, words = folder.load(start, CPU), Tokenizer.load(start)
+    objective = next_token(model, words, MIXED)
+    assert any(objective.batch(range(at, at + 2)).images for at in (0, 2, 4))
+    for at in (0, 2, 4):
+        assert waits_of(objective, range(at, at + 2), monkeypatch) == Counter()
+    assert model.vision.position.grad is not None
+
+
+def test_dense_labels_wait_for_no_kernel(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = stage(objective="dense_labels", trains=("vision",), bfloat16=False)
+    model, words = folder.load(start, CPU), Tokenizer.load(start)
+    assert waits_of(toy.dense(model, words, dense), range(2), monkeypatch) == Counter()
+
+
+def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests above would see."""
+    modes = DeviceWaits()
+    weight = modes.put(torch.randn(4, 4))
+    with modes:
+        bool((weight * 2).sum() > 0), weight[weight > 0], weight.view(-1).nonzero()
+        bool(torch.ones(2).sum() > 0)  # never left the CPU
+    assert modes.found == Counter({"_local_scalar_dense": 1, "index": 1, "nonzero": 1})
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_rows_whose_images_do_not_fit_are_refused_before_the_device(start: Path, images: int) -> None:
+    objective = next_token(folder.load(start, CPU), Tokenizer.load(start), MIXED)
+    rows = next(rows for at in range(0, 8, 2) if (rows := objective.batch(range(at, at + 2))).images)
+    wrong = dataclasses.replace(rows, images=(rows.images * 2)[: 0 if not images else len(rows.images) + 1])
+    with pytest.raises(ValueError, match="image placeholders in the ids but"):
+        objective.loss(wrong)
 
 
 def test_an_update_sends_its_gradients_and_one_message(start: Path, tmp_path: Path) -> None:

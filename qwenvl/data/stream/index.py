@@ -141,10 +141,8 @@ def _unpack(shard: Path, file: Path) -> int:
 
 def _write(file: Path, table: NDArray[np.int64]) -> None:
     """Whole or not at all; ranks that write the same table at once do not meet."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", delete=False) as unfinished:
-        np.save(unfinished, table)
-    Path(unfinished.name).replace(file)
+    with atomic(file, durable=False) as out:
+        np.save(out, table)
 
 
 def _in_tar(shard: Path) -> Iterator[tuple[int, int]]:
