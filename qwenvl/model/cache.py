@@ -212,7 +212,7 @@ class RowCache:
             ]
         )
 
-    def restore(self, row: int, pages: Sequence[Float[Tensor, "layers 2 heads tokens head"]]) -> None:
+    def restore(self, row: int, pages: Sequence[Float[Tensor, "layers 2 heads _ head"]]) -> None:
         """Begin a row without tokens with what was copied from others."""
         tokens = sum(page.shape[3] for page in pages)
         self.make_room([row], tokens)
