@@ -68,7 +68,7 @@ def shrinking(model: QwenVL, rows: int) -> dict[str, object]:
     """Megabytes that such a batch takes at its peak behind the prefill, and those of the cache of all its rows."""
     prompt, new = 448, 60  # within one bucket of 512 tokens
     settings = Settings(max_new_tokens=new, stop_when=lambda ids: len(ids) >= 4 + ids[0] % 50)
-    list(stream(model, prompts(model, 1, prompt, 0), Settings(max_new_tokens=2)))
+    list(stream(model, prompts(model, rows, prompt, 0), settings))  # scratch memory of products is no cache
     before = _status("VmRSS")
     tokens = stream(model, prompts(model, rows, prompt, 1), settings)
     list(islice(tokens, rows))
