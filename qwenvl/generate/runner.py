@@ -47,7 +47,7 @@ class Request(Row):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.images = tuple(map(digest, self.asked.pixels))
+        self.images = tuple(digest(pixels, self.salt) for pixels in self.asked.pixels)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -221,7 +221,9 @@ class Runner:
         weight = self.model.llm.embed.weight
         if weight.device.type != "cpu" or isinstance(self.model.llm.head, PackedLinear):
             return rows
-        return -(-rows // 4) * 4 if weight.dtype == torch.float32 else max(rows, 2)
+        if weight.dtype == torch.float32:
+            return -(-rows // 4) * 4
+        return max(rows, 2, VisualCache.LEAST // weight.shape[1] ** 2 + 1)
 
     def _embed(
         self, requests: Sequence[Request], start: int, tokens: int

@@ -194,6 +194,7 @@ class Scheduler:
                 job.length += 1
                 job.known = max(job.known, job.length + 1)
             return
+        self.slept(seconds)  # of those who were running already
         if isinstance(quantum, See):
             for row in seen:
                 self._jobs[row].unseen = False
@@ -202,7 +203,6 @@ class Scheduler:
                 job = self._jobs[row]
                 job.length = stop
                 job.known = max(job.known, stop + (stop == job.prompt))
-        self.slept(seconds)
 
     def slept(self, seconds: float) -> None:
         """Running rows have waited so long for others, and are owed their share of it."""

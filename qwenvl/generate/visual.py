@@ -21,14 +21,18 @@ IMAGES_AT_ONCE = 4
 """Images that pass through the vision encoder together, to bound its memory and the time of a slice."""
 
 
-def digest(pixels: Float32[np.ndarray, "3 side side"]) -> bytes:
-    """What an image is known by."""
-    form = f"{pixels.dtype.str} {pixels.shape} ".encode()
+def digest(pixels: Float32[np.ndarray, "3 side side"], salt: bytes = b"") -> bytes:
+    """What an image is known by, among requests of one salt: how fast an answer comes tells nothing across keys."""
+    form = f"{pixels.dtype.str} {pixels.shape} {len(salt)} ".encode() + salt
     return sha256(form + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 class VisualCache:
     """Images and their visual tokens, at most `budget` bytes of them unless pinned ones need more."""
+
+    LEAST = 4096
+    """Multiplications from which torch gives a product in bfloat16 to oneDNN: with fewer, an image has other bits alone
+    than beside others."""
 
     def __init__(self, model: QwenVL, budget: int) -> None:
         self._model, self._budget = model, budget
@@ -71,7 +75,7 @@ class VisualCache:
 
     def see(self, images: Mapping[bytes, Float32[np.ndarray, "3 side side"]]) -> Iterator[None]:
         """Encode the first few of these that are not yet; block by block, so that others may work between."""
-        missing = [key for key in images if key not in self._visual][:IMAGES_AT_ONCE]
+        missing = [key for key in images if key not in self._visual][: self._at_once]
         pixels = torch.from_numpy(np.stack([images[key] for key in missing])).to(device_of(self._model))
         visual = None
         for visual in encode_in_slices(self._model, pixels):
@@ -81,6 +85,14 @@ class VisualCache:
         for key, tokens in zip(missing, visual, strict=True):
             self._visual[key] = tokens.clone()
         self._shrink()
+
+    @property
+    def _at_once(self) -> int:
+        """One, where the smallest product of a lone image goes another way than that of several."""
+        config = self._model.config
+        patches, hidden, queries = config.vision.patches, config.llm.hidden, config.adapter.queries
+        smallest = min(config.vision.width * patches**2, hidden * queries * patches, queries * hidden**2)
+        return IMAGES_AT_ONCE if smallest > self.LEAST else 1
 
     def _shrink(self) -> None:
         for key in list(self._visual):
