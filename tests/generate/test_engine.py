@@ -129,7 +129,7 @@ def test_a_shared_image_is_encoded_once(model: QwenVL, monkeypatch: pytest.Monke
         with_images(2, [image(1), shared], 2, 8),
     ]
     together = generate(model, prompts, Settings(max_new_tokens=3))
-    assert encoded == [2]
+    assert sum(encoded) == 2
     for prompt, answer in zip(prompts, together, strict=True):
         assert_same(generate(model, [prompt], Settings(max_new_tokens=3))[0], answer)
 
