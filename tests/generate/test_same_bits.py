@@ -186,20 +186,8 @@ def test_an_image_is_known_by_all_of_its_content():
     pixels = image(0)
     other = pixels.copy()
     other[2, -1, -1] += 1e-6
-    turned = np.ascontiguousarray(pixels.reshape(3, SIDE * 2, SIDE // 2))
     assert digest(pixels) == digest(pixels.copy())
-    assert (
-        len(
-            {
-                digest(pixels),
-                digest(other),
-                digest(turned),
-                digest(pixels, b"key"),
-                digest(pixels.view(np.int32)),
-            }
-        )
-        == 5
-    )
+    assert len({digest(pixels), digest(other), digest(pixels, b"key"), digest(pixels[:, ::-1])}) == 4
 
 
 def test_visual_tokens_stay_within_their_bytes_but_for_those_in_use(models):
