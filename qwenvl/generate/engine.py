@@ -22,12 +22,13 @@ from qwenvl.generate.memory import tokens_for
 from qwenvl.generate.prompts import Prompt, check, longest_row
 from qwenvl.generate.runner import Request, Runner
 from qwenvl.generate.scheduler import Decode, Preempt, Read, Scheduler, See, Start
+from qwenvl.generate.visual import IMAGES_AT_ONCE
 from qwenvl.model.cache import bucket
 from qwenvl.model.packed import pack_
 from qwenvl.model.vlm import QwenVL
 
-SLICE = 2.0
-"""Work for newcomers goes on without a pause for at most so many times the seconds of a step of the running rows."""
+SLICE = 1.0
+"""Work for newcomers goes on without a pause for about so many times the seconds of a step of the running rows."""
 
 LONGEST_SLICE = 0.1
 """Seconds after which a quantum lets others look in between, even where nothing is running."""
@@ -234,7 +235,7 @@ class Engine:
         if self._work is None or self._work[0] != quantum:
             requests = [self._requests[row] for row in quantum.rows]
             begun = (
-                self.runner.see(requests)
+                self.runner.see(requests, 1 if self.scheduler.waits else IMAGES_AT_ONCE)
                 if isinstance(quantum, See)
                 else self.runner.read(requests, quantum.start, quantum.stops)
             )
@@ -266,9 +267,10 @@ class Engine:
         for request in requests:
             if request.written:
                 continue
-            written += self._written([request], choose(self.runner.first(request), [request]).read())
-            if request.end != "error" and request.number in self._requests:
+            choices = choose(self.runner.first(request), [request]).read()
+            if choices[0][1] == choices[0][1]:  # sound numbers, so that others may begin with them
                 self.runner.keep(request)
+            written += self._written([request], choices)
         return written
 
     def _written(

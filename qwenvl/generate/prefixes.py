@@ -2,8 +2,9 @@
 
 A chunk's keys and values depend on all tokens up to its end, on the images among them, and on the stretch of dynamic
 NTK, which follows the length of the whole prompt. Its link is a digest of exactly these and of a salt, which keeps the
-caches of different users apart; the tokens themselves are compared on a hit. Only whole chunks of `scheduler.CHUNK`
-tokens are kept, so that a prompt that begins with them computes the same bits as one that reads them anew.
+caches of different users apart; the tokens themselves are compared on a hit. Chunks are whole ones of `scheduler.CHUNK`
+tokens, or the last of a prompt for the same prompt again, so that who begins with them computes the same bits as who
+reads them anew.
 """
 
 from collections import OrderedDict
@@ -25,16 +26,26 @@ class Link:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Page:
+    """A chunk that is kept."""
+
+    link: Link
+    tokens: Float[Tensor, "layers 2 heads tokens head"]
+    last: Float[Tensor, " hidden"] | None
+
+
 def links(ids: Sequence[int], images: Sequence[tuple[bytes, int]], alpha: float, salt: bytes) -> list[Link]:
-    """The chunks of a prompt that others may begin with: at least its last token is always read.
+    """The chunks of a prompt; the last one, shorter than others perhaps, serves equal prompts alone.
 
     `images`: digest of each image and the place of its first slot.
     """
     found, parent = [], sha256(f"{alpha} {len(salt)} ".encode() + salt).digest()
-    for start in range(0, len(ids) - CHUNK, CHUNK):
+    for start in range(0, len(ids), CHUNK):
         own = tuple(ids[start : start + CHUNK])
+        last = " last" if start + CHUNK >= len(ids) else ""
         seen = [f"{at} {key.hex()}" for key, at in images if at < start + CHUNK]
-        parent = sha256(parent + f"{own} {seen}".encode()).digest()
+        parent = sha256(parent + f"{own} {seen}{last}".encode()).digest()
         found.append(Link(parent, own))
     return found
 
@@ -44,9 +55,7 @@ class PrefixCache:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget // CHUNK
-        self._pages: OrderedDict[bytes, tuple[Link, Float[Tensor, "layers 2 heads tokens head"]]] = (
-            OrderedDict()
-        )
+        self._pages: OrderedDict[bytes, _Page] = OrderedDict()
         self.queries = self.hits = 0
         """Tokens asked for, and found, as the dashboards of other engines count."""
 
@@ -65,9 +74,9 @@ class PrefixCache:
         pages = []
         for link in wanted:
             known = self._pages.get(link.name)
-            if known is None or known[0].ids != link.ids:
+            if known is None or known.link.ids != link.ids:
                 break
-            pages.append(known[1])
+            pages.append(known.tokens)
         for link in reversed(wanted[: len(pages)]):  # the begin of a chain is used last, so it goes last
             self._pages.move_to_end(link.name)
         return pages
@@ -76,8 +85,19 @@ class PrefixCache:
         """Which of these chunks are not kept and would find a place."""
         return [at for at, link in enumerate(wanted[: self._budget]) if link.name not in self._pages]
 
-    def keep(self, link: Link, page: Float[Tensor, "layers 2 heads tokens head"]) -> None:
-        """Remember a chunk."""
-        self._pages[link.name] = (link, page)
+    def last(self, link: Link) -> Float[Tensor, " hidden"]:
+        """The hidden state behind a prompt, by its last chunk, which is kept."""
+        last = self._pages[link.name].last
+        assert last is not None
+        return last
+
+    def keep(
+        self,
+        link: Link,
+        tokens: Float[Tensor, "layers 2 heads tokens head"],
+        last: Float[Tensor, " hidden"] | None = None,
+    ) -> None:
+        """Remember a chunk; of the last one of a prompt also the hidden state behind it."""
+        self._pages[link.name] = _Page(link, tokens, last)
         while len(self._pages) > self._budget:
             self._pages.popitem(last=False)

@@ -7,6 +7,7 @@ token by token, as it was written.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ from qwenvl.model.llm import AttentionContext, attention_mask, ntk_alpha
 from qwenvl.model.packed import PackedLinear
 from qwenvl.model.positions import Positions
 from qwenvl.model.vlm import QwenVL
+
+SLICE = 64
+"""Tokens of a chunk that pass through a perceptron without a pause."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +83,7 @@ class Runner:
         """What is to be known of a request before it is scheduled."""
         model, queries = self.model, self.model.config.adapter.queries
         request.alpha = ntk_alpha(len(request.prompt), model.config.llm)
-        if self.prefixes.enabled and len(request.prompt) > CHUNK:
+        if self.prefixes.enabled:
             slots = [at for at, each in enumerate(request.prompt) if each == model.config.imgpad_id][
                 ::queries
             ]
@@ -98,7 +102,9 @@ class Runner:
             request.row, pages = self.cache.take(), self.prefixes.find(request.chain)
             if pages:
                 self.cache.restore(request.row, pages)
-            read = CHUNK * len(pages)
+            read = sum(page.shape[3] for page in pages)
+            if read == len(request.prompt):
+                request.last = self.prefixes.last(request.chain[-1])
             self.visual.pin(request.images)
             request.pinned = True
         self.prefixes.queries += len(request.prompt)
@@ -131,14 +137,14 @@ class Runner:
 
     # === Quanta: each yields where others may work ===
 
-    def see(self, requests: Sequence[Request]) -> Iterator[None]:
+    def see(self, requests: Sequence[Request], at_once: int) -> Iterator[None]:
         """Encode some images of these requests, the first ones first."""
         images = {
             key: pixels
             for each in requests
             for key, pixels in zip(each.images, each.asked.pixels, strict=True)
         }
-        return self.visual.see(images)
+        return self.visual.see(images, at_once)
 
     def read(self, requests: Sequence[Request], start: int, stops: Sequence[int]) -> Iterator[None]:
         """Read a chunk of each prompt, from `start`; shorter chunks are filled up, and the filling is overwritten."""
@@ -155,8 +161,13 @@ class Runner:
         context = self._context(
             requests, places, start + tokens, attention_mask(None, tokens, chunk, hidden), chunk
         )
-        for block in self.model.llm.blocks:
-            hidden = block(hidden, context)
+        blocks: list[Any] = list(self.model.llm.blocks)
+        for block in blocks:
+            for whole in block.in_slices(hidden, context, SLICE):
+                if whole is None:
+                    yield
+                else:
+                    hidden = whole
             yield
         chunk.end(lengths)
         for place, (request, length) in enumerate(zip(requests, lengths, strict=True)):
@@ -195,8 +206,9 @@ class Runner:
         assert request.row is not None
         self._read.setdefault((request.salt, request.key), request)
         for at in self.prefixes.lacks(request.chain):
-            page = self.cache.snapshot(request.row, at * CHUNK, (at + 1) * CHUNK)
-            self.prefixes.keep(request.chain[at], page)
+            link = request.chain[at]
+            page = self.cache.snapshot(request.row, at * CHUNK, at * CHUNK + len(link.ids))
+            self.prefixes.keep(link, page, request.last if at + 1 == len(request.chain) else None)
 
     # === Parts ===
 

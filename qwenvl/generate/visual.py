@@ -73,9 +73,11 @@ class VisualCache:
         """The visual tokens of an image that is encoded."""
         return self._visual[key]
 
-    def see(self, images: Mapping[bytes, Float32[np.ndarray, "3 side side"]]) -> Iterator[None]:
+    def see(
+        self, images: Mapping[bytes, Float32[np.ndarray, "3 side side"]], at_once: int = IMAGES_AT_ONCE
+    ) -> Iterator[None]:
         """Encode the first few of these that are not yet; block by block, so that others may work between."""
-        missing = [key for key in images if key not in self._visual][: self._at_once]
+        missing = [key for key in images if key not in self._visual][: min(at_once, self._at_once)]
         pixels = torch.from_numpy(np.stack([images[key] for key in missing])).to(device_of(self._model))
         visual = None
         for visual in encode_in_slices(self._model, pixels):

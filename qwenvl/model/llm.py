@@ -6,7 +6,7 @@ are arguments here (`long_context`), not module state, so rows of one batch may 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from typing import Any
@@ -111,6 +111,17 @@ class Block(nn.Module):
         attended = self.attention(self.norm_1(hidden), context, last_only)
         hidden = hidden[:, -attended.shape[1] :] + attended
         return hidden + self.mlp(self.norm_2(hidden))
+
+    def in_slices(
+        self, hidden: Float[Tensor, "batch tokens hidden"], context: AttentionContext, tokens: int
+    ) -> Iterator[Float[Tensor, "batch tokens hidden"] | None]:
+        """What `forward` computes, with a None after the attention and after every so many tokens of the perceptron."""
+        hidden = hidden + self.attention(self.norm_1(hidden), context)
+        parts = []
+        for part in hidden.split(tokens, dim=1):
+            yield None
+            parts.append(part + self.mlp(self.norm_2(part)))
+        yield torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 class Attention(nn.Module):
