@@ -7,7 +7,8 @@ Clients ask questions whose answers are known, and images whose sizes are theirs
 phase, read slowly, send malformed bodies, broken and huge images, fill the queue and poison rows. Afterwards the
 engine must be empty, every answer have been right, and the memory flat: the plateau of the last quarter at most 5 %
 above that of the second, judged in runs of `SETTLED` seconds or more: a shorter one is over before its caches are
-full and the allocator has settled. Then a server whose engine raises must end every request with an error and itself with 1.
+full and the allocator has settled. Then a server whose engine raises must end every request with an error and itself
+with 1.
 Exit status 1 if anything of this failed.
 """
 

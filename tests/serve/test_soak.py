@@ -9,7 +9,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_half_a_minute_of_everything_at_once() -> None:
-    """No crash, no answer mixed up, every row returned; a failing engine ends all with an error. Memory: `make soak`."""
+    """No crash, no answer mixed up, every row returned; a failing engine ends all with an error.
+
+    Memory is judged by `make soak`.
+    """
     run = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seconds", "25", "--clients", "6", "--json"],
         capture_output=True, text=True, timeout=200, cwd=ROOT,
