@@ -1,7 +1,7 @@
 """The packages that hold the drawings, and how they are got: by npm's and Debian's own clients, checked by digest.
 
-    npm     emoji in nine styles, icons, and the names of both in English and Chinese         80 MB
-    debian  stamps, clip art, furniture, maps with names                                     500 MB
+    npm     emoji in ten styles, icons, flags, and their names in English and Chinese          66 MB
+    debian  stamps, clip art, furniture, cut-outs, with names                               497 MB
 
 A package is never unpacked onto the disk and none of its scripts is run; `archives.py` reads its files out of it.
 """
