@@ -94,6 +94,14 @@ def scores(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     return {each["benchmark"].removeprefix("own-"): each for each in printed["tasks"]}
 
 
+def scored(task: str, answers: list[dict[str, str]], capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """What `eval score` says of these answers to the records of a task."""
+    Path("said.json").write_text(json.dumps(answers))
+    given = ["--data", "records.jsonl", "--predictions", "said.json", "--json"]
+    assert main(["eval", "score", f"own-{task}", *given]) == 0
+    return json.loads(capsys.readouterr().out)["score"]
+
+
 @pytest.mark.parametrize(
     "task", ["caption", "question", "grounded-caption", "refer", "ocr", "dialogue", "dialogue-boxes"]
 )
@@ -102,27 +110,8 @@ def test_f11_each_task_of_records_has_a_score_that_a_right_answer_earns(
 ) -> None:
     asked = own.asked(Source(records)).by_task[task]
     answers = [{"id": sample.id, "answer": sample.answers[0]} for sample in asked]
-    Path("said.json").write_text(json.dumps(answers))
-    assert (
-        main(
-            [
-                "eval",
-                "score",
-                f"own-{task}",
-                "--data",
-                "records.jsonl",
-                "--predictions",
-                "said.json",
-                "--json",
-            ]
-        )
-        == 0
-    )
-    card = json.loads(capsys.readouterr().out)
-    assert (
-        card["score"]["value"] == pytest.approx(1000 if task == "caption" else 100)
-        and card["score"]["failures"] == 0
-    )
+    score = scored(task, answers, capsys)
+    assert score["value"] == pytest.approx(1000 if task == "caption" else 100) and score["failures"] == 0
 
 
 @pytest.mark.parametrize(
@@ -141,23 +130,7 @@ def test_f11_what_a_partly_right_answer_earns(
     records: Path, capsys: pytest.CaptureFixture[str], task: str, said: str, value: float
 ) -> None:
     (sample,) = own.asked(Source(records)).by_task[task]
-    Path("said.json").write_text(json.dumps([{"id": sample.id, "answer": said}]))
-    assert (
-        main(
-            [
-                "eval",
-                "score",
-                f"own-{task}",
-                "--data",
-                "records.jsonl",
-                "--predictions",
-                "said.json",
-                "--json",
-            ]
-        )
-        == 0
-    )
-    assert json.loads(capsys.readouterr().out)["score"]["value"] == pytest.approx(value)
+    assert scored(task, [{"id": sample.id, "answer": said}], capsys)["value"] == pytest.approx(value)
 
 
 def test_f11_records_are_asked_as_they_are_trained(
