@@ -18,6 +18,35 @@ SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 """What asks a whole group of processes to stop."""
 
 
+STOPPED = 75
+"""Exit status of a command that was asked to stop and can go on (EX_TEMPFAIL of sysexits.h: try again later)."""
+
+
+class Stopped(SystemExit):
+    """The command was asked to stop, and what it has done is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM raises `Stopped` in the main thread, so that what was begun is put away; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Worker(SpawnProcess):
     """A spawned process that is deaf to `SIGNALS` from its first moment on and ends with its parent.
 

@@ -15,7 +15,7 @@ def data_clean(
     change: tuple[str, ...] = (),
     source: str | None = None,
     executor: Literal["inline", "process", "ray"] = "inline",
-    workers: int = 2,
+    workers: int | None = None,
     clip: str | None = None,
     benchmarks: Path | None = None,
     decode: bool = False,
@@ -28,7 +28,7 @@ def data_clean(
     What is dropped is counted by rule and listed in DST/aside with its reason, what cannot be read is kept there.
     Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without a picture
     is judged by the columns it has. The result does not depend on the executor or the number of workers. Exit
-    status 2 when nothing was kept.
+    status 2 when nothing was kept, 75 after SIGTERM.
 
       qwenvl data clean laion/ clean/ --preset laion-en --executor process
       qwenvl data clean raw/ clean/ --change clip_score=0.27 near_images=3
@@ -43,7 +43,7 @@ def data_clean(
         change: Single thresholds to change, NAME=VALUE with the value in JSON (null switches a rule off).
         source: Name of the data set in the funnel; the preset's where a sample names none.
         executor: Here (inline), in processes of this machine, or on Ray.
-        workers: Processes, or CPUs of a local Ray.
+        workers: Processes, or CPUs of a local Ray; 2 by default.
         clip: CLIP model for pairs without a score: a folder or a hub id that transformers can load.
         benchmarks: Folder of texts and pictures that must not be trained on.
         decode: Decode every picture instead of those in doubt.
@@ -59,7 +59,12 @@ def data_clean(
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.clean.run import advice_on, clean, most_lost, table, to_json
     from qwenvl.data.shards import dump
+    from qwenvl.processes import Stopped
 
+    if workers is not None and executor == "inline":
+        raise ValueError(
+            f"--workers {workers} says how many --executor process or ray has; give one of them."
+        )
     row, limits = chosen(preset, thresholds, change)
     scorer = None
     if clip is not None:
@@ -81,7 +86,18 @@ def data_clean(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        outcome = clean(src, dst, settings, executor=executor, workers=workers, progress=progress)
+        try:
+            outcome = clean(
+                src,
+                dst,
+                settings,
+                executor=executor,
+                workers=2 if workers is None else workers,
+                progress=progress,
+            )
+        except (Stopped, KeyboardInterrupt):
+            print(f"stopped as asked: {dst} holds what is done; the same command goes on.", file=sys.stderr)
+            raise
     if json:
         print(dump(to_json(outcome)).decode())
     else:

@@ -72,12 +72,13 @@ def page(
     if not total:
         raise ValueError(f"{source} holds no sample; there is nothing to show.")
     shown = list(islice(samples(source, root), count))
-    legend = (("yes", "learned"), ("no", "not learned"), ("img", "picture"))
+    legend = (("yes", "learned"), ("no", "not learned"), ("img", "image"))
     parts = [
         element("p", f"{len(shown):,} of {total:,} samples of {source.name}"),
         element("p", *(_token(kind, name, "id") for kind, name in legend), class_="ids"),
     ]
     made: dict[str, Example] = {}
+    usable = 0
     for number, (where, sample) in enumerate(shown):
         try:
             if isinstance(sample, Unusable):
@@ -94,13 +95,12 @@ def page(
         kind = kind_of(found.record)
         title = found.format if found.format == kind else f"{found.format}, from a record of {kind}"
         parts.append(element("h2", f"{number}: {title} ({found.record.source or 'no source'})"))
-        seen, ids = (
-            element("div", _images(found.record, example, tokenizer)),
-            element("div", _ids(example, tokenizer)),
-        )
-        parts.append(element("div", seen, ids, class_="sample"))
+        seen, whole = _images(found.record, example, tokenizer)
+        usable += whole
+        sides = element("div", seen), element("div", _ids(example, tokenizer))
+        parts.append(element("div", *sides, class_="sample"))
     parts += _packed(made, row_length, packing)
-    return Page(html.page("Formatted samples", *parts, style=STYLE), len(shown), len(made), total)
+    return Page(html.page("Formatted samples", *parts, style=STYLE), len(shown), usable, total)
 
 
 def _packed(made: Mapping[str, Example], row_length: int, packing: str) -> list[Html]:
@@ -120,27 +120,28 @@ def _token(kind: str, text: str, ids: str) -> Html:
     return element("span", text, element("small", ids), class_=kind)
 
 
-def _images(record: Record, made: Example, tokenizer: Tokenizer) -> Html:
-    """The pictures; where there is one, with all boxes of the sample drawn on it."""
+def _images(record: Record, made: Example, tokenizer: Tokenizer) -> tuple[Html, bool]:
+    """The images, where there is one with all boxes of the sample drawn on it; and whether all could be opened."""
     found = images(record)
     marks = [part for part in parse(tokenizer.decode(list(made.ids))) if isinstance(part, Box | Quad)]
     crowded = len(marks) > CROWDED
     if crowded:
         marks = [replace(mark, label=None) for mark in marks]
-    shown = []
+    shown, whole = [], True
     for each in found:
         try:
             given = each.source.read() if isinstance(each.source, Located) else each.source
             image = open_image(given)  # type: ignore[arg-type]
         except (ValueError, OSError) as error:
             shown.append(element("div", str(error)[:160], class_="bad"))
+            whole = False
             continue
         if marks and len(found) == 1:
             image = draw_boxes(image, marks)
         shown.append(thumbnail(image, 640 if crowded else 320))
     if marks and len(found) > 1:
-        shown.append(element("small", "boxes not drawn: several pictures"))
-    return html.join(shown)
+        shown.append(element("small", "boxes not drawn: several images"))
+    return html.join(shown), whole
 
 
 def _ids(made: Example, tokenizer: Tokenizer) -> Html:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
 from qwenvl.model.vlm import QwenVL
+from qwenvl.processes import Stopped
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, toy
@@ -33,7 +34,7 @@ from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_share
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
-from qwenvl.train.stopping import Stopped, asked, hearing
+from qwenvl.train.stopping import asked, hearing
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"next_token": next_token, "dense_labels": toy.dense}
 """What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""

@@ -11,19 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPED = 75
-"""Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL of sysexits.h: try again later)."""
-
 _ASKED = threading.Event()
 _HEARING: list[Callable[[], None]] = []
 """What else a request does in this process, outermost first; empty while nobody listens."""
-
-
-class Stopped(SystemExit):
-    """The run was asked to stop and has saved its state."""
-
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
 
 
 def asked() -> bool:

@@ -180,3 +180,49 @@ def test_f14_inspect_counts_the_queries_of_its_checkpoint(run: Run, tmp_path: Pa
     ):
         run("data", "inspect", "a.jsonl", "--out", "page.html", *options, status=0)
         assert f"{queries} × imgpad" in (tmp_path / "page.html").read_text()
+
+
+DAMAGED: dict[str, tuple[tuple[str, ...], str]] = {
+    "train": (("train", "stage.toml", "--init", "MODEL", "--out", "run"), "none of "),
+    "finetune": (("finetune", "MODEL", "--data", "bad/a.jsonl", "--out", "run", "--device", "cpu"), "repair"),
+    "eval": (
+        ("eval", "run", "MODEL", "bad/a.jsonl", "--out", "run"),
+        "questions of own-caption could be asked",
+    ),
+    "clean": (("data", "clean", "bad", "run", "--preset", "coyo"), "nothing was kept of 3 samples"),
+    "inspect": (("data", "inspect", "bad/a.jsonl", "--out", "page.html"), "none of the 3 samples shown"),
+    "check": (("data", "check", "bad/a.jsonl"), "0 of 3 samples are fine"),
+    "ask": (("ask", "MODEL", "bad/0.jpg", "What is it?"), "damaged"),
+}
+MODEL = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
+STAGE = """
+name = "trial"
+image_size = 28
+sequence_length = 64
+data = [{ paths = ["bad/a.jsonl"] }]
+documents = 4
+micro_documents = 2
+bfloat16 = false
+[optim]
+peak_lr = 1e-4
+final_lr = 1e-4
+warmup_steps = 1
+steps = 2
+"""
+
+
+@pytest.mark.parametrize("command", DAMAGED)
+def test_f5_a_run_whose_images_are_all_damaged_fails_with_a_sentence(
+    command: str, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    for number in range(3):
+        (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image at all" * 20)
+    lines = [json.dumps({"image": f"{number}.jpg", "caption": "a fine red dog runs"}) for number in range(3)]
+    (tmp_path / "bad" / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "stage.toml").write_text(STAGE)
+    words, sentence = DAMAGED[command]
+    status = 1 if command in ("finetune", "check") else 2  # 1: what was asked about is not as it should be
+    said = run(*(str(MODEL) if word == "MODEL" else word for word in words), status=status)
+    assert sentence in said
+    assert not list(tmp_path.glob("run*/**/model*"))

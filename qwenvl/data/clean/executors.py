@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory, Settings
 from qwenvl.data.records import Pair
-from qwenvl.processes import Workers
+from qwenvl.processes import Workers, stopping
 
 Executor: TypeAlias = Literal["inline", "process", "ray"]
 
@@ -36,11 +36,14 @@ _GO_ON = "it may have run out of memory: give fewer workers; the same command go
 def workers(executor: Executor, number: int, settings: Settings) -> Iterator[Map]:
     """Workers for as long as the block lasts, the same for both passes; raises ValueError for none of them.
 
+    SIGTERM ends the block with `Stopped`: shards that are done stay done, and no worker is left.
     `number` of processes, or CPUs of a local Ray; a Ray cluster that is there already brings its own.
     """
     if number < 1:
         raise ValueError(f"{number} workers; expected at least 1.")
-    with {"inline": _inline, "process": _processes, "ray": _on_ray}[executor](number, settings) as handed_out:
+    kinds = {"inline": _inline, "process": _processes, "ray": _on_ray}
+    # Ray has handlers of its own once it is there, which abort: ours is put behind them.
+    with kinds[executor](number, settings) as handed_out, stopping():
         yield handed_out
 
 
