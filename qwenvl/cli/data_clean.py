@@ -2,7 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qwenvl.data.clean.engine import Settings
+    from qwenvl.data.clean.run import Outcome
 
 
 def data_clean(
@@ -51,15 +55,11 @@ def data_clean(
         images: Folder below which paths of pictures may lead, beside that of their shard.
         json: Print the statistics as JSON.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from qwenvl.data.clean.contamination import Benchmarks
     from qwenvl.data.clean.engine import Settings
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.clean.run import advice_on, clean, most_lost, table, to_json
+    from qwenvl.data.clean.run import advice_on, most_lost, table, to_json
     from qwenvl.data.shards import dump
-    from qwenvl.processes import Stopped
 
     if workers is not None and executor == "inline":
         raise ValueError(
@@ -80,24 +80,7 @@ def data_clean(
         scorer=scorer,
         images=images,
     )
-    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("shards", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        try:
-            outcome = clean(
-                src,
-                dst,
-                settings,
-                executor=executor,
-                workers=2 if workers is None else workers,
-                progress=progress,
-            )
-        except (Stopped, KeyboardInterrupt):
-            print(f"stopped as asked: {dst} holds what is done; the same command goes on.", file=sys.stderr)
-            raise
+    outcome = _cleaned(src, dst, settings, executor, 2 if workers is None else workers)
     if json:
         print(dump(to_json(outcome)).decode())
     else:
@@ -108,3 +91,26 @@ def data_clean(
     if not outcome.total.kept:
         raise ValueError(f"nothing was kept of {outcome.total.read:,} samples{most_lost(outcome)}.")
     return 0
+
+
+def _cleaned(
+    src: Path, dst: Path, settings: "Settings", executor: Literal["inline", "process", "ray"], workers: int
+) -> "Outcome":
+    """The run under a bar of its shards; who asks it to stop is told that nothing is lost."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qwenvl.data.clean.run import clean
+    from qwenvl.processes import Stopped
+
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("shards", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        try:
+            return clean(src, dst, settings, executor=executor, workers=workers, progress=progress)
+        except (Stopped, KeyboardInterrupt):
+            print(f"stopped as asked: {dst} holds what is done; the same command goes on.", file=sys.stderr)
+            raise

@@ -140,6 +140,8 @@ def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_p
     assert len(first.images) == len(second.images) == 2
     assert "Picture 1: <img>" in out.read_text() and "Picture 2: <img>" in out.read_text()
     run("data", "dialogues", "localisation", known, "--out", out, "--format", "records")
+    for number in range(4):
+        pillow.new("RGB", (64, 64)).save(tmp_path / f"{number}.jpg")
     run("data", "inspect", out, "--out", tmp_path / "page.html")
     assert "dialogue" in (tmp_path / "page.html").read_text()
 
