@@ -195,7 +195,7 @@ DAMAGED: dict[str, tuple[tuple[str, ...], str]] = {
     "ask": (("ask", "MODEL", "bad/0.jpg", "What is it?"), "damaged"),
 }
 MODEL = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
-STAGE = """
+TRIAL = """
 name = "trial"
 image_size = 28
 sequence_length = 64
@@ -220,7 +220,7 @@ def test_f5_a_run_whose_images_are_all_damaged_fails_with_a_sentence(
         (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image at all" * 20)
     lines = [json.dumps({"image": f"{number}.jpg", "caption": "a fine red dog runs"}) for number in range(3)]
     (tmp_path / "bad" / "a.jsonl").write_text("\n".join(lines))
-    (tmp_path / "stage.toml").write_text(STAGE)
+    (tmp_path / "stage.toml").write_text(TRIAL)
     words, sentence = DAMAGED[command]
     status = 1 if command in ("finetune", "check") else 2  # 1: what was asked about is not as it should be
     said = run(*(str(MODEL) if word == "MODEL" else word for word in words), status=status)
