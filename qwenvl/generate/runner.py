@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qwenvl.generate.choosing import Row
@@ -162,18 +163,34 @@ class Runner:
             requests, places, start + tokens, attention_mask(None, tokens, chunk, hidden), chunk
         )
         blocks: list[Any] = list(self.model.llm.blocks)
-        for block in blocks:
+        over = all(start + length == len(each.prompt) for each, length in zip(requests, lengths, strict=True))
+        for block in blocks[:-1] if over else blocks:
             for whole in block.in_slices(hidden, context, SLICE):
                 if whole is None:
                     yield
                 else:
                     hidden = whole
             yield
+        last = torch.tensor(lengths, device=hidden.device) - 1
+        ends = self._last_block(hidden, context, last) if over else hidden[torch.arange(len(last)), last]
         chunk.end(lengths)
-        for place, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+        for request, length, end in zip(requests, lengths, ends, strict=True):
             if start + length == len(request.prompt):
-                request.last = self.model.llm.norm(hidden[place, length - 1])
+                request.last = self.model.llm.norm(end)
                 self._unpin(request)
+
+    def _last_block(
+        self,
+        hidden: Float[Tensor, "batch tokens hidden"],
+        context: AttentionContext,
+        last: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch hidden"]:
+        """The last block where all prompts end: it reads all tokens but goes on with the last of each row alone."""
+        block: Any = self.model.llm.blocks[-1]
+        rows = torch.arange(len(last), device=hidden.device)
+        ends = (hidden + block.attention(block.norm_1(hidden), context))[rows, last]
+        filled = F.pad(ends, (0, 0, 0, self._filled(len(ends)) - len(ends)))
+        return (filled + block.mlp(block.norm_2(filled)))[: len(ends)]
 
     def decode(self, requests: Sequence[Request]) -> tuple[list[Request], Float[Tensor, "batch vocab"]]:
         """Feed each of these rows its next token; returns those that now write another, and its logits."""
