@@ -189,8 +189,8 @@ class Runner:
         block: Any = self.model.llm.blocks[-1]
         rows = torch.arange(len(last), device=hidden.device)
         ends = (hidden + block.attention(block.norm_1(hidden), context))[rows, last]
-        filled = F.pad(ends, (0, 0, 0, self._filled(len(ends)) - len(ends)))
-        return (filled + block.mlp(block.norm_2(filled)))[: len(ends)]
+        filled = F.pad(ends, (0, 0, 0, self._filled(len(ends)) - len(ends)))[:, None]
+        return (filled + block.mlp(block.norm_2(filled)))[: len(ends), 0]
 
     def decode(self, requests: Sequence[Request]) -> tuple[list[Request], Float[Tensor, "batch vocab"]]:
         """Feed each of these rows its next token; returns those that now write another, and its logits."""
