@@ -74,8 +74,8 @@ def is_empty(value: Any) -> bool:
 
 def image_beside(columns: Mapping[str, Any], shard: Path) -> Path | None:
     """The image of a row of img2dataset's `00000.parquet` that lies in the folder `00000` (`--output_format files`)."""
-    key, folder = columns.get("key"), shard.with_suffix("")
-    if not isinstance(key, str) or not key.isalnum() or not folder.is_dir():
+    key = columns.get("key")
+    if not isinstance(key, str) or not key.isalnum() or not (folder := shard.with_suffix("")).is_dir():
         return None
     return next((path for end in IMAGES if (path := folder / f"{key}.{end}").is_file()), None)
 

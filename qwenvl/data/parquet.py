@@ -142,22 +142,24 @@ def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
     if twice := [name for name, count in Counter(batch.schema.names).items() if count > 1]:
         raise ValueError(f"there are two columns `{twice[0]}`; rename one")
     simple = all(_is_simple(column.type) for column in batch.schema)
+    texts = [each.name for each in batch.schema if _may_be_text(each)]
     for start in range(0, batch.num_rows, _SLICE):
         part = batch.slice(start, _SLICE)
         try:
             rows = part.to_pylist() if simple else None
         except _failures(ValueError, OverflowError, TypeError):
             rows = None
-        yield from map(_texts, _cell_by_cell(part) if rows is None else rows)
+        for row in _cell_by_cell(part) if rows is None else rows:
+            for name in texts:
+                if isinstance(value := row.get(name), bytes):
+                    with contextlib.suppress(UnicodeDecodeError):
+                        row[name] = value.decode()
+            yield row
 
 
-def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its captions as text: who writes parquet without Arrow's schema leaves them as bytes."""
-    for name, value in row.items():
-        if isinstance(value, bytes) and name.lower() in NAMES_OF_TEXT:
-            with contextlib.suppress(UnicodeDecodeError):
-                row[name] = value.decode()
-    return row
+def _may_be_text(column: Any) -> bool:
+    """Whether a column of bytes holds captions: who writes parquet without Arrow's schema leaves them so."""
+    return column.name.lower() in NAMES_OF_TEXT and "binary" in str(column.type)
 
 
 _SLICE = 64
@@ -212,16 +214,21 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def too_large(row: Mapping[str, Any]) -> bool:
     """Whether a cell of the row is above the limit."""
-    return any(_bytes_in(value) > LARGEST for value in row.values())
+    return _bytes_in(row) > LARGEST and any(_bytes_in(value) > LARGEST for value in row.values())
 
 
 def _bytes_in(value: Any) -> int:
     """Bytes and letters of a cell, or of a row of them."""
     if isinstance(value, str | bytes):
         return len(value)
-    if isinstance(value, dict):
-        return sum(map(_bytes_in, value.values()))
-    return sum(map(_bytes_in, value)) if isinstance(value, list) else 0
+    size = 0
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        kind = type(each)
+        if kind is str or kind is bytes:
+            size += len(each)
+        elif kind is list or kind is dict:
+            size += _bytes_in(each)
+    return size
 
 
 def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:

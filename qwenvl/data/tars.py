@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ BLOCK = 512
 SKIMMED = 65_536
 """Bytes up to which a file of a tar is read when the tar is skimmed: records and texts, and small images."""
 
+_ZEROS = bytes(BLOCK)
 _PIECE = 1 << 20
 _NAMES = 1 << 20  # bytes at most of the blocks that hold a long name
 _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
@@ -58,12 +59,15 @@ class Group(NamedTuple):
 
     key: str
     """What their names share; empty for a damaged stretch without a name."""
-    members: tuple[Member, ...]
+    files: Mapping[str, Member]
+    """By their suffixes, in their order."""
+    damaged: Member | None = None
+    """The first of them that is not whole."""
 
     @property
     def damage(self) -> str | None:
         """Why the sample is not whole."""
-        return next((each.damage for each in self.members if each.damage is not None), None)
+        return None if self.damaged is None else self.damaged.damage
 
 
 # === Samples ===
@@ -83,19 +87,20 @@ def is_hidden(name: str) -> bool:
 
 def grouped(members: Iterable[Member]) -> Iterator[Group]:
     """Files that stand side by side and share a key; a suffix that comes again begins the next sample."""
-    key, files, suffixes = "", list[Member](), set[str]()
+    key, files, damaged = "", dict[str, Member](), None
     for member in members:
         if member.name and is_hidden(member.name):
             continue
         own, suffix = name_and_suffix(member.name)
-        if files and (own != key or not own or suffix in suffixes):
-            yield Group(key, tuple(files))
-            files, suffixes = [], set()
+        if files and (own != key or not own or suffix in files):
+            yield Group(key, files, damaged)
+            files, damaged = {}, None
         key = own
-        files.append(member)
-        suffixes.add(suffix)
+        files[suffix] = member
+        if damaged is None and member.damage is not None:
+            damaged = member
     if files:
-        yield Group(key, tuple(files))
+        yield Group(key, files, damaged)
 
 
 # === Reading ===
@@ -188,7 +193,7 @@ def _members(tape: _Tape, most: int, too_large: str | None) -> Iterator[Member]:
     found = b""
     while header := found or tape.read(BLOCK):
         found = b""
-        if not header.strip(b"\0") and len(header) == BLOCK:
+        if header == _ZEROS:
             header = tape.read(BLOCK)
             if not header.strip(b"\0"):
                 return  # two blocks of zeros: the end
@@ -242,9 +247,17 @@ def _lost(
 
 def _is_header(block: bytes) -> bool:
     """Whether the checksum of a block holds; zeros are no header."""
-    if len(block) < BLOCK or not block.strip(b"\0"):
-        return False
-    return _octal(block[148:156]) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return len(block) == BLOCK and block != _ZEROS and _octal(block[148:156]) == _checksum(block)
+
+
+def _checksum(header: bytes) -> int:
+    """The sum of its bytes, those of the checksum itself taken for spaces.
+
+    The lower half of an Adler-32 is 1 + the sum modulo 65,521, which 256 bytes do not reach: three of them take a
+    third of the time of `sum`.
+    """
+    parts = (header[:148], header[156:384], header[384:])
+    return 8 * ord(" ") + sum(zlib.adler32(part) & 0xFFFF for part in parts) - len(parts)
 
 
 def _octal(field: bytes) -> int | None:
@@ -300,7 +313,7 @@ class TarWriter:
                 b"00000000000\0", b"        ", b"0", bytes(100), b"ustar\x0000", bytes(64), bytes(183),
             )  # fmt: skip
             header = b"".join(fields)
-            header = b"%s%06o\0 %s" % (header[:148], sum(header), header[156:])
+            header = b"%s%06o\0 %s" % (header[:148], _checksum(header), header[156:])
         else:
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -213,7 +213,7 @@ def test_f94_a_file_beyond_the_limit_costs_its_sample(
         assert tracemalloc.get_traced_memory()[1] < 5 << 20
         tracemalloc.stop()
         assert [each.damage for each in groups[:2]] == ["file too large (more than 1,048,576 bytes)", None]
-        assert groups[1].members[1].data == b"text 1"
+        assert groups[1].files["txt"].data == b"text 1"
     assert trained(shard) == ["file too large", "text 1"]
 
 

@@ -7,6 +7,7 @@ a few microseconds.
 import html
 import re
 from collections.abc import Callable
+from operator import eq
 from typing import NamedTuple
 
 from qwenvl.tokenizer import nfc
@@ -96,10 +97,16 @@ _BOILERPLATE = re.compile(
     r"©(?: ?\d{4})?|点击(?:查看|放大)(?:大图|原图)?|图片(?:来源|来自)[:：]?\S*|(?:高清)?图片素材|免费下载|版权所有",
     re.IGNORECASE,
 )
-_BOILERPLATE_HINT = re.compile(
-    r"image result|stock |royalty|[cC]lick|hoto c|[gG]etty|hutterstock|lamy|interest|wallpaper d|all rights|free down|"
-    r"[©点图免版]|STOCK|ROYALTY|Stock |Royalty|Image [Rr]esult|All [Rr]ights|Free [Dd]own|ALL RIGHTS"
-)
+_HINTS = (
+    "image result", "stock ", "royalty", "click", "Click", "hoto c", "getty", "Getty", "hutterstock", "lamy",
+    "interest", "wallpaper d", "all rights", "free down", "©", "点", "图", "免", "版", "STOCK", "ROYALTY", "Stock ",
+    "Royalty", "Image Result", "Image result", "All Rights", "All rights", "Free Down", "Free down", "ALL RIGHTS",
+)  # fmt: skip
+
+
+def _hints_at_boilerplate(text: str) -> bool:
+    return any(hint in text for hint in _HINTS)
+
 
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(
@@ -114,13 +121,13 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "domain",
-        _DOMAIN.search,
+        lambda t: "." in t and _DOMAIN.search(t),
         re.compile(rf"(?<![\w-])(?<![\w-]\.)(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I),
         " ",
     ),
     Pattern("camera name", _CAMERA.search, re.compile(rf"{_CAMERA.pattern}\w*\)?"), " "),
     Pattern("hashtag", lambda t: "#" in t, re.compile(r"#(?=[^\W\d])"), ""),
-    Pattern("boilerplate", _BOILERPLATE_HINT.search, _BOILERPLATE, " "),
+    Pattern("boilerplate", _hints_at_boilerplate, _BOILERPLATE, " "),
     Pattern(
         "repeated signs",
         re.compile(r"[!?.,_=*~|+#-]{3,}").search,
@@ -150,13 +157,20 @@ def without_patterns(text: str) -> str:
 def without_repeats(text: str) -> str:
     """A phrase of up to four words (eight Chinese characters) said three times or more in a row is said once."""
     words = text.split()
-    if len(words) - len(set(words)) >= 2:
-        kept = _collapsed(words)
-        if len(kept) < len(words):
-            text = " ".join(kept)
+    if len(words) - len(set(words)) >= 2 and _says_a_phrase_thrice(words):
+        text = " ".join(_collapsed(words))
     if not text.isascii() and len(text) - len(set(text)) >= 4:
         text = _HAN_REPEATED.sub(r"\1", text)
     return text
+
+
+def _says_a_phrase_thrice(words: list[str], longest: int = 4) -> bool:
+    """Whether twice as many words as a phrase has, in a row, are each the one that stands a phrase further on."""
+    for size in range(1, longest + 1):
+        further = words[size:]
+        if any(map(eq, words, further)) and b"\1" * (2 * size) in bytes(map(eq, words, further)):
+            return True
+    return False
 
 
 def _collapsed(words: list[str], longest: int = 4) -> list[str]:

@@ -109,42 +109,45 @@ def _from_folder(source: Source) -> Iterator[Row | Skipped]:
     for each in sorted(source.path.iterdir()):
         files.setdefault(each.name.partition(".")[0], []).append(each)
     for key in keys_in(source.path):
-        members = []
-        for path in files[key]:
-            try:
-                members.append(Member(path.name, read_limited(path, LARGEST)))
-            except ValueError as error:
-                members.append(Member(path.name, b"", f"file too large ({error})"))
-        yield _of_group(Group(key, tuple(members)), source)
+        members = {name_and_suffix(path.name)[1]: _loose(path) for path in files[key]}
+        damaged = next((each for each in members.values() if each.damage is not None), None)
+        yield _of_group(Group(key, members, damaged), source)
+
+
+def _loose(path: Path) -> Member:
+    try:
+        return Member(path.name, read_limited(path, LARGEST))
+    except ValueError as error:
+        return Member(path.name, b"", f"file too large ({error})")
 
 
 def _of_group(group: Group, source: Source) -> Row | Skipped:
-    key, named = group.key, {name_and_suffix(each.name)[1]: each.data for each in group.members}
+    key, files, damaged = group
 
     def lost(kind: str, detail: str, raw: bytes = b"") -> Skipped:
         return Skipped(key=key or source.path.name, kind=kind, detail=detail, source=source.name, raw=raw)
 
-    if group.damage is not None:
-        name = next(each.name for each in group.members if each.damage is not None)
-        detail = ": ".join(filter(None, (name, group.damage)))
-        return lost(group.damage.partition(" (")[0], detail, b"".join(each.data for each in group.members))
-    parts = parts_of(tuple(named))
+    if damaged is not None and (damage := damaged.damage) is not None:
+        detail = ": ".join(filter(None, (damaged.name, damage)))
+        return lost(damage.partition(" (")[0], detail, b"".join(each.data for each in files.values()))
+    parts = parts_of(tuple(files))
     columns: dict[str, Any] = {}
     if parts.columns is not None:
-        found = _object(key, named[parts.columns], source)
+        found = _object(key, files[parts.columns].data, source)
         if isinstance(found, Skipped):
             return found
         columns = _lower(found)
     if parts.text is not None:
+        raw = files[parts.text].data
         try:
-            columns["text"] = named[parts.text].decode("utf-8-sig")
+            columns["text"] = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            return lost("broken UTF-8", str(error)[:200], named[parts.text])
+            return lost("broken UTF-8", str(error)[:200], raw)
     if len(parts.images) > 1:
-        return lost("several pictures", f"{', '.join(named)} (a key ends at the first dot of a name)")
-    image = named[parts.images[0]] if parts.images else None
+        return lost("several pictures", f"{', '.join(files)} (a key ends at the first dot of a name)")
+    image = files[parts.images[0]].data if parts.images else None
     if image is None and not _first(columns, URL_COLUMNS):
-        return lost("no picture", ", ".join(named))
+        return lost("no picture", ", ".join(files))
     return Row(key, columns, image)
 
 
@@ -268,13 +271,13 @@ def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
 
 def pairs_of(key: str, columns: Mapping[str, Any], image: bytes | None, source: Source) -> Iterator[Sample]:
     """The pair of a row, or one pair per caption where it has several; columns are known by their usual names."""
-    columns = _lower(columns)
+    columns = dict(columns)
     own_source = columns.pop("source", None)
     name = _sound(own_source) if isinstance(own_source, str) and own_source else source.name
     if image is None and (failure := failed_download(columns)) is not None:
         yield Skipped(key=key, kind="failed download", detail=failure[:200], source=name)
         return
-    if any(isinstance(each, dict) for name in DIALOGUE_COLUMNS for each in _listed(columns.get(name))):
+    if any(name in columns and _holds_turns(columns[name]) for name in DIALOGUE_COLUMNS):
         detail = "`qwenvl data check` and training read dialogues"
         yield Skipped(key=key, kind="a dialogue, no pair", detail=detail, source=name, raw=image or b"")
         return
@@ -320,8 +323,8 @@ def _texts(columns: dict[str, Any]) -> list[Any]:
     return (found or [None]) if isinstance(found, list) else [found]
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _holds_turns(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict) for each in value)
 
 
 def _lower(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,12 +332,17 @@ def _lower(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first(columns: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((columns[name] for name in names if columns.get(name) is not None), None)
+    for name in names:
+        if (value := columns.get(name)) is not None:
+            return value
+    return None
 
 
 def _pop(columns: dict[str, Any], names: tuple[str, ...]) -> Any:
-    found = next((name for name in names if columns.get(name) is not None), None)
-    return None if found is None else columns.pop(found)
+    for name in names:
+        if columns.get(name) is not None:
+            return columns.pop(name)
+    return None
 
 
 def _number(value: Any) -> float | None:
@@ -365,4 +373,4 @@ def _sound(text: str) -> str:
 
 
 def _has_surrogates(text: str) -> bool:
-    return _sound(text) != text
+    return not text.isascii() and _sound(text) != text

@@ -126,6 +126,8 @@ def length_between(least: int, most: int, *, most_characters: int = 1000) -> Rul
 
 
 _IDENTIFIER = re.compile(r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9_-]{24,}(?![\w-])")
+_DIGIT = re.compile(r"\d")
+_SUSPECT = re.compile("[\ufffd\ue000-\uf8ffÂÃâÐÑ]")  # what every mojibake begins with
 _MOJIBAKE = re.compile("\ufffd|[\ue000-\uf8ff]|[ÃÂ][\u0080-\u00bf]|â€|(?:[ÐÑ][\u0080-\u00bf]){2}")
 _LETTERS = bytes([*range(65, 91), *range(97, 123)])
 _SEPARATORS = re.compile(r"[,|;/，、；·]")
@@ -141,7 +143,7 @@ def regular(*, least_letters: int | float = 0.5, most_tags: int = 8) -> Rule:
     def rule(pair: Pair) -> str | None:
         text = pair.text
         ascii_only = text.isascii()
-        if len(text) >= 24 and _IDENTIFIER.search(text):
+        if len(text) >= 24 and _DIGIT.search(text) and _IDENTIFIER.search(text):
             return "identifier"
         visible = len(text) - text.count(" ")
         letters = visible - _others(text) if ascii_only else sum(map(str.isalpha, text))
@@ -160,7 +162,8 @@ def no_mojibake() -> Rule:
     """Rule 8 for texts that were decoded wrongly ("CafÃ©"), which the language rule would take for foreign ones."""
 
     def rule(pair: Pair) -> str | None:
-        found = None if pair.text.isascii() else _MOJIBAKE.search(pair.text)
+        start = None if pair.text.isascii() else _SUSPECT.search(pair.text)
+        found = start and _MOJIBAKE.search(pair.text, start.start())
         return f"mojibake {found[0]!r}" if found else None
 
     return rule

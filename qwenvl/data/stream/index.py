@@ -149,12 +149,13 @@ def _in_tar(shard: Path) -> Iterator[tuple[int, int]]:
     seen: set[str] = set()
     apart = ""
     torn = 0
-    for key, members in grouped(skim_tar(shard)):
+    for key, files, _ in grouped(skim_tar(shard)):
         if not key:
             continue  # a damaged stretch
-        if key in seen and len(members) == 1:
+        if key in seen and len(files) == 1:
             torn, apart = torn + 1, key
         seen.add(key)
+        members = [*files.values()]
         yield members[0].start, members[-1].stop - members[0].start
     if torn > len(seen) / 2:
         raise ValueError(

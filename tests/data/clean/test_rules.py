@@ -186,6 +186,16 @@ def test_patterns(raw: str, clean: str) -> None:
     assert edits.without_patterns(raw) == clean
 
 
+@given(st.lists(st.sampled_from("ab"), max_size=24))
+def test_a_phrase_is_said_once_exactly_where_it_was_said_thrice_in_a_row(words: list[str]) -> None:
+    thrice = any(
+        words[at : at + size] * 3 == words[at : at + 3 * size]
+        for size in range(1, 5)
+        for at in range(len(words) - 3 * size + 1)
+    )
+    assert (edits.without_repeats(" ".join(words)) != " ".join(words)) == thrice
+
+
 @given(st.text(max_size=80))
 def test_plain_is_plain_and_stays(text: str) -> None:
     once = edits.plain(text)
