@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import openai
@@ -30,13 +29,12 @@ DOCUMENT = (ROOT / "docs" / "SERVING.md").read_text("utf-8")
 
 
 def test_the_shipped_model_answers_a_stream_with_boxes(assistant: Assistant) -> None:
-    """The words are those of `ask`; the port answers within seconds of the start."""
+    """The words and boxes are those of `ask`."""
     image = pillow.fromarray(render(scene(0, 3, "test"), 448))
     file = io.BytesIO()
     image.save(file, "PNG")
     question = "Where is the small green triangle?"
     expected = assistant.ask(image, question, grounded=True)
-    started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "qwenvl", "serve", "tiny", "--port", "0", "--device", "cpu", "--threads", "1"],
         stderr=subprocess.PIPE, text=True, cwd=ROOT,
@@ -44,7 +42,6 @@ def test_the_shipped_model_answers_a_stream_with_boxes(assistant: Assistant) -> 
     try:
         assert process.stderr is not None
         url = next(found[1] for line in process.stderr if (found := re.search(r"(http\S+/v1) \(API\)", line)))
-        assert time.monotonic() - started < 30  # a busy machine; measured: 3 s
         with openai.OpenAI(base_url=url, api_key="none") as client:
             shown = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
             pieces, boxes = [], []
