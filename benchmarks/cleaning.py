@@ -1,11 +1,11 @@
-"""How fast pairs are cleaned: rules alone, and whole shards with pictures.
+"""How fast pairs are cleaned: rules alone, and whole shards with images.
 
     $ python benchmarks/cleaning.py [--rows 100000] [--shard 4000] [--processes] [--json]
 
 `rules`   all text and shape rules and a CLIP score, English and Chinese mixed, one text of ten with a defect
 `tars`    `clean` on WebDataset tars of JPEGs, read, measured, judged and written, one process
-`decoded` the same with every picture decoded
-`columns` the same on parquet with URLs and no pictures
+`decoded` the same with every image decoded
+`columns` the same on parquet with URLs and no images
 Rates are per second of this process's CPU time: one core. `peak_mb` is the peak memory of a process that cleans so many
 shards of 500 pairs. With --processes the scaling from one worker process to two, start-up included: by the clock, and
 by CPU time (seconds of the one worker over half the seconds of the two), which is what two free cores would give up to
@@ -75,7 +75,7 @@ def rules(count: int) -> float:
 
 
 def write_shards(folder: Path, shards: int, size: int) -> None:
-    """Tars of pairs; 64 pictures of about 20 KB take turns."""
+    """Tars of pairs; 64 images of about 20 KB take turns."""
     shown = [image(random.Random(k), 512, 384, 85) for k in range(64)]
     folder.mkdir(parents=True)
     for shard in range(shards):

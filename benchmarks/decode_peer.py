@@ -30,7 +30,7 @@ except ImportError:  # an earlier checkout
 
 
 def build(hidden: int, layers: int, heads: int, mlp_width: int, vocab: int, dtype: str) -> QwenVL:
-    """Random weights; pictures play no part."""
+    """Random weights; images play no part."""
     torch.manual_seed(0)
     config = ModelConfig(
         vision=VisionConfig(width=32, layers=1, heads=2, mlp_width=32, image_size=28),

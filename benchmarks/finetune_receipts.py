@@ -4,7 +4,7 @@
     python benchmarks/finetune_receipts.py FOLDER --model Qwen/Qwen-VL-Chat --epochs 5 --lr 1e-4 --device cuda
 
 FOLDER holds NNN.jpg, NNN.json (company, date, total) and NNN.csv (x1,y1,...,x4,y4,text of each line, in pixels), as the
-ICDAR 2019 SROIE set has them. Nothing of it is copied: the JSON that is written names the pictures where they are. The
+ICDAR 2019 SROIE set has them. Nothing of it is copied: the JSON that is written names the images where they are. The
 last receipts are held out and asked about at the end. The shipped `tiny` model has seen no photograph and reads words
 of a toy world, so with it this shows that the chain holds, not that receipts are read.
 """

@@ -9,7 +9,7 @@
     stage 2    all learn: full ViT and vocabulary, as many LLM blocks as fit, 448 px, a row of 2,048; aim: MFU 45 %
     lora       the full model in bfloat16, rank 64 on the LLM, a row of 2,048; aim: 14,000 tokens/s and 27 GB, of which
                the second case, with blocks computed again in the backward pass, is to show the memory
-    answers    the full model in bfloat16 writes 128 tokens about a picture, one and eight answers at once, beside what
+    answers    the full model in bfloat16 writes 128 tokens about an image, one and eight answers at once, beside what
                reading every weight once a step allows, at the bandwidth that a copy on this card reaches
 
 Weights are random: speed and memory do not depend on them. One JSON line per case; tokens/s and MFU are medians over
@@ -68,7 +68,7 @@ class Case:
     image_size: int
     length: int
     documents: int
-    """In one forward pass; a row holds `per_row` of them, each with one picture."""
+    """In one forward pass; a row holds `per_row` of them, each with one image."""
     per_row: int = 1
     lora: Lora | None = None
     fills: bool = False
@@ -132,7 +132,7 @@ def blocks_that_fit(
 
 
 def document(case: Case, stage: StageConfig, config: ModelConfig) -> Example:
-    """A picture of noise and text of random ids that fill a row together with their like."""
+    """An image of noise and text of random ids that fill a row together with their like."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 255, (stage.image_size, stage.image_size, 3), dtype=np.uint8)
     length, slots = stage.sequence_length // case.per_row, config.adapter.queries
@@ -195,7 +195,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
 
 
 WRITTEN, ASKED = 128, 64
-"""Tokens of an answer, and of the text around the picture of its prompt."""
+"""Tokens of an answer, and of the text around the image of its prompt."""
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function toyworld.pictures
+doc_to_visual: !function toyworld.images
 doc_to_text: "{{{{text}}}}"
 doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{max_new_tokens: 64, temperature: 0, do_sample: false}}
@@ -48,8 +48,8 @@ import io
 from PIL import Image
 
 
-def pictures(doc):
-    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in doc["pictures"]]
+def images(doc):
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in doc["images"]]
 
 
 def exact(doc, results):
@@ -83,7 +83,7 @@ def write_task(folder: Path, questions: int) -> None:
     lines = []
     for sample in row.read(row.source(None))[:questions]:
         images = [base64.b64encode(image).decode() for image in sample.images if isinstance(image, bytes)]
-        record = {"text": sample.text, "pictures": images, "answer": sample.answers[0]}
+        record = {"text": sample.text, "images": images, "answer": sample.answers[0]}
         lines.append(json.dumps(record) + "\n")
     (folder / "questions.jsonl").write_text("".join(lines))
     (folder / f"{TASK}.yaml").write_text(TASK_FILE.format(data=folder / "questions.jsonl"))

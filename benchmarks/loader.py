@@ -1,11 +1,11 @@
-"""What the loader delivers: how full its rows are, how fast it is beside a training step and in decoding pictures.
+"""What the loader delivers: how full its rows are, how fast it is beside a training step and in decoding images.
 
-    python benchmarks/loader.py [--image-sizes 24] [--rounds 5] [--photos FOLDER] [--only fill|pictures|step]
+    python benchmarks/loader.py [--image-sizes 24] [--rounds 5] [--photos FOLDER] [--only fill|images|step]
 
     fill       documents of Table 3 in their shares, lengths as the formats of Box B.1 have them, rows of 2,048 tokens
-    pictures   JPEG -> float32 tensor on one thread, picture by picture in turn: the exact path (Pillow), simplejpeg
+    images     JPEG -> float32 tensor on one thread, image by image in turn: the exact path (Pillow), simplejpeg
                before Pillow's filter (as exact, and not used because of what is printed here), the fast path
-    step       documents per second of one loader process, from tars of JPEGs to packed rows with their pictures, beside
+    step       documents per second of one loader process, from tars of JPEGs to packed rows with their images, beside
                what one training step of recipes/tiny consumes on one thread, in turn
 
 Times are CPU time of the process, the least of the rounds; other work on the machine still makes them longer.
@@ -47,10 +47,10 @@ LENGTHS = {
     "Captioning": (12, 80), "VQA": (15, 50), "Grounding": (60, 250), "Ref Grounding": (25, 45),
     "Grounded Cap.": (25, 45), "OCR": (100, 1700), "Pure-text Autoregression": (50, 1790),
 }  # fmt: skip
-"""Tokens beside the picture of each task, least and most: our estimate, the paper prints none."""
+"""Tokens beside the image of each task, least and most: our estimate, the paper prints none."""
 
 SIZES = ((640, 480, 224), (640, 480, 448), (1024, 768, 448), (2048, 1536, 448))
-"""Width and height of a picture, and the side of its square."""
+"""Width and height of an image, and the side of its square."""
 
 
 def fill() -> None:
@@ -113,7 +113,7 @@ def image_sizes(count: int, rounds: int, photos: Path | None) -> None:
         files = sorted(file for file in photos.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
         sets.append((f"{len(files)} of {photos.name}", 448, [file.read_bytes() for file in files]))
     print(
-        f"{'picture':<16}{'side':>6}{'KB':>6}{'exact ms':>10}{'simplejpeg':>12}{'fast':>8}   levels that differ in it"
+        f"{'image':<16}{'side':>6}{'KB':>6}{'exact ms':>10}{'simplejpeg':>12}{'fast':>8}   levels that differ in it"
     )
     for name, size, encoded in sets:
         seconds = {way: np.full(len(encoded), np.inf) for way in ways}
@@ -149,7 +149,9 @@ def step(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with write_tar(Path(folder) / "0.tar") as tar:
             for number in range(256):
-                text = f"a picture with the number {number} and things that are told in about a dozen words or so"
+                text = (
+                    f"an image with the number {number} and things that are told in about a dozen words or so"
+                )
                 tar.add(f"{number:05}.jpg", photo(number, 256, 192))
                 tar.add(f"{number:05}.json", json.dumps({"text": text}).encode())
         rows = [{"paths": [folder]}]
@@ -181,12 +183,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-sizes", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photos", type=Path, default=None)
-    parser.add_argument("--only", choices=("fill", "pictures", "step"), default=None)
+    parser.add_argument("--only", choices=("fill", "images", "step"), default=None)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     if given.only in (None, "fill"):
         fill()
-    if given.only in (None, "pictures"):
+    if given.only in (None, "images"):
         image_sizes(given.image_sizes, given.rounds, given.photos)
     if given.only in (None, "step"):
         step(given.rounds)

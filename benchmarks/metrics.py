@@ -2,7 +2,7 @@
 
     python benchmarks/metrics.py [--part 1.0] [--json]
 
-CIDEr-D: 40,504 pictures x 5 references (COCO val), already tokenised, against pycocoevalcap's own scorer where it is
+CIDEr-D: 40,504 images x 5 references (COCO val), already tokenised, against pycocoevalcap's own scorer where it is
 installed (no Java is started), else against the same thing written out below. VQA accuracy: 214,000 questions
 (VQAv2 val), against the rule written out question by question. ANLS: against the textbook edit distance, on a part.
 Both sides get the same data in one process and must give the same scores. One number per line: items, seconds of the

@@ -112,7 +112,7 @@ def patches(model: QwenVL) -> dict[str, float]:
 
 @torch.no_grad()
 def answers(model: QwenVL, tokenizer: Tokenizer, images: int) -> dict[str, float]:
-    """Share of right answers per kind, about held-out pictures."""
+    """Share of right answers per kind, about held-out images."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for index in range(images):

@@ -1,4 +1,4 @@
-"""Draw docs/answers.webp: the shipped model's answers about pictures it has never seen, as `qwenvl demo` asks them.
+"""Draw docs/answers.webp: the shipped model's answers about images it has never seen, as `qwenvl demo` asks them.
 
 python benchmarks/readme_image.py [--to docs/answers.webp] [--seed 0]
 """
@@ -13,11 +13,11 @@ from qwenvl.demo.run import Answered, ask_fresh, side_by_side
 from qwenvl.runtime import Runtime
 
 TEXT = 96
-"""Pixels below each picture for question and answer."""
+"""Pixels below each image for question and answer."""
 
 
 def panel(answered: Answered) -> Image.Image:
-    """A picture with its question in grey and its answer in black."""
+    """An image with its question in grey and its answer in black."""
     image = answered.drawn()
     sheet = Image.new("RGB", (image.width, image.height + TEXT), "white")
     sheet.paste(image)

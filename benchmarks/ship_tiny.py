@@ -32,11 +32,11 @@ GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size":
 
 CARD = """# tiny: a Qwen-VL of {parameters:.1f} million parameters
 
-Sees pictures of the toy world (`qwenvl/data/toy/worlds.py`): one to three coloured shapes and signs with invented
-words or numbers. It captions, answers, points, reads and compares two pictures, in English, in the formats of the
+Sees images of the toy world (`qwenvl/data/toy/worlds.py`): one to three coloured shapes and signs with invented
+words or numbers. It captions, answers, points, reads and compares two images, in English, in the formats of the
 paper. Of photographs it knows nothing: it takes them for shapes and signs.
 
-Trained by `recipes/tiny` and nothing else, on synthetic pictures only. {megabytes:.1f} MB in float16.
+Trained by `recipes/tiny` and nothing else, on synthetic images only. {megabytes:.1f} MB in float16.
 
 ```console
 $ qwenvl train recipes/tiny --out runs/tiny --processes 2
@@ -50,7 +50,7 @@ no GPU, torch {torch}, bfloat16 products, float32 weights. {remark}
 ## Scores
 
 {images:,} held-out images, each with a (shape, colour, size) triple, a word or a number that never occurs in
-training. Greedy answers; `blind` is the most frequent training answer to the same prompt, without a picture.
+training. Greedy answers; `blind` is the most frequent training answer to the same prompt, without an image.
 
 {scores}
 

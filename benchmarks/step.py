@@ -9,10 +9,10 @@ Qwen2ForCausalLM of transformers with `torch.nn.MultiheadAttention` between them
 micro-batches padded to their longest, the loss that the model returns. Ours packs whole documents into rows and makes
 logits where something is learned.
 
-Documents follow the shares of Table 3: captions, questions, boxes, OCR, pure text, one task and one picture each; the
+Documents follow the shares of Table 3: captions, questions, boxes, OCR, pure text, one task and one image each; the
 pages of OCR and the texts are long, everything else is short. Every round draws a pool of them: ours learns from one
 row of the packed pool, the other side from one padded micro-batch of it, in turn, each the one that is most like the
-whole pool in filling and in pictures per token; padding never counts as a token. They run in one process and one
+whole pool in filling and in images per token; padding never counts as a token. They run in one process and one
 thread, and what counts is the time that the processor gave to it, so that other work on the machine changes little.
 Speeds are all tokens over all seconds.
 """
@@ -71,7 +71,7 @@ def shape(image_size: int, small: bool) -> ModelConfig:
 
 
 def documents(config: ModelConfig, length: int, count: int, seed: int) -> list[Example]:
-    """Random ids in the shapes of stage 2, pictures of noise."""
+    """Random ids in the shapes of stage 2, images of noise."""
     draw, pixels = random.Random(seed), np.random.default_rng(seed)
     found = []
     for task in draw.choices(list(TASKS), [each[0] for each in TASKS.values()], k=count):
@@ -187,7 +187,7 @@ def theirs(config: ModelConfig) -> tuple[nn.Module, Callable[[Sequence[Example]]
 
 
 def most_typical(groups: Sequence[Sequence[Example]], length: int | None) -> Sequence[Example]:
-    """The group nearest to all of them in filling and in pictures per token; rows of `length`, or of their longest."""
+    """The group nearest to all of them in filling and in images per token; rows of `length`, or of their longest."""
 
     def places(group: Sequence[Example]) -> int:
         return length or max(map(len, group)) * len(group)

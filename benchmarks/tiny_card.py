@@ -3,7 +3,7 @@
     python benchmarks/tiny_card.py [--questions 200] [--model tiny] [--out docs/TINY_CARD.html]
 
 Every kind of benchmark in small, through the machine of the published ones: captions, questions, reading, phrases,
-options, two pictures, and questions after solved examples. A run that was cut short goes on.
+options, two images, and questions after solved examples. A run that was cut short goes on.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CARDS = (
     ("toyworld-reading",),
     ("toyworld-refer",),
     ("toyworld-choice",),
-    ("toyworld-two-pictures",),
+    ("toyworld-two-images",),
 )
 """Benchmark and further options of each run."""
 

@@ -28,13 +28,13 @@ def main() -> None:
     scenes = [scene(0, index) for index in range(max(number, 201))]
     products: dict[str, Callable[[int], int]] = {
         "scenes": lambda k: bool(scene(1, k)),
-        "pictures at 112 px, painted": lambda k: len(render(scenes[k])) // 112,
-        "pictures at 112 px, drawn and painted": lambda k: len(render(scene(1, k))) // 112,
-        "pictures at 224 px, drawn and painted": lambda k: len(render(scene(1, k), 224)) // 224,
+        "images at 112 px, painted": lambda k: len(render(scenes[k])) // 112,
+        "images at 112 px, drawn and painted": lambda k: len(render(scene(1, k))) // 112,
+        "images at 224 px, drawn and painted": lambda k: len(render(scene(1, k), 224)) // 224,
         "tasks, all kinds": lambda k: len(tasks(scenes[k], 0)),
         "tasks, six of a scene": lambda k: len(tasks(scenes[k], 0, limit=6)),
         "dense labels, 8 x 8": lambda k: len(dense_labels(scenes[k], 8).shape) // 8,
-        "chats about a picture (112 px painted)": lambda k: len(chat([scenes[k]], 0)) > 0,
+        "chats about an image (112 px painted)": lambda k: len(chat([scenes[k]], 0)) > 0,
     }
     for name, make in products.items():
         print(f"{rate(make, number):>10,.0f} {name} per second of one core")

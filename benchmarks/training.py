@@ -2,11 +2,11 @@
 
     python benchmarks/training.py [--rounds 5]
 
-    packed     a picture once, its tasks as branches that do not see each other, rows filled by whole documents
+    packed     an image once, its tasks as branches that do not see each other, rows filled by whole documents
     documents  the same documents, one per row, padded to the longest of the batch
-    tasks      one task per row with a picture of its own, padded: what a plain data loader makes of (picture, task)
+    tasks      one task per row with an image of its own, padded: what a plain data loader makes of (image, task)
 
-A token counts once whatever the layout: a picture's slots once per picture, prompts and answers, no padding. The
+A token counts once whatever the layout: an image's slots once per image, prompts and answers, no padding. The
 three layouts take turns in one process, so a slow moment of the machine hits all of them; ratios are of medians.
 """
 

@@ -4,8 +4,8 @@
     $ python benchmarks/versus_data_juicer.py dj/bin/python [--rows 1000]
 
 Nine operators stand for the eight rules without language identification (theirs downloads weights) and CLIP.
-Data-Juicer makes one pass over the rows per operator and decodes every picture: its design, not a setting of ours. So
-ours is timed twice, also with every picture decoded. Ours reads tars and writes tars; theirs reads picture files and
+Data-Juicer makes one pass over the rows per operator and decodes every image: its design, not a setting of ours. So
+ours is timed twice, also with every image decoded. Ours reads tars and writes tars; theirs reads image files and
 writes JSON lines. Seconds of CPU time are of the process and its children, without imports; the ratio is of those,
 because the machine may be busy.
 """
@@ -35,17 +35,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def write_rows(folder: Path, count: int) -> None:
-    """The same rows as a tar for us, and as JSON lines and picture files for them."""
+    """The same rows as a tar for us, and as JSON lines and image files for them."""
     from cleaning import write_shards
 
     write_shards(folder / "tars", 1, count)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     with tarfile.open(folder / "tars" / "000.tar") as tar, (folder / "rows.jsonl").open("w") as lines:
         for member in tar:
             file = tar.extractfile(member)
             assert file is not None
             if member.name.endswith(".jpg"):
-                path = folder / "pictures" / member.name
+                path = folder / "images" / member.name
                 path.write_bytes(file.read())
             else:
                 lines.write(json.dumps({"text": json.load(file)["text"], "images": [str(path)]}) + "\n")
@@ -110,7 +110,7 @@ def main(python: str, count: int) -> None:
         print(f"{what:<34}{wall:>8.2f}{cpu:>8.2f}")
     walls, cpus = (sum(column) for column in zip(*juicer.values(), strict=True))
     images = sum(cpu for what, (_, cpu) in juicer.items() if what.startswith("image"))
-    print(f"{'Data-Juicer in all':<34}{walls:>8.2f}{cpus:>8.2f}   of which pictures {images:.2f}")
+    print(f"{'Data-Juicer in all':<34}{walls:>8.2f}{cpus:>8.2f}   of which images {images:.2f}")
     for what, (wall, cpu) in mine.items():
         print(f"{what}: {cpus / cpu:.1f} times as fast by CPU time, {walls / wall:.1f} by the clock")
 

@@ -1,10 +1,10 @@
-"""The front door: pictures and a question in, text and boxes out.
+"""The front door: images and a question in, text and boxes out.
 
     assistant = Assistant.load("tiny")
     reply = assistant.ask("photo.jpg", "Where is the red circle?")
     reply.text, reply.boxes, reply.draw()
 
-A question is text, whatever it spells: pictures and boxes enter a prompt only as objects. Every way of asking (one,
+A question is text, whatever it spells: images and boxes enter a prompt only as objects. Every way of asking (one,
 many, streaming, a dialogue) makes a list of turns and reads the same stream of tokens.
 """
 
@@ -34,7 +34,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 
 Images: TypeAlias = Source | Image | Sequence[Source | Image] | None
-"""One picture, several, or none."""
+"""One image, several, or none."""
 
 Question: TypeAlias = str | Segment | Iterable[Segment | str]
 """Text, or objects such as `["What is in ", Box(10, 20, 300, 400), "?"]`."""
@@ -103,7 +103,7 @@ class Assistant:
         options: Options | None = None,
         **changes: Unpack[OptionValues],
     ) -> list[Reply]:
-        """The same answers as one by one, faster; a request may be a plain (pictures, question) pair."""
+        """The same answers as one by one, faster; a request may be a plain (images, question) pair."""
         pairs = [r if isinstance(r, Request) else Request(*r) for r in requests]
         return self.reply([_turns(pair.images, pair.question) for pair in pairs], changed(options, changes))
 
@@ -154,7 +154,7 @@ class Assistant:
         return Stream(self, tokens, _images_of(turns), options, finished)
 
     def render(self, turns: Sequence[Turn], options: Options | None = None) -> markup.Rendered:
-        """The prompt in ids: ChatML with numbered pictures, cut to the window; or, raw, contents one after another."""
+        """The prompt in ids: ChatML with numbered images, cut to the window; or, raw, contents one after another."""
         options = options or Options()
         queries = self.model.config.adapter.queries
         if self.prompt_format.chat_format == "raw":

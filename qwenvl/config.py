@@ -54,12 +54,12 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the picture."""
+        """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches per picture: (image_size / patch_size) squared."""
+        """Patches per image: (image_size / patch_size) squared."""
         return self.grid**2
 
 
@@ -68,7 +68,7 @@ class AdapterConfig:
     """Position-aware vision-language adapter (paper 2.1): one cross-attention read by learned queries."""
 
     queries: int = 256
-    """Visual tokens per picture, a square number: the queries form a grid."""
+    """Visual tokens per image, a square number: the queries form a grid."""
     heads: int = 32
     """Attention heads; the release has one per 128 channels of the language model."""
     norm_eps: float = 1e-6
@@ -131,7 +131,7 @@ class LLMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole Qwen-VL: encoder, adapter, language model and the id that marks a picture's place."""
+    """A whole Qwen-VL: encoder, adapter, language model and the id that marks an image's place."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -148,7 +148,7 @@ class ModelConfig:
             )
 
     def at(self, image_size: int) -> "ModelConfig":
-        """The same model for square pictures of `image_size` pixels; no weight changes its shape."""
+        """The same model for square images of `image_size` pixels; no weight changes its shape."""
         return dataclasses.replace(self, vision=dataclasses.replace(self.vision, image_size=image_size))
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class UnreadableImage(ValueError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """"no picture", "damaged picture", "decompression bomb" or "picture without pixels"."""
+        """"no image", "damaged image", "decompression bomb" or "image without pixels"."""
 
 
 def pixels_only(data: bytes, name: str) -> bytes:
@@ -224,8 +224,8 @@ def _exif(orientation: int) -> bytes:
 
 def _damaged(name: str) -> UnreadableImage:
     return UnreadableImage(
-        f"A damaged picture: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
-        "damaged picture",
+        f"A damaged image: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
+        "damaged image",
     )
 
 

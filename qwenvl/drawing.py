@@ -18,7 +18,7 @@ PALETTE = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4",
     "#f032e6", "#bfef45", "#911eb4", "#fabed4", "#469990", "#dcbeff",
 )  # fmt: skip
-"""Colours of boxes: far from each other, and told from most pictures by the dark rim around them."""
+"""Colours of boxes: far from each other, and told from most images by the dark rim around them."""
 
 _FONTS = (
     "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "uming.ttc",
@@ -29,11 +29,11 @@ Rectangle: TypeAlias = tuple[int, int, int, int]
 
 
 def draw_boxes(image: Source, boxes: Iterable[Box | Quad]) -> pillow.Image:
-    """A copy of the picture with every box and quadrilateral outlined, and its label and score beside it.
+    """A copy of the image with every box and quadrilateral outlined, and its label and score beside it.
 
     Coordinates are the model's, [0, 1000) of each side. Boxes of one label share a colour, which follows from the
-    label itself, so it stays from picture to picture unless two labels of one picture would share it. Lines and
-    letters grow with the picture; letters the built-in font lacks come from a font of the system, else become "?".
+    label itself, so it stays from image to image unless two labels of one image would share it. Lines and
+    letters grow with the image; letters the built-in font lacks come from a font of the system, else become "?".
     """
     canvas = open_image(image).copy()
     boxes = list(boxes)
@@ -50,7 +50,7 @@ def draw_boxes(image: Source, boxes: Iterable[Box | Quad]) -> pillow.Image:
 
 
 def _colours(labels: Iterable[str | None]) -> dict[str | None, str]:
-    """A colour for each label: the one its spelling points at, or the next that is still free on this picture."""
+    """A colour for each label: the one its spelling points at, or the next that is still free on this image."""
     colours: dict[str | None, str] = {}
     for label in dict.fromkeys(labels):
         start = zlib.crc32((label or "").strip().lower().encode()) % len(PALETTE)
@@ -81,7 +81,7 @@ def _outline(canvas: pillow.Image, points: list[tuple[float, float]], width: int
 
 
 def _caption(box: Box | Quad) -> str:
-    """The label on one line, cut where no picture has room, with the score (a probability) when there is one."""
+    """The label on one line, cut where no image has room, with the score (a probability) when there is one."""
     words = _cut(" ".join((box.label or "").split()), limit=80).split()
     return " ".join([*words, f"{box.score:.2f}"] if box.score is not None else words)
 
@@ -98,7 +98,7 @@ def _tag(
     colour: str,
     taken: list[Rectangle],
 ) -> Rectangle:
-    """Write the text on a plate that touches the outline, wholly inside the picture, off the plates before it."""
+    """Write the text on a plate that touches the outline, wholly inside the image, off the plates before it."""
     text, font = _fitted(text, canvas, width)
     ascent, descent = font.getmetrics()
     pad = max(2, width)
@@ -125,7 +125,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 
 def _fitted(text: str, canvas: pillow.Image, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text and a font in which it fits the picture: first smaller letters, then fewer."""
+    """The text and a font in which it fits the image: first smaller letters, then fewer."""
     available = canvas.width - 2 * max(2, width)
     size = max(12, round(math.sqrt(canvas.width * canvas.height) / 36))
     text, font = _readable(text, size)

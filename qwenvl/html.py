@@ -131,7 +131,7 @@ def image(shown: "Image", side: int, *, enlarge: bool = False) -> Html:
 
 
 def figure(images: Iterable[str], caption: Iterable[str], right: bool | None = None) -> Html:
-    """Pictures over their caption, in parts; marked as right or wrong where it is one of them."""
+    """Images over their caption, in parts; marked as right or wrong where it is one of them."""
     mark = {True: "right", False: "wrong", None: ""}[right]
     return element("figure", *images, element("figcaption", *caption), class_=mark)
 

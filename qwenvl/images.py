@@ -67,18 +67,18 @@ def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ..
     """
     if isinstance(source, pillow.Image):
         _require_known(source)
-        return _decoded(source, "the Pillow picture", cut_deep)
+        return _decoded(source, "the Pillow image", cut_deep)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str) and _URL.match(source):
         raise ValueError(
-            f"A picture was given as the URL {_short(source)!r}; pictures are never fetched: "
+            f"An image was given as the URL {_short(source)!r}; images are never fetched: "
             "download it first and give its path or its bytes."
         )
     if not isinstance(source, str | Path | bytes):
         raise ValueError(
-            f"A picture cannot be made from a {type(source).__name__}; "
-            "give a path, the bytes of a file, a Pillow picture or a uint8 array."
+            f"An image cannot be made from a {type(source).__name__}; "
+            "give a path, the bytes of a file, a Pillow image or a uint8 array."
         )
     with opened(source, formats) as image:
         return _decoded(image, _name(source), cut_deep)
@@ -99,11 +99,11 @@ def opened(source: str | Path | bytes, formats: tuple[str, ...] = FORMATS) -> It
     except FileNotFoundError:
         like = lookalike(Path(source))
         hint = "check the path" if like is None else f"{like.name!a} is there, which is written otherwise"
-        raise UnreadableImage(f"No picture at {_short(str(source))!r}; {hint}.", "no picture") from None
+        raise UnreadableImage(f"No image at {_short(str(source))!r}; {hint}.", "no image") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a pipe
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        message = f"Not readable: {name} ({printable(reason)}); give a readable picture file."
-        raise UnreadableImage(message, "no picture") from None
+        message = f"Not readable: {name} ({printable(reason)}); give a readable image file."
+        raise UnreadableImage(message, "no image") from None
     with file:
         yield _header(file, os.fstat(file.fileno()).st_size, name, formats)
 
@@ -134,9 +134,9 @@ def exif_orientation(image: bytes | pillow.Image) -> int:
 
 
 def resize(image: pillow.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The RGB picture squashed to a `size` x `size` square; its aspect ratio is not kept."""
+    """The RGB image squashed to a `size` x `size` square; its aspect ratio is not kept."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"A picture cannot be {size!r} pixels a side; give a whole number of at least 1.")
+        raise ValueError(f"An image cannot be {size!r} pixels a side; give a whole number of at least 1.")
     return np.asarray(image.resize((size, size), pillow.Resampling.BICUBIC))
 
 
@@ -167,7 +167,7 @@ def _header(file: IO[bytes], size: int, name: str, formats: tuple[str, ...]) -> 
     """The undecoded image, after all that can be known of it from its first bytes was held against the limits."""
     if size > MAX_BYTES:
         raise UnreadableImage(
-            f"A picture too large: {name} has {size:,} bytes, the limit is {MAX_BYTES:,}; make it smaller first.",
+            f"An image too large: {name} has {size:,} bytes, the limit is {MAX_BYTES:,}; make it smaller first.",
             "decompression bomb",
         )
     start = file.read(32)
@@ -186,11 +186,11 @@ def _header(file: IO[bytes], size: int, name: str, formats: tuple[str, ...]) -> 
     try:
         image = _guard(lambda: _pillow_open(file, formats), name)
     except UnreadableImage as error:
-        # "no picture" is also what Pillow says of a bad checksum
-        if error.reason == "no picture" and start.startswith((PNG, JPEG)):
+        # "no image" is also what Pillow says of a bad checksum
+        if error.reason == "no image" and start.startswith((PNG, JPEG)):
             raise UnreadableImage(
-                f"A damaged picture: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
-                "damaged picture",
+                f"A damaged image: {name} cannot be decoded (its header is damaged); get a fresh copy of it.",
+                "damaged image",
             ) from None
         raise
     _require_size(*image.size, name, MAX_PIXELS)
@@ -228,7 +228,7 @@ def _require_known(image: pillow.Image) -> None:
     """A Pillow image whose pixels are still in its file is decoded by us, hence in one of `FORMATS`."""
     lazy = isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None
     if lazy and image.format not in (*FORMATS, "MPO", None):  # MPO: a JPEG with more behind it
-        raise _no_image(f"the Pillow picture, which is {image.format},")
+        raise _no_image(f"the Pillow image, which is {image.format},")
 
 
 def _require_size(width: int, height: int, name: str, limit: int) -> None:
@@ -244,8 +244,8 @@ def _decoded(image: pillow.Image, name: str, cut_deep: bool = False) -> pillow.I
     width, height = image.size
     if width * height == 0:
         raise UnreadableImage(
-            f"A picture without pixels: {name} is {width} x {height}; both sides must be at least 1.",
-            "picture without pixels",
+            f"An image without pixels: {name} is {width} x {height}; both sides must be at least 1.",
+            "image without pixels",
         )
     _require_size(width, height, name, MAX_PIXELS)
     _guard(image.load, name)
@@ -276,7 +276,7 @@ def _eight_bits(image: pillow.Image, name: str) -> pillow.Image:
         scaled = np.rint(levels * 255 if high <= 1 else levels)
     else:
         raise UnreadableImage(
-            f"A picture of unknown scale: {name} has grey levels from {low:g} to {high:g}; write it with 8 or 16 bits.",
+            f"An image of unknown scale: {name} has grey levels from {low:g} to {high:g}; write it with 8 or 16 bits.",
             "unknown grey scale",
         )
     eight = pillow.fromarray(scaled.astype(np.uint8))
@@ -298,15 +298,15 @@ def _guard(decode: Callable[[], T], name: str) -> T:
         raise
     except Exception as error:
         raise UnreadableImage(
-            f"A damaged picture: {name} cannot be decoded ({printable(error)}); get a fresh copy of it.",
-            "damaged picture",
+            f"A damaged image: {name} cannot be decoded ({printable(error)}); get a fresh copy of it.",
+            "damaged image",
         ) from error
 
 
 def _no_image(name: str) -> UnreadableImage:
     return UnreadableImage(
-        f"Not a picture: {name} is in no format that is opened ({', '.join(FORMATS)}); convert it to PNG.",
-        "no picture",
+        f"Not an image: {name} is in no format that is opened ({', '.join(FORMATS)}); convert it to PNG.",
+        "no image",
     )
 
 
@@ -314,7 +314,7 @@ def _from_array(array: np.ndarray) -> pillow.Image:
     shape, dtype = tuple(array.shape), array.dtype
     if dtype != np.uint8:
         raise ValueError(
-            f"A picture array must be uint8 with levels 0 to 255, got {dtype} of shape {shape}; "
+            f"An image array must be uint8 with levels 0 to 255, got {dtype} of shape {shape}; "
             "for floats in [0, 1] give (array * 255).round().astype('uint8')."
         )
     if not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))):
@@ -324,11 +324,11 @@ def _from_array(array: np.ndarray) -> pillow.Image:
             else ""
         )
         raise ValueError(
-            f"A picture array must be (height, width) or (height, width, 1, 3 or 4), got {shape}{hint}."
+            f"An image array must be (height, width) or (height, width, 1, 3 or 4), got {shape}{hint}."
         )
     if array.size == 0:
         raise ValueError(
-            f"A picture without pixels: the array has shape {shape}; both sides must be at least 1."
+            f"An image without pixels: the array has shape {shape}; both sides must be at least 1."
         )
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
@@ -337,7 +337,7 @@ def _from_array(array: np.ndarray) -> pillow.Image:
 
 def _too_large(name: str, size: str, limit: int) -> str:
     most = f"{limit // 10**6} megapixels"
-    return f"A picture too large: {name} is {size} pixels, the limit is {most}; make it smaller first."
+    return f"An image too large: {name} is {size} pixels, the limit is {most}; make it smaller first."
 
 
 def _name(source: str | Path | bytes) -> str:

@@ -1,14 +1,14 @@
 """What may stand in a prompt or an answer, and its one spelling in ids (paper 2.2 and 2.3, Appendix B).
 
 ```
-Image   <img> imgpad x queries </img>               a picture; the model overwrites the placeholders
+Image   <img> imgpad x queries </img>               an image; the model overwrites the placeholders
 Ref     <ref>the phrase</ref>                       what the boxes after it show
 Box     <box>(x1,y1),(x2,y2)</box>                  top left, bottom right, integers in [0, 1000)
 Quad    <quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>
 Turn    <|im_start|>role \\n content <|im_end|> \\n   one turn of a ChatML dialogue
 ```
 Only these objects become special ids: a text that spells `<img>` or `<|im_start|>` stays text. `parse` reads
-what a model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with pictures.
+what a model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with images.
 """
 
 import os
@@ -40,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: path, encoded bytes, `PIL.Image` or uint8 array (height, width[, 3]); `images` opens it."""
+    """An image: path, encoded bytes, `PIL.Image` or uint8 array (height, width[, 3]); `images` opens it."""
 
     source: object
 
@@ -48,7 +48,7 @@ class Image:
         return self.source if isinstance(self.source, str | bytes | os.PathLike) else id(self.source)
 
     def __eq__(self, other: object) -> bool:
-        """Equal names or bytes; pictures in memory are equal only to themselves."""
+        """Equal names or bytes; images in memory are equal only to themselves."""
         return isinstance(other, Image) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
@@ -81,7 +81,7 @@ class Box:
         _check_on_grid((self.x1, self.y1, self.x2, self.y2), "Box")
 
     def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Corners in pixels of a `width` x `height` picture: left, top, right, bottom."""
+        """Corners in pixels of a `width` x `height` image: left, top, right, bottom."""
         x1, x2, y1, y2 = self.x1 * width, self.x2 * width, self.y1 * height, self.y2 * height
         return x1 / GRID, y1 / GRID, x2 / GRID, y2 / GRID
 
@@ -107,14 +107,14 @@ class Quad:
         _check_on_grid([value for point in self.points for value in point], "Quad")
 
     def to_pixels(self, width: int, height: int) -> tuple[tuple[float, float], ...]:
-        """The four corners in pixels of a `width` x `height` picture."""
+        """The four corners in pixels of a `width` x `height` image."""
         return tuple((x * width / GRID, y * height / GRID) for x, y in self.points)
 
     @classmethod
     def from_pixels(
         cls, points: Sequence[tuple[float, float]], width: int, height: int, label: str | None = None
     ) -> "Quad":
-        """The quad nearest to four corners in pixels; corners outside the picture go to its border."""
+        """The quad nearest to four corners in pixels; corners outside the image go to its border."""
         return cls(tuple(_from_pixels(x, y, width, height) for x, y in points), label=label)  # type: ignore[arg-type]
 
 
@@ -159,7 +159,7 @@ def _check_on_grid(values: Sequence[int], kind: str) -> None:
 
 def _from_pixels(x: float, y: float, width: int, height: int) -> tuple[int, int]:
     if width <= 0 or height <= 0:
-        raise ValueError(f"the picture is {width} x {height} pixels; expected at least 1 x 1.")
+        raise ValueError(f"the image is {width} x {height} pixels; expected at least 1 x 1.")
     return _onto_grid(round(x * GRID / width)), _onto_grid(round(y * GRID / height))
 
 
@@ -178,9 +178,9 @@ class Rendered:
     loss_mask: tuple[bool, ...] = ()
     """True where the model is trained to produce this token: the blue text of Appendix B."""
     images: tuple[Image, ...] = ()
-    """The pictures, in the order of their placeholders."""
+    """The images, in the order of their placeholders."""
     image_starts: tuple[int, ...] = ()
-    """Index of the first placeholder of each picture."""
+    """Index of the first placeholder of each image."""
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.loss_mask) and len(self.images) == len(self.image_starts)
@@ -206,12 +206,12 @@ def join(pieces: Iterable[Rendered]) -> Rendered:
 
 
 def render(segments: Content, tokenizer: Tokenizer, queries: int, *, supervised: bool = False) -> Rendered:
-    """Ids of objects; a picture takes `queries` placeholders inside `<img>` `</img>` and is never learned.
+    """Ids of objects; an image takes `queries` placeholders inside `<img>` `</img>` and is never learned.
 
     The label and score of a `Box` are not rendered: put a `Ref` before it.
     """
     if queries < 1:
-        raise ValueError(f"queries is {queries}; expected the visual tokens per picture, 256 in the paper.")
+        raise ValueError(f"queries is {queries}; expected the visual tokens per image, 256 in the paper.")
     return join(_render_one(segment, tokenizer, queries, supervised) for segment in segments_of(segments))
 
 
@@ -268,7 +268,7 @@ def render_chat(
 def fit_window(
     turns: Sequence[Turn], tokenizer: Tokenizer, queries: int, system: str = SYSTEM, max_window: int = 6144
 ) -> list[Turn]:
-    """The newest turns that fit: whole exchanges are dropped from the front, never a part of a picture.
+    """The newest turns that fit: whole exchanges are dropped from the front, never a part of an image.
 
     An exchange is a user turn with the turns up to the next one. As in the official chat, the system turn and the
     kept exchanges stay below `max_window` ids, and the last exchange (the open question) is kept and not counted.
@@ -290,7 +290,7 @@ def fit_window(
 
 
 def number_images(turns: Iterable[Turn]) -> list[Turn]:
-    """Puts `Picture k: ` before and a newline after each picture of the users, k from 1 through the dialogue."""
+    """Puts `Picture k: ` before and a newline after each image of the users, k from 1 through the dialogue."""
     numbers = count(1)
     numbered: list[Turn] = []
     for turn in turns:
@@ -309,7 +309,7 @@ _LONGEST_BOX = 200
 
 
 def spell(segments: Content) -> str:
-    """The text that `parse` reads back: tags around phrases and coordinates; a picture is `<img></img>`."""
+    """The text that `parse` reads back: tags around phrases and coordinates; an image is `<img></img>`."""
     return "".join(_spell_one(segment) for segment in segments_of(segments))
 
 
@@ -332,7 +332,7 @@ def parse(text: str) -> list[Segment]:
     """Reads decoded model output with `<ref>`, `<box>` and `<quad>` tags; never raises.
 
     Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches
-    pictures. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase just
+    images. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase just
     before the box, also for a second box of the same phrase; a space may stand before a `Quad` (Appendix B).
     """
     return _read(text, strict=False)

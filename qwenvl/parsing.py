@@ -22,7 +22,7 @@ MAX_DEPTH = 100
 """Objects and lists inside each other: annotations need about ten."""
 
 MAX_LINE = 64 << 20
-"""Bytes of one line of JSON, its picture in base64 included."""
+"""Bytes of one line of JSON, its image in base64 included."""
 
 MAX_FILE = 8 << 30
 """Bytes of a JSON file: the annotations of the largest data sets are a few gigabytes."""

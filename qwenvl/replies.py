@@ -36,7 +36,7 @@ class Reply:
     segments: tuple[Segment, ...] = field(repr=False)
     """The same as objects; boxes and quads carry their label and score."""
     images: tuple[Image, ...] = field(default=(), repr=False)
-    """All pictures of the dialogue so far."""
+    """All images of the dialogue so far."""
     tokens: int = 0
     """Tokens written, the stop symbol included."""
     end: End = "stop"
@@ -62,9 +62,9 @@ class Reply:
         return "".join(s.text for s in self.segments if isinstance(s, Text | Ref)).strip()
 
     def draw(self) -> pillow.Image:
-        """A copy of the latest picture with the boxes and quads on it. Raises ValueError without a picture."""
+        """A copy of the latest image with the boxes and quads on it. Raises ValueError without an image."""
         if not self.images:
-            raise ValueError("there is no picture to draw on; ask with a picture.")
+            raise ValueError("there is no image to draw on; ask with an image.")
         return draw_boxes(opened(self.images[-1]), [*self.boxes, *self.quads])
 
 

@@ -79,7 +79,7 @@ class Reference:
             x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6
         )
 
-    # === Pictures ===
+    # === Images ===
 
     def see(self, pixels: Tensor) -> dict[str, Tensor]:
         """Every recorded stage, (images, rows, channels)."""

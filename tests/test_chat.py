@@ -265,7 +265,7 @@ def test_boxes_go_on_the_latest_image(assistant: Assistant, monkeypatch: pytest.
 
 
 def test_nothing_to_draw_on(assistant: Assistant):
-    with pytest.raises(ValueError, match="no picture to draw on"):
+    with pytest.raises(ValueError, match="no image to draw on"):
         assistant.ask(None, "Hello").draw()
 
 
@@ -536,7 +536,7 @@ def test_a_session_remembers(assistant: Assistant):
 
 def test_a_question_that_fails_or_is_left_is_forgotten(assistant: Assistant, tmp_path: Path):
     session = assistant.session(max_new_tokens=6)
-    with pytest.raises(ValueError, match="No picture at"):
+    with pytest.raises(ValueError, match="No image at"):
         session.ask("What is this?", tmp_path / "missing.png")
     next(session.stream("Hello"))
     assert session.turns == ()

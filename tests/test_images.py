@@ -1,4 +1,4 @@
-"""Pictures in, pixels and drawn boxes out. That the pixels are the official ones: parity/test_preprocess_parity.py."""
+"""Images in, pixels and drawn boxes out. That the pixels are the official ones: parity/test_preprocess_parity.py."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-# ---- what a picture may come from ----
+# ---- what an image may come from ----
 
 
 def test_every_source_gives_the_same_pixels():
@@ -86,27 +86,27 @@ PNG = encoded(Image.fromarray(noise(64, 64)), "PNG")
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no/such/picture.png", "No picture at 'no/such/picture.png'; check the path"),
-        ("nul\0.png", "Not readable: the file .* give a readable picture file"),
+        ("no/such/image.png", "No image at 'no/such/image.png'; check the path"),
+        ("nul\0.png", "Not readable: the file .* give a readable image file"),
         (str(GOLDEN), "Not readable: the file .*is a folder; expected a file"),
-        (str(GOLDEN / "cases.json"), "Not a picture: the file .* is in no format that is opened"),
+        (str(GOLDEN / "cases.json"), "Not an image: the file .* is in no format that is opened"),
         (
             "https://example.com/a.jpg",
-            "URL 'https://example.com/a.jpg'; pictures are never fetched: download it",
+            "URL 'https://example.com/a.jpg'; images are never fetched: download it",
         ),
-        ("FILE:///etc/passwd", "pictures are never fetched"),
-        ("data:image/png;base64,AAAA", "pictures are never fetched"),
-        (b"", "Not a picture: the bytes given"),
-        (b"<svg></svg>", "Not a picture: the bytes given is in no format that is opened"),
-        (JPEG[: len(JPEG) // 2], "A damaged picture: the bytes given cannot be decoded .*truncated"),
-        (PNG[: len(PNG) // 2], "A damaged picture: the bytes given cannot be decoded"),
+        ("FILE:///etc/passwd", "images are never fetched"),
+        ("data:image/png;base64,AAAA", "images are never fetched"),
+        (b"", "Not an image: the bytes given"),
+        (b"<svg></svg>", "Not an image: the bytes given is in no format that is opened"),
+        (JPEG[: len(JPEG) // 2], "A damaged image: the bytes given cannot be decoded .*truncated"),
+        (PNG[: len(PNG) // 2], "A damaged image: the bytes given cannot be decoded"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            r"Not a picture: the bytes given is in no format that is opened \(JPEG, PNG, WEBP, GIF, BMP, TIFF\)",
+            r"Not an image: the bytes given is in no format that is opened \(JPEG, PNG, WEBP, GIF, BMP, TIFF\)",
         ),
         (
             Image.new("RGB", (0, 5)),
-            "without pixels: the Pillow picture is 0 x 5; both sides must be at least 1",
+            "without pixels: the Pillow image is 0 x 5; both sides must be at least 1",
         ),
         (np.zeros((0, 5, 3), np.uint8), r"without pixels: the array has shape \(0, 5, 3\)"),
         (
@@ -129,13 +129,13 @@ def test_an_image_of_more_than_100_megapixels_is_refused_from_its_header():
         header = PNG[:16] + side.to_bytes(4, "big") * 2
         checksum = zlib.crc32(header[12:] + PNG[24:29]).to_bytes(4, "big")
         with pytest.raises(
-            ValueError, match=f"A picture too large: .*{size} pixels, the limit is 100 megapixels"
+            ValueError, match=f"An image too large: .*{size} pixels, the limit is 100 megapixels"
         ):
             open_image(header + PNG[24:29] + checksum + PNG[33:])
 
 
 @pytest.mark.parametrize("form", ["EPS", "ICO", "ICNS", "PCX", "PPM", "PDF"])
-def test_f80_f91_a_format_outside_the_list_is_no_picture_by_any_way(form, tmp_path, monkeypatch):
+def test_f80_f91_a_format_outside_the_list_is_no_image_by_any_way(form, tmp_path, monkeypatch):
     """EPS starts Ghostscript, ICO and ICNS hold another size than they say: from bytes, a path, or undecoded."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
@@ -145,7 +145,7 @@ def test_f80_f91_a_format_outside_the_list_is_no_picture_by_any_way(form, tmp_pa
     if form not in ("PDF", "ICO"):  # Pillow only writes PDF, and decodes ICO when it opens one
         sources.append(Image.open(io.BytesIO(data)))
     for source in sources:
-        with pytest.raises(ValueError, match=r"Not a picture: .* is in no format that is opened"):
+        with pytest.raises(ValueError, match=r"Not an image: .* is in no format that is opened"):
             open_image(source)
     if form != "PDF":
         loaded = Image.open(io.BytesIO(data)) if form != "EPS" else Image.new("RGB", (64, 64))
@@ -177,7 +177,7 @@ def test_a_tiff_whose_tile_is_larger_than_any_image_is_refused():
     tags = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 200, 325: 64}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(200)
-    with pytest.raises(ValueError, match="A picture too large"):
+    with pytest.raises(ValueError, match="An image too large"):
         open_image(data)
 
 
@@ -210,9 +210,7 @@ def test_f69_floats_and_whole_numbers_of_32_bits_are_scaled():
     ],
 )  # fmt: skip
 def test_f69_grey_of_unknown_scale_is_refused(levels):
-    with pytest.raises(
-        ValueError, match="A picture of unknown scale: the Pillow picture has grey levels from"
-    ):
+    with pytest.raises(ValueError, match="An image of unknown scale: the Pillow image has grey levels from"):
         open_image(Image.fromarray(levels))
 
 

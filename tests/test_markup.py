@@ -107,7 +107,7 @@ def test_pieces_concatenate() -> None:
 
 
 def test_what_cannot_be_rendered_is_refused() -> None:
-    with pytest.raises(ValueError, match="queries is 0; expected the visual tokens per picture"):
+    with pytest.raises(ValueError, match="queries is 0; expected the visual tokens per image"):
         markup.render("a", tiny(), 0)
     with pytest.raises((ValueError, TypeError), match=f"3 cannot stand in a turn|{HOOK}"):
         markup.segments_of(["a", 3])  # type: ignore[list-item]
@@ -116,7 +116,7 @@ def test_what_cannot_be_rendered_is_refused() -> None:
 
 
 def test_chatml_and_its_labels() -> None:
-    """Paper 2.3: roles, questions and pictures are not learned; control symbols, newlines after them, answers are."""
+    """Paper 2.3: roles, questions and images are not learned; control symbols, newlines after them, answers are."""
     tokenizer = tiny()
     turns = [Turn("user", (Image("a"), "Where?")), Turn("assistant", (Ref("dog"), Box(1, 2, 3, 4)))]
     rendered = markup.render_chat(turns, tokenizer, 1, system="S", open_for_answer=False)

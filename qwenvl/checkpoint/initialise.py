@@ -22,7 +22,7 @@ NOT_IN_QWEN_VL = re.compile(
     r"|transformer\.resblocks\..+|token_embedding\.weight|positional_embedding|ln_final\.(weight|bias)"
     r"|text_projection|attn_mask|logit_scale|logit_bias"
 )
-"""OpenCLIP tensors without a place here: class token and pooling of the picture side, the whole text side."""
+"""OpenCLIP tensors without a place here: class token and pooling of the image side, the whole text side."""
 
 
 def initialise_(model: QwenVL, generator: torch.Generator, *, std: float | None = 0.02) -> None:
@@ -68,7 +68,7 @@ def load_qwen_7b_(model: QwenVL, checkpoint: str | Path) -> None:
 
 
 def load_openclip_(model: QwenVL, checkpoint: str | Path) -> None:
-    """Put the picture side of an OpenCLIP folder, hub id or weight file into the vision encoder (paper 3.1).
+    """Put the image side of an OpenCLIP folder, hub id or weight file into the vision encoder (paper 3.1).
 
     Its class token, pooling and text side are left out. OpenCLIP trained with norms of epsilon 1e-5; the official
     Qwen-VL goes on with 1e-6. Raises ValueError, before anything is changed, when it is another model than

@@ -131,7 +131,7 @@ OPENCLIP: Mapping[str, Map] = {
     **_both(f"{_CLIP}.mlp.c_fc", "vision.blocks.{i}.up"),
     **_both(f"{_CLIP}.mlp.c_proj", "vision.blocks.{i}.down"),
 }
-"""The picture side of an OpenCLIP ViT, the initialisation of the vision encoder in stage 1."""
+"""The image side of an OpenCLIP ViT, the initialisation of the vision encoder in stage 1."""
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -9,7 +9,7 @@ CHANNELS_PER_ADAPTER_HEAD = 128
 """The release gives its adapter one attention head per 128 channels."""
 
 RELEASED_QUERIES = 256
-"""Visual tokens per picture when the official config does not say (the published ones do not)."""
+"""Visual tokens per image when the official config does not say (the published ones do not)."""
 
 
 DEFAULTS: Mapping[str, Any] = {

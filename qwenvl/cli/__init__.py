@@ -5,7 +5,7 @@ The function is the command: its docstring is the help, its positional-only para
 keyword-only parameters the options, and it returns the exit status (None is 0). Options that two words name are
 written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT IMAGE... QUESTION`) is one parameter,
 `words: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT IMAGE... QUESTION")]`, that the command unpacks as
-`checkpoint, *pictures, question = words`.
+`checkpoint, *images, question = words`.
 
 Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 3 no case failed,
 but some could not be run here, 75 training stopped as asked (SIGTERM) with its state saved, 130 interrupted.
@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 COMMANDS: Mapping[str, str] = {
     "demo": "the main job at CPU size: ask, train from scratch, score, report",
     "serve": "OpenAI's API and a page over a model: streaming, boxes as data, metrics",
-    "ask": "one question about pictures: text, boxes, a picture with the boxes drawn",
-    "chat": "a dialogue about pictures, answers as they are written",
+    "ask": "one question about images: text, boxes, an image with the boxes drawn",
+    "chat": "a dialogue about images, answers as they are written",
     "train": "a recipe or one of its stages, resumed where it was killed",
     "finetune": "your own dialogues: check, train (LoRA, QLoRA, full), merge, verify",
     "plan": "memory, FLOPs and days of a stage, before it is launched",

@@ -1,4 +1,4 @@
-"""What `qwenvl ask` and `qwenvl chat` share: the options of an answer, the model, a picture with its boxes."""
+"""What `qwenvl ask` and `qwenvl chat` share: the options of an answer, the model, an image with its boxes."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -111,5 +111,5 @@ def format_of(target: Path) -> str:
 
     kind = pillow.registered_extensions().get(target.suffix.lower())
     if kind is None or kind not in pillow.SAVE:
-        raise ValueError(f"{target} has no ending of a picture format; write .png or .jpg, for example.")
+        raise ValueError(f"{target} has no ending of an image format; write .png or .jpg, for example.")
     return kind

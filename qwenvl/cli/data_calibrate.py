@@ -17,7 +17,7 @@ def data_calibrate(
 ) -> int:
     """Find thresholds of CLIP score, short side and aspect ratio for which the target share of a sample survives.
 
-    Prints the choices side by side: what a smaller picture or a longer one costs in CLIP score. The one nearest to the
+    Prints the choices side by side: what a smaller image or a longer one costs in CLIP score. The one nearest to the
     preset goes to --out, for `qwenvl data clean --thresholds`. Exit status 1 when no choice meets the target.
 
       qwenvl data calibrate laion-sample/ --preset laion-en --out laion-en.json

@@ -23,7 +23,7 @@ def data_check(
 ) -> int:
     """Look for faults that waste training: each with a count, an example and the fix. Exit status 1 if there are any.
 
-    Pictures cut, missing or not used, boxes in pixels or swapped, pictures misnumbered, broken tags, samples too long,
+    Images cut, missing or not used, boxes in pixels or swapped, images misnumbered, broken tags, samples too long,
     answers that are not there, keys that nothing reads. With --model also whether anything would learn under --train,
     --lora and --modules.
 
@@ -32,7 +32,7 @@ def data_check(
 
     Args:
         file: What would be trained on: fine-tuning JSON, JSON lines, a tar or parquet file, or a folder of those.
-        images: Folder below which paths of pictures may lead, beside that of the file.
+        images: Folder below which paths of images may lead, beside that of the file.
         model: The checkpoint that will be fine-tuned, whose vocabulary counts the tokens; by default `tiny`.
         train: Parts that will learn, of vision,adapter,llm.
         lora: Low-rank adapters will learn.
@@ -82,7 +82,7 @@ def data_check(
             print(not_read(report) + "\n")
         print(
             f"{len(report.usable)} of {report.total} samples are fine: {sum(report.lengths):,} tokens, longest "
-            f"{max(report.lengths, default=0):,}, {_images(report.usable)} pictures, {report.boxes} boxes"
+            f"{max(report.lengths, default=0):,}, {_images(report.usable)} images, {report.boxes} boxes"
         )
     return 1 if findings or not report.usable else 0
 
@@ -146,6 +146,6 @@ def _learning(
                 ("LoRA matches nothing", str(error), "name layers as they end here, or leave out --modules.")
             ]
     if not images and set(parts) <= {"vision", "adapter"}:
-        what = f"--train {','.join(parts)}, but no usable sample has a picture."
-        return [("nothing trainable", what, "train llm, or add pictures.")]
+        what = f"--train {','.join(parts)}, but no usable sample has an image."
+        return [("nothing trainable", what, "train llm, or add images.")]
     return []

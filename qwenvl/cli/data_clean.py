@@ -30,7 +30,7 @@ def data_clean(
     """Clean WebDataset tars, parquet files or JSON lines into tars, shard by shard.
 
     What is dropped is counted by rule and listed in DST/aside with its reason, what cannot be read is kept there.
-    Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without a picture
+    Killed, the same command goes on with the shards that are missing. No URL is fetched: a pair without an image
     is judged by the columns it has. The result does not depend on the executor or the number of workers. Exit
     status 2 when nothing was kept, 75 after SIGTERM.
 
@@ -49,10 +49,10 @@ def data_clean(
         executor: Here (inline), in processes of this machine, or on Ray.
         workers: Processes, or CPUs of a local Ray; 2 by default.
         clip: CLIP model for pairs without a score: a folder or a hub id that transformers can load.
-        benchmarks: Folder of texts and pictures that must not be trained on.
-        decode: Decode every picture instead of those in doubt.
+        benchmarks: Folder of texts and images that must not be trained on.
+        decode: Decode every image instead of those in doubt.
         aside: Whose bytes are kept aside: of samples that failed, or of all that are dropped (for `data inspect`).
-        images: Folder below which paths of pictures may lead, beside that of their shard.
+        images: Folder below which paths of images may lead, beside that of their shard.
         json: Print the statistics as JSON.
     """
     from qwenvl.data.clean.contamination import Benchmarks

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def data_dialogues(
-    strategy: Literal["localisation", "several-pictures", "self-instruction"],
+    strategy: Literal["localisation", "several-images", "self-instruction"],
     records: tuple[Path, ...],
     /,
     *,
@@ -30,10 +30,10 @@ def data_dialogues(
     format: Literal["official", "records"] = "official",
     json: bool = False,
 ) -> int:
-    """Make dialogues about pictures out of records about them.
+    """Make dialogues about images out of records about them.
 
-    localisation asks where the phrases of a picture are and what is in their boxes; several-pictures joins captions and
-    questions of different pictures; self-instruction has a language model write about what is known of one picture, on
+    localisation asks where the phrases of an image are and what is in their boxes; several-images joins captions and
+    questions of different images; self-instruction has a language model write about what is known of one image, on
     any OpenAI-compatible server. Its replies are kept beside OUT: the same command again asks only for what is
     missing. Where nothing comes out, OUT is not written.
 
@@ -41,12 +41,12 @@ def data_dialogues(
       qwenvl data dialogues self-instruction coco.jsonl --model NAME --dry-run
 
     Args:
-        strategy: localisation, several-pictures or self-instruction.
+        strategy: localisation, several-images or self-instruction.
         records: JSON lines as `qwenvl data read` writes them, or what else training reads.
         out: JSON lines of dialogues; not needed for a dry run.
         images: Folder below which paths of images may lead, beside those of the records.
-        questions: Questions in a dialogue at most (several-pictures: about each picture).
-        together: several-pictures: pictures in a dialogue.
+        questions: Questions in a dialogue at most (several-images: about each image).
+        together: several-images: images in a dialogue.
         seed: Another seed draws otherwise.
         server: self-instruction: URL of the API, such as http://localhost:8000/v1.
         model: self-instruction: its name on the server.
@@ -79,7 +79,7 @@ def data_dialogues(
     found: Iterable[Dialogue | Skipped | dict[str, object]]
     if strategy == "localisation":
         found = dialogues.localisations(groups, questions, seed)
-    elif strategy == "several-pictures":
+    elif strategy == "several-images":
         found = dialogues.comparisons(groups, together, questions, seed)
     elif model is None:
         raise ValueError("no --model named; give its name on the server.")
@@ -98,7 +98,7 @@ def data_dialogues(
 
 _USED = {
     "localisation": ("seed",),
-    "several-pictures": ("seed", "together"),
+    "several-images": ("seed", "together"),
     "self-instruction": ("server", "model", "at-once", "language", "key-from"),
 }
 """Strategy -> the options of its own that it uses."""
@@ -196,5 +196,5 @@ def _write(
             found_so_far = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
             raise ValueError(
                 f"no dialogue comes out of these records ({found_so_far}), and {out} is not written; localisation "
-                "needs phrases with boxes, several-pictures captions or questions of several images."
+                "needs phrases with boxes, several-images captions or questions of several images."
             )

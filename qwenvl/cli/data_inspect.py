@@ -22,7 +22,7 @@ def data_inspect(
     A folder that `qwenvl data clean` wrote: the funnel, kept pairs, and dropped ones by rule with their reasons.
 
     Whatever training reads, such as JSON lines of records or a mixture, tars of pages or fine-tuning JSON: each sample
-    with its picture and boxes, its ids, what is learned in blue, and how the samples pack into rows.
+    with its image and boxes, its ids, what is learned in blue, and how the samples pack into rows.
 
       qwenvl data inspect clean/ --out gallery.html
 
@@ -35,8 +35,8 @@ def data_inspect(
         out: The page.
         count: Samples per rule, or samples in all.
         tokenizer: Checkpoint whose tokenizer is used: a folder, a hub id or `tiny`; without it every byte is a token.
-        queries: Visual tokens per picture; by default those of the checkpoint, without one 256 as in the paper.
-        images: Folder below which paths of pictures may lead, beside that of the data.
+        queries: Visual tokens per image; by default those of the checkpoint, without one 256 as in the paper.
+        images: Folder below which paths of images may lead, beside that of the data.
         row_length: Tokens of a packed row.
         packing: Whether documents of a row see each other (interleaved) or not.
     """

@@ -28,7 +28,7 @@ def data_mix(
     Args:
         records: JSON lines, tars or parquet files, or folders of them: whatever training reads.
         out: The mixture, JSON lines of format and record; images in tars are named by their place there.
-        images: Folder below which paths of pictures may lead, beside those of the records.
+        images: Folder below which paths of images may lead, beside those of the records.
         table: multitask mixes tasks for stage 2 (Table 3), pretraining data sets of captions for stage 1 (Table 2).
         total: Samples in all; without it as many as there are without reading a row twice.
         seed: Another seed draws and orders otherwise.
@@ -70,7 +70,7 @@ def data_mix(
         print(f"unusable: {number:,} of {kind}, such as {printable(first)}")
     if outside:
         print(
-            f"{outside:,} pictures lie outside {out.parent}: whoever reads {out.name} must name their folder (--images)"
+            f"{outside:,} images lie outside {out.parent}: whoever reads {out.name} must name their folder (--images)"
         )
     return 0
 

@@ -27,12 +27,12 @@ def data_plan(
         preset: Row of Table 2, for the share that remains.
         cores: Cores that clean.
         gpus: GPUs that compute CLIP scores; 0 where the source has them.
-        image_kb: Mean size of a picture file in kilobytes.
+        image_kb: Mean size of an image file in kilobytes.
         shard: Pairs per shard.
         rate: Pairs per second and core; without it the measured one.
         score_rate: CLIP scores per second and GPU; without it a guess that you should replace.
         storage_mb_s: Megabytes per second that the storage reads and writes together; without it no limit.
-        work: Read and write tars with pictures (clean), or judge columns alone (columns).
+        work: Read and write tars with images (clean), or judge columns alone (columns).
         json: Print the plan as JSON.
     """
     import math

@@ -12,7 +12,7 @@ def demo(
     scale: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Ask the shipped model, train another from scratch, score both on held-out pictures and write a report.
+    """Ask the shipped model, train another from scratch, score both on held-out images and write a report.
 
     Sized for ten minutes on two quiet cores. A demo that was stopped goes on where its training stopped; give another
     --out to start again.
@@ -20,10 +20,10 @@ def demo(
     Args:
         out: Folder of the run; the page is report.html in it.
         recipe: What is trained from scratch: a folder of recipes/ that has a recipe.toml.
-        images: Held-out pictures that both models are scored on.
+        images: Held-out images that both models are scored on.
         processes: Training processes, one core each.
         scale: Factor on the updates of every stage: 0.1 for a quick look.
-        seed: Chooses the fresh pictures that the shipped model is asked about.
+        seed: Chooses the fresh images that the shipped model is asked about.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -39,6 +39,6 @@ def demo(
     console.print(
         f"\nThe report: [bold]{escape(printable(report))}[/bold]\n\nNext:", highlight=False, soft_wrap=True
     )
-    console.print("  qwenvl chat tiny PICTURE", highlight=False)
-    console.print('  qwenvl ask tiny PICTURE "Where is the red circle?" --out boxes.png', highlight=False)
+    console.print("  qwenvl chat tiny IMAGE", highlight=False)
+    console.print('  qwenvl ask tiny IMAGE "Where is the red circle?" --out boxes.png', highlight=False)
     console.print("  qwenvl train recipes/tiny --out runs/tiny --processes 2", highlight=False)

@@ -54,14 +54,14 @@ def eval_run(
             that training reads, each task of which gets its own score.
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
-        images: Folder of its pictures; by default that of the data.
+        images: Folder of its images; by default that of the data.
         out: Folder of the run; by default runs/eval/CHECKPOINT/BENCHMARK.
         limit: Only the first questions (of toyworld: images, 2,000 by default; of your own samples: of each task).
         shuffle: Seed of a random order, so that a limited run is a fair sample.
         shots: Solved examples before each question.
         examples: The file that the examples come from, such as the training split.
         examples_answers: Their answers, where they are a file of their own.
-        rices: Take the examples whose pictures look most alike, instead of random ones.
+        rices: Take the examples whose images look most alike, instead of random ones.
         batch: Questions answered together.
         processes: Processes that share the questions.
         part: Answer only part K of N, written K/N from 0/N on: one command per machine, all with the same --out;

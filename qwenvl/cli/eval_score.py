@@ -42,7 +42,7 @@ def eval_score(
         predictions: JSON lines or a JSON list, one entry per question.
         data: The questions: the original file or folder, or the release's JSON lines; the toy world has none.
         answers: The answers, where they are a file of their own.
-        images: Folder of the pictures; only the report needs them.
+        images: Folder of the images; only the report needs them.
         out: Folder for score.json and scored.jsonl.
         model: Name on the score card; by default that of the predictions' folder.
         submission: Write the file for the test server here instead of scoring.

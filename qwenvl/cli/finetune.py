@@ -65,7 +65,7 @@ def finetune(
     Args:
         checkpoint: The model to start from: a folder (ours or official), a hub id or `tiny`.
         data: Fine-tuning JSON, JSON lines, a tar or parquet file, as `qwenvl data check` reads them.
-        images: Folder below which paths of pictures may lead, beside that of the data.
+        images: Folder below which paths of images may lead, beside that of the data.
         out: Folder of the run.
         train: Parts that learn, of vision,adapter,llm; by default adapter,llm, with LoRA llm.
         lora: Learn low-rank adapters instead of the weights.
@@ -276,7 +276,7 @@ def _usable(
     from qwenvl.data.check import message
 
     report = checked(data, tokenizer, queries, sequence_length, images)
-    long = ("over-long", "cut picture")
+    long = ("over-long", "cut image")
     wrong = [finding for finding in report.findings if finding.kind not in long]
     if report.findings:
         print(message(report.findings), file=sys.stderr)

@@ -50,8 +50,8 @@ def plan(
         micro: Documents per forward pass instead of the stage's own.
         tflops: Peak of one GPU in bfloat16, dense: 989 for an H100 or H200, 312 for an A100.
         mfu: Share of the peak that is reached.
-        text_tokens: Mean tokens of a document that are no picture.
-        images: Mean pictures of a document.
+        text_tokens: Mean tokens of a document that are no image.
+        images: Mean images of a document.
         shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
         tensor: GPUs that share each matrix.
         activation_checkpointing: Compute the inside of every block again in the backward pass.
@@ -154,14 +154,14 @@ def _described(found: "Plan", stage: "StageConfig", gpus: int) -> str:
     per_gpu = found.tokens / found.seconds / gpus
     lines = [
         f"parameters   {learns / 1e9:.3f}B learn ({parts}), {stays / 1e9:.3f}B are frozen",
-        f"batch        {stage.documents:,} documents = {found.tokens:,.0f} tokens and {found.images:,.0f} pictures, "
+        f"batch        {stage.documents:,} documents = {found.tokens:,.0f} tokens and {found.images:,.0f} images, "
         f"rows filled to {found.fill:.0%}",
         f"memory       {found.peak / 1e9:,.1f} of {found.limit / 1e9:,.1f} GB per GPU: "
         + ("fits" if found.fits else "does not fit (nine tenths may be used)"),
         *(f"             {size / 1e9:>8,.2f} GB {kind}" for kind, size in found.memory.items()),
         f"arithmetic   {found.flops / 1e15:,.2f} PFLOP per update, the ViT counted, gradients of frozen weights not",
         f"speed        {found.seconds:,.2f} s per update, {found.tokens / found.seconds:,.0f} tokens/s "
-        f"({per_gpu:,.0f} per GPU), {found.images / found.seconds:,.0f} pictures/s",
+        f"({per_gpu:,.0f} per GPU), {found.images / found.seconds:,.0f} images/s",
         f"time         {found.steps:,} updates: {found.days:,.2f} days on {gpus} GPU{'s' if gpus > 1 else ''}",
     ]
     return "\n".join(lines)

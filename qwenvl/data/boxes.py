@@ -2,7 +2,7 @@
 
 Every converter goes through corners in pixels; `Box.from_pixels` is the one place that rounds, so a box comes back
 within half a grid cell (0.0005 of a side), plus the border cell 999 for boxes that touch the right or lower edge.
-A box that is not finite, reversed, empty or outside its picture raises BadBox: readers count it with that reason.
+A box that is not finite, reversed, empty or outside its image raises BadBox: readers count it with that reason.
 Files of many boxes give each its box or its BadBox, so that one bad box costs no other.
 """
 
@@ -70,12 +70,12 @@ def _as_stored(x: float, y: float, width: int, height: int, orientation: int) ->
 
 def _check(points: Sequence[tuple[int | float, int | float]], width: int, height: int) -> None:
     if width <= 0 or height <= 0:
-        raise BadBox("picture without a size")
+        raise BadBox("image without a size")
     if not all(math.isfinite(value) for point in points for value in point):
         raise BadBox("box not finite")
     dx, dy = max(1.0, OVERSHOOT * width), max(1.0, OVERSHOOT * height)
     if any(not (-dx <= x <= width + dx and -dy <= y <= height + dy) for x, y in points):
-        raise BadBox("box outside the picture")
+        raise BadBox("box outside the image")
 
 
 def from_coco(bbox: Any, width: int, height: int, label: str | None = None, *, orientation: int = 1) -> Box:
@@ -266,7 +266,7 @@ def _spelt(inner: str) -> str:
     if len(numbers) != 4:
         raise BadBox("box without four numbers")
     if not all(0 <= number <= GRID for number in numbers):
-        raise BadBox("box outside the picture")
+        raise BadBox("box outside the image")
     return _BOX.format(*(min(number, GRID - 1) for number in numbers))
 
 

@@ -20,7 +20,7 @@ from qwenvl.markup import Box, Image, Quad, Segment, Text
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 
-"""The EXIF tag that says how a picture is to be turned; 1: not at all."""
+"""The EXIF tag that says how an image is to be turned; 1: not at all."""
 
 _NUMBERED = re.compile(r"Picture\s*(\d+)\s*:\s*$", re.IGNORECASE)
 
@@ -140,7 +140,7 @@ def _faults(found: TrainingSample, images: "_Images") -> Iterator[tuple[str, str
     marked = any(isinstance(part, Box | Quad) for part in parts)
     for image in found.images if marked and not damaged else ():
         if turned := images.turned(image):
-            yield "turned picture", turned
+            yield "turned image", turned
     images.remember(found)
 
 
@@ -154,7 +154,7 @@ def _number_faults(asked: Sequence[Sequence[Segment | str]]) -> Iterator[tuple[s
                 written.append(int(number[1]) if number else None)
     if any(written) and written != list(range(1, len(written) + 1)):
         said = ", ".join("none" if number is None else str(number) for number in written)
-        yield "picture numbers", f"numbers its {len(written)} pictures {said}."
+        yield "image numbers", f"numbers its {len(written)} images {said}."
 
 
 def _length_faults(rendered: Example, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, str]]:
@@ -162,7 +162,7 @@ def _length_faults(rendered: Example, tokenizer: Tokenizer, limit: int) -> Itera
         return
     yield "over-long", f"has {len(rendered)} tokens, {limit} fit."
     if rendered.ids[limit] in (tokenizer.imgpad, tokenizer.img_end):
-        yield "cut picture", f"has a picture across token {limit} of {len(rendered)}."
+        yield "cut image", f"has an image across token {limit} of {len(rendered)}."
 
 
 class _Images:
@@ -192,7 +192,7 @@ class _Images:
                 image = open_image(given)  # type: ignore[arg-type]
                 self._known[source] = *image.size, exif_orientation(image)
             except (ValueError, OSError) as error:
-                self._known[source] = ("damaged picture", f"shows {source}: {error}")
+                self._known[source] = ("damaged image", f"shows {source}: {error}")
         return self._known[source]
 
     def remember(self, found: TrainingSample) -> None:
@@ -216,7 +216,7 @@ class _Images:
         return Finding(
             kind="boxes look like pixels",
             count=self._inside,
-            example=f"{self._example}; no box of any small picture reaches beyond its size in pixels.",
+            example=f"{self._example}; no box of any small image reaches beyond its size in pixels.",
             fix=FIXES["boxes in pixels"],
         )
 

@@ -1,7 +1,7 @@
 """Dialogues for stage 3 (paper 3.3): by joining annotations, and by asking a language model to write them.
 
-The paper names three sources and no numbers: self-instruction by an LLM (one picture), and "strategy concatenation" for
-what an LLM does not know, where things are and several pictures at once. Joining needs no model: every answer is an
+The paper names three sources and no numbers: self-instruction by an LLM (one image), and "strategy concatenation" for
+what an LLM does not know, where things are and several images at once. Joining needs no model: every answer is an
 annotation. Self-instruction talks to any OpenAI-compatible server; its dry run shows what would be sent, and no reply
 is paid for twice. `qwenvl data dialogues` is all three.
 """
@@ -41,7 +41,7 @@ _WHERE_ZH, _WHAT_ZH = ("{}在哪里？", "框出图中{}的位置"), ("这个区
 
 
 def by_image(records: Iterable[Record]) -> Mapping[Image, list[Record]]:
-    """Records of exactly one picture, together by it, in the order of their first."""
+    """Records of exactly one image, together by it, in the order of their first."""
     groups: dict[Image, list[Record]] = {}
     for record in records:
         if len(shown := images(record)) == 1:
@@ -52,7 +52,7 @@ def by_image(records: Iterable[Record]) -> Mapping[Image, list[Record]]:
 def localisations(
     groups: Mapping[Image, Sequence[Record]], questions: int, seed: int = 0
 ) -> Iterator[Dialogue]:
-    """A dialogue for every picture with phrases, about `questions` of them at most, drawn by the seed."""
+    """A dialogue for every image with phrases, about `questions` of them at most, drawn by the seed."""
     for number, known in enumerate(groups.values()):
         phrases = [record for record in known if isinstance(record, Referring)]
         if phrases:
@@ -63,13 +63,13 @@ def localisations(
 def comparisons(
     groups: Mapping[Image, Sequence[Record]], together: int, questions: int, seed: int = 0
 ) -> Iterator[Dialogue]:
-    """Dialogues about `together` pictures each, with one to `questions` questions for every picture.
+    """Dialogues about `together` images each, with one to `questions` questions for every image.
 
-    Pictures without a caption or question are left out, and so are the last ones that do not fill a dialogue. Each
-    picture is in one dialogue. Raises ValueError for fewer than two pictures together.
+    Images without a caption or question are left out, and so are the last ones that do not fill a dialogue. Each
+    image is in one dialogue. Raises ValueError for fewer than two images together.
     """
     if together < 2:
-        raise ValueError(f"{together} pictures in a dialogue; expected 2 at least.")
+        raise ValueError(f"{together} images in a dialogue; expected 2 at least.")
     rng = random.Random(f"comparisons {seed}")
     found = [[r for r in known if isinstance(r, Caption | Question)] for known in groups.values()]
     usable = [known for known in found if known]
@@ -81,9 +81,9 @@ def comparisons(
 
 
 def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
-    """Turns that ask where things are and what is somewhere; raises ValueError unless all is about one picture."""
+    """Turns that ask where things are and what is somewhere; raises ValueError unless all is about one image."""
     if not phrases or len({phrase.image for phrase in phrases}) > 1:
-        raise ValueError("a localisation dialogue needs one or more phrases of one picture.")
+        raise ValueError("a localisation dialogue needs one or more phrases of one image.")
     rng = random.Random(f"localisation {seed}")
     turns: list[Turn] = []
     for number, found in enumerate(phrases):
@@ -103,10 +103,10 @@ def localisation(phrases: Sequence[Referring], seed: int) -> Dialogue:
 
 
 def several_images(records: Sequence[Caption | Question], seed: int) -> Dialogue:
-    """Turns about two pictures or more that say which one is meant: "In Picture 2, ..."; raises ValueError for one."""
+    """Turns about two images or more that say which one is meant: "In Picture 2, ..."; raises ValueError for one."""
     shown = list(dict.fromkeys(record.image for record in records))
     if len(shown) < 2:
-        raise ValueError("a dialogue about several pictures needs records of two pictures at least.")
+        raise ValueError("a dialogue about several images needs records of two images at least.")
     rng = random.Random(f"several pictures {seed}")
     asked = list(records)
     rng.shuffle(asked)
@@ -122,7 +122,7 @@ def several_images(records: Sequence[Caption | Question], seed: int) -> Dialogue
         else:
             question, answer = f"What does Picture {number} show?", _sentence(record.text)
         turns += [Turn("user", (*opening, Text(question))), Turn("assistant", (Text(answer),))]
-    return Dialogue(turns=tuple(turns), source="several pictures")
+    return Dialogue(turns=tuple(turns), source="several images")
 
 
 def _sentence(text: str) -> str:
@@ -145,10 +145,10 @@ Ask: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 def request(
     known: Sequence[Record], model: str, *, turns: int = 3, language: str = "English", seed: int = 0
 ) -> dict[str, Any]:
-    """The chat completion that asks for a dialogue about one picture; raises ValueError if nothing is known of it."""
+    """The chat completion that asks for a dialogue about one image; raises ValueError if nothing is known of it."""
     facts = [fact for record in known for fact in _facts(record)]
     if not facts or len({image for record in known for image in images(record)}) != 1:
-        raise ValueError("self-instruction needs captions, questions or phrases of exactly one picture.")
+        raise ValueError("self-instruction needs captions, questions or phrases of exactly one image.")
     messages = [
         {"role": "system", "content": INSTRUCTION.format(turns=turns, language=language)},
         {"role": "user", "content": "\n".join(facts)},
@@ -211,7 +211,7 @@ def dialogue_of(response: dict[str, Any], image: Image, key: str) -> Dialogue | 
 def self_instruct(
     groups: Iterable[Sequence[Record]], ask: Ask | None, model: str, *, at_once: int = 1, **options: Any
 ) -> Iterator[Dialogue | Skipped | dict[str, Any]]:
-    """For each picture its dialogue or a reason, in order; without `ask` (the dry run) the request that would be sent.
+    """For each image its dialogue or a reason, in order; without `ask` (the dry run) the request that would be sent.
 
     `at_once` requests are under way at a time. `options` are those of `request`.
     """
@@ -221,7 +221,7 @@ def self_instruct(
         try:
             body = request(known, model, seed=number, **options)
         except ValueError as error:
-            return _skipped(number, "nothing known of the picture", error)
+            return _skipped(number, "nothing known of the image", error)
         if ask is None:
             return body
         try:

@@ -22,28 +22,28 @@ FIXES: Mapping[str, str] = MappingProxyType(
         "swapped corners": "write the top left corner first: <box>(left,top),(right,bottom)</box>.",
         "boxes of another format": "boxes.from_tags rewrites tags of Qwen2-VL and InternVL, boxes.from_objects the "
         "`objects` of ms-swift; write those of others as <ref>phrase</ref><box>(x1,y1),(x2,y2)</box>.",
-        "picture marks of another format": "write <image> where a picture stands and name its file under `images`.",
-        "picture count": "give as many pictures as the text has <image> marks, or name each in it: <img>path</img>.",
-        "picture numbers": "number pictures 1, 2, 3 ... through all turns: 'Picture 1: <img>a.jpg</img>\\n'.",
-        "picture at a URL": "download it and name the file; pictures are never fetched while training.",
-        "missing picture": "a relative path starts at the data file's folder, or at --images FOLDER.",
-        "path outside the folder": "name the folder that holds the pictures: --images FOLDER.",
-        "no picture": "name the picture's file under `image`, or leave the sample to a set of texts.",
-        "damaged picture": "the file is truncated or no picture; copy it again from its source.",
-        "turned picture": "boxes were drawn on the turned picture, the model sees it as stored: save the files upright "
-        "(images.upright), or drop their EXIF if the boxes are those of the stored picture.",
-        "unused content": "training reads texts and pictures only: remove the sample, or the key if it means nothing.",
+        "image marks of another format": "write <image> where an image stands and name its file under `images`.",
+        "image count": "give as many images as the text has <image> marks, or name each in it: <img>path</img>.",
+        "image numbers": "number images 1, 2, 3 ... through all turns: 'Picture 1: <img>a.jpg</img>\\n'.",
+        "image at a URL": "download it and name the file; images are never fetched while training.",
+        "missing image": "a relative path starts at the data file's folder, or at --images FOLDER.",
+        "path outside the folder": "name the folder that holds the images: --images FOLDER.",
+        "no image": "name the image's file under `image`, or leave the sample to a set of texts.",
+        "damaged image": "the file is truncated or no image; copy it again from its source.",
+        "turned image": "boxes were drawn on the turned image, the model sees it as stored: save the files upright "
+        "(images.upright), or drop their EXIF if the boxes are those of the stored image.",
+        "unused content": "training reads texts and images only: remove the sample, or the key if it means nothing.",
         "leading answer": "begin with the user's turn; the official script drops such an answer without a word.",
-        "cut picture": "the official script would cut a picture in two here; raise --sequence-length or split it.",
+        "cut image": "the official script would cut an image in two here; raise --sequence-length or split it.",
         "over-long": "split the dialogue or raise --sequence-length; the sample is left out of training, never cut.",
         "nothing learned": "answers are empty or missing, all labels are masked; give the assistant something to say.",
-        "empty caption": "give each picture a text, or remove it.",
-        "picture as base64": "decode it to a file and name that, or write it to parquet as bytes.",
+        "empty caption": "give each image a text, or remove it.",
+        "image as base64": "decode it to a file and name that, or write it to parquet as bytes.",
         "broken UTF-8": "save the text as UTF-8.",
         "failed download": "download it again, or leave it: it is left out of training.",
         **dict.fromkeys(
             ("cell too large", "line too long", "file too large"),
-            "64 MiB are read of a line, a cell or a file of a tar: keep pictures as files and name them.",
+            "64 MiB are read of a line, a cell or a file of a tar: keep images as files and name them.",
         ),
         **dict.fromkeys(
             ("damaged parquet", "damaged archive", "cut tar", "damaged tar header"),
@@ -109,7 +109,7 @@ def foreign_marks(text: str, role: str) -> Unusable | None:
     if found := _OTHER_BOXES.search(text):
         return Unusable("boxes of another format", f"has {found[0]}.")
     if found := _OTHER_IMAGES.search(text):
-        return Unusable("picture marks of another format", f"has {found[0]}.")
+        return Unusable("image marks of another format", f"has {found[0]}.")
     if role == "user" and (found := re.search(r"<(?:video|audio)>", text)):
         return Unusable("unused content", f"has {found[0]}.")
     return None

@@ -1,7 +1,7 @@
 """Objects to training examples: which ids are learned, and the one place where labels are shifted (Appendix B).
 
-An example is one document: a trunk (often a picture) and the branches that grow from it (one task each). Every branch
-sees the trunk and itself, no branch sees another, so that many tasks share the cost of one picture without the answer
+An example is one document: a trunk (often an image) and the branches that grow from it (one task each). Every branch
+sees the trunk and itself, no branch sees another, so that many tasks share the cost of one image without the answer
 of one being read off another:
 
     ids        [ <img> .. </img> | q1 a1 eos | q2 a2 eos ]

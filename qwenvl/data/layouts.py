@@ -223,7 +223,7 @@ def _question(columns: dict[str, Any], offered: list[str]) -> Question | Dialogu
         re.sub(r"[ \t]*<image>[ \t]*\n?", "", asked) if asked.count("<image>") == len(offered) == 1 else asked
     )
     if "<image>" in asked:
-        raise Unusable("picture count", f"{asked.count('<image>')} marks for {len(offered)} pictures.")
+        raise Unusable("image count", f"{asked.count('<image>')} marks for {len(offered)} images.")
     if len(offered) == 1:
         source = next((each for name in _SOURCES if isinstance(each := columns.get(name), str)), "")
         return Question(image=Image(offered[0]), question=asked, answer=answer, source=source)
@@ -240,9 +240,7 @@ def _caption(columns: dict[str, Any], sample: Sample, offered: list[str], epoch:
         and len(offered) > 1
         and not {*map(str.lower, sample.columns)} & {*TEXT_COLUMNS, *TEXTS_COLUMNS}
     ):
-        raise Unusable(
-            "picture count", f"{len(offered)} pictures and no text that says what to do with them."
-        )
+        raise Unusable("image count", f"{len(offered)} images and no text that says what to do with them.")
     if not pairs and (empty := [name for name in sample.columns if name in _SAID and name not in columns]):
         raise Unusable("nothing learned", f"`{empty[0]}` is empty.")
     if not pairs and not offered:
@@ -251,7 +249,7 @@ def _caption(columns: dict[str, Any], sample: Sample, offered: list[str], epoch:
     if not pairs:
         raise Unusable(next((each.kind for each in found if not isinstance(each, Pair)), "empty caption"))
     if not offered:
-        raise Unusable("no picture", "the sample has neither a picture nor the name of one")
+        raise Unusable("no image", "the sample has neither an image nor the name of one")
     for name in columns.keys() & UNREAD.keys() - {"objects", "noun_chunks", "ref_exps"}:
         del columns[name]  # a pair's columns mean what its collector meant by them
     pair = pairs[epoch % len(pairs)]
@@ -264,7 +262,7 @@ def _require_used(sample: Sample, used: set[Located | Path], offered: list[Locat
     there = [*offered, *sample.images.values()]
     if unused := [each for each in there if each not in used]:
         raise Unusable(
-            "picture count", f"shows {len(used)} of {len({*there})} pictures; {unused[0]} is not used."
+            "image count", f"shows {len(used)} of {len({*there})} images; {unused[0]} is not used."
         )
 
 
@@ -274,12 +272,12 @@ def _require_read(columns: Mapping[str, Any], shown: Collection[str]) -> None:
         own = name.rpartition("[].")[2].lower()
         if own in IMAGE_COLUMNS + IMAGES_COLUMNS and not isinstance(value, str | list):
             raise Unusable(
-                "picture count", f"`{name}` is a {type(value).__name__}, no picture and no name of one."
+                "image count", f"`{name}` is a {type(value).__name__}, no image and no name of one."
             )
         if own in UNREAD and not (own in ("loss", "weight") and value == 1):
             raise Unusable("unused content", f"has `{name}`: {UNREAD[own]}.")
         if _holds_image(own, value, {Path(each).name for each in shown}):
-            raise Unusable("picture count", f"`{name}` holds a picture, and no layout reads it there.")
+            raise Unusable("image count", f"`{name}` holds an image, and no layout reads it there.")
 
 
 _IMAGE_NAME = re.compile(r"(?i)[^\n]+\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?)")

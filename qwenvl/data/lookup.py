@@ -65,13 +65,13 @@ class Lookup:
     def __call__(self, name: str) -> Located | Path:
         """Where the image is. Raises Unusable."""
         if re.match(r"(?i)(?:https?|ftp|s3|gs|file|data):", name):
-            raise Unusable("picture at a URL", f"shows {name[:80]}.")
+            raise Unusable("image at a URL", f"shows {name[:80]}.")
         if BASE64_IMAGE.match(name):
-            raise Unusable("picture as base64", f"shows {len(name):,} letters, {name[:12]}...")
+            raise Unusable("image as base64", f"shows {len(name):,} letters, {name[:12]}...")
         if self._sample.images:
             found = self._member(name) or self._sample.images.get(self._aliases.get(name, ""))
             if found is None:
-                raise Unusable("missing picture", f"{name} is none of {', '.join(self._sample.images)}")
+                raise Unusable("missing image", f"{name} is none of {', '.join(self._sample.images)}")
             return found
         if place := _PLACE.fullmatch(name):
             shard = self._file(place[1])
@@ -100,7 +100,7 @@ def file_below(roots: Sequence[Path], name: str, *, strict: bool = True) -> Path
     if there := next((path for path in allowed if _is_file(path)), None):
         return there
     if strict:
-        raise Unusable("missing picture", _missing(allowed[-1], name))
+        raise Unusable("missing image", _missing(allowed[-1], name))
     return allowed[-1]
 
 
@@ -115,7 +115,7 @@ def _is_below(path: Path, roots: Collection[Path]) -> bool:
 
 def _refusal(root: Path, name: str) -> str:
     try:
-        inside(root, name, "picture")
+        inside(root, name, "image")
     except ValueError as error:
         return str(error)
     return f"{name[:80]!r} leads out of {root}."

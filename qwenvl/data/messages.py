@@ -221,7 +221,7 @@ def _source(part: Mapping[str, Any], held: set[str]) -> str | None:
     source = next((part[name] for name in _SOURCES if name in held), None)
     if source is None and (other := sorted(held - _ABOUT_IMAGE)):
         raise Unusable(
-            "picture count",
+            "image count",
             f"an image is given by `{other[0]}`, which is not read; name its file by `image`.",
         )
     if isinstance(source, Mapping):
@@ -262,11 +262,9 @@ def _with_images(messages: Sequence[_Message], offered: Sequence[str], in_front:
         messages, marks = [first, *messages[1:]], [*map(_Mark, offered)]
     open_marks = sum(mark.source is None for mark in marks)
     if open_marks != len(offered) and (open_marks or not (marks or tags)):
-        raise Unusable(
-            "picture count", f"{_count(open_marks, 'mark')} for {_count(len(offered), 'picture')}."
-        )
+        raise Unusable("image count", f"{_count(open_marks, 'mark')} for {_count(len(offered), 'image')}.")
     if marks and tags:
-        raise Unusable("picture count", "some pictures are named by tags and others stand beside the text.")
+        raise Unusable("image count", "some images are named by tags and others stand beside the text.")
     coming = iter(offered)
     turns = []
     for message in messages:

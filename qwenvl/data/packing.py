@@ -4,7 +4,7 @@
     segments   [ 1024 ..   | 2048  | 0   ]   isolated:    each document sees itself only
     positions  [ 0   1   2 | 0   1 | 0   ]   interleaved: one document, positions run on, all before is seen
 
-No document is cut, hence no picture is.
+No document is cut, hence no image is.
 """
 
 from bisect import bisect_left
@@ -29,7 +29,7 @@ PACKINGS = ("isolated", "interleaved")
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Packed rows of equal length, each array (rows, length), and their pictures in row-major order."""
+    """Packed rows of equal length, each array (rows, length), and their images in row-major order."""
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]

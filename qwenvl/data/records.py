@@ -1,6 +1,6 @@
 """What the data engine carries: raw image-text pairs, and the records that become training formats (paper 3, A).
 
-    Pair               a picture and its alt-text as crawled: what cleaning reads and writes
+    Pair               an image and its alt-text as crawled: what cleaning reads and writes
     Skipped            a sample that could not be read, with its reason: counted and kept aside, never lost
     Record             what a sample teaches; its kind decides the training format (Box B.1)
         Caption        1 image captioning
@@ -33,7 +33,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One picture and one text as crawled."""
+    """One image and one text as crawled."""
 
     key: str
     """Unique within its shard."""
@@ -46,7 +46,7 @@ class Pair:
     """Pixels: of the file where there is one, else what the source says."""
     height: int | None = None
     clip_score: int | float | None = None
-    """Cosine of the CLIP embeddings of picture and text, about 0.1 to 0.5; None if nobody computed it."""
+    """Cosine of the CLIP embeddings of image and text, about 0.1 to 0.5; None if nobody computed it."""
     url: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     """Other columns of the source (`punsafe`, `pwatermark`, several captions): kept, and written back."""
@@ -63,7 +63,7 @@ class Skipped:
 
     key: str
     kind: str
-    """A few words, the same for every sample with this defect: "truncated picture"."""
+    """A few words, the same for every sample with this defect: "truncated image"."""
     detail: str = ""
     source: str = ""
     raw: bytes = b""
@@ -75,7 +75,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """Format 1: what a picture shows, in words."""
+    """Format 1: what an image shows, in words."""
 
     image: Image
     text: str
@@ -85,7 +85,7 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Formats 2 and 3: a question about a picture and its short answer."""
+    """Formats 2 and 3: a question about an image and its short answer."""
 
     image: Image
     question: str
@@ -125,7 +125,7 @@ class OcrPage:
 
 @dataclass(frozen=True, kw_only=True)
 class PlainText:
-    """Text without a picture: everything is learned."""
+    """Text without an image: everything is learned."""
 
     text: str
     source: str = ""
@@ -133,7 +133,7 @@ class PlainText:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """Turns of user and assistant, with any number of pictures in the user's."""
+    """Turns of user and assistant, with any number of images in the user's."""
 
     turns: tuple[Turn, ...]
     source: str = ""
@@ -175,7 +175,7 @@ def to_json(record: Record) -> str:
 def to_values(record: Record) -> dict[str, Any]:
     """The object of JSON that `from_values` reads.
 
-    Raises ValueError for a picture in memory: only paths can be written down.
+    Raises ValueError for an image in memory: only paths can be written down.
     """
     line: dict[str, Any] = {"kind": kind_of(record)}
     line.update({f.name: _plain(getattr(record, f.name)) for f in fields(record)})
@@ -287,13 +287,13 @@ def _string(name: str, value: Any) -> str:
 def _path(image: Image) -> str:
     if not isinstance(image.source, str):
         raise ValueError(
-            f"a picture in memory ({type(image.source).__name__}) cannot be written as JSON; save it and use its path."
+            f"an image in memory ({type(image.source).__name__}) cannot be written as JSON; save it and use its path."
         )
     return image.source
 
 
 def spell_with_paths(segments: Sequence[Segment | str]) -> str:
-    """Segments as the text that `parse_trusted` reads back, pictures as `<img>path</img>` (official JSON).
+    """Segments as the text that `parse_trusted` reads back, images as `<img>path</img>` (official JSON).
 
     Raises ValueError for a text that spells a tag: it would come back as markup.
     """
@@ -315,7 +315,7 @@ def _unlabelled(segment: Segment) -> Segment:
 
 
 def images(record: Record) -> tuple[Image, ...]:
-    """The pictures of a record, in order."""
+    """The images of a record, in order."""
     if isinstance(record, Dialogue):
         return tuple(s for turn in record.turns for s in turn.content if isinstance(s, Image))
     return () if isinstance(record, PlainText) else (record.image,)

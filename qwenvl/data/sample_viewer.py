@@ -41,7 +41,7 @@ LONGEST = 600
 """Tokens of one sample that are shown."""
 
 CROWDED = 8
-"""Boxes beyond which their names would hide the picture: it is shown larger, without them."""
+"""Boxes beyond which their names would hide the image: it is shown larger, without them."""
 
 
 class Page(NamedTuple):
@@ -147,7 +147,7 @@ def _images(record: Record, made: Example, tokenizer: Tokenizer) -> tuple[Html, 
 def _ids(made: Example, tokenizer: Tokenizer) -> Html:
     """Token by token, text above id; a label stands one place before the token that it teaches.
 
-    Tokens that are parts of one character stand together; placeholders of a picture are told once, with their number.
+    Tokens that are parts of one character stand together; placeholders of an image are told once, with their number.
     """
     loss_mask = [False, *(label != IGNORE for label in made.labels[:-1])]
     spans: list[Html] = []

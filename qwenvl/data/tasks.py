@@ -91,7 +91,7 @@ _FORMATS: Mapping[type[Record], tuple[Format, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Task:
-    """One training sample as objects: `prompt` (its picture included) is not learned, `answer` is."""
+    """One training sample as objects: `prompt` (its image included) is not learned, `answer` is."""
 
     format: Format
     prompt: tuple[Segment, ...]
@@ -162,14 +162,14 @@ def example_of(
 
 
 def record_of(format: Format, prompt: str, answer: str, image: Image | None, source: str = "") -> Record:
-    """The record that a sample was made from, out of its decoded text (without the picture and the final `<eos>`).
+    """The record that a sample was made from, out of its decoded text (without the image and the final `<eos>`).
 
     Raises ValueError where the text is not of that format: what trains the model must be what the annotator meant.
     """
     if format == "text":
         return PlainText(text=answer, source=source)
     if image is None:
-        raise ValueError(f"a sample of the format {format!r} needs its picture.")
+        raise ValueError(f"a sample of the format {format!r} needs its image.")
     segments = parse(answer)
     match format:
         case "caption":
@@ -197,7 +197,7 @@ def record_of(format: Format, prompt: str, answer: str, image: Image | None, sou
 def dialogue_of(
     ids: Sequence[int], images: Sequence[Image], tokenizer: Tokenizer, source: str = ""
 ) -> Dialogue:
-    """The dialogue that ids of ChatML were made from, its pictures given in order; the system's turn is left out.
+    """The dialogue that ids of ChatML were made from, its images given in order; the system's turn is left out.
 
     Raises ValueError for ids that are no ChatML. A text that spells `<box>` comes back as a box: its ids are other
     ones, but its letters are the same.
@@ -227,7 +227,7 @@ def dialogue_of(
 def _said(
     ids: Sequence[int], images: Iterator[Image], numbers: Iterator[int], tokenizer: Tokenizer
 ) -> list[Segment]:
-    """The content of a turn; a picture loses its number and the newline behind it."""
+    """The content of a turn; an image loses its number and the newline behind it."""
     parts: list[Segment | str] = []
     text, behind = "", ""
     for kind, run in groupby(

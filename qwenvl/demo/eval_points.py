@@ -1,6 +1,6 @@
 """Exams while a model trains: how well it answers after so many seconds, and when it reached what the demo aims at.
 
-An exam asks the same few held-out pictures each time. Its seconds count as training time: they are part of the record.
+An exam asks the same few held-out images each time. Its seconds count as training time: they are part of the record.
 """
 
 import json
@@ -41,7 +41,7 @@ class EvalPoint:
 
 @dataclass(frozen=True)
 class Examiner:
-    """A `Watch` of the loop: examines in stages that learn tasks about pictures, and appends to `file`."""
+    """A `Watch` of the loop: examines in stages that learn tasks about images, and appends to `file`."""
 
     run: Path
     """Folder of the run; its `start` holds the vocabulary."""
@@ -83,7 +83,7 @@ class Examiner:
 
 
 def ended(eval_points: Sequence[EvalPoint], groups: Mapping[str, Count]) -> list[EvalPoint]:
-    """The exams, the last of them with what the same model scored on more pictures."""
+    """The exams, the last of them with what the same model scored on more images."""
     return [
         *eval_points[:-1],
         *(replace(eval_point, shares=shares(groups)) for eval_point in eval_points[-1:]),

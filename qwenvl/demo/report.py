@@ -9,7 +9,7 @@ from qwenvl import html
 from qwenvl.html import Html, element
 
 SIDE = 336
-"""Pixels of the longer side of a picture."""
+"""Pixels of the longer side of an image."""
 
 POINTS = 300
 """About so many points are enough for a curve of 320 pixels."""
@@ -22,7 +22,7 @@ STYLE = """
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A picture, what was asked and answered; `right` is None where nothing was scored."""
+    """An image, what was asked and answered; `right` is None where nothing was scored."""
 
     image: pillow.Image
     asked: str
@@ -38,7 +38,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def cards(shown: Iterable[Card]) -> Html:
-    """Pictures side by side, each with its question and answer; wrong ones show what was expected."""
+    """Images side by side, each with its question and answer; wrong ones show what was expected."""
     return element("div", *map(_card, shown), class_="grid")
 
 

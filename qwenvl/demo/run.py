@@ -1,9 +1,9 @@
 """The demo from the first question to the report (`make demo`).
 
-ask the shipped model      a caption, a question, a place, a word, two pictures
+ask the shipped model      a caption, a question, a place, a word, two images
 train from scratch         both parts and all three stages of recipes/demo
-score both                 on held-out pictures, beside a guesser that sees none
-report.html                pictures with boxes, curves, scores, times
+score both                 on held-out images, beside a guesser that sees none
+report.html                images with boxes, curves, scores, times
 """
 
 import platform
@@ -57,12 +57,12 @@ class Plan:
     folder: Path
     recipe: str = "demo"
     images: int = 200
-    """Held-out pictures that both models are scored on."""
+    """Held-out images that both models are scored on."""
     processes: int = 2
     scale: float = 1.0
     """Factor on the steps of every stage."""
     seed: int = 0
-    """Chooses the fresh pictures."""
+    """Chooses the fresh images."""
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.processes < 1 or self.scale <= 0:
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def eval_images(self) -> int:
-        """Held-out pictures of each exam during training."""
+        """Held-out images of each exam during training."""
         return min(30, self.images)
 
 
@@ -93,13 +93,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question about fresh pictures and the shipped model's reply."""
+    """A question about fresh images and the shipped model's reply."""
 
     asked: str
     reply: Reply
 
     def drawn(self) -> pillow.Image:
-        """The pictures side by side, boxes on the last."""
+        """The images side by side, boxes on the last."""
         *others, last = [pillow.fromarray(image.source) for image in self.reply.images]  # type: ignore[arg-type]
         return side_by_side(
             [*map(enlarged, others), with_shapes(last, [*self.reply.boxes, *self.reply.quads])]
@@ -111,7 +111,7 @@ def run(plan: Plan, console: Console) -> Path:
     clock, runtime = Clock(), Runtime.detect(device="cpu", dtype="float32", seed=plan.seed)
     plan.folder.mkdir(parents=True, exist_ok=True)
     shipped = Assistant.load("tiny", runtime)
-    console.rule("1  The shipped model, asked about pictures it has never seen", align="left")
+    console.rule("1  The shipped model, asked about images it has never seen", align="left")
     with clock.part("asking the shipped model"):
         answered = [show(each, console) for each in ask_fresh(shipped, plan.seed)]
     console.rule("2  Another model, trained from scratch: both parts, then the three stages", align="left")
@@ -122,7 +122,7 @@ def run(plan: Plan, console: Console) -> Path:
             recipe, examiner.run, runtime, processes=plan.processes, scale=plan.scale, watch=examiner
         )
     trained = Assistant.load(trained_folder, runtime)
-    console.rule(f"3  Both scored on {plan.images} held-out pictures", align="left")
+    console.rule(f"3  Both scored on {plan.images} held-out images", align="left")
     with clock.part("scoring"):
         scores = {
             "trained now": score(trained, plan.images, "trained now", console),
@@ -144,7 +144,7 @@ def run(plan: Plan, console: Console) -> Path:
 
 
 def ask_fresh(assistant: Assistant, seed: int) -> Iterator[Answered]:
-    """A caption, a question, a place, a word and a chat over two pictures, each about a fresh scene."""
+    """A caption, a question, a place, a word and a chat over two images, each about a fresh scene."""
     fresh = (scene(seed, FRESH + index, "test") for index in range(10_000))
     rich = (each for each in fresh if len(each.things) >= 2 and each.signs)
     captioned, asked, searched, read, first, second = (next(rich) for _ in range(6))
@@ -217,7 +217,7 @@ def score_rows(scores: Mapping[str, Scores]) -> list[list[str]]:
 def score_table(scores: Mapping[str, Scores], clock: Clock) -> Table:
     """The scores for the terminal."""
     table = Table(
-        title=f"held-out pictures; trained in {clock.parts['training from scratch']:.0f} s",
+        title=f"held-out images; trained in {clock.parts['training from scratch']:.0f} s",
         title_justify="left",
     )
     for column in ("", "blind", *scores, "answers"):
@@ -264,7 +264,7 @@ def page(
         ),
         ("shipped model", str(resolve("tiny"))),
         ("recipe", f"recipes/{plan.recipe}, steps x {plan.scale:g}"),
-        ("seed of the fresh pictures", str(plan.seed)),
+        ("seed of the fresh images", str(plan.seed)),
     ]
     times = [(name, f"{seconds:.1f} s") for name, seconds in clock.parts.items()]
     asked = report.cards(
@@ -280,15 +280,15 @@ def page(
         "A small Qwen-VL, trained through the paper's three stages on two CPU cores.",
         [
             (
-                "Scores on held-out pictures",
+                "Scores on held-out images",
                 html.table(("", "blind", *scores, "answers"), score_rows(scores)),
             ),
             (
-                f"Scores while it learned, on {plan.eval_images} of these pictures and, at the end, on all",
+                f"Scores while it learned, on {plan.eval_images} of these images and, at the end, on all",
                 html.table(("after", "at", *GROUPS), eval_point_rows(eval_points)),
             ),
             ("Time to each score", html.table(("", "target", "reached after"), record_rows(eval_points))),
-            ("The shipped model on fresh pictures", asked),
+            ("The shipped model on fresh images", asked),
             ("Loss of each stage", report.curves(losses)),
             *galleries,
             ("Times", html.table(("part", "seconds"), times)),
@@ -325,17 +325,17 @@ def one_of_each_kind(scores: Scores, *, right: bool) -> list[Record]:
 
 
 def enlarged(image: pillow.Image, side: int = 336) -> pillow.Image:
-    """A toy picture at a size that a person likes to look at."""
+    """A toy image at a size that a person likes to look at."""
     return image.resize((side, side), pillow.Resampling.BICUBIC)
 
 
 def with_shapes(image: pillow.Image, shapes: list[Box | Quad]) -> pillow.Image:
-    """The picture enlarged with boxes and quads drawn on it."""
+    """The image enlarged with boxes and quads drawn on it."""
     return draw_boxes(enlarged(image), shapes)
 
 
 def side_by_side(images: list[pillow.Image], gap: int = 8) -> pillow.Image:
-    """Pictures of equal height in a row."""
+    """Images of equal height in a row."""
     width = sum(each.width for each in images) + gap * (len(images) - 1)
     row = pillow.new("RGB", (width, images[0].height), "white")
     left = 0

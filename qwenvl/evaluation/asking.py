@@ -21,7 +21,7 @@ from qwenvl.images import preprocess
 from qwenvl.markup import Content, Image, Turn
 
 IMAGES_KEPT = 256
-"""Pictures whose pixels are remembered, so that questions about the same picture share it: 600 MB at 448 px."""
+"""Images whose pixels are remembered, so that questions about the same image share it: 600 MB at 448 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Asker:
         `numbered`: in ChatML, images are introduced as `Picture k: ` (MME's script does not). `history` are turns of
         ChatML before it, and `system` what the system says there.
 
-        Raises ValueError for a picture that cannot be opened.
+        Raises ValueError for an image that cannot be opened.
         """
         assistant = self.assistant
         if self.prompt_format == "chatml":

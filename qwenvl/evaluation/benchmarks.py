@@ -97,7 +97,7 @@ class Benchmark:
     prompt_format: Literal["raw", "chatml"] | None = "raw"
     """How the release's script asks, chat models too; None: as the checkpoint wants to be asked."""
     numbered: bool = False
-    """In ChatML, whether pictures are introduced as `Picture k: ` (MME's script does not)."""
+    """In ChatML, whether images are introduced as `Picture k: ` (MME's script does not)."""
     open_with: tuple[str, ...] = ()
     """Control symbols that begin the answer."""
     submit: Literal["vqa", "vizwiz", "docvqa", "mmbench"] | None = None
@@ -161,7 +161,7 @@ def choose_with_context(sample: Sample) -> list[Segment]:
 
 
 def choose(sample: Sample) -> list[Segment]:
-    """SEED-Bench: each picture or frame on a line of its own."""
+    """SEED-Bench: each image or frame on a line of its own."""
     options = "\n".join(lettered(sample.options))
     images: list[Segment] = []
     for image in _images(sample):
@@ -175,12 +175,12 @@ def exam(sample: Sample) -> list[Segment]:
 
 
 def yes_or_no(sample: Sample) -> list[Segment]:
-    """MME: the question on the line below its picture."""
+    """MME: the question on the line below its image."""
     return [*_images(sample), Text(f"\n{sample.text}")]
 
 
 def talk(sample: Sample) -> list[Segment]:
-    """TouchStone and the toy world: an instruction as it is written, behind its pictures."""
+    """TouchStone and the toy world: an instruction as it is written, behind its images."""
     return [*_images(sample), Text(sample.text)]
 
 
@@ -271,7 +271,7 @@ def _dialogue(
 def _toy(
     name: str, title: str, kinds: tuple[str, ...], metric: Metric, ask: Ask = talk, *, chat: bool = False
 ) -> Benchmark:
-    """Asked in the raw formats of Appendix B, but about two pictures, which only dialogues have."""
+    """Asked in the raw formats of Appendix B, but about two images, which only dialogues have."""
     choice = metric is LETTER
     return Benchmark(
         name=f"toyworld-{name}", title=f"Toy {title}", table=TOY_TABLE, split="test",
@@ -300,7 +300,7 @@ ROWS = (
               Published(79.5, 78.2, 77.9, "Unified-IO-XL"), submit="vqa"),
     _question("okvqa", "OKVQA", "val", vqav2.samples, VQA, Published(58.6, 56.6, 54.0, "Unified-IO-XL")),
     _question("gqa", "GQA", "testdev-balanced", gqa.samples, GQA, Published(59.3, 57.5, 49.5, INSTRUCT_BLIP)),
-    _choice("scienceqa", "ScienceQA-Img", "Table 4", "test, with picture", scienceqa.samples, choose_with_context,
+    _choice("scienceqa", "ScienceQA-Img", "Table 4", "test, with image", scienceqa.samples, choose_with_context,
             Published(67.1, 68.2, 63.1, INSTRUCT_BLIP)),
     _question("vizwiz", "VizWiz", "test-dev, val", vizwiz.samples, VQA,
               Published(35.2, 38.9, 33.4, INSTRUCT_BLIP), submit="vizwiz"),
@@ -366,7 +366,7 @@ ROWS = (
     _toy("reading", "reading", ("read",), ANLS),
     _toy("refer", "phrases", ("refer",), IOU, find),
     _toy("choice", "choices", ("multiple_choice",), LETTER),
-    _toy("two-pictures", "picture pairs", ("two_pictures",), EXACT, chat=True),
+    _toy("two-images", "image pairs", ("two_images",), EXACT, chat=True),
     # --- Whatever training reads
     *(_own(task, how) for task, how in own.TASKS.items()),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """One line of the score card with everything under it, and the folder that it is kept in.
 
 score.json      the cards of a run: value, interval, the paper's value, n of N, seconds, failures, parts
-scored.jsonl    every answered question: prompt, raw, plain, parsed, score, failed, truth, pictures, box
+scored.jsonl    every answered question: prompt, raw, plain, parsed, score, failed, truth, images, box
 """
 
 import base64
@@ -30,7 +30,7 @@ RIGHT_FROM: Mapping[str, float] = {MME.name: 2, RATING.name: 5, CIDER.name: 1, T
 
 Record = dict[str, Any]
 EMBEDDED = "base64:"
-"""How a picture that is no file begins in scored.jsonl."""
+"""How an image that is no file begins in scored.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ def _bytes_of(image: bytes | Located) -> bytes:
 
 
 def in_base64(image: bytes) -> str:
-    """A picture that came inside the annotations, as `base64:` and its bytes, for the gallery."""
+    """An image that came inside the annotations, as `base64:` and its bytes, for the gallery."""
     return EMBEDDED + base64.b64encode(image).decode()
 
 

@@ -21,7 +21,7 @@ from qwenvl.markup import Box, Segment, Text
 
 SEED = 0
 AT_ONCE = 16
-"""Pictures that pass through the vision encoder together."""
+"""Images that pass through the vision encoder together."""
 
 
 def at_random(questions: int, pool: int, shots: int) -> list[list[int]]:
@@ -34,9 +34,9 @@ def at_random(questions: int, pool: int, shots: int) -> list[list[int]]:
 def by_likeness(
     asker: Asker, questions: Sequence[Sample], pool: Sequence[Sample], shots: int
 ) -> list[list[int]]:
-    """For each question the examples whose pictures look most like its own, the likest last.
+    """For each question the examples whose images look most like its own, the likest last.
 
-    Likeness is the cosine of the pictures' mean visual tokens in this very model (RICES with its own features).
+    Likeness is the cosine of the images' mean visual tokens in this very model (RICES with its own features).
     """
     _enough(len(pool), shots)
     known = _features(asker, pool)
@@ -76,13 +76,11 @@ def _enough(pool: int, shots: int) -> None:
 
 @torch.inference_mode()
 def _features(asker: Asker, samples: Sequence[Sample]) -> Float32[np.ndarray, "samples hidden"]:
-    """Mean visual token of each sample's first picture, of length 1."""
+    """Mean visual token of each sample's first image, of length 1."""
     model = asker.assistant.model
     size, device = model.config.vision.image_size, model.llm.embed.weight.device
     if bare := next((sample.id for sample in samples if not sample.images), None):
-        raise ValueError(
-            f"question {bare} has no picture, so nothing is like it; draw its examples at random."
-        )
+        raise ValueError(f"question {bare} has no image, so nothing is like it; draw its examples at random.")
     parts = []
     for at in range(0, len(samples), AT_ONCE):
         pixels = [preprocess(opened(sample.images[0]), size) for sample in samples[at : at + AT_ONCE]]

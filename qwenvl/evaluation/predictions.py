@@ -1,8 +1,8 @@
 """Predictions on disk: one JSON object per line, whole lines only, whatever killed the run.
 
 id        the question
-key       digest of all that the answer depends on: weights, prompt, pictures, decoding
-prompt    as asked, tags and all; a picture is `<img></img>`
+key       digest of all that the answer depends on: weights, prompt, images, decoding
+prompt    as asked, tags and all; an image is `<img></img>`
 raw       what the model wrote, with tags        plain   without, as the metrics read it
 nll       mean negative log-likelihoods of the options, where an option was chosen
 parsed, score, failed, truth                     added by scoring

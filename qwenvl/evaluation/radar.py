@@ -1,4 +1,4 @@
-"""The radar picture of a score card as inline SVG, like the one of the release's README: one ray per benchmark."""
+"""The radar image of a score card as inline SVG, like the one of the release's README: one ray per benchmark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def radar(
 
     Each ray ends at its own of `tops`, or at its largest value where that is None.
 
-    Fewer than three rays make no picture: the empty string.
+    Fewer than three rays make no image: the empty string.
     """
     if len(rays) < 3:
         return Html()

@@ -1,7 +1,7 @@
 """The score card as a page: one self-contained HTML file, and the same table in Markdown.
 
 Value with its 95 % interval, the paper's value, the difference, questions answered, seconds, parse failures; a radar
-picture; right and wrong answers with their pictures and boxes. Several runs stand side by side.
+image; right and wrong answers with their images and boxes. Several runs stand side by side.
 """
 
 import base64
@@ -25,7 +25,7 @@ from qwenvl.markup import Box, Quad, parse
 SHOWN = 8
 """Right and wrong answers of each benchmark in the gallery."""
 THUMBNAIL = 300
-"""Pixels of the longer side of a picture in the gallery."""
+"""Pixels of the longer side of an image in the gallery."""
 
 COLUMNS = (
     "Benchmark", "Model", "Score", "95 % interval", "Paper", "Difference", "Best rival", "n", "Unreadable", "Seconds"
@@ -82,7 +82,7 @@ def _filled(cards: Sequence[Card]) -> tuple[list[str], list[list[str]]]:
 
 
 def html(runs: Sequence[Run], title: str = TITLE) -> str:
-    """The whole page. Pictures that are gone are left out, and said so."""
+    """The whole page. Images that are gone are left out, and said so."""
     cards = _sorted([card for run in runs for card in run.cards])
     if not cards:
         raise ValueError("there is nothing to report; give folders that `qwenvl eval run` wrote.")
@@ -195,7 +195,7 @@ def _figures(heading: str, chosen: Sequence[Record]) -> Html:
 
 
 def _evenly_chosen(records: Sequence[Record]) -> list[Record]:
-    """Group after group, so that every kind is seen, and each a little further on, so that pictures differ."""
+    """Group after group, so that every kind is seen, and each a little further on, so that images differ."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.get("group", ""), []).append(record)
@@ -208,7 +208,7 @@ def _figure(record: Record) -> Html:
     names = record["images"]
     shown = [_image(name, record, last=k == len(names) - 1) for k, name in enumerate(names)]
     group = f" ({record['group']})" if record.get("group") else ""
-    asked = record["prompt"].replace("<img></img>", "[picture] ")
+    asked = record["prompt"].replace("<img></img>", "[image] ")
     verdict = element("b", "Right" if record["right"] else "Wrong")
     caption = [
         pages.join([verdict, f"{group}, {float(record['score']):.3g}"]),
@@ -223,7 +223,7 @@ def _image(name: str, record: Record, last: bool) -> Html:
     try:
         image = open_image(source_of(name))
     except ValueError:
-        return element("p", "(picture not found)", class_="soft")
+        return element("p", "(image not found)", class_="soft")
     boxes: list[Box | Quad] = []
     if last:
         boxes = [part for part in parse(record["raw"]) if isinstance(part, Box | Quad)]
@@ -233,7 +233,7 @@ def _image(name: str, record: Record, last: bool) -> Html:
 
 
 def source_of(name: str) -> Source:
-    """What a picture of scored.jsonl stands for."""
+    """What an image of scored.jsonl stands for."""
     return base64.b64decode(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
 
 
@@ -249,7 +249,7 @@ def _truth(record: Record) -> list[Box | Quad]:
 
 
 def sized(image: pillow.Image, side: int) -> pillow.Image:
-    """The picture with `side` pixels along its longer side."""
+    """The image with `side` pixels along its longer side."""
     factor = side / max(image.size)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return image.resize(size, pillow.Resampling.LANCZOS).convert("RGB")

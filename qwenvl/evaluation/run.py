@@ -103,7 +103,7 @@ def plan(job: Job, samples: Sequence[Sample]) -> list[Planned]:
 
 
 def missing_images(samples: Sequence[Sample]) -> dict[str, str]:
-    """Questions with a picture that is no file: id -> its path. Raises ValueError if that is all of them."""
+    """Questions with an image that is no file: id -> its path. Raises ValueError if that is all of them."""
     lost = {
         sample.id: image
         for sample in samples
@@ -112,13 +112,13 @@ def missing_images(samples: Sequence[Sample]) -> dict[str, str]:
     }
     if len(lost) == len(samples):
         raise ValueError(
-            f"no picture is where the annotations say, such as {min(lost.values())}; give --images."
+            f"no image is where the annotations say, such as {min(lost.values())}; give --images."
         )
     return lost
 
 
 def _examples(job: Job, samples: Sequence[Sample], lost: Collection[str]) -> list[list[Sample]]:
-    """Of each question; a question without its picture has a draw of its own too, so that the others keep theirs."""
+    """Of each question; a question without its image has a draw of its own too, so that the others keep theirs."""
     if job.pool is None:
         return [[] for _ in samples]
     pool = benchmark(job.benchmark).read(job.pool)

@@ -52,7 +52,7 @@ class Metric:
     """Of the printed score: 100 for percent."""
     combine: Combine = "pooled"
     cluster: Callable[[Sample], str] | None = None
-    """Items that stand or fall together are resampled together: the two questions about a picture of MME."""
+    """Items that stand or fall together are resampled together: the two questions about an image of MME."""
     boxes: bool = False
     """Whether it judges boxes (`Sample.box`) instead of texts (`Sample.answers`)."""
     by_cluster: bool = False
@@ -268,7 +268,7 @@ def most_chosen(options: Sequence[str]) -> str | None:
 
 
 def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem]:
-    """One for a right answer and one more if the other question about the picture is right too: acc and acc+."""
+    """One for a right answer and one more if the other question about the image is right too: acc and acc+."""
     labels = [mme.label(answer) for answer in answers]
     right: dict[str, list[bool]] = {}
     for sample, label in zip(samples, labels, strict=True):
@@ -282,7 +282,7 @@ def _yes_no(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredIte
 
 
 def image_of_question(sample: Sample) -> str:
-    """MME's picture of a question: its id without the number of the question."""
+    """MME's image of a question: its id without the number of the question."""
     return sample.id.rsplit("/", 1)[0]
 
 

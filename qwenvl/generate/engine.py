@@ -353,7 +353,7 @@ def stream(
     """Every token as it is made: step by step, within a step by row, as far as memory lets all be written together.
 
     Prompts are never cut, and the model is left as it is. Raises ValueError before any work for a prompt that is empty,
-    that leaves no room below `prompts.longest_row`, or whose pictures do not match its placeholders; and where the
+    that leaves no room below `prompts.longest_row`, or whose images do not match its placeholders; and where the
     model's probabilities are no numbers.
     """
     for number, prompt in enumerate(prompts):

@@ -18,7 +18,7 @@ def score(
 ) -> list[list[tuple[float, ...]]]:
     """Log-probability of every token of every given continuation of each prompt.
 
-    The continuations of one prompt are branches of one row: prompt and pictures are computed once.
+    The continuations of one prompt are branches of one row: prompt and images are computed once.
 
         ids        [ prompt ...  | a0 a1 | b0 b1 b2 ]
         segments   [ 1024 ...    | 1025  | 1026     ]

@@ -16,11 +16,11 @@ LONGEST_ROW = 32_768
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One row: ids as `markup.render` makes them, and the pixels of its pictures in order."""
+    """One row: ids as `markup.render` makes them, and the pixels of its images in order."""
 
     ids: tuple[int, ...]
     pixels: tuple[Float32[np.ndarray, "3 side side"], ...] = ()
-    """As `images.preprocess` makes them. Prompts may share pictures: each is encoded once."""
+    """As `images.preprocess` makes them. Prompts may share images: each is encoded once."""
     seed: int = 0
     """Together with `Settings.seed`, all that random draws for this row depend on."""
 
@@ -36,14 +36,14 @@ def left_padded(
 
 
 def check(prompt: Prompt, number: int, model: QwenVL) -> None:
-    """Raise ValueError for a prompt (`number` in its batch) that is empty, too long or does not fit its pictures."""
+    """Raise ValueError for a prompt (`number` in its batch) that is empty, too long or does not fit its images."""
     config, limit = model.config, longest_row(model)
     if not prompt.ids:
         raise ValueError(f"prompt {number} is empty; give it one token at least.")
     if len(prompt.ids) >= limit:
         raise ValueError(
             f"prompt {number} has {len(prompt.ids)} tokens; this model reads at most {limit - 1}. "
-            "Shorten the text or give fewer pictures."
+            "Shorten the text or give fewer images."
         )
     if max(prompt.ids) >= config.llm.vocab_size or min(prompt.ids) < 0:
         raise ValueError(
@@ -53,13 +53,13 @@ def check(prompt: Prompt, number: int, model: QwenVL) -> None:
     slots, queries = prompt.ids.count(config.imgpad_id), config.adapter.queries
     if slots != queries * len(prompt.pixels):
         raise ValueError(
-            f"prompt {number} has {slots} picture placeholders but {len(prompt.pixels)} pictures; every picture needs "
+            f"prompt {number} has {slots} image placeholders but {len(prompt.pixels)} images; every image needs "
             f"{queries}. Build ids with markup.render()."
         )
     for image in prompt.pixels:
         if image.ndim != 3 or image.shape != (3, *[config.vision.image_size] * 2):
             raise ValueError(
-                f"prompt {number} has a picture of shape {tuple(image.shape)}; expected "
+                f"prompt {number} has an image of shape {tuple(image.shape)}; expected "
                 f"(3, {config.vision.image_size}, {config.vision.image_size}). Make it with images.preprocess()."
             )
 

@@ -18,7 +18,7 @@ def scorer_of(checkpoint: str, device: str = "auto") -> ScorerFactory:
 
 
 def load_scorer(checkpoint: str, device: str = "auto") -> Scorer:
-    """Load the model and return the function that scores pairs: the cosine of picture and text.
+    """Load the model and return the function that scores pairs: the cosine of image and text.
 
     Chinese sources want a CLIP that reads Chinese. Raises ValueError where transformers or the model is missing.
     """

@@ -4,7 +4,7 @@
 
 lmms-eval wants an environment of its own without torchvision (docs/EVALUATION.md). Its tasks bring their own prompts
 and metrics: their numbers are not the paper's, `qwenvl eval` has those. This is a model of its kind "simple", which
-every task can ask: pictures first, then the text; written answers, and likelihoods of given ones.
+every task can ask: images first, then the text; written answers, and likelihoods of given ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

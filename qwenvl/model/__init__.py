@@ -5,10 +5,10 @@ Glossary of the dimension words in shape annotations:
     batch            rows of token ids
     tokens           positions along a row
     written          those of them that come out: all, or the last alone
-    images           pictures of the whole batch, in row-major order of their slots
-    side             pixels along one side of a picture
-    patches          patches of one picture, row by row from the top left
-    queries          visual tokens of one picture
+    images           images of the whole batch, in row-major order of their slots
+    side             pixels along one side of an image
+    patches          patches of one image, row by row from the top left
+    queries          visual tokens of one image
     vision_width     channels of a patch
     hidden           channels of a token
     width            channels of whatever is normalised

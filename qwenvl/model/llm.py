@@ -30,7 +30,7 @@ BRANCHES = 1024
 
 
 class LLM(nn.Module):
-    """Embedding, blocks, final norm and head; the caller places the pictures between embedding and blocks."""
+    """Embedding, blocks, final norm and head; the caller places the images between embedding and blocks."""
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()

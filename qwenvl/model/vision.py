@@ -1,6 +1,6 @@
 """Vision encoder (paper 2.1, Table 1): a ViT-bigG/14 that returns every patch, with no class token and no pooling.
 
-The learned positions are stored for a 16 x 16 grid at every stage and interpolated to the picture's own grid on the
+The learned positions are stored for a 16 x 16 grid at every stage and interpolated to the image's own grid on the
 fly, in training too (authors, issue 215 of the official repository).
 """
 
@@ -16,7 +16,7 @@ from qwenvl.model.decode_attention import decode_attention, suits
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to patch features; global attention in every block."""
+    """Images to patch features; global attention in every block."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class VisionTransformer(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "images 3 side side"]
     ) -> Float[Tensor, "images patches vision_width"]:
-        """Any square picture whose side is a multiple of the patch size; rows of patches from the top left."""
+        """Any square image whose side is a multiple of the patch size; rows of patches from the top left."""
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # (images, patches, vision_width)
         patches = self.norm_pre(patches + interpolate_positions(self.position, patches.shape[1]))
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""The whole model (paper 2.1, Figure 3): pictures and ids in, logits out.
+"""The whole model (paper 2.1, Figure 3): images and ids in, logits out.
 
 Where a row holds `<imgpad>`, the word embedding is overwritten by a visual token; everything else is language
 modelling. The model never opens a file and never sees a path.
@@ -49,7 +49,7 @@ class QwenVL(nn.Module):
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Logits of the next token at every position.
 
-        `pixels` are the pictures in row-major order of their slots. Raises ValueError when slots and pictures do not
+        `pixels` are the images in row-major order of their slots. Raises ValueError when slots and images do not
         match.
         """
         return self.llm.head(self.hidden(ids, pixels, **kwargs))
@@ -64,7 +64,7 @@ class QwenVL(nn.Module):
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Everything before the head, for callers that need the logits of a few positions only.
 
-        `idle` pictures stand nowhere and change nothing: a process without pictures walks the ViT beside processes
+        `idle` images stand nowhere and change nothing: a process without images walks the ViT beside processes
         that have some, forward and backward, because together they hold its weights.
         """
         hidden = self.llm.embed(ids)  # (batch, tokens, hidden)
@@ -75,7 +75,7 @@ class QwenVL(nn.Module):
         return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **kwargs)
 
     def encode(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
-        """Visual tokens of each picture."""
+        """Visual tokens of each image."""
         return self.adapter(self.vision(pixels.to(self.vision.position.dtype)))
 
 

@@ -34,7 +34,7 @@ def checked_prompt(
         if (rendered := trusted(fixture, prompt)) is not None:
             case.equal("ids of the prompt", list(rendered.ids), ids)
             sources = [official.composed(str(image.source)) for image in rendered.images]
-            case.equal("pictures of the prompt", sources, [*map(official.composed, keys)])
+            case.equal("images of the prompt", sources, [*map(official.composed, keys)])
     if "list_format" in case:
         _check_list(fixture, case, case["list_format"], ids)
     return ids
@@ -50,7 +50,7 @@ def trusted(fixture: Fixture, text: str) -> markup.Rendered | None:
 
 
 def checked_batch(fixture: Fixture, case: Case) -> tuple[list[list[int]], Tensor]:
-    """Our ids of padded rows and the mask (1 = token), after checking rows, pictures and the side of the padding."""
+    """Our ids of padded rows and the mask (1 = token), after checking rows, images and the side of the padding."""
     mask = torch.tensor(case["attention_mask"])
     tokens, pad = mask.shape[1], fixture.tokenizer.endoftext
     prompts = case.get("prompts", [None] * len(mask))

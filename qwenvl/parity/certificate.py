@@ -4,7 +4,7 @@
 golden/                  what a path may be: the whole folder, a part of it, or one file;
 |-- tokenizer/*.json     recognised by what the files hold, not by their names
 |-- models/<name>/       (cases.json is a list)
-|-- preprocess/          (cases.json is an object with picture sizes)
+|-- preprocess/          (cases.json is an object with image sizes)
 |-- sampling.json
 |-- metrics/*.json
 `-- official_configs/, official_state_dict.json

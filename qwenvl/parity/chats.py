@@ -150,7 +150,7 @@ def official_context(
 
 
 def turns_of(query: str, history: History) -> list[markup.Turn]:
-    """A recorded dialogue as objects: questions are trusted to hold pictures, answers are what a model wrote."""
+    """A recorded dialogue as objects: questions are trusted to hold images, answers are what a model wrote."""
     turns = []
     for question, answer in history:
         turns += [_question(question), markup.Turn("assistant", tuple(markup.parse(answer)))]
@@ -158,7 +158,7 @@ def turns_of(query: str, history: History) -> list[markup.Turn]:
 
 
 def _question(text: str) -> markup.Turn:
-    """With its pictures as objects; in a question with a broken tag, all other tags that stand alone are text."""
+    """With its images as objects; in a question with a broken tag, all other tags that stand alone are text."""
     try:
         return markup.Turn("user", tuple(markup.parse_trusted(text)))
     except ValueError:
@@ -228,7 +228,7 @@ def _check_front_door(
 ) -> None:
     """The Assistant gives the same text, whole and in pieces, where it makes the same prompt.
 
-    It numbers the pictures itself, so a recorded question without numbers is no prompt of its.
+    It numbers the images itself, so a recorded question without numbers is no prompt of its.
     """
     assistant = Assistant(fixture.model, fixture.tokenizer, prompt_format)
     turns, options = _unnumbered(fixture, dialogue), Options(system=system)
@@ -238,7 +238,7 @@ def _check_front_door(
 
 
 def _unnumbered(fixture: Fixture, dialogue: Sequence[markup.Turn]) -> list[markup.Turn]:
-    """The turns without the `Picture k: ` and the newline that the Assistant puts around a picture itself."""
+    """The turns without the `Picture k: ` and the newline that the Assistant puts around an image itself."""
     count = 0
     turns = []
     for turn in dialogue:

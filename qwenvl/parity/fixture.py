@@ -51,20 +51,20 @@ class Fixture:
 
     @property
     def queries(self) -> int:
-        """Slots per picture."""
+        """Slots per image."""
         return self.config.adapter.queries
 
     def source(self, key: str) -> Path:
-        """The picture that stands behind a path of a recorded prompt."""
+        """The image that stands behind a path of a recorded prompt."""
         known = {official.composed(name): file for name, file in self.meta.get("image_keys", {}).items()}
         return self.path / known.get(official.composed(key), key)
 
     def arrays(self, paths: Sequence[str | Path]) -> tuple[np.ndarray, ...]:
-        """Pictures of the folder as `images.preprocess` makes them."""
+        """Images of the folder as `images.preprocess` makes them."""
         return tuple(images.preprocess(self.path / path, self.config.vision.image_size) for path in paths)
 
     def pixels(self, paths: Sequence[str | Path]) -> Tensor | None:
-        """Pictures of the folder, ready for the model; None for no picture."""
+        """Images of the folder, ready for the model; None for no image."""
         return torch.as_tensor(np.stack(self.arrays(paths))) if paths else None
 
     def encode(self, text: str, allowed: frozenset[str] = frozenset(SPECIALS)) -> list[int]:
@@ -72,7 +72,7 @@ class Fixture:
         return self.split_paths(official.encode(text, self.tokenizer, allowed), official.SLOTS)[0]
 
     def split_paths(self, ids: Iterable[int], slots: int | None = None) -> tuple[list[int], list[str]]:
-        """Our ids for official ones, and the path that stood in the slots (default: `queries`) of each picture."""
+        """Our ids for official ones, and the path that stood in the slots (default: `queries`) of each image."""
         ours, paths = list(ids), []
         img, img_end, pad = self.config.imgpad_id - 2, self.config.imgpad_id - 1, self.config.imgpad_id
         place = 0
@@ -81,7 +81,7 @@ class Fixture:
             end = ours.index(img_end, start)
             found = ours[start + 1 : end]
             if len(found) != (slots or self.queries):
-                raise ValueError(f"{len(found)} slots in a picture, expected {slots or self.queries}")
+                raise ValueError(f"{len(found)} slots in an image, expected {slots or self.queries}")
             paths.append(bytes(found[: found.index(pad)] if pad in found else found).decode())
             ours[start + 1 : end] = [pad] * self.queries
             place = start + self.queries + 2
@@ -163,9 +163,9 @@ class Case:
             self._fixes.append(defect)
 
     def check_images(self, fixture: "Fixture", keys: Sequence[str], paths: Sequence[str]) -> None:
-        """The paths in the prompt stand for the pictures that are recorded with them."""
+        """The paths in the prompt stand for the images that are recorded with them."""
         known = [fixture.source(key) for key in keys]
-        self.equal("pictures behind the paths", known, [fixture.path / path for path in paths])
+        self.equal("images behind the paths", known, [fixture.path / path for path in paths])
 
     def result(self) -> Result:
         """The verdict on everything compared so far."""

@@ -1,8 +1,8 @@
 """Recorded runs of the official model (`golden/models/<name>/`), checked against ours stage by stage.
 
 A folder holds an official checkpoint, `cases.json` (stages and gradients are checked here, answers in `answers.py`,
-dialogues in `chats.py`) and perhaps `chat_stream.json`. The official ids carry a picture's path as bytes in its slots;
-the reader puts plain placeholders there and opens the picture itself, because our model never reads a path.
+dialogues in `chats.py`) and perhaps `chat_stream.json`. The official ids carry an image's path as bytes in its slots;
+the reader puts plain placeholders there and opens the image itself, because our model never reads a path.
 
 Tolerance: 1e-4 of the recorded tensor's own standard deviation, in float32; a single number (a loss, a gradient's norm)
 1e-4 of itself; ids, text and pixels exactly.
@@ -111,7 +111,7 @@ def _folder(fixture: Fixture, case: Case) -> None:
     if "n_ranks" in meta:
         case.equal("ranks", tokenizer.n_ranks, meta["n_ranks"])
     if "img_token_span" in meta:
-        case.equal("slots per picture", fixture.queries, meta["img_token_span"])
+        case.equal("slots per image", fixture.queries, meta["img_token_span"])
     for name, token in meta.get("special", {}).items():
         known = name in _META_SPECIALS
         case.equal(f"special {name}", getattr(tokenizer, name) if known else "not understood", token)
@@ -152,7 +152,7 @@ def vision_stages(fixture: Fixture, paths: list[str]) -> dict[str, Tensor]:
     """Every stage between pixels and visual tokens, under its recorded name; (images, rows, channels)."""
     model, pixels = fixture.model, fixture.pixels(paths)
     if pixels is None:
-        raise ValueError("a vision case without pictures")
+        raise ValueError("a vision case without images")
     watched: dict[str, nn.Module] = {
         "ln_pre": model.vision.norm_pre,
         "post": model.adapter.norm_out,
@@ -284,7 +284,7 @@ def _forward_batch(fixture: Fixture, case: Case) -> None:
 def _train(fixture: Fixture, case: Case) -> None:
     """Loss and gradients as in training: no log-n, no stretch.
 
-    The official code sends an empty picture through the encoder when a row has none, so that its gradients there are
+    The official code sends an empty image through the encoder when a row has none, so that its gradients there are
     zeros; ours has none, which is the same number. A null stands for what is never trained: our buffers.
     """
     case.describes("note")

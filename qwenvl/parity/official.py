@@ -3,7 +3,7 @@
 The rest of the project never does this (`qwenvl.tokenizer`, `qwenvl.markup`): here it stands for comparison, and
 must only be given text that is trusted. Where the official code raises anything, these functions raise ValueError.
 
-A picture in official ids: `<img>`, the UTF-8 bytes of its path as ids 0..255, `<imgpad>` up to 256 slots, `</img>`.
+An image in official ids: `<img>`, the UTF-8 bytes of its path as ids 0..255, `<imgpad>` up to 256 slots, `</img>`.
 """
 
 import math
@@ -78,18 +78,18 @@ def _image(path: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def official_ids(rendered: Rendered, tokenizer: Tokenizer) -> list[int]:
-    """Our ids in the official scheme: the path of every picture is written into its 256 slots.
+    """Our ids in the official scheme: the path of every image is written into its 256 slots.
 
-    Raises ValueError for a picture without a path or with another number of slots.
+    Raises ValueError for an image without a path or with another number of slots.
     """
     ids = list(rendered.ids)
     for start, image in zip(rendered.image_starts, rendered.images, strict=True):
         if not isinstance(image.source, str):
             raise ValueError(
-                f"a picture is {type(image.source).__name__}; the official scheme knows only paths."
+                f"an image is {type(image.source).__name__}; the official scheme knows only paths."
             )
         if ids[start - 1 : start + SLOTS + 1] != _image("", tokenizer):
-            raise ValueError(f"the picture at {start} has not {SLOTS} slots; render with queries={SLOTS}.")
+            raise ValueError(f"the image at {start} has not {SLOTS} slots; render with queries={SLOTS}.")
         ids[start - 1 : start + SLOTS + 1] = _image(image.source, tokenizer)
     return ids
 
@@ -128,7 +128,7 @@ def decode(
 def _path_bytes(slots: Sequence[int], tokenizer: Tokenizer) -> bytes:
     pad = _index(slots, tokenizer.imgpad, 0, "no <imgpad> behind the path in <img>..</img>.")
     if wrong := [token for token in slots[:pad] if not 0 <= token < 256]:
-        raise ValueError(f"id {wrong[0]} stands in the path of a picture; expected bytes, 0 to 255.")
+        raise ValueError(f"id {wrong[0]} stands in the path of an image; expected bytes, 0 to 255.")
     name = bytes(slots[:pad])
     name.decode("utf-8")
     return name
@@ -141,7 +141,7 @@ def _index(ids: Sequence[int], token: int, start: int, missing: str) -> int:
         raise ValueError(missing) from None
 
 
-# === Lists of elements, boxes, pictures ===
+# === Lists of elements, boxes, images ===
 
 
 def from_list_format(elements: Iterable[Mapping[str, Any]]) -> str:
@@ -221,7 +221,7 @@ def boxes(text: str) -> list[dict[str, Any]]:
 
 
 def latest_image(response: str, history: History | None) -> str | None:
-    """The path of the last picture in the questions, or in `response` as if it were one."""
+    """The path of the last image in the questions, or in `response` as if it were one."""
     for question, *_ in reversed([*(history or []), (response, None)]):
         for element in reversed(to_list_format(question or "")):
             if "image" in element:
@@ -230,7 +230,7 @@ def latest_image(response: str, history: History | None) -> str | None:
 
 
 def drawing(response: str, history: History | None, width: int, height: int) -> list[list[Any]] | None:
-    """What is drawn on the latest picture, in pixels: ["box", corners], ["text", phrase, corner]; None if nothing."""
+    """What is drawn on the latest image, in pixels: ["box", corners], ["text", phrase, corner]; None if nothing."""
     if latest_image(response, history) is None or not (found := boxes(response)):
         return None
     calls: list[list[Any]] = []
@@ -317,7 +317,7 @@ def sft_preprocess(
 ) -> tuple[list[int], list[int]]:
     """(ids, labels) of a dialogue for fine-tuning, padded and cut to `max_len`; None leaves the length as it is.
 
-    Control symbols spelled in a `value` become control symbols, and the cut may go through a picture (defect 11).
+    Control symbols spelled in a `value` become control symbols, and the cut may go through an image (defect 11).
     """
     if not conversation:
         raise ValueError("the conversation has no turns; expected a question at least.")

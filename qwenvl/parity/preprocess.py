@@ -1,4 +1,4 @@
-"""Fixtures of the official picture pipeline (`preprocess/cases.json` and its pictures), checked against ours.
+"""Fixtures of the official image pipeline (`preprocess/cases.json` and its images), checked against ours.
 
 Pixels after the resize must be equal, every one; the float values to 1e-4 of their standard deviation.
 """
@@ -24,7 +24,7 @@ _CHECKED = frozenset({"mode", "size", "u8_sum", "mean", "std", "resized_png", "u
 
 
 def certify(path: Path) -> Iterator[Result]:
-    """One result for the constants and one for every recorded picture at every recorded size."""
+    """One result for the constants and one for every recorded image at every recorded size."""
     path = Path(path)
     path = path / "cases.json" if path.is_dir() else path
     fixture = read_json(path)
@@ -50,7 +50,7 @@ def certify(path: Path) -> Iterator[Result]:
 
 
 def _image(name: str, case: Mapping[str, Any], folder: Path, recorded_with: str) -> Result:
-    """All that is recorded of one picture at one size; what differs is named in the note."""
+    """All that is recorded of one image at one size; what differs is named in the note."""
     if not set(case) >= _NAMED or not set(case) - _NAMED or set(case) - _NAMED - _CHECKED:
         raise ValueError(f"keys {sorted(case)}")
     source = folder / case["file"]
@@ -74,7 +74,7 @@ def _image(name: str, case: Mapping[str, Any], folder: Path, recorded_with: str)
 def _exact(
     case: Mapping[str, Any], folder: Path, source: Path, image: pillow.Image, levels: np.ndarray
 ) -> Iterator[tuple[str, bool]]:
-    """What must be equal without tolerance: the picture's own facts and its pixels after the resize."""
+    """What must be equal without tolerance: the image's own facts and its pixels after the resize."""
     if "mode" in case:
         with images.opened(source) as header:
             yield "mode", header.mode == case["mode"]

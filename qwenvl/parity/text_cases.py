@@ -1,4 +1,4 @@
-"""Checks of the recorded text functions: ids, lists of elements, boxes, pictures (`tokenizer` says what is checked)."""
+"""Checks of the recorded text functions: ids, lists of elements, boxes, images (`tokenizer` says what is checked)."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from qwenvl.parity.certificate import Result
 from qwenvl.tokenizer import Tokenizer
 
 DEFECTS: Mapping[str, str] = {
-    "path": "5: the path of a picture in an answer is learned byte by byte; ours learns no picture",
+    "path": "5: the path of an image in an answer is learned byte by byte; ours learns no image",
     "slice": "7: the prompt is cut off by its length before NFC, which takes the reply's first characters",
     "dropped": "7: without a stop symbol the last token is dropped",
     "reply raises": "8: one malformed symbol raises for the whole reply; ours answers",
     "box raises": "8: one malformed box or unclosed tag raises for the whole reply; ours keeps it as text",
     "injected": "11: text of the data becomes control tokens; ours keeps it as text",
-    "cut": "11: the cut to max_len goes through a picture; ours refuses a dialogue that is too long (data.packing)",
+    "cut": "11: the cut to max_len goes through an image; ours refuses a dialogue that is too long (data.packing)",
 }
 """Notes of FIXED cases: the number in `official.md` section 8, and what was shown."""
 
@@ -157,11 +157,11 @@ def _path(image: Image) -> str:
     return image.source
 
 
-# === Lists, boxes, pictures ===
+# === Lists, boxes, images ===
 
 
 def from_list_format(case: Case) -> None:
-    """A list of elements as text and as ids, also as objects with numbered pictures."""
+    """A list of elements as text and as ids, also as objects with numbered images."""
     tokenizer, elements = case.tokenizer, case["list_format"]
     recorded = {"ok": case["text"]} if "text" in case else recorded_error(case)
     written = case.outcome("text", lambda: official.from_list_format(elements), recorded)
@@ -243,7 +243,7 @@ def _reply_boxes(case: Case, reply: str, recorded: Sequence[Mapping[str, Any]]) 
 
 
 def draw_boxes(case: Case) -> None:
-    """What is drawn on the picture, and where; `Box.to_pixels` names the same pixels."""
+    """What is drawn on the image, and where; `Box.to_pixels` names the same pixels."""
     response, width, height = case["response"], case["width"], case["height"]
     returned = case["returned"]
     if returned not in ("none", "image") and not isinstance(returned, Mapping):
@@ -265,9 +265,9 @@ def draw_boxes(case: Case) -> None:
 
 
 def latest_image(case: Case) -> None:
-    """The picture that a reply is about."""
+    """The image that a reply is about."""
     case.outcome(
-        "picture", lambda: official.latest_image(case["response"], case["history"]), _error_or_ok(case)
+        "image", lambda: official.latest_image(case["response"], case["history"]), _error_or_ok(case)
     )
 
 

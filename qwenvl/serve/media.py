@@ -153,9 +153,9 @@ def _require_size(width: int, height: int, limits: Limits) -> None:
 
 def _refusal(error: UnreadableImage) -> RefusedMedia:
     said = {
-        "no picture": f"The data is no image in a format that is opened here ({', '.join(FORMATS)}).",
+        "no image": f"The data is no image in a format that is opened here ({', '.join(FORMATS)}).",
         "decompression bomb": "An image would take too much time or memory to unpack; save it again, smaller.",
-        "picture without pixels": "An image has no pixels.",
+        "image without pixels": "An image has no pixels.",
         "unknown grey scale": "An image has grey levels of unknown scale; write it with 8 or 16 bits.",
     }
     return RefusedMedia(said.get(error.reason, "An image is damaged and cannot be decoded."), error.reason)

@@ -30,7 +30,7 @@ LOOKED_AT = 64
 
 ADVICE = {
     "over-long": "Documents are never cut: raise sequence_length, or make shorter ones.",
-    "picture at a URL": "Download the images; none is fetched while training.",
+    "image at a URL": "Download the images; none is fetched while training.",
 }
 """Kind of reason -> what to do, where it is not the paths or the data."""
 

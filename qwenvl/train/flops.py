@@ -36,7 +36,7 @@ def next_token_flops(
 
     `touched` are the parts in which something learns, `whole` those whose own weights do: LoRA touches a part and
     leaves its weights alone (its own matrices, a percent or two, are not counted). `config` has the stage's size of
-    pictures.
+    images.
     """
     llm, adapter = config.llm, config.adapter.queries
     total = vision_flops(config, "vision" in touched, "vision" in whole, images)

@@ -75,7 +75,7 @@ class Objective:
     flops: Callable[[Mapping[str, float]], float]
     """Arithmetic of an update, from the sum of its `Loss.counted`."""
     document: Callable[[int], Example | Skipped] | None = None
-    """The documents themselves, where they are text and pictures, for sample predictions."""
+    """The documents themselves, where they are text and images, for sample predictions."""
     sources: tuple[str, ...] = ()
     """All that `Loss.by_source` may name: processes add numbers up without telling their names."""
     close: Callable[[], None] = lambda: None

@@ -45,9 +45,9 @@ class Assumptions:
     mfu: float = 0.4
     """Share of that peak which is reached."""
     text_tokens: float = 67.0
-    """Tokens of a document that are no picture: 67 in stage 1 (500B tokens over 1.5B samples)."""
+    """Tokens of a document that are no image: 67 in stage 1 (500B tokens over 1.5B samples)."""
     images: float = 1.0
-    """Pictures of a document."""
+    """Images of a document."""
     supervised_tokens: float | None = None
     """Of them learned; None: all of the text."""
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(shard="full"))
@@ -66,8 +66,8 @@ class Assumptions:
         ):
             raise ValueError(
                 f"cannot plan for {self.gpus} GPUs of {self.memory} GB and {self.tflops} TFLOPs at an MFU of "
-                f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.images} pictures; expected a GPU "
-                "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 pictures or more."
+                f"{self.mfu}, with documents of {self.text_tokens} tokens and {self.images} images; expected a GPU "
+                "or more, memory and TFLOPs above 0, an MFU in (0, 1], a token or more and 0 images or more."
             )
         if self.gpus % self.parallel.tensor:
             raise ValueError(
@@ -134,7 +134,7 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
     document = given.text_tokens + given.images * (config.adapter.queries + 2)
     if document > stage.sequence_length:
         raise ValueError(
-            f"a document of {document:.0f} tokens ({given.images:g} pictures) does not fit a row of "
+            f"a document of {document:.0f} tokens ({given.images:g} images) does not fit a row of "
             f"{stage.sequence_length}; lower --text-tokens or --images."
         )
     micro = stage.micro_documents
@@ -248,7 +248,7 @@ def activations(
     adapt: Adapt | None = None,
     parallel: ParallelConfig = _ALONE,
 ) -> float:
-    """Bytes that autograd keeps of `rows` packed rows with `images` pictures, in the stage's precision; no weights."""
+    """Bytes that autograd keeps of `rows` packed rows with `images` images, in the stage's precision; no weights."""
 
     def with_layers(
         vision: int, llm: int, *, activation_checkpointing: bool = parallel.activation_checkpointing

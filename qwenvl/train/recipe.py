@@ -342,7 +342,7 @@ def _train_stage(
 ) -> None:
     runtime = dataclasses.replace(runtime, device=distributed.own_device(runtime.device))
     model = checkpoint.load(init, runtime)
-    # who asks the model, while it learns too, shows it pictures of this size; raises where patches do not fill them
+    # who asks the model, while it learns too, shows it images of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
     train(model, Tokenizer.load(init), stage, run_dir, runtime, parallel=parallel, watch=watch)
     trained = whole(model)

@@ -1,4 +1,4 @@
-"""What a model says while it learns: a sheet of pictures with boxes drawn, what was asked, answered and expected.
+"""What a model says while it learns: a sheet of images with boxes drawn, what was asked, answered and expected.
 
 A document tells by its labels what is prompt and what is answer, so this works for every stage and every source.
 """
@@ -31,13 +31,13 @@ SHOWN = 4
 """Predictions on a sheet."""
 
 TRIED = 32
-"""Documents looked at to find some with a picture."""
+"""Documents looked at to find some with an image."""
 
 LONGEST_ANSWER = 96
 """Tokens of an answer at most."""
 
 _CARD, _LINES, _LINE = 400, 9, 17
-"""Width of a card, lines of text below its picture, and their height, in pixels."""
+"""Width of a card, lines of text below its image, and their height, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Shown:
     """The last image of the document."""
 
     def drawn(self) -> pillow.Image | None:
-        """The picture with the boxes that were answered and, labelled so, those that were expected."""
+        """The image with the boxes that were answered and, labelled so, those that were expected."""
         if self.image is None:
             return None
         image = self.image
@@ -154,7 +154,7 @@ def _shapes(text: str) -> Iterator[Box | Quad]:
 
 
 def write_sheet(folder: Path, step: int, shown: Sequence[Shown]) -> Path:
-    """Write step-N.png, and the same in words as step-N.jsonl; returns the picture's file."""
+    """Write step-N.png, and the same in words as step-N.jsonl; returns the image's file."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [
         {"step": step, "asked": each.asked, "answered": each.answered, "expected": each.expected}

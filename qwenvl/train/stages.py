@@ -98,7 +98,7 @@ class StageConfig:
     trains: tuple[str, ...] = PARTS
     """Parts that learn; the others are frozen."""
     image_size: int
-    """Pixels along one side of a picture."""
+    """Pixels along one side of an image."""
     sequence_length: int
     """Tokens of a packed row."""
     packing: str = "isolated"

@@ -1,6 +1,6 @@
 """Where the log is drawn: TensorBoard always, Weights & Biases or trackio when asked for.
 
-All of them are pictures of `log.jsonl`, the one source of truth. TensorBoard's file is drawn anew when a run goes on
+All of them are images of `log.jsonl`, the one source of truth. TensorBoard's file is drawn anew when a run goes on
 after a kill, so no point is missing and none is there twice; the online trackers are sent only what they have not had.
 """
 
@@ -69,7 +69,7 @@ class TensorBoard:
         self._write(Summary(value=values), line["step"], line.get("time"))
 
     def sheet(self, step: int, file: Path) -> None:
-        """The picture as it is on the disk."""
+        """The image as it is on the disk."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         with opened(file) as image:
@@ -115,7 +115,7 @@ class Online:
             self._library.log(scalars(line), step=line["step"])
 
     def sheet(self, step: int, file: Path) -> None:
-        """The picture as it is on the disk."""
+        """The image as it is on the disk."""
         if step > self._sent:
             self._library.log({"predictions": self._library.Image(str(file))}, step=step)
 

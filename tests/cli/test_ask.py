@@ -235,8 +235,8 @@ def test_a_question_is_text_whatever_it_spells(run: Run, prompts: list[str]):
     ("words", "message"),
     [
         ((FOLDER,), "give a model and a question"),
-        ((FOLDER, "missing.png", "What?"), "No picture at 'missing.png'"),
-        ((FOLDER, FOLDER / "config.json", "What?"), "Not a picture"),
+        ((FOLDER, "missing.png", "What?"), "No image at 'missing.png'"),
+        ((FOLDER, FOLDER / "config.json", "What?"), "Not an image"),
         (("no-such-model", "What?"), "no-such-model is no folder"),
         ((FOLDER, "What?", "--out", "x.png"), "needs an image to draw on"),
         ((FOLDER, A, "What?", "--dtype", "float8"), "dtype is 'float8'"),
@@ -247,7 +247,7 @@ def test_a_question_is_text_whatever_it_spells(run: Run, prompts: list[str]):
         ((FOLDER, A, "What?", "--seed", "9" * 20), "seed is 9999"),
         ((FOLDER, A, " "), "the question is empty"),
         ((FOLDER, A, "mistyped.JPG"), "the last word, mistyped.JPG, is an image file and no question"),
-        ((FOLDER, A, "What?", "--out", "boxes.txt"), "boxes.txt has no ending of a picture format"),
+        ((FOLDER, A, "What?", "--out", "boxes.txt"), "boxes.txt has no ending of an image format"),
         ((FOLDER, A, "word " * 40_000), "tokens; this model reads at most"),
     ],
 )
@@ -306,7 +306,7 @@ def test_a_bad_line_is_told_and_the_dialogue_goes_on(run: Run, prompts: list[str
     assert status == 2 and out == ANSWER + "\n"
     assert [line.split(": ", 2)[2].split(";")[0] for line in err.splitlines()] == [
         "there is no answer to draw yet",
-        f"No picture at {str(tmp_path / 'missing.png')!r}",
+        f"No image at {str(tmp_path / 'missing.png')!r}",
         "a file name is missing",
     ]
 

@@ -154,7 +154,7 @@ def test_an_output_never_overwrites_an_input(
 
 def test_help_names_arguments_and_hides_none(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     def weigh(images: tuple[Path, ...], /, *, out: Path | None = None, json: bool = False) -> None:
-        """Weigh pictures."""
+        """Weigh images."""
 
     install(weigh)
     assert cli.main(["weigh", "--help"]) == 0
@@ -204,8 +204,8 @@ def test_a_wrong_option_is_bad_usage(install: Install, capsys: pytest.CaptureFix
     ("error", "said"),
     [
         (
-            ValueError("the picture is\n  0 pixels wide; give another."),
-            "the picture is 0 pixels wide; give another.",
+            ValueError("the image is\n  0 pixels wide; give another."),
+            "the image is 0 pixels wide; give another.",
         ),
         (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "x.png"),

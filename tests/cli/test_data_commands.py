@@ -89,7 +89,7 @@ def test_inspect_shows_ids_boxes_and_what_is_learned(run: Run, tmp_path: Path) -
     run("data", "inspect", tmp_path / "r.jsonl", "--out", tmp_path / "short.html", *short)
     assert "too long for a row, never cut: 0, 2" in (tmp_path / "short.html").read_text()
     assert f'<span class="yes">T<small>{ord("T")}</small>' in page
-    assert "4 × imgpad<small>" in page and "No picture at" in page
+    assert "4 × imgpad<small>" in page and "No image at" in page
     assert "<b>" not in page, "text of the data is never markup of the page"
 
 
@@ -118,7 +118,7 @@ def test_calibrate_meets_the_target(raw: Path, run: Run, tmp_path: Path) -> None
 
 @pytest.fixture
 def known(tmp_path: Path) -> Path:
-    """Captions and phrases of four pictures."""
+    """Captions and phrases of four images."""
     box = Box(100, 100, 500, 900)
     lines = []
     for k in range(4):
@@ -135,7 +135,7 @@ def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_p
     assert message == {"images": 4, "dialogues": 4, "questions": 4}
     first, *_ = read_conversations(out)
     assert first.turns[0].role == "user" and Image(tmp_path / "0.jpg") in first.turns[0].content
-    assert "2  dialogues" in run("data", "dialogues", "several-pictures", known, "--out", out)
+    assert "2  dialogues" in run("data", "dialogues", "several-images", known, "--out", out)
     first, second = read_conversations(out)
     assert len(first.images) == len(second.images) == 2
     assert "Picture 1: <img>" in out.read_text() and "Picture 2: <img>" in out.read_text()
@@ -233,7 +233,7 @@ def test_plan(run: Run) -> None:
             "give --out for the dialogues, or --dry-run",
         ),
         (("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y"), "no --model named"),
-        (("data", "dialogues", "several-pictures", "x.jsonl", "--out", "y", "--together", "1"), "2 at least"),
+        (("data", "dialogues", "several-images", "x.jsonl", "--out", "y", "--together", "1"), "2 at least"),
         (
             ("data", "dialogues", "self-instruction", "x.jsonl", "--out", "y", "--model", "m"),
             "no --server named",
@@ -280,7 +280,7 @@ def test_f5_records_that_give_no_dialogue_leave_an_earlier_file_alone(run: Run, 
     (tmp_path / "r.jsonl").write_text(to_json(question) + "\n")
     out = tmp_path / "out.jsonl"
     out.write_text("earlier\n")
-    message = run("data", "dialogues", "several-pictures", tmp_path / "r.jsonl", "--out", out, status=2)
+    message = run("data", "dialogues", "several-images", tmp_path / "r.jsonl", "--out", out, status=2)
     assert "no dialogue comes out of these records (1 images)" in message and message.count("\n") == 1
     assert out.read_text() == "earlier\n" and not list(tmp_path.glob("*unfinished*"))
 

@@ -20,7 +20,7 @@ from qwenvl.integrations.transformers import (
 )
 
 NOT_OURS = {
-    r"Model.test_eager_matches_sdpa_inference": "it leaves the pictures out and keeps their places, which is "
+    r"Model.test_eager_matches_sdpa_inference": "it leaves the images out and keeps their places, which is "
     "refused; there is one attention here, `attn_implementation` chooses nothing",
     r"Model.test_generation_tester_mixin_inheritance": "the source package lacks the generation tests; greedy, "
     "sampled, beam, assisted, static and embedded ones stand in tests/integrations/test_transformers_model.py",
@@ -55,7 +55,7 @@ def fitting(cls: type[unittest.TestCase]) -> type[unittest.TestCase]:
 
 
 class Tester:
-    """A model of two blocks, and a batch with a picture in each row."""
+    """A model of two blocks, and a batch with an image in each row."""
 
     batch_size, seq_length, is_training = 2, 12, True
     num_hidden_layers, num_attention_heads, hidden_size, image_size, queries = 2, 2, 32, 28, 4
@@ -88,7 +88,7 @@ class Tester:
 @fitting
 class CommonModel(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (QwenVLForConditionalGeneration,)
-    test_torch_exportable = False  # with its own tests: test_f29_export_with_any_number_of_pictures
+    test_torch_exportable = False  # with its own tests: test_f29_export_with_any_number_of_images
 
     def _prepare_for_class(self, inputs_dict: Any, model_class: Any, return_labels: bool = False) -> Any:
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)

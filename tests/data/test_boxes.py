@@ -68,8 +68,8 @@ def test_boxes_of_the_grid_survive_coco_and_yolo(values: tuple[int, ...], width:
     [
         ((10, 10, 5, 20), "box reversed"),
         ((10, 10, 10, 20), "box empty"),
-        ((10, 10, 120, 20), "box outside the picture"),
-        ((-10, 10, 50, 20), "box outside the picture"),
+        ((10, 10, 120, 20), "box outside the image"),
+        ((-10, 10, 50, 20), "box outside the image"),
         ((float("nan"), 10, 50, 20), "box not finite"),
         ((0, 10, float("inf"), 20), "box not finite"),
         ((1, 2, 3), "box without four numbers"),
@@ -118,8 +118,8 @@ def test_tags_of_other_models_become_ours(written: str, ours: str) -> None:
     ("written", "reason"),
     [
         ("<|box_start|>(1,2),(3)<|box_end|>", "without four numbers"),
-        ("<|box_start|>(1,2),(3,1001)<|box_end|>", "outside the picture"),
-        ("<box>[[-1, 2, 3, 4]]</box>", "outside the picture"),
+        ("<|box_start|>(1,2),(3,1001)<|box_end|>", "outside the image"),
+        ("<box>[[-1, 2, 3, 4]]</box>", "outside the image"),
     ],
 )
 def test_tags_that_mean_nothing_are_refused(written: str, reason: str) -> None:

@@ -37,7 +37,7 @@ def test_localisation_asks_both_ways_and_answers_with_the_annotation() -> None:
     assert spell(
         localisation([Referring(image=ONE, phrase="cats", boxes=(BOX, OTHER))], 1).turns[1].content
     ) == ("<ref>cats</ref><box>(1,2),(30,40)</box><box>(5,6),(70,80)</box>")
-    with pytest.raises(ValueError, match="of one picture"):
+    with pytest.raises(ValueError, match="of one image"):
         localisation([phrases[0], Referring(image=TWO, phrase="x", boxes=(BOX,))], 0)
 
 
@@ -58,7 +58,7 @@ def test_several_images_say_which_one_is_meant() -> None:
         "In Picture 2, what is it?": "A cat.",
         "第2张图片里有什么？": "一只猫。",
     }
-    with pytest.raises(ValueError, match="two pictures at least"):
+    with pytest.raises(ValueError, match="two images at least"):
         several_images(records[:1], 0)
 
 
@@ -71,8 +71,8 @@ def test_chinese_phrases_are_asked_about_in_chinese() -> None:
 
 
 def shown() -> list[Any]:
-    """Two captions and two phrases of each of five pictures, and a text."""
-    made: list[Any] = [PlainText(text="no picture")]
+    """Two captions and two phrases of each of five images, and a text."""
+    made: list[Any] = [PlainText(text="no image")]
     for k in range(5):
         image = Image(f"{k}.jpg")
         made += [Caption(image=image, text=f"a dog {k}"), Question(image=image, question="Where?", answer="there"),
@@ -96,7 +96,7 @@ def test_every_image_is_compared_once() -> None:
     made = list(comparisons(groups, together=2, questions=1, seed=0))
     assert len(made) == 2 and all(len(images(each)) == 2 for each in made)
     assert len({image for each in made for image in images(each)}) == 4, "the fifth has no partner"
-    with pytest.raises(ValueError, match="1 pictures in a dialogue; expected 2 at least"):
+    with pytest.raises(ValueError, match="1 images in a dialogue; expected 2 at least"):
         list(comparisons(groups, together=1, questions=1))
 
 
@@ -153,7 +153,7 @@ def test_the_dry_run_sends_nothing_and_shows_what_would_be_sent() -> None:
         "JSON list" in body["messages"][0]["content"]
         and "Write 3 questions" in body["messages"][0]["content"]
     )
-    assert isinstance(skipped, Skipped) and skipped.kind == "nothing known of the picture"
+    assert isinstance(skipped, Skipped) and skipped.kind == "nothing known of the image"
 
 
 def test_any_openai_compatible_server_will_do() -> None:

@@ -114,15 +114,15 @@ def test_f60_todays_layouts_are_read(folder: Path, sample: dict[str, Any], expec
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"images": ["red.png", "blue.png"], "conversations": [HUMAN, GPT]}, "picture count"),
-    ({"conversations": [HUMAN, GPT]}, "picture count"),
-    ({"image": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "picture count"),
-    ({"image": "red.png", "conversations": [{"from": "user", "value": "<img>blue.png</img>?"}, GPT]}, "picture count"),
-    ({"photo": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "picture count"),
-    ({"image": "nowhere.png", "conversations": [HUMAN, GPT]}, "missing picture"),
-    ({"images": ["red.png", "blue.png"], "text": "two"}, "picture count"),
-    ({"images": ["red.png"], "messages": [{"role": "user", "content": [*PARTS, PARTS[0]]}, ANSWERED]}, "picture count"),
-    ({"question": "<image>?", "answer": "red"}, "picture count"),
+    ({"images": ["red.png", "blue.png"], "conversations": [HUMAN, GPT]}, "image count"),
+    ({"conversations": [HUMAN, GPT]}, "image count"),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "image count"),
+    ({"image": "red.png", "conversations": [{"from": "user", "value": "<img>blue.png</img>?"}, GPT]}, "image count"),
+    ({"photo": "red.png", "conversations": [{"from": "human", "value": "Colour?"}, GPT]}, "image count"),
+    ({"image": "nowhere.png", "conversations": [HUMAN, GPT]}, "missing image"),
+    ({"images": ["red.png", "blue.png"], "text": "two"}, "image count"),
+    ({"images": ["red.png"], "messages": [{"role": "user", "content": [*PARTS, PARTS[0]]}, ANSWERED]}, "image count"),
+    ({"question": "<image>?", "answer": "red"}, "image count"),
     ({"video": "a.mp4", "messages": [{"role": "user", "content": "What?"}, ANSWERED]}, "unused content"),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWERED]}, "unused content"),
     ({"tools": "[x]", "conversations": [{"from": "user", "value": "a"}, GPT]}, "unused content"),
@@ -135,16 +135,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [["a", "b"]]}, "form"),
     ({"system": ["x"], "conversations": [{"from": "user", "value": "a"}, GPT]}, "form"),
     ({"image": "red.png", "caption": "a dog", "noun_chunks": [[0, 5, 0, 0, 1, 1, 1]]}, "unused content"),
-    ({"image": 5, "conversations": PLAIN}, "picture count"),
-    ({"image": {"file_name": "red.png"}, "conversations": PLAIN}, "picture count"),
-    ({"filename": "red.png", "conversations": PLAIN}, "picture count"),
-    ({"media": [{"type": "image", "src": "red.png"}], "conversations": PLAIN}, "picture count"),
-    ({"image_base64": BASE64, "conversations": PLAIN}, "picture count"),
-    ({"image": BASE64, "conversations": [HUMAN, GPT]}, "picture as base64"),
+    ({"image": 5, "conversations": PLAIN}, "image count"),
+    ({"image": {"file_name": "red.png"}, "conversations": PLAIN}, "image count"),
+    ({"filename": "red.png", "conversations": PLAIN}, "image count"),
+    ({"media": [{"type": "image", "src": "red.png"}], "conversations": PLAIN}, "image count"),
+    ({"image_base64": BASE64, "conversations": PLAIN}, "image count"),
+    ({"image": BASE64, "conversations": [HUMAN, GPT]}, "image as base64"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "?", "image": "red.png"}]}, ANSWERED]},
      "unused content"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": BASE64}}, PARTS[1]]}, ANSWERED],
-      "images": ["red.png"]}, "picture count"),
+      "images": ["red.png"]}, "image count"),
     ({"conversations": [{**PLAIN[0], "content": "Another?"}, GPT]}, "form"),
     ({"conversations": [{**PLAIN[0], "role": "assistant"}, GPT]}, "form"),
     ({"conversations": PLAIN, "messages": [ASKED, ANSWERED]}, "unused content"),
@@ -152,8 +152,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "Add", "output": ""}, "nothing learned"),
     ({"conversations": []}, "nothing learned"),
     ({"image": "red.png", "question": "Colour?", "answers": []}, "nothing learned"),
-    ({"conversations": [{"from": "user", "value": "<image 1>, <image 2>?"}, GPT]}, "picture marks of another format"),
-    ({"conversations": [{"from": "user", "value": "<IMAGE>?"}, GPT]}, "picture marks of another format"),
+    ({"conversations": [{"from": "user", "value": "<image 1>, <image 2>?"}, GPT]}, "image marks of another format"),
+    ({"conversations": [{"from": "user", "value": "<IMAGE>?"}, GPT]}, "image marks of another format"),
     ({"query": "Where?", "response": "<p>it</p> {<10><20><30><40>}"}, "boxes of another format"),
     ({"query": "Where?", "response": '<point x="1" y="2">it</point>'}, "boxes of another format"),
     ({"query": "Where?", "response": "<ref>it</ref>[[1,2,3,4]]"}, "boxes of another format"),
@@ -187,12 +187,12 @@ def test_f61_parquet_of_the_hub_is_read(folder: Path) -> None:
     for name in ("llava", "cauldron", "messages"):
         assert everyone(folder / f"{name}.parquet") == ([DIALOGUE] * 3, [], [])
     assert everyone(folder / "questions.parquet") == (["question: Colour?"] * 3, [], [])
-    assert everyone(folder / "two.parquet") == ([], ["picture count"], ["picture count"])
+    assert everyone(folder / "two.parquet") == ([], ["image count"], ["image count"])
     (first, *_) = read_conversations(folder / "cauldron.parquet")
     assert first.images[0].source.read() == png("red")  # type: ignore[attr-defined]
 
 
-def test_f61_a_tar_of_pictures_and_dialogues_is_read(folder: Path) -> None:
+def test_f61_a_tar_of_images_and_dialogues_is_read(folder: Path) -> None:
     with write_tar(folder / "a.tar") as tar:
         for key, written in (
             ("0", {"image": "elsewhere/1.jpg", "conversations": [HUMAN, GPT]}),
@@ -201,7 +201,7 @@ def test_f61_a_tar_of_pictures_and_dialogues_is_read(folder: Path) -> None:
         ):
             tar.add(f"{key}.png", png("red"))
             tar.add(f"{key}.json", json.dumps(written).encode())
-    assert everyone(folder / "a.tar") == ([DIALOGUE] * 2, ["picture count"], ["picture count"])
+    assert everyone(folder / "a.tar") == ([DIALOGUE] * 2, ["image count"], ["image count"])
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])

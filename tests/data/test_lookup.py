@@ -40,7 +40,7 @@ def test_f81_nothing_outside_the_folder_is_opened(data: Path, name: str) -> None
     "name", ["nowhere.png", "images", "pipe", "a" * 300, "x/" * 200 + "a.png", "a\0b", "~/a.png"]
 )
 def test_f81_what_is_no_file_there_is_missing(data: Path, name: str) -> None:
-    with pytest.raises(Unusable, match=r"missing picture|path outside the folder"):
+    with pytest.raises(Unusable, match=r"missing image|path outside the folder"):
         lookup(data)(name)
 
 
@@ -59,7 +59,7 @@ def test_f81_a_folder_that_the_user_names_may_be_opened(data: Path) -> None:
     "name", ["https://a.b/c.png", "file:///etc/passwd", "data:image/png;base64,AAAA", "s3://a/b"]
 )
 def test_no_url_is_followed(data: Path, name: str) -> None:
-    with pytest.raises(Unusable, match="picture at a URL"):
+    with pytest.raises(Unusable, match="image at a URL"):
         lookup(data)(name)
 
 
@@ -70,7 +70,7 @@ def test_f107_a_name_that_looks_the_same_is_told(data: Path) -> None:
         (unicodedata.normalize("NFC", accented), "another form of Unicode"),
         (accented.upper(), "other letter case"),
         (accented.replace(" ", "%20"), "is there, not"),
-        ("images\\A.png", "missing picture"),
+        ("images\\A.png", "missing image"),
     ):
         with pytest.raises(Unusable, match=message):
             lookup(data)(name)

@@ -73,17 +73,17 @@ def test_f72_an_image_by_bytes_or_by_its_path_is_the_same_for_cleaning_and_train
 @pytest.mark.parametrize(
     ("cell", "kind"),
     [
-        ("none.jpg", "missing picture"),
+        ("none.jpg", "missing image"),
         ("/etc/passwd", "path outside the folder"),
         ("../a.parquet", "path outside the folder"),
         ("link.jpg", "path outside the folder"),
         ({"bytes": None, "path": "/etc/passwd"}, "path outside the folder"),
         ("/dev/zero", "path outside the folder"),
-        ("pipe", "missing picture"),
-        ("folder", "missing picture"),
+        ("pipe", "missing image"),
+        ("folder", "missing image"),
         ("a\0b", "path outside the folder"),
-        ({"bytes": None, "path": None}, "no picture"),
-        ("", "no picture"),
+        ({"bytes": None, "path": None}, "no image"),
+        ("", "no image"),
     ],
 )
 def test_f81_names_in_data_stay_in_their_folder(cell: Any, kind: str, tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_f61_dialogues_are_no_pairs_and_say_so(tmp_path: Path) -> None:
 
 def test_rows_without_anything_to_judge_are_counted(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"text": "words alone"}])
-    assert outcome(tmp_path / "a.parquet") == ["no picture"]
+    assert outcome(tmp_path / "a.parquet") == ["no image"]
     write_parquet(tmp_path / "a.parquet", [{"text": "words", "images": [JPEG, JPEG]}])
-    assert outcome(tmp_path / "a.parquet") == ["several pictures"]
+    assert outcome(tmp_path / "a.parquet") == ["several images"]
 
 
 # === F-85: odd types ===

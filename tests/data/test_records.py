@@ -99,7 +99,7 @@ def test_ids_decoded_and_parsed_are_the_record(record: Record, in_chinese: bool)
 
 @st.composite
 def dialogues(draw: Any) -> Dialogue:
-    """Turns about several pictures, one, or none; a user shows them anywhere, phrases with boxes are on both sides."""
+    """Turns about several images, one, or none; a user shows them anywhere, phrases with boxes are on both sides."""
     turns: list[Turn] = []
     images_left = [Image(f"{k}.jpg") for k in range(draw(st.integers(0, 3)))]
     for _ in range(draw(st.integers(1, 3))):

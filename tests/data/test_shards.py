@@ -89,7 +89,7 @@ def img2dataset(folder: Path, form: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("form", ["webdataset", "files", "parquet"])
 def test_f6_f62_img2dataset_is_read_once_and_whole(form: str, tmp_path: Path) -> None:
-    """What stands beside a tar belongs to it; failed downloads are counted; every pair has its picture."""
+    """What stands beside a tar belongs to it; failed downloads are counted; every pair has its image."""
     good = [row["caption"] for row in img2dataset(tmp_path / "raw", form) if row["status"] == "success"]
     shards = find_shards(tmp_path / "raw", deep=True)
     assert len(shards) == 2 and {kind_of(path) for path in shards} == {

@@ -117,7 +117,7 @@ def test_f71_the_plain_suffix_comes_before_longer_ones(tmp_path: Path) -> None:
 
 def test_f71_two_images_are_not_one(tmp_path: Path) -> None:
     found, in_training = both(tmp_path, [("0.left.jpg", IMAGE), ("0.right.jpg", IMAGE), ("0.txt", b"which")])
-    assert found == ["several pictures"] and in_training == ["2 images"], "training has documents of several"
+    assert found == ["several images"] and in_training == ["2 images"], "training has documents of several"
 
 
 def test_f71_an_unsorted_tar_says_how_to_sort_it(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def scienceqa(folder: Path) -> Small:
                  "split": "test", "subject": "natural science"}
         for k in range(5)
     }  # fmt: skip
-    problems["6"] = {"question": "No picture", "choices": ["a"], "answer": 0, "image": None, "split": "test"}
+    problems["6"] = {"question": "No image", "choices": ["a"], "answer": 0, "image": None, "split": "test"}
     for k in range(5):
         paint(folder / "test" / str(k) / "image.png")
     said = {str(k): " A" for k in range(4)} | {"4": "Z"}  # the last is no option
@@ -263,7 +263,7 @@ def scienceqa(folder: Path) -> Small:
 
 
 def seed(part: str) -> Callable[[Path], Small]:
-    """Questions about pictures and videos in turn; the answers are A, A, B, B, C, C."""
+    """Questions about images and videos in turn; the answers are A, A, B, B, C, C."""
 
     def build(folder: Path) -> Small:
         options = {f"choice_{letter}": f"option {letter}" for letter in "abcd"}

@@ -68,17 +68,17 @@ def test_prompts_are_those_of_the_release(small: Callable) -> None:
     def content(name: str) -> list[object]:
         row = benchmark(name)
         shown = row.ask(row.read(small(name).source)[0])
-        return ["<picture>" if isinstance(part, Image) else part for part in shown]
+        return ["<image>" if isinstance(part, Image) else part for part in shown]
 
-    assert content("nocaps") == ["<picture>", Text("Describe the image in English:")]
-    assert content("okvqa") == ["<picture>", Text("What? Answer:")]
-    assert content("refcoco-val") == ["<picture>", Ref("dog")]
+    assert content("nocaps") == ["<image>", Text("Describe the image in English:")]
+    assert content("okvqa") == ["<image>", Text("What? Answer:")]
+    assert content("refcoco-val") == ["<image>", Ref("dog")]
     assert content("scienceqa") == [
-        "<picture>",
+        "<image>",
         Text("Context: N/A\nQuestion: Which?\nOptions: A. a\nB. b\nC. c\nAnswer:"),
     ]
     frames = content("seed-video")
-    assert frames[:-1] == ["<picture>", Text("\n")] * 8
+    assert frames[:-1] == ["<image>", Text("\n")] * 8
     assert frames[-1] == Text(
         "Question: Which?\nOptions: A. option a\nB. option b\nC. option c\nD. option d\nAnswer:"
     )
@@ -158,7 +158,7 @@ def test_the_toy_world_is_a_benchmark_of_every_kind(name: str, tmp_path: Path) -
     records: list[dict[str, Any]] = run_tiny(name, ["--limit", "6"], tmp_path / "run", 6)
     assert [record["id"] for record in records] == [sample.id for sample in samples]
     assert all(
-        str(record["prompt"]).count("<img>") == 1 + (name == "toyworld-two-pictures") for record in records
+        str(record["prompt"]).count("<img>") == 1 + (name == "toyworld-two-images") for record in records
     )
 
 

@@ -154,7 +154,7 @@ def test_the_page_compares_runs_and_needs_nothing_from_outside(
         (["report"], "no runs named"),
         (["run", "tiny", "toyworld-vqa", "--part", "2/2"], "expected K/N"),
         (["run", "tiny", "toyworld-vqa", "--part", "rank"], "RANK and WORLD_SIZE"),
-        (["run", "tiny", "toyworld-two-pictures", "--prompt-format", "raw"], "in dialogues only"),
+        (["run", "tiny", "toyworld-two-images", "--prompt-format", "raw"], "in dialogues only"),
         (
             ["run", "tiny", "mmlu", "--data", ".", "--shots", "2", "--examples", "."],
             "takes no solved examples",

@@ -28,7 +28,7 @@ QUESTIONS = 14
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    """Questions in the release's JSON lines, of different lengths, some about the same picture."""
+    """Questions in the release's JSON lines, of different lengths, some about the same image."""
     folder = tmp_path / "data"
     records: list[dict[str, object]] = [
         {
@@ -188,13 +188,13 @@ def test_images_that_are_gone_or_damaged_are_named_and_not_scored(
     job: Callable[..., Job], source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source.data.parent / "3.png").unlink()
-    (source.data.parent / "4.png").write_bytes(b"no picture")
+    (source.data.parent / "4.png").write_bytes(b"no image")
     answered = {p.id for p in run(job())}
     assert answered == {str(k) for k in range(QUESTIONS) if k % 7 not in (3, 4)}
     assert "not asked: question 4" in capsys.readouterr().err
     for file in source.data.parent.glob("*.png"):
         file.unlink()
-    with pytest.raises(ValueError, match="no picture is where the annotations say"):
+    with pytest.raises(ValueError, match="no image is where the annotations say"):
         run(job("nothing"))
 
 

@@ -51,7 +51,7 @@ def test_no_answers_are_no_score() -> None:
         total(EXACT, [], [])
 
 
-# The release's sub-scores of Qwen-VL-Chat, and the pictures of each subtask; right answers follow from them.
+# The release's sub-scores of Qwen-VL-Chat, and the images of each subtask; right answers follow from them.
 PUBLISHED = {
     "existence": (158.33, 30), "count": (150.0, 30), "position": (128.33, 30), "color": (170.0, 30),
     "posters": (178.57, 147), "celebrity": (120.59, 170), "scene": (152.25, 200), "landmark": (164.0, 200),
@@ -67,7 +67,7 @@ def test_the_published_scores_of_mme_add_up(name: str, printed: float) -> None:
     samples, answers = [], []
     for subtask in PERCEPTION if name == "mme-perception" else COGNITION:
         score, images = PUBLISHED[subtask]
-        points = round(score * 2 * images / 100)  # right questions and twice the pictures with both right
+        points = round(score * 2 * images / 100)  # right questions and twice the images with both right
         both = next(b for b in range(points // 4, -1, -1) if points - 2 * b <= images + b)
         said = ["yes", "yes"] * both + ["yes", "no"] * (points - 4 * both)
         said += ["no", "no"] * (images - len(said) // 2)

@@ -29,7 +29,7 @@ def model() -> QwenVL:
         for parameter in model.parameters():
             if (
                 parameter.ndim == 2
-            ):  # large weights: clear winners among the next tokens, and pictures that matter
+            ):  # large weights: clear winners among the next tokens, and images that matter
                 parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)
         model.llm.head.weight[IMGPAD] = 0
     return model
@@ -49,7 +49,7 @@ def with_images(before: int, images: list[np.ndarray], after: int, seed: int) ->
 
 
 def mixed() -> list[Prompt]:
-    """Short and long, with none, one and two pictures, on both sides of 24 and 48 tokens and across them."""
+    """Short and long, with none, one and two images, on both sides of 24 and 48 tokens and across them."""
     shared = image(0)
     return [
         Prompt(ids=words(3, 1)),
@@ -194,8 +194,8 @@ def test_the_score_of_an_answer_is_what_generation_said(model: QwenVL):
     ("prompt", "message"),
     [
         (Prompt(ids=()), "prompt 1 is empty"),
-        (Prompt(ids=(1, IMGPAD, IMGPAD)), "2 picture placeholders but 0 pictures; every picture needs 4"),
-        (Prompt(ids=(1,), pixels=(image(0),)), "0 picture placeholders but 1 pictures"),
+        (Prompt(ids=(1, IMGPAD, IMGPAD)), "2 image placeholders but 0 images; every image needs 4"),
+        (Prompt(ids=(1,), pixels=(image(0),)), "0 image placeholders but 1 images"),
         (Prompt(ids=(1, VOCAB)), "the id 96; the model knows 0 to 95"),
         (Prompt(ids=(1,) * 32_768), "32768 tokens; this model reads at most 32767"),
         (

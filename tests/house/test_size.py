@@ -35,7 +35,7 @@ def test_file(path: Path) -> None:
 
 
 def _code_lines(function: Function) -> int:
-    """Lines of a function from its `def`, without its docstring: a picture in ASCII is no complexity."""
+    """Lines of a function from its `def`, without its docstring: an image in ASCII is no complexity."""
     lines = (function.end_lineno or 0) - function.lineno + 1
     if ast.get_docstring(function) is not None:
         docstring = function.body[0]

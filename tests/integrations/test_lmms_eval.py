@@ -88,7 +88,7 @@ def images(sample: Sample) -> list[pillow.Image]:
 
 
 def asked(samples: list[Sample], **options: object) -> list[Request]:
-    """Requests to write an answer, as the kit makes them; some tasks leave a mark where pictures go."""
+    """Requests to write an answer, as the kit makes them; some tasks leave a mark where images go."""
     settings = {"max_new_tokens": 64, "temperature": 0, **options}
     return [
         Request((f"<image>{sample.text}", settings, images, k, "toy", "test"))

@@ -28,7 +28,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(config: qwenvl.ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids with one picture, and its pixels."""
+    """Ids with one image, and its pixels."""
     ids = torch.arange(5, 5 + 8)[None]
     ids[0, 1 : 1 + config.adapter.queries] = config.imgpad_id
     side = config.vision.image_size

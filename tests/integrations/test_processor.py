@@ -1,4 +1,4 @@
-"""Messages, prompts and pictures: what is asked is done or refused, and no text becomes markup on any way."""
+"""Messages, prompts and images: what is asked is done or refused, and no text becomes markup on any way."""
 
 import base64
 import io
@@ -65,7 +65,7 @@ def test_f24_f63_a_prompt_survives_what_is_done_to_strings(processor, handled):
     assert torch.equal(two["pixel_values"], one["pixel_values"])
 
 
-def test_f63_batches_of_prompts_and_pictures(processor):
+def test_f63_batches_of_prompts_and_images(processor):
     texts = [processor.apply_chat_template(PLACE)] * 2
     found = processor(text=texts, images=[[IMAGE], [IMAGE]], return_tensors="pt")
     assert found["pixel_values"].shape[0] == 2 and len(found["input_ids"]) == 2
@@ -75,13 +75,13 @@ def test_f63_batches_of_prompts_and_pictures(processor):
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(None, "1 places"), ([IMAGE, IMAGE], "2 pictures are given")],
+    [(None, "1 places"), ([IMAGE, IMAGE], "2 images are given")],
 )
-def test_f24_places_and_pictures_must_match(processor, images, message):
+def test_f24_places_and_images_must_match(processor, images, message):
     text = processor.apply_chat_template(PLACE)
     with pytest.raises(ValueError, match=message):
         processor(text=text, images=images)
-    with pytest.raises(ValueError, match=r"0 places for pictures|places"):
+    with pytest.raises(ValueError, match=r"0 places for images|places"):
         processor(text="<|im_start|>user\nhi<|im_end|>\n", images=IMAGE)
 
 
@@ -127,12 +127,12 @@ def test_a_users_text_never_becomes_markup(processor, pieces):
     assert text in body or core.decode(core.encode(text)) in body
 
 
-def test_a_picture_named_in_a_prompt_is_not_opened(processor):
+def test_a_image_named_in_a_prompt_is_not_opened(processor):
     with pytest.raises(ValueError, match="never by name"):
         processor(text="<img>/etc/passwd</img>", images=None)
 
 
-# === Pictures in messages ===
+# === Images in messages ===
 
 
 URI = "data:image/png;base64," + base64.b64encode(png()).decode()
@@ -153,7 +153,7 @@ URI = "data:image/png;base64," + base64.b64encode(png()).decode()
     ],
     ids=lambda part: f"{part['type']}:{sorted(part)[0]}",
 )
-def test_f24_f63_every_usual_picture_part(processor, part):
+def test_f24_f63_every_usual_image_part(processor, part):
     messages = [{"role": "user", "content": [part, WHERE]}]
     found, expected = (one_step(processor, each, return_tensors="pt") for each in (messages, SHOWN))
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
@@ -178,7 +178,7 @@ def test_f63_an_error_is_a_sentence_whatever_it_is_about(processor, part):
     assert len(str(caught.value)) < 400 and "AAAA" * 40 not in str(caught.value)
 
 
-def test_f97_other_programs_formats_are_no_pictures(processor):
+def test_f97_other_programs_formats_are_no_images(processor):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
     uri = "data:image/png;base64," + base64.b64encode(eps).decode()
     with pytest.raises(ValueError):
@@ -221,7 +221,7 @@ def test_f24_padding_and_truncation(processor):
         % 64
         == 0
     )
-    with pytest.raises(ValueError, match="cut a picture out"):
+    with pytest.raises(ValueError, match="cut an image out"):
         processor(text="a", images=IMAGE, max_length=3, truncation=True)
     again = AutoProcessor.from_pretrained(OFFICIAL, padding_side="right")
     assert again(text=texts)["attention_mask"][0][0] == 1

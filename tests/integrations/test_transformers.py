@@ -200,7 +200,7 @@ def test_prompts_are_those_of_the_assistant(processor, ours):
 
 
 def test_what_does_not_fit_is_told(processor, model):
-    with pytest.raises(ValueError, match="2 lists of pictures for 1 texts"):
+    with pytest.raises(ValueError, match="2 lists of images for 1 texts"):
         processor(text="one", images=[[IMAGE], [IMAGE]])
     with pytest.raises(ValueError, match="expected type 'text'"):
         asked(processor, [{"role": "user", "content": [{"type": "video", "video": "x"}]}])

@@ -42,7 +42,7 @@ def processor() -> object:
 
 @pytest.fixture(scope="module")
 def batch(processor):
-    """Two rows: one picture and two, the first padded."""
+    """Two rows: one image and two, the first padded."""
     rows = [
         [
             {
@@ -123,7 +123,7 @@ def test_f107_stop_strings_with_the_processor_as_tokenizer(model, processor, row
     assert ended.shape[1] == start + 1
 
 
-def test_f23_generation_from_embeddings_sees_the_pictures(model, batch):
+def test_f23_generation_from_embeddings_sees_the_images(model, batch):
     ids, rest = batch["input_ids"], {k: v for k, v in batch.items() if k != "input_ids"}
     answers = model.generate(inputs_embeds=model.llm.embed(ids), **rest, **GREEDY)
     assert torch.equal(answers[:, -6:], model.generate(**batch, **GREEDY)[:, -6:])
@@ -337,7 +337,7 @@ def test_f25_lora_on_all_linear_layers_learns_in_each(model, row):
 
 
 @pytest.mark.compile
-def test_f29_export_with_any_number_of_pictures(model, row):
+def test_f29_export_with_any_number_of_images(model, row):
     batch = torch.export.Dim("batch", min=1, max=8)
     two = {name: tensor[:1].repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in row.items()}
     two["input_ids"] = two["input_ids"].masked_fill(_second_image(two["input_ids"], model), 7)

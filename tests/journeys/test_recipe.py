@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with write_tar(root / "pairs" / "0.tar") as tar:
         for number in range(PAIRS):
             tar.add(f"{number:05}.jpg", jpeg(number) if number != 4 else jpeg(4)[:900])
-            tar.add(f"{number:05}.txt", f"a picture of scene {number}".encode())
+            tar.add(f"{number:05}.txt", f"an image of scene {number}".encode())
     with write_tar(root / "pages" / "0.tar") as tar:
         for number in range(8):
             quad = Quad(((1, 1), (900, 1), (900, 99), (1, 99)), label=f"LINE {number}")
@@ -68,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / str(image.source)).write_bytes(jpeg(number))
     records = [Question(image=image, question="What is it?", answer="a scene") for image in shown]
     phrases = [Referring(image=image, phrase="the thing", boxes=(Box(1, 2, 500, 600),)) for image in shown]
-    texts = [PlainText(text=f"words {number} without a picture") for number in range(8)]
+    texts = [PlainText(text=f"words {number} without an image") for number in range(8)]
     for name, message in (("vqa", records), ("phrases", phrases), ("text", texts)):
         (root / f"{name}.jsonl").write_text("\n".join(map(to_json, message)))
     turns = [
@@ -150,7 +150,7 @@ def test_three_stages_from_shards(
     assert cli.main([str(word) for word in typed]) == 0
     message = capsys.readouterr()
     assert message.out.strip() == str(run / "3-finetuning/model")
-    assert "left out: 1 damaged picture, such as 0.tar, 00004.jpg: A damaged picture" in message.err
+    assert "left out: 1 damaged image, such as 0.tar, 00004.jpg: A damaged image" in message.err
     assert "left out: 1 over-long, such as 0.tar, 3: " in message.err
 
     start = load_file(run / "start/model.safetensors")
@@ -180,7 +180,7 @@ def test_three_stages_from_shards(
 
 
 def test_two_processes_read_and_learn_what_one_does(data: Path, parts: QwenVL, tmp_path: Path) -> None:
-    """Stage 2 at twice the resolution of its start, one source, rows with and without pictures on either rank."""
+    """Stage 2 at twice the resolution of its start, one source, rows with and without images on either rank."""
     model = QwenVL(parts.config.at(112))
     model.load_state_dict(parts.state_dict())
     checkpoint.save(model, tmp_path / "init", sidecars=tmp_path / "qwen")

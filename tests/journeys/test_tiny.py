@@ -69,7 +69,7 @@ def test_ask_writes_boxes_and_json(qwenvl: Run, tmp_path: Path) -> None:
 
 
 def test_the_benchmark_scores_what_the_card_says(qwenvl: Run) -> None:
-    """Sixty held-out pictures: within the noise of so few of the card, and in words and captions above the guesser."""
+    """Sixty held-out images: within the noise of so few of the card, and in words and captions above the guesser."""
     done = qwenvl("eval", "run", "tiny", "toyworld", "--limit", "60", "--json")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
@@ -91,7 +91,7 @@ def test_the_demo_runs_to_its_report(qwenvl: Run, tmp_path: Path) -> None:
     assert "qwenvl chat tiny" in done.stdout and "qwenvl train recipes/tiny" in done.stdout
     page = (tmp_path / "demo" / "report.html").read_text()
     for part in (
-        "Scores on held-out pictures",
+        "Scores on held-out images",
         "Scores while it learned",
         "Time to each score",
         "not reached",

@@ -68,7 +68,7 @@ def images(count: int) -> torch.Tensor:
 
 
 def with_image(before: int, behind: int) -> torch.Tensor:
-    """One row: words, the slots of a picture, words."""
+    """One row: words, the slots of an image, words."""
     return torch.cat([words(1, before), torch.full((1, 4), PAD), words(1, behind)], dim=1)
 
 
@@ -271,7 +271,7 @@ def test_interleaved_documents_see_the_earlier_ones_only(model):
 
 
 def test_branches_see_the_trunk_and_not_each_other(model):
-    """One picture and two questions: the row of each question alone behind the trunk."""
+    """One image and two questions: the row of each question alone behind the trunk."""
     trunk, first, second, pixels = with_image(2, 1), words(1, 4), words(1, 3), images(1)
     ids = torch.cat([trunk, first, second], dim=1)
     segments = torch.tensor([[BRANCHES] * 7 + [BRANCHES + 1] * 4 + [BRANCHES + 2] * 3])
@@ -301,7 +301,7 @@ def test_padding_on_either_side_changes_nothing(model):
     assert close(right[:, :9], alone) and left.isfinite().all() and right.isfinite().all()
 
 
-# === Pictures ===
+# === Images ===
 
 
 def test_images_fill_their_slots_in_row_major_order(model):

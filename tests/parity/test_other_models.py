@@ -73,7 +73,7 @@ class Recorder:
         (folder / "meta.json").write_text(json.dumps(meta))
 
     def slots(self, key: str) -> list[int]:
-        """The official ids of a picture: its path as bytes, then pads."""
+        """The official ids of an image: its path as bytes, then pads."""
         return [self.img, *key.encode(), *[self.img + 2] * (self.queries - len(key)), self.img + 1]
 
     def words(self, count: int, seed: int) -> list[int]:
@@ -208,7 +208,7 @@ def record_training(recorder: Recorder) -> None:
 
 
 def record_chat(recorder: Recorder) -> None:
-    """Two turns, the second about a picture; the text scheme is ours, told to read as the official one does."""
+    """Two turns, the second about an image; the text scheme is ours, told to read as the official one does."""
     tokenizer, turns, history = Tokenizer.load(recorder.folder), [], []
     for query, keys in (("hi, who are you?", ""), ("Picture 1: <img>a</img>\nWhat is <ref>it</ref>?", "a")):
         raw_text, context = official.make_context(tokenizer, query, history, "Be brief.")

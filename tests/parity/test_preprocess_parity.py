@@ -1,4 +1,4 @@
-"""The official picture pipeline and sampler: a part of the fixtures, and proof that the readers can fail."""
+"""The official image pipeline and sampler: a part of the fixtures, and proof that the readers can fail."""
 
 import copy
 import json

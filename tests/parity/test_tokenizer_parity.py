@@ -70,7 +70,7 @@ RECORDED = {
 
 
 def _spoiled(value: Any) -> Any:
-    """The smallest wrong value: one id or character more, another number, a picture that is none."""
+    """The smallest wrong value: one id or character more, another number, an image that is none."""
     if isinstance(value, dict):
         if "error" in value:
             return {"ok": "no error"}

@@ -1,6 +1,6 @@
 """The page at /, in Chromium, at the level of pixels: the server is the real one, the engine says what the test wants.
 
-With QWENVL_SCREENSHOTS=docs the pictures of the guide are taken here.
+With QWENVL_SCREENSHOTS=docs the images of the guide are taken here.
 """
 
 import importlib.util

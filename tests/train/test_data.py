@@ -261,7 +261,7 @@ def test_f5_a_run_without_a_usable_document_fails_before_its_first_update(
     )
     cpu = Runtime.detect(device="cpu", dtype="float32")
     with pytest.raises(
-        ValueError, match=r"none of the first 16 documents can be used \(16 missing picture, such"
+        ValueError, match=r"none of the first 16 documents can be used \(16 missing image, such"
     ):
         run_stage(message, start, tmp_path / "run", cpu)
     assert not (tmp_path / "run" / "model").exists()

@@ -31,7 +31,7 @@ CPU = Runtime.detect(device="cpu", dtype="float32")
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Dialogues about drawn pictures and about text."""
+    """Dialogues about drawn images and about text."""
     colours = ("red", "green", "blue")
     found = []
     for colour in colours:
@@ -276,7 +276,7 @@ def test_over_long_samples_are_counted_not_cut(
 def test_faults_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (data.parent / "red.png").unlink()
     assert run(data, tmp_path / "out") == 1
-    assert "missing picture: 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "missing image: 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(

@@ -200,7 +200,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     assert lit[[0, -1]].tolist() == pytest.approx([40, 360], abs=4)
     file = showing.write_sheet(tmp_path, 7, [shown, dataclasses.replace(shown, image=None)])
     with pillow.open(file) as sheet:
-        assert sheet.size[0] == 800 and np.asarray(sheet)[310:].min() < 100, "words stand below the picture"
+        assert sheet.size[0] == 800 and np.asarray(sheet)[310:].min() < 100, "words stand below the image"
 
 
 def test_learning_parts_are_told_apart(start: Path) -> None:
@@ -265,8 +265,6 @@ def test_f2_without_a_readable_image_there_is_no_sheet(
         lambda number: documents(of_shard(tmp_path / "cut.tar"), Tokenizer.load(start), 4)(number).made,
     )
     assert shown == []
-    with pytest.raises(
-        ValueError, match=r"none of \d+ documents could be used \(\d damaged picture, such as"
-    ):
+    with pytest.raises(ValueError, match=r"none of \d+ documents could be used \(\d damaged image, such as"):
         run(start, tmp_path / "run", of_shard(tmp_path / "cut.tar"))
     assert not (tmp_path / "run" / "model").exists()

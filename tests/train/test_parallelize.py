@@ -37,7 +37,7 @@ TRIAL = stage(
 )
 """Four micro-batches an update, of unequal numbers of learned tokens."""
 FROZEN = dataclasses.replace(TRIAL, trains=("vision", "adapter"), data=(source("tasks"), source("text", 3.0)))
-"""As in stage 1, only pictures teach; here many micro-batches have none."""
+"""As in stage 1, only images teach; here many micro-batches have none."""
 TEXT = dataclasses.replace(TRIAL, data=(source("text"),))
 """Nothing that reads images learns, nor may it decay."""
 MUON = dataclasses.replace(TRIAL, optim=dataclasses.replace(TRIAL.optim, muon=True))

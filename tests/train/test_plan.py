@@ -211,7 +211,7 @@ def test_impossible_questions_are_told() -> None:
         plan(stage(), SMALL, Assumptions(text_tokens=100.0))
     with pytest.raises(ValueError, match="an MFU in"):
         Assumptions(mfu=1.5)
-    with pytest.raises(ValueError, match=r"-3.* pictures; expected a GPU or more"):
+    with pytest.raises(ValueError, match=r"-3.* images; expected a GPU or more"):
         Assumptions(images=-3)
 
 

@@ -1,7 +1,7 @@
 """Thresholds that leave the share of a source that Table 2 reports, and what they trade against each other.
 
 Three thresholds are free: the CLIP score (the "dataset-specific" one), the short side and the aspect ratio. For each
-choice of the two of the picture the CLIP threshold follows from the target; where pairs carry no score, the short side
+choice of the two of the image the CLIP threshold follows from the target; where pairs carry no score, the short side
 follows instead. All other rules stay as they are, and the texts are cleaned first.
 """
 
@@ -46,13 +46,13 @@ class Choice(NamedTuple):
     clip_score: int | float | None
     survival: int | float
     mean_score: int | float
-    """Mean CLIP score of what is kept, NaN without scores: higher is what one pays small pictures for."""
+    """Mean CLIP score of what is kept, NaN without scores: higher is what one pays small images for."""
 
 
 def observe(
     samples: Iterable[Pair | Skipped], thresholds: Thresholds, scorer: Scorer | None = None
 ) -> Sample:
-    """Measure every pair once; its picture must have been measured already (`engine.measured_samples` does).
+    """Measure every pair once; its image must have been measured already (`engine.measured_samples` does).
 
     `scorer` gives their CLIP score to pairs without one that pass the other rules.
     """
@@ -119,7 +119,7 @@ def _nth_largest(values: NDArray[np.float64], count: int | float) -> float:
 
 
 def nearest(found: Sequence[Choice], thresholds: Thresholds) -> Choice | None:
-    """The choice whose picture thresholds are nearest to the preset's, None where nothing meets the target."""
+    """The choice whose image thresholds are nearest to the preset's, None where nothing meets the target."""
     side, aspect = thresholds.short_side or SIDES[0], thresholds.aspect_ratio or ASPECTS[-1]
 
     def distance(choice: Choice) -> float:

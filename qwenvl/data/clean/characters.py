@@ -1,4 +1,4 @@
-"""Which characters and words belong to English or Chinese, and which are pictures of faces (Appendix A.1, rules 4, 5).
+"""Which characters and words belong to English or Chinese, and which are images of faces (Appendix A.1, rules 4, 5).
 
 Character classes are compiled once; texts of ASCII pass the character rules without being read (`str.isascii` is a
 flag in CPython).

@@ -33,7 +33,7 @@ class Benchmarks:
 
     @classmethod
     def of(cls, texts: Iterable[str], images: Iterable[bytes] = ()) -> "Benchmarks":
-        """From the texts and the pictures of benchmarks; unreadable pictures raise BadPicture."""
+        """From the texts and the images of benchmarks; unreadable images raise BadImage."""
         ngrams: set[tuple[str, ...]] = set()
         wholes: set[tuple[str, ...]] = set()
         for text in texts:
@@ -47,10 +47,10 @@ class Benchmarks:
 
     @classmethod
     def read(cls, folder: Path) -> "Benchmarks":
-        """Every string of the .txt, .json and .jsonl files under a folder, and every picture."""
+        """Every string of the .txt, .json and .jsonl files under a folder, and every image."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if not files:
-            raise ValueError(f"no file under {folder}; expected the texts and pictures of benchmarks.")
+            raise ValueError(f"no file under {folder}; expected the texts and images of benchmarks.")
         images = (path.read_bytes() for path in files if path.suffix.lower().lstrip(".") in IMAGES)
         return cls.of((text for path in files for text in _texts(path)), images)
 
@@ -88,7 +88,7 @@ def _ngrams(words: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def not_in(benchmarks: Benchmarks, bits: int = 2) -> Rule:
-    """Drop pairs that share an n-gram with a benchmark, or whose picture differs in at most `bits` of 64."""
+    """Drop pairs that share an n-gram with a benchmark, or whose image differs in at most `bits` of 64."""
 
     def rule(pair: Pair) -> str | None:
         words = _words(pair.text)
@@ -102,8 +102,8 @@ def not_in(benchmarks: Benchmarks, bits: int = 2) -> Rule:
         try:
             look = np.uint64(difference_hash(pair.image))
         except BadImage:
-            return "damaged picture"
+            return "damaged image"
         distance = int(np.bitwise_count(benchmarks.looks ^ look).min())
-        return f"looks like a benchmark's picture ({distance} bits)" if distance <= bits else None
+        return f"looks like a benchmark's image ({distance} bits)" if distance <= bits else None
 
     return rule

@@ -1,4 +1,4 @@
-"""Rules that look at all pairs at once: the longest text of a picture (A.1), and duplicates, which the paper leaves in.
+"""Rules that look at all pairs at once: the longest text of an image (A.1), and duplicates, which the paper leaves in.
 
 Two passes. The survey of a shard writes one fixed-size signature per pair that the other rules keep; `losers` reads
 all signatures and says who loses to whom; cleaning then drops those. Ties go to the pair that comes first, in the
@@ -27,7 +27,7 @@ SHINGLE = 5
 def signature_type(thresholds: Thresholds) -> np.dtype:
     """Fields of a signature: only what the rules that are on need."""
     fields: list[tuple[str, object]] = [
-        ("ordinal", "<u4"), ("picture", "<u8"), ("text", "<u8"), ("words", "<u8"), ("length", "<u4")
+        ("ordinal", "<u4"), ("image", "<u8"), ("text", "<u8"), ("words", "<u8"), ("length", "<u4")
     ]  # fmt: skip
     if thresholds.near_images is not None:
         fields.append(("look", "<u8"))
@@ -107,16 +107,16 @@ def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator
         (
             thresholds.exact_duplicates,
             "exact duplicates",
-            "the same picture and text came before",
+            "the same image and text came before",
             _not_first_pair,
         ),
-        (thresholds.longest_text, "longest text", "a longer text of this picture is kept", _not_longest),
+        (thresholds.longest_text, "longest text", "a longer text of this image is kept", _not_longest),
         (thresholds.duplicate_text, "duplicate text", "the same text came before", _not_first_text),
         (thresholds.near_texts is not None, "near texts", "almost the same text came before", _near_texts),
         (
             thresholds.near_images is not None,
-            "near pictures",
-            "almost the same picture came before",
+            "near images",
+            "almost the same image came before",
             _near_images,
         ),
     )
@@ -131,12 +131,12 @@ def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator
 
 
 def _not_longest(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
-    order = np.lexsort((np.arange(len(found)), -found["length"].astype(np.int64), found["picture"]))
-    return _not_first_of(found["picture"][order], order)
+    order = np.lexsort((np.arange(len(found)), -found["length"].astype(np.int64), found["image"]))
+    return _not_first_of(found["image"][order], order)
 
 
 def _not_first_pair(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
-    both = found["picture"] ^ (found["text"] * np.uint64(0x9E3779B97F4A7C15))
+    both = found["image"] ^ (found["text"] * np.uint64(0x9E3779B97F4A7C15))
     order = np.argsort(both, kind="stable")
     return _not_first_of(both[order], order)
 

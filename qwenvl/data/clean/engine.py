@@ -34,7 +34,7 @@ from qwenvl.files import atomic, safe_key
 from qwenvl.parsing import read_json
 
 Scorer: TypeAlias = Callable[[Sequence[Pair]], Sequence[int | float]]
-"""CLIP scores of pairs that carry a picture, one float each."""
+"""CLIP scores of pairs that carry an image, one float each."""
 
 ScorerFactory: TypeAlias = Callable[[], Scorer]
 """Makes the scorer where the work is done: it is sent to workers, a model is not."""
@@ -43,7 +43,7 @@ BATCH = 64
 """Pairs that a scorer gets at once."""
 
 HELD = 1 << 27
-"""Bytes of pictures beyond which a batch ends: 128 MiB."""
+"""Bytes of images beyond which a batch ends: 128 MiB."""
 
 ASIDE = 1 << 24
 """Bytes at most that are kept aside of a sample that could not be read."""
@@ -62,15 +62,15 @@ class Settings:
     source: str = ""
     """Data set of samples that do not name theirs."""
     decode: bool = False
-    """Decode every picture instead of those in doubt."""
+    """Decode every image instead of those in doubt."""
     aside: Aside = "failed"
     """Whose bytes are kept aside: of samples that failed, or of all that are not kept."""
     benchmarks: Benchmarks | None = None
-    """Texts and pictures that must not be trained on."""
+    """Texts and images that must not be trained on."""
     hooks: tuple[Step, ...] = ()
     """Rules of the caller; with worker processes they must be importable functions."""
     fetch: Fetch | None = None
-    """Gets a picture by its URL; without it no URL is followed."""
+    """Gets an image by its URL; without it no URL is followed."""
     scorer: ScorerFactory | None = None
     """For pairs without a CLIP score."""
     images: Path | None = None
@@ -128,7 +128,7 @@ Judged: TypeAlias = tuple[Sample, Verdict | None]
 
 
 def measured_samples(path: Path, settings: Settings) -> Iterator[Sample]:
-    """Every sample of a shard, pairs with the size that their picture has."""
+    """Every sample of a shard, pairs with the size that their image has."""
     samples = read_samples(Source(path, settings.source, settings.fetch, settings.images))
     return (_measured(sample, settings.decode) for sample in samples)
 
@@ -171,7 +171,7 @@ def _measured(sample: Sample, decode: bool) -> Sample:
 
 
 def score(verdicts: list[Verdict | None], scorer: Scorer | None) -> None:
-    """Fill in, in place, the scores that are missing of pairs still in that have a picture.
+    """Fill in, in place, the scores that are missing of pairs still in that have an image.
 
     To four places: the last bits of a sum depend on threads and devices, and the output must not.
     """

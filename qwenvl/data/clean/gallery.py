@@ -15,7 +15,7 @@ from qwenvl.images import open_image
 from qwenvl.parsing import Damaged, json_lines, read_json
 
 THUMBNAIL = 160
-"""Pixels of the long side of a picture on the page."""
+"""Pixels of the long side of an image on the page."""
 
 
 class Exhibit(NamedTuple):
@@ -47,7 +47,7 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
         images = _aside(path.with_suffix(".tar"), wanted)
         for ordinal, entry in wanted.items():
             text = str(entry.get("text", entry.get("detail", "")))
-            is_image = entry["rule"] != "failed" or "picture" in entry["reason"] or "bomb" in entry["reason"]
+            is_image = entry["rule"] != "failed" or "image" in entry["reason"] or "bomb" in entry["reason"]
             image = images.get(ordinal) if is_image else None
             shown = Exhibit(entry["key"], text, entry["reason"], image)
             dropped[entry["shown under"]].append(shown)
@@ -71,7 +71,7 @@ def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
 
 
 def thumbnail(image: bytes | pillow.Image, side: int = THUMBNAIL) -> Html:
-    """An `<img>` with the picture in it, or a note that it cannot be shown; decoding is bounded and never raises."""
+    """An `<img>` with the image in it, or a note that it cannot be shown; decoding is bounded and never raises."""
     try:
         return html.image(open_image(image), side)
     except (ValueError, MemoryError):
@@ -81,7 +81,7 @@ def thumbnail(image: bytes | pillow.Image, side: int = THUMBNAIL) -> Html:
 def page(out: Path, each: int = 12) -> str:
     """The gallery of a folder that `qwenvl data clean` wrote, as one HTML file without scripts or links.
 
-    Pictures of dropped pairs are there if the run kept them (`--aside all`). Raises ValueError where it is no such
+    Images of dropped pairs are there if the run kept them (`--aside all`). Raises ValueError where it is no such
     folder.
     """
     statistics = out / "statistics.json"

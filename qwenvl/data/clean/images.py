@@ -1,6 +1,6 @@
-"""Whether the bytes of a picture are a picture, how large, and what it looks like in 64 bits.
+"""Whether the bytes of an image are an image, how large, and what it looks like in 64 bits.
 
-Size and wholeness come from the headers and the last bytes: some microseconds. Only a picture that leaves a doubt (no
+Size and wholeness come from the headers and the last bytes: some microseconds. Only an image that leaves a doubt (no
 end mark, or too few bytes for its size) is decoded, strictly; `decode=True` decodes every one.
 """
 
@@ -19,11 +19,11 @@ SUSPICIOUS = 60
 
 
 LARGE = 4_000_000
-"""Pixels above which a picture is reduced before its look is taken."""
+"""Pixels above which an image is reduced before its look is taken."""
 
 
 class Facts(NamedTuple):
-    """What the header of a picture says."""
+    """What the header of an image says."""
 
     extension: str
     width: int
@@ -31,19 +31,19 @@ class Facts(NamedTuple):
 
 
 class BadImage(ValueError):
-    """Bytes that are no picture; the message is one of a few fixed reasons, so that it can be counted."""
+    """Bytes that are no image; the message is one of a few fixed reasons, so that it can be counted."""
 
 
 def measure(data: bytes, *, decode: bool = False) -> Facts:
-    """Format and size of a picture, after making sure that it is whole.
+    """Format and size of an image, after making sure that it is whole.
 
-    Raises BadImage: "no picture", "truncated picture", "damaged picture", "decompression bomb",
-    "picture lies about its size", "picture without pixels".
+    Raises BadImage: "no image", "truncated image", "damaged image", "decompression bomb",
+    "image lies about its size", "image without pixels".
     """
     facts = _jpeg(data) if data[:2] == b"\xff\xd8" else _png(data) if data[:8] == _PNG else None
     facts = facts or _by_pillow(data)
     if facts.width < 1 or facts.height < 1:
-        raise BadImage("picture without pixels")
+        raise BadImage("image without pixels")
     if facts.width * facts.height > MAX_PIXELS:
         raise BadImage("decompression bomb")
     if decode or not _whole(data, facts):
@@ -86,8 +86,8 @@ def _by_pillow(data: bytes) -> Facts:
     except UnreadableImage as error:
         known = data[:2] == b"\xff\xd8" or data[:8] == _PNG
         short = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-        cut = error.reason == "damaged picture" and (known or short)
-        raise BadImage("truncated picture" if cut else error.reason) from None
+        cut = error.reason == "damaged image" and (known or short)
+        raise BadImage("truncated image" if cut else error.reason) from None
 
 
 def _whole(data: bytes, facts: Facts) -> bool:
@@ -120,17 +120,17 @@ def _decode(data: bytes, facts: Facts) -> None:
         message = str(error).lower()
         cut = any(word in message for word in ("truncat", "incomplete", "premature"))
         raise BadImage(
-            "truncated picture" if cut and error.reason == "damaged picture" else error.reason
+            "truncated image" if cut and error.reason == "damaged image" else error.reason
         ) from None
     if (facts.width, facts.height) != size:
-        raise BadImage("picture lies about its size")
+        raise BadImage("image lies about its size")
     simplejpeg = _simplejpeg() if facts.extension == "jpg" and mode in ("RGB", "L") else None
     if simplejpeg is not None:
         try:
             simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", strict=True)
         except ValueError as error:
             lies = "premature" in str(error).lower() and data.rfind(b"\xff\xd9", -4096) >= 0
-            raise BadImage("picture lies about its size" if lies else "damaged picture") from None
+            raise BadImage("image lies about its size" if lies else "damaged image") from None
 
 
 def _through_the_door(data: bytes) -> tuple[str, tuple[int, int]]:
@@ -150,7 +150,7 @@ def _simplejpeg() -> Any:
 
 
 def difference_hash(data: bytes) -> int:
-    """64 bits of a picture's look (dHash): is each of 8 x 8 places darker than its right neighbour.
+    """64 bits of an image's look (dHash): is each of 8 x 8 places darker than its right neighbour.
 
     Scaling, recompression and small colour changes move few bits. Raises BadImage.
     """
@@ -167,7 +167,7 @@ def difference_hash(data: bytes) -> int:
     except UnreadableImage as error:
         raise BadImage(error.reason) from None
     except Exception:
-        raise BadImage("damaged picture") from None
+        raise BadImage("damaged image") from None
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 

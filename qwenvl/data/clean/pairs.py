@@ -35,7 +35,7 @@ from qwenvl.parsing import Damaged, parse_json, read_lines, utf8
 Sample: TypeAlias = Pair | Skipped
 
 Fetch: TypeAlias = Callable[[str], bytes]
-"""URL -> bytes of the picture; may raise OSError or ValueError."""
+"""URL -> bytes of the image; may raise OSError or ValueError."""
 
 UNSORTED = "unsorted tar"
 """Kind of failure of a sample whose files do not stand side by side."""
@@ -144,10 +144,10 @@ def _of_group(group: Group, source: Source) -> Row | Skipped:
         except UnicodeDecodeError as error:
             return lost("broken UTF-8", str(error)[:200], raw)
     if len(parts.images) > 1:
-        return lost("several pictures", f"{', '.join(files)} (a key ends at the first dot of a name)")
+        return lost("several images", f"{', '.join(files)} (a key ends at the first dot of a name)")
     image = files[parts.images[0]].data if parts.images else None
     if image is None and not _first(columns, URL_COLUMNS):
-        return lost("no picture", ", ".join(files))
+        return lost("no image", ", ".join(files))
     return Row(key, columns, image)
 
 
@@ -236,7 +236,7 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
             continue
         value = columns[name]
         if isinstance(value, list) and len(value) > 1:
-            return None, "several pictures", f"{name} holds {len(value)}"
+            return None, "several images", f"{name} holds {len(value)}"
         found = image_of(value)
         if isinstance(found, bytes):
             del columns[name]
@@ -252,7 +252,7 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
     known = _first(columns, URL_COLUMNS) or (columns.get("width") and columns.get("height"))
     if known and (source.fetch is not None or not promised):
         return None, None, ""  # judged by its columns
-    return None, "no picture", f"nothing in {', '.join(promised)}" if promised else "no column of that kind"
+    return None, "no image", f"nothing in {', '.join(promised)}" if promised else "no column of that kind"
 
 
 def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
@@ -263,7 +263,7 @@ def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
     except Unusable as reason:
         return None, reason.kind, reason.detail
     except (OSError, ValueError) as error:
-        return None, "missing picture", f"{name}: {getattr(error, 'strerror', None) or error}"
+        return None, "missing image", f"{name}: {getattr(error, 'strerror', None) or error}"
 
 
 # === Columns to pairs ===

@@ -1,6 +1,6 @@
 """The rules in their order, what became of a pair, and the funnel that counts it (Table 2 in small).
 
-Order: special tags; picture; cleaning of the text; its language, emoji, length and regularity; the hooks; and the CLIP
+Order: special tags; image; cleaning of the text; its language, emoji, length and regularity; the hooks; and the CLIP
 score last, because it may have to be computed. Which pairs are kept does not depend on the order of the rules, only
 on texts being cleaned before they are judged.
 """
@@ -20,7 +20,7 @@ FAILED = "failed"
 UNSCORED = "no clip score"
 CLIP_RULE = "clip score"
 
-GLOBAL_RULES = ("exact duplicates", "longest text", "duplicate text", "near texts", "near pictures")
+GLOBAL_RULES = ("exact duplicates", "longest text", "duplicate text", "near texts", "near images")
 """Rules that look at all pairs of a source (`duplicates`), in the order in which they are told."""
 
 
@@ -50,7 +50,7 @@ def steps_of(thresholds: Thresholds, extra: Sequence[Step] = ()) -> tuple[Step, 
     if t.aspect_ratio is not None:
         steps.append(Step("aspect ratio", rules.aspect_ratio_at_most(t.aspect_ratio)))
     if t.short_side is not None:
-        steps.append(Step("small picture", rules.short_side_at_least(t.short_side)))
+        steps.append(Step("small image", rules.short_side_at_least(t.short_side)))
     if t.html:
         steps.append(Step("html", edit=edits.without_html))
     if t.patterns:

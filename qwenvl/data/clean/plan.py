@@ -8,7 +8,7 @@ TARS_PER_CORE = 6000.0
 """Pairs per second and core, tars in and out: `tars_per_core_s` of benchmarks/cleaning.py, rounded down."""
 
 COLUMNS_PER_CORE = 12000.0
-"""The same for parquet without pictures: `columns_per_core_s`."""
+"""The same for parquet without images: `columns_per_core_s`."""
 
 SCORES_PER_GPU = 1000.0
 """CLIP scores per second and GPU: not measured here; a ViT-L/14 in half precision is of this order."""

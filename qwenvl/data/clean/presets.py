@@ -1,7 +1,7 @@
 """Thresholds of every rule, and a preset for each row of Table 2.
 
-The paper publishes the rules and what remained, not the numbers. These are starting points chosen so that a picture
-survives the squash to 224 px and a text fits stage 1 (512 tokens, 258 of them the picture); `qwenvl data calibrate`
+The paper publishes the rules and what remained, not the numbers. These are starting points chosen so that an image
+survives the squash to 224 px and a text fits stage 1 (512 tokens, 258 of them the image); `qwenvl data calibrate`
 moves them until the share that Table 2 reports remains of *your* copy of the source.
 """
 
@@ -29,7 +29,7 @@ class Thresholds:
     clip_score: int | float | None = None
     """Cosine at least (rule 3)."""
     clip_score_at_most: int | float = 1.0
-    """Cosine at most: drops pictures of the caption's own text."""
+    """Cosine at most: drops images of the caption's own text."""
     languages: tuple[str, ...] | None = ("en",)
     """Languages whose letters may stand in a text (rule 4)."""
     detector: Detector = "words"
@@ -53,9 +53,9 @@ class Thresholds:
     special_tags: str | None = None
     """Expression of tags that academic sets put in place of names."""
     longest_text: bool = False
-    """Of several texts of one picture keep the longest (academic sets)."""
+    """Of several texts of one image keep the longest (academic sets)."""
     exact_duplicates: bool = False
-    """Not in the paper: keep the first of equal pairs (same text and same picture)."""
+    """Not in the paper: keep the first of equal pairs (same text and same image)."""
     duplicate_text: bool = False
     """Not in the paper: keep the first pair of equal texts, case and signs aside."""
     near_images: int | None = None
@@ -174,7 +174,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         )
     }
 )  # fmt: skip
-"""`--preset` -> row of Table 2. COCO keeps all its captions: the table says 0.6M of 0.6M, five of each picture."""
+"""`--preset` -> row of Table 2. COCO keeps all its captions: the table says 0.6M of 0.6M, five of each image."""
 
 
 def chosen(preset: str, thresholds: Path | None, changes: Sequence[str]) -> tuple[Preset, Thresholds]:

@@ -25,7 +25,7 @@ Detector: TypeAlias = Literal["scripts", "words", "cld2"]
 
 
 def aspect_ratio_at_most(limit: int | float) -> Rule:
-    """Rule 1: a picture too elongated shows nothing once it is squashed to a square."""
+    """Rule 1: an image too elongated shows nothing once it is squashed to a square."""
 
     def rule(pair: Pair) -> str | None:
         if not pair.width or not pair.height:
@@ -37,7 +37,7 @@ def aspect_ratio_at_most(limit: int | float) -> Rule:
 
 
 def short_side_at_least(pixels: int) -> Rule:
-    """Rule 2: a picture too small has no detail to learn from."""
+    """Rule 2: an image too small has no detail to learn from."""
 
     def rule(pair: Pair) -> str | None:
         if not pair.width or not pair.height:
@@ -54,9 +54,9 @@ def has_clip_score() -> Rule:
 
 
 def clip_score_between(low: int | float, high: int | float = 1.0) -> Rule:
-    """Rule 3: picture and text must belong together, by a cosine that each data set has its own threshold for.
+    """Rule 3: image and text must belong together, by a cosine that each data set has its own threshold for.
 
-    `high` is for pairs whose picture shows the caption itself as text: they score suspiciously well.
+    `high` is for pairs whose image shows the caption itself as text: they score suspiciously well.
     """
 
     def rule(pair: Pair) -> str | None:

@@ -65,7 +65,7 @@ def clean(
     if own == source.resolve() or own in [path.resolve() for path in paths]:
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
     if settings.images is not None and not settings.images.is_dir():
-        raise ValueError(f"--images {settings.images} is no folder; name the one that holds the pictures.")
+        raise ValueError(f"--images {settings.images} is no folder; name the one that holds the images.")
     with owned(out):
         _agree(out, paths, settings)
         jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]
@@ -193,7 +193,7 @@ def table(outcome: Outcome) -> str:
 _ADVICE = {
     UNSCORED: "{} pairs have no CLIP score: give --clip MODEL, or --change clip_score=null to do without",
     UNSORTED: "{} samples of tars are torn: pack their files side by side, tar --sort=name -cf SHARD.tar -C FOLDER .",
-    OUTSIDE: "{} pictures lie outside the folder of their shard: give --images DIR, the folder that holds them",
+    OUTSIDE: "{} images lie outside the folder of their shard: give --images DIR, the folder that holds them",
 }
 
 
@@ -205,6 +205,6 @@ def advice_on(outcome: Outcome) -> str:
 
 
 def most_lost(outcome: Outcome) -> str:
-    """`: 57 "small picture", 3 "no picture"`: where most went."""
+    """`: 57 "small image", 3 "no image"`: where most went."""
     most = (outcome.total.failed + outcome.total.dropped).most_common(3)
     return ": " + ", ".join(f'{count:,} "{name}"' for name, count in most) if most else ""

@@ -29,9 +29,9 @@ def _images(sheet: Any, path: Path, source: str) -> tuple[dict[str, Mapping[str,
     bad: list[Skipped] = []
     for key, each in numbered(path, listed(sheet, path, "images"), "id"):
         try:
-            number = identity(field(each, "id", path), "picture id")
+            number = identity(field(each, "id", path), "image id")
             if number in known:
-                raise BadEntry("picture id twice", f"{path} lists two images {number}.")
+                raise BadEntry("image id twice", f"{path} lists two images {number}.")
         except BadEntry as error:
             bad.append(Skipped(key=key, kind=error.kind, detail=str(error), source=source))
         else:
@@ -58,9 +58,9 @@ def records(files: Sequence[Path], images: Path) -> Found:
 
 def _caption(source: Source, known: Mapping[str, Mapping[str, Any]], entry: Any) -> Iterator[Record]:
     text = words(entry, "caption", source.data)
-    number = identity(field(entry, "image_id", source.data), "picture id")
+    number = identity(field(entry, "image_id", source.data), "image id")
     if number not in known or not text:
-        raise BadEntry("unknown picture" if text else "empty caption")
+        raise BadEntry("unknown image" if text else "empty caption")
     yield Caption(
         image=image(source.image(_name(known[number], source.data))), text=text, source="COCO Caption"
     )
@@ -74,7 +74,7 @@ def samples(source: Source) -> list[Sample]:
         raise BadEntry(bad[0].kind, bad[0].detail)
     said: dict[str, list[str]] = {}
     for entry in listed(sheet, source.data, "annotations") if "annotations" in sheet else ():
-        number = identity(field(entry, "image_id", source.data), "picture id")
+        number = identity(field(entry, "image_id", source.data), "image id")
         said.setdefault(number, []).append(words(entry, "caption", source.data))
     if unknown := set(said) - set(known):
         raise ValueError(
@@ -104,7 +104,7 @@ def boxes(files: Sequence[Path], images: Path) -> Found:
         things: dict[str, list[Any]] = {}
         for key, each in numbered(path, listed(sheet, path, "annotations"), "id"):
             try:
-                things.setdefault(identity(field(each, "image_id", path), "picture id"), []).append(each)
+                things.setdefault(identity(field(each, "image_id", path), "image id"), []).append(each)
             except BadEntry as error:
                 bad.append(Skipped(key=key, kind=error.kind, detail=str(error), source="COCO"))
         yield from bad
@@ -112,7 +112,7 @@ def boxes(files: Sequence[Path], images: Path) -> Found:
         entries = ((number, (each, things.pop(number, []))) for number, each in known.items())
         yield from one_by_one(read, entries, "COCO")
         for number, lost in things.items():
-            yield from (Skipped(key=number, kind="unknown picture", source="COCO") for _ in lost)
+            yield from (Skipped(key=number, kind="unknown image", source="COCO") for _ in lost)
 
 
 def _categories(sheet: Any, path: Path) -> Mapping[str, str]:

@@ -98,7 +98,7 @@ class ImageFolder:
         path = _inside(folder, like)
         if self._claimed.setdefault(path, written) != written:
             raise BadEntry(
-                "ambiguous picture name",
+                "ambiguous image name",
                 f"{written} and {self._claimed[path]} are both {path} here; keep their folders apart.",
             )
         return path
@@ -106,7 +106,7 @@ class ImageFolder:
 
 def _spelled(name: object) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise BadEntry("no picture name", f"{str(name)[:60]!r} is the name of the image; expected a text.")
+        raise BadEntry("no image name", f"{str(name)[:60]!r} is the name of the image; expected a text.")
     return name.replace("\\", "/").removeprefix("./")
 
 
@@ -119,8 +119,8 @@ def _inside(folder: Path, name: str) -> Path:
     try:
         return inside(folder, name, "image name")
     except ValueError as error:
-        raise BadEntry("picture outside its folder" if "leads out" in str(error) or "absolute" in str(error)
-                       else "unusable picture name", str(error)) from None  # fmt: skip
+        raise BadEntry("image outside its folder" if "leads out" in str(error) or "absolute" in str(error)
+                       else "unusable image name", str(error)) from None  # fmt: skip
 
 
 def _relative(name: str, folder: Path) -> str:
@@ -147,7 +147,7 @@ def _alike(folder: Path, parts: Sequence[str]) -> str | None:
             return None
         if len(alike) > 1 and part not in alike:
             raise BadEntry(
-                "ambiguous picture name",
+                "ambiguous image name",
                 f"{place} has no {part}, but {' and '.join(alike)}; rename one of them.",
             )
         found.append(part if part in alike else alike[0])
@@ -173,11 +173,11 @@ def seen(image: Path | bytes) -> Seen:
     try:
         return _opened(image) if isinstance(image, bytes) else _read(image, image.stat().st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
-        raise BadEntry("missing picture", f"there is no {image!s}") from None
+        raise BadEntry("missing image", f"there is no {image!s}") from None
     except BadImage as error:
         raise BadEntry(str(error), _name(image)) from None
     except (OSError, ValueError) as error:
-        raise BadEntry("unreadable picture", str(error)) from None
+        raise BadEntry("unreadable image", str(error)) from None
 
 
 @lru_cache(maxsize=1024)
@@ -212,10 +212,10 @@ def frame_of(source: Path | bytes, said: tuple[int, int] | None) -> Frame:
             return Frame(*said, image.orientation)
     if said is None or as_stored:
         raise BadEntry(
-            "picture turned by EXIF",
+            "image turned by EXIF",
             f"{_name(source)} is turned when it is shown, and its annotation does not say how its boxes were drawn.",
         )
-    kind = "picture on its side" if _scaled(said, turned) else "picture of another size"
+    kind = "image on its side" if _scaled(said, turned) else "image of another size"
     raise BadEntry(
         kind, f"{_name(source)} is {stored[0]} x {stored[1]}, its annotation says {said[0]} x {said[1]}."
     )

@@ -45,11 +45,11 @@ class _Instances:
 
     def of(self, ref: Any, where: Path) -> tuple[Mapping[str, Any], Any]:
         """The image that a reference is about, and its box: left, top, width, height. Raises BadEntry."""
-        image = self.images.get(identity(field(ref, "image_id", where), "picture id"))
+        image = self.images.get(identity(field(ref, "image_id", where), "image id"))
         box = self.boxes.get(identity(field(ref, "ann_id", where), "annotation id"))
         if image is None or box is None:
             raise BadEntry(
-                "unknown picture", f"{self.path} has no image or no box of the reference {str(ref)[:80]!r}."
+                "unknown image", f"{self.path} has no image or no box of the reference {str(ref)[:80]!r}."
             )
         return image, box
 

@@ -22,7 +22,7 @@ IMAGES = 2000
 """Of the benchmark of all kinds; `--limit` takes the first of them, with all that is asked about each."""
 SEED = 1
 """The same seed asks the same questions of every model."""
-EVERY_FOURTH = {"multiple_choice": 1, "two_pictures": 2}
+EVERY_FOURTH = {"multiple_choice": 1, "two_images": 2}
 """Kinds that are asked about every fourth scene only, and the number of the first."""
 SIDE = 112
 """Pixels along one side of an image."""
@@ -35,9 +35,9 @@ def of_kinds(kinds: Collection[str]) -> Callable[[Source], list[Sample]]:
     """
 
     def read(source: Source) -> list[Sample]:
-        if "two_pictures" in kinds and source.prompt_format == "raw":
+        if "two_images" in kinds and source.prompt_format == "raw":
             raise ValueError(
-                "two images are asked about in dialogues only; ask toyworld-two-pictures with --prompt-format chatml."
+                "two images are asked about in dialogues only; ask toyworld-two-images with --prompt-format chatml."
             )
         found = _samples(kinds, source.prompt_format, "train" if source.training else "test")
         return list(islice(found, QUESTIONS))
@@ -64,7 +64,7 @@ def _samples(kinds: Collection[str], prompt_format: str, split: str) -> Iterator
     first = min(EVERY_FOURTH.get(kind, 0) for kind in kinds)
     for number in count(first, 4 if first else 1):
         for item in items(scene(SEED, number, split), number, SEED, prompt_format):
-            if item.kind in kinds and (item.kind != "two_pictures" or _is_text(item)):
+            if item.kind in kinds and (item.kind != "two_images" or _is_text(item)):
                 yield _sample(item)
 
 

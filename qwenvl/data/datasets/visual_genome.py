@@ -36,7 +36,7 @@ def _known(image_data: Path) -> Mapping[str, _Known]:
     known = {}
     for each in listed(load_json(image_data), image_data):
         try:
-            number = identity(each.get("image_id", each.get("id")), "picture id")
+            number = identity(each.get("image_id", each.get("id")), "image id")
             known[number] = _Known("/".join(words(each, "url", image_data).split("/")[-2:]), size_of(each))
         except (BadEntry, AttributeError):
             continue  # whoever asks for this image finds it unknown, and is counted
@@ -46,7 +46,7 @@ def _known(image_data: Path) -> Mapping[str, _Known]:
 def _image_id(*entries: Any) -> str:
     """The id of the image that an entry, or what holds it, is about."""
     found = (each.get(name) for each in entries if isinstance(each, Mapping) for name in ("image_id", "id"))
-    return identity(next((value for value in found if value is not None), None), "picture id")
+    return identity(next((value for value in found if value is not None), None), "image id")
 
 
 def _entries(path: Path, name: str, key: str) -> Iterator[tuple[object, tuple[Any, Any]]]:
@@ -94,7 +94,7 @@ def _region(
     phrase = words(each, "phrase", path)
     number = _image_id({"image_id": each.get("image_id")}, {"image_id": image.get("id")}, image)
     if number not in known or not phrase:
-        raise BadEntry("unknown picture" if phrase else "no phrase")
+        raise BadEntry("unknown image" if phrase else "no phrase")
     bbox = [field(each, name, path) for name in ("x", "y", "width", "height")]
     file = folder.find(known[number].name)
     frame = frame_of(file, known[number].size)

@@ -26,7 +26,7 @@ def clean(files: Sequence[Path], images: Path) -> Found:
             if isinstance(sample, Skipped):
                 yield sample
             elif sample.image is None:
-                yield Skipped(key=sample.key, kind="no picture", source=sample.source)
+                yield Skipped(key=sample.key, kind="no image", source=sample.source)
             else:
                 language: Language = "zh" if HAN.search(sample.text) else "en"
                 yield Caption(

@@ -64,7 +64,7 @@ def _why(counts: Counter[str], first: str, aside: Path) -> str:
         return "The annotations hold no entry at all; are they the right files?"
     reasons = ", ".join(f"{number:,} x {kind.partition(': ')[2]}" for kind, number in counts.most_common(4))
     hint = (
-        "; --images names the folder that the names of images are relative to" if "picture" in reasons else ""
+        "; --images names the folder that the names of images are relative to" if "image" in reasons else ""
     )
     return f"No entry could be used: {reasons}{first}; {aside} says of each what is wrong{hint}."
 

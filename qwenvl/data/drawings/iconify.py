@@ -32,7 +32,7 @@ ONE_STYLE = {"ph": "-duotone", "solar": "-bold-duotone"}
 """Sets that draw everything in several styles -> the end of the names of the one that is taken."""
 
 SKIN = re.compile(r"skin-tone|-(?:dark|light|medium|medium-dark|medium-light)(?:-|$)")
-"""Emoji in another colour of skin: the same picture once more."""
+"""Emoji in another colour of skin: the same image once more."""
 
 INK = "#222222"
 """Colour of drawings that leave it to the page."""

@@ -50,7 +50,7 @@ class Batches:
     window: int = 0
     """Documents packed together, a multiple of `micro`; 0 packs each micro-batch by itself."""
     image_size: int = 0
-    """Pixels a side to which pictures are squashed here; 0 leaves them to the caller as they are."""
+    """Pixels a side to which images are squashed here; 0 leaves them to the caller as they are."""
     fast: bool = False
     """Resize by the faster filter (`stream.images`)."""
     seed: int = 0
@@ -123,7 +123,7 @@ class Batches:
         return [[documents[k] for k in row] for row in rows]
 
     def _with_squares(self, rows: Packed) -> tuple[Packed, list[Skipped]]:
-        """Pictures decoded and squashed; a document with a damaged one leaves its row."""
+        """Images decoded and squashed; a document with a damaged one leaves its row."""
         left_out: list[Skipped] = []
         whole: Packed = []
         for row in rows:
@@ -135,7 +135,7 @@ class Batches:
                     )
                 except (ValueError, OSError) as error:
                     where = str(each.images[0].source)
-                    left_out.append(Skipped(key=where, kind="damaged picture", detail=str(error)))
+                    left_out.append(Skipped(key=where, kind="damaged image", detail=str(error)))
                     continue
                 whole[-1].append((task, replace(each, images=squares)))
         return whole, left_out

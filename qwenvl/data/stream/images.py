@@ -1,8 +1,8 @@
-"""Pictures of training documents as squares of levels: exactly what the released model saw, or nearly and sooner.
+"""Images of training documents as squares of levels: exactly what the released model saw, or nearly and sooner.
 
 exact   `images.resize`: Pillow decodes, and its antialiased bicubic filter squashes, bit for bit
 fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of the same filter squashes them; its
-        weights have 16 bits, so that three levels in a thousand are off by one or two. Some tall pictures are off
+        weights have 16 bits, so that three levels in a thousand are off by one or two. Some tall images are off
         further, because Pillow 13 squashes them down first and across then, torch never does
 """
 
@@ -15,9 +15,9 @@ from qwenvl.images import MAX_PIXELS, open_image, resize
 
 
 def square(source: object, size: int, *, fast: bool = False) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The picture squashed to `size` pixels a side. `source` is what `images.open_image` opens, or a `Located`.
+    """The image squashed to `size` pixels a side. `source` is what `images.open_image` opens, or a `Located`.
 
-    Raises ValueError for whatever is no picture, OSError for a file that cannot be read.
+    Raises ValueError for whatever is no image, OSError for a file that cannot be read.
     """
     if not fast:
         return resize(opened(source), size)

@@ -1,4 +1,4 @@
-"""One sample of a shard: its columns, and where its pictures are; the pictures themselves are read when needed."""
+"""One sample of a shard: its columns, and where its images are; the images themselves are read when needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Located(NamedTuple):
         return f"{self.shard.name}, {self.name}"
 
     def read(self) -> bytes:
-        """The encoded picture. Raises ValueError for one that cannot be read."""
+        """The encoded image. Raises ValueError for one that cannot be read."""
         if kind_of(self.shard) == "parquet":
             found = _images_of(_row(self.shard, self.first, self.second)).get(self.name)
             if found is None:
-                raise ValueError(f"no picture in {self}; the file has changed.")
+                raise ValueError(f"no image in {self}; the file has changed.")
             return found
         with plain(self.shard).open("rb") as file:
             file.seek(self.first)
@@ -52,7 +52,7 @@ class Sample:
     images: Mapping[str, Located | Path]
     """Those that the shard itself holds, by name."""
     folder: Path
-    """Where relative paths of pictures start."""
+    """Where relative paths of images start."""
     root: Path | None = None
     """Folder that the user names: paths may start there too, and absolute ones lead there."""
 

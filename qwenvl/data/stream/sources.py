@@ -144,7 +144,7 @@ class Stream:
     sources: tuple[SourceConfig, ...]
     tokenizer: Tokenizer
     queries: int
-    """Visual tokens of a picture."""
+    """Visual tokens of an image."""
     longest: int
     """Tokens of a row: longer documents are left out, never cut."""
     seed: int

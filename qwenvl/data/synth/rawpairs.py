@@ -1,7 +1,7 @@
 """Raw image-text pairs with planted defects: what cleaning is shown on, because here the truth is known.
 
 Every pair has one defect or none, and says which rule must catch it. Pair number `index` is a pure function of (seed,
-index); texts and pictures of sound pairs are all different.
+index); texts and images of sound pairs are all different.
 """
 
 import io
@@ -95,7 +95,7 @@ def image(rng: random.Random, width: int = 320, height: int = 240, quality: int 
 
 
 def patches(rng: random.Random) -> pillow.Image:
-    """Nine by eight colours: what a perceptual hash sees of a picture."""
+    """Nine by eight colours: what a perceptual hash sees of an image."""
     noise = np.frombuffer(rng.randbytes(8 * 9 * 3), np.uint8).reshape(8, 9, 3)
     return pillow.fromarray(noise)
 
@@ -184,7 +184,7 @@ DEFECTS: Mapping[str, tuple[str, Spoil]] = MappingProxyType(
     {
         "elongated": ("aspect ratio", _size(1200, 220)),
         "tall": ("aspect ratio", _size(210, 900)),
-        "thumbnail": ("small picture", _size(120, 100)),
+        "thumbnail": ("small image", _size(120, 100)),
         "low score": ("clip score", _column(clip_score=0.11)),
         "Russian": ("language", _text(lambda t, r: t + " красивый вид")),
         "Japanese": ("language", _text(lambda t, r: t + " きれいなもの")),
@@ -212,10 +212,10 @@ DEFECTS: Mapping[str, tuple[str, Spoil]] = MappingProxyType(
         "boilerplate": (KEPT, _text(lambda t, r: f"{t} | Royalty-Free Stock Photo", cleaned=True)),
         "repeats": (KEPT, _repeats),
         "control characters": (KEPT, _text(lambda t, r: "\ufeff" + t.replace(" ", "\u200b \t", 1), cleaned=True)),
-        "truncated": ("truncated picture", _bytes(lambda data: data[: len(data) // 2])),
-        "false size": ("picture lies about its size", _bytes(lambda data: _frame_header(data, 1200, 1200))),
+        "truncated": ("truncated image", _bytes(lambda data: data[: len(data) // 2])),
+        "false size": ("image lies about its size", _bytes(lambda data: _frame_header(data, 1200, 1200))),
         "bomb": ("decompression bomb", _bytes(lambda data: _frame_header(data, 60000, 60000))),
-        "not a picture": ("no picture", _bytes(lambda data: b"<html>404 Not Found</html>")),
+        "not an image": ("no image", _bytes(lambda data: b"<html>404 Not Found</html>")),
         "broken UTF-8": ("broken UTF-8", _raw(lambda line: line.replace(b'":"', b'":"\xff\xfe', 1))),
         "broken JSON": ("broken JSON", _raw(lambda line: line[:-8])),
         "empty caption": ("empty caption", _text(lambda t, r: "  ")),
@@ -229,13 +229,13 @@ COPIES = (
     "shorter text",
     "same text",
     "almost same text",
-    "almost same picture",
+    "almost same image",
     "benchmark text",
 )
 """Defects that take something from another pair; they follow it."""
 
 _COPY_RULES = (
-    "exact duplicates", "longest text", "duplicate text", "near texts", "near pictures", "benchmark"
+    "exact duplicates", "longest text", "duplicate text", "near texts", "near images", "benchmark"
 )  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def _sound(index: int, rng: random.Random, seen: set[str]) -> Planted:
 
 
 def _copy(pair: Planted, name: str, sound: list[Planted], rng: random.Random) -> None:
-    """Take text or picture of a sound pair that nobody has taken from yet."""
+    """Take text or image of a sound pair that nobody has taken from yet."""
     pair.defect, pair.expected = name, _COPY_RULES[COPIES.index(name)]
     if name == "benchmark text":
         pair.text = f"{benchmark_texts()[rng.randrange(3)]} number {rng.randrange(10**6)}"
@@ -309,7 +309,7 @@ def benchmark_texts() -> list[str]:
 
 
 def write_raw(pairs: Sequence[Planted], folder: Path, *, shards: int = 8, cut: bool = True) -> None:
-    """The pairs in `shards` shards: tars, but the last two are parquet and JSON lines with picture files.
+    """The pairs in `shards` shards: tars, but the last two are parquet and JSON lines with image files.
 
     What parquet cannot hold (broken bytes) goes to tars. With `cut`, one more tar holds a sample and breaks off in the
     second: exactly one "cut tar".
@@ -346,15 +346,15 @@ def _add(tar: TarWriter, pair: Planted) -> None:
 
 
 def _write_lines(pairs: Sequence[Planted], path: Path) -> None:
-    (path.parent / "pictures").mkdir(exist_ok=True)
+    (path.parent / "images").mkdir(exist_ok=True)
     with write_json_lines(path) as write:
         for pair in pairs:
-            (path.parent / "pictures" / f"{pair.key}.jpg").write_bytes(pair.image)
-            write({"key": pair.key, "image": f"pictures/{pair.key}.jpg", "text": pair.text, **pair.columns})
+            (path.parent / "images" / f"{pair.key}.jpg").write_bytes(pair.image)
+            write({"key": pair.key, "image": f"images/{pair.key}.jpg", "text": pair.text, **pair.columns})
 
 
 def write_cut_tar(path: Path) -> None:
-    """A tar of one sound sample that ends in the middle of the picture of a second."""
+    """A tar of one sound sample that ends in the middle of the image of a second."""
     buffer = io.BytesIO()
     tar = TarWriter(buffer)
     seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""Dialogues about the toy world in ChatML (paper 2.3 and 3.3): one picture, two pictures, or none.
+"""Dialogues about the toy world in ChatML (paper 2.3 and 3.3): one image, two images, or none.
 
-Pictures stand bare in the first user turn: `markup.number_images` puts "Picture 1: " before them, which the questions
-about two pictures refer to.
+Images stand bare in the first user turn: `markup.number_images` puts "Picture 1: " before them, which the questions
+about two images refer to.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,7 @@ Exchange = tuple[tuple[Segment, ...], tuple[Segment, ...]]
 """What the user says and what the assistant answers."""
 
 IN_ONE = (*ASK, "count", "exist", "relation", "arithmetic")
-"""Kinds of questions about one picture; what is hard to learn stands twice."""
+"""Kinds of questions about one image; what is hard to learn stands twice."""
 IN_A_DIALOGUE = (
     *("question",) * 12,
     *("find", "find", "absent", "caption", "caption", "grounded caption", "texts", "texts"),
@@ -36,7 +36,7 @@ AT_THE_BEGINNING = (
     *("question",) * 13,
     *("find", "find", "absent", "caption", "caption", "caption", "texts"),
 )
-"""Forms of the exchanges about one picture, each as often as it is drawn."""
+"""Forms of the exchanges about one image, each as often as it is drawn."""
 IN_ONE_OF_TWO = ("color", "count", "size", "exist", "read", "arithmetic")
 """Kinds of questions that can be asked "in Picture 2"."""
 OPPOSITES = {"left": "right", "above": "below", "top": "bottom", "small": "large", "yes": "no"}
@@ -52,9 +52,9 @@ SMALL_TALK = {
 def chat(
     scenes: Sequence[Scene], seed: int, *, kinds: Sequence[str] = IN_ONE, size: int = 112
 ) -> tuple[Turn, ...]:
-    """A dialogue of two to seven exchanges about no, one or two scenes; pictures are `size` pixels on a side.
+    """A dialogue of two to seven exchanges about no, one or two scenes; images are `size` pixels on a side.
 
-    `kinds` are the questions about one picture, as often as they stand in it. Raises ValueError for more than two
+    `kinds` are the questions about one image, as often as they stand in it. Raises ValueError for more than two
     scenes.
     """
     if len(scenes) > 2:
@@ -63,7 +63,7 @@ def chat(
 
 
 def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> list[Exchange]:
-    """Up to `limit` different exchanges about one picture, each to begin a dialogue of its own; mostly questions.
+    """Up to `limit` different exchanges about one image, each to begin a dialogue of its own; mostly questions.
 
     The same arguments give the same exchanges.
     """
@@ -73,7 +73,7 @@ def exchanges(scene: Scene, seed: int, *, kinds: Sequence[str], limit: int) -> l
 
 
 def described_chat(scene: Scene, seed: int) -> tuple[Turn, ...]:
-    """The dialogue about a scene, with the scene in words where the picture would stand."""
+    """The dialogue about a scene, with the scene in words where the image would stand."""
     return _dialogue((Text(f"Picture 1: {scene_text(scene, seed)}\n"),), [scene], seed, IN_ONE)
 
 
@@ -106,7 +106,7 @@ def _said(question: str, answer: str) -> Exchange:
     return (Text(question),), (Text(answer),)
 
 
-# === One picture ===
+# === One image ===
 
 
 def _about_one(
@@ -155,7 +155,7 @@ def _absent(scene: Scene, dice: Dice) -> Exchange:
     return _said(question, f"There is no {shape}.")
 
 
-# === Two pictures ===
+# === Two images ===
 
 
 def _about_two(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
@@ -172,7 +172,7 @@ def _about_two(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
 
 
 def _which(scenes: Sequence[Scene], dice: Dice) -> Exchange | None:
-    """Something that only one of the two pictures has."""
+    """Something that only one of the two images has."""
     first, second = (_features(scene) for scene in scenes)
     options = sorted(first ^ second)
     if not options:
@@ -191,7 +191,7 @@ def _features(scene: Scene) -> set[str]:
     return features
 
 
-# === No picture ===
+# === No image ===
 
 
 def _about_nothing(scenes: Sequence[Scene], dice: Dice) -> Exchange:
@@ -242,4 +242,4 @@ TEXT_ONLY: tuple[Callable[[Dice], Exchange], ...] = (
     _opposite,
     _small_talk,
 )
-"""Kinds of exchanges without a picture."""
+"""Kinds of exchanges without an image."""

@@ -1,6 +1,6 @@
 """The toy world's questions as a benchmark asks them: which kinds about which scene, in which words.
 
-One image is asked a handful of questions; the kinds take turns, so that all are asked equally often of many pictures.
+One image is asked a handful of questions; the kinds take turns, so that all are asked equally often of many images.
 
 | kind                    | asked as (raw / chatml)                     | right if (`evaluation.metrics.toy`)     |
 |-------------------------|---------------------------------------------|-----------------------------------------|
@@ -10,7 +10,7 @@ One image is asked a handful of questions; the kinds take turns, so that all are
 | refer                   | format 5 / "Where is the star?"             | IoU of the first box at least 0.5       |
 | describe                | format 6 (raw in both)                      | same text                               |
 | ocr, ocr_quads          | format 7                                    | per sign: same word; same word and IoU  |
-| two_pictures            | chatml only                                 | same text, or IoU                       |
+| two_images              | chatml only                                 | same text, or IoU                       |
 | multiple_choice         | likelihood of four answers                  | the right one is the likeliest          |
 | few_shot                | two solved examples before it (raw in both) | same text                               |
 """
@@ -151,11 +151,11 @@ def _two_images(scene: Scene, number: int, seed: int) -> Item:
     other = scene_of(seed, 10**6 + number, "test")
     question, answer, *_ = chat([scene, other], seed)
     asked = tuple(segment for segment in question.content if not isinstance(segment, Image))
-    return Item("two_pictures", "chatml", (scene, other), asked, answer.content)  # type: ignore[arg-type]
+    return Item("two_images", "chatml", (scene, other), asked, answer.content)  # type: ignore[arg-type]
 
 
 def _few_shot(scene: Scene, number: int, seed: int) -> Iterator[Item]:
-    """A question of the VQA format after solved ones of the same kind about pictures of the training split."""
+    """A question of the VQA format after solved ones of the same kind about images of the training split."""
     kind = ("color", "shape", "size", "count")[number // 4 % 4]
     for task in tasks(scene, seed, kinds=(kind,)):
         examples: list[Item] = []

@@ -31,7 +31,7 @@ class DenseLabels:
     size: Int[np.ndarray, "grid grid"]
     """1 small, 2 large; 0 for signs too."""
     box: Float[np.ndarray, "grid grid 4"]
-    """Left, top, right, bottom edge in sides of the picture; 0 on bare ground."""
+    """Left, top, right, bottom edge in sides of the image; 0 on bare ground."""
     digits: Int[np.ndarray, "grid grid 4 2"]
     """Hundreds and tens of each edge, as the model will write it; 0 on bare ground."""
     word: Int[np.ndarray, "grid grid 4"]

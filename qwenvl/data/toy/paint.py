@@ -33,7 +33,7 @@ FINE = 4
 
 
 def render(scene: Scene, size: int = 112) -> UInt8[np.ndarray, "height width 3"]:
-    """Paints the scene as a square RGB picture, `size` pixels on a side."""
+    """Paints the scene as a square RGB image, `size` pixels on a side."""
     image = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
     for thing in scene.things:
         _paint(image, thing.shape, thing.box, PALETTE[thing.color])

@@ -24,7 +24,7 @@ class Question:
 MIN_OFFSET = 100
 """Left or right, above or below is asked of centres at least this many units apart."""
 MIN_CLEARANCE = 30
-"""A place is asked of centres at least this many units off the lines between the nine parts of the picture."""
+"""A place is asked of centres at least this many units off the lines between the nine parts of the image."""
 PLUS_OR_MINUS = {"plus one": 1, "minus one": -1, "plus ten": 10}
 
 
@@ -131,7 +131,7 @@ def _mostly(scene: Scene, dice: Dice) -> bool:
 
 
 def _exist(scene: Scene, dice: Dice) -> Question | None:
-    """Yes and no equally often; most of the absent things share their shape or their colour with one in the picture."""
+    """Yes and no equally often; most of the absent things share their shape or their colour with one in the image."""
     present = dice.chance(0.5)
     if not scene.things or dice.chance(0.15):
         names = {"number" if sign.is_number else "word" for sign in scene.signs}
@@ -181,7 +181,7 @@ def _place(scene: Scene, dice: Dice) -> Question | None:
 
 
 def place_of(item: Item) -> str | None:
-    """Which ninth of the picture holds the centre, or None within 30 units of a line between two of them."""
+    """Which ninth of the image holds the centre, or None within 30 units of a line between two of them."""
     x, y = center(item)
     if any(abs(value - line) < MIN_CLEARANCE for value in (x, y) for line in (1000 / 3, 2000 / 3)):
         return None

@@ -3,10 +3,10 @@
 lookups    the things of a scene in words, and questions that name them         the language model's own pre-training
 text       a scene in words, and tasks about it that each see the words only   the same
 described  a dialogue in ChatML about a scene in words                         the same
-captions   a picture and its caption                                           stage 1
-tasks      a picture and some of the formats of Appendix B, one branch each    stage 2
-chats      a dialogue in ChatML about no, one or two pictures                  stage 3
-exchanges  a picture and beginnings of dialogues about it, one branch each     the same
+captions   an image and its caption                                          stage 1
+tasks      an image and some of the formats of Appendix B, one branch each   stage 2
+chats      a dialogue in ChatML about no, one or two images                   stage 3
+exchanges  an image and beginnings of dialogues about it, one branch each    the same
 """
 
 import re
@@ -22,13 +22,13 @@ from qwenvl.markup import SYSTEM, Image, Rendered, Segment, Turn, number_images,
 from qwenvl.tokenizer import Tokenizer
 
 TASKS_PER_IMAGE, TASKS_PER_TEXT = 12, 9
-"""Tasks asked about one picture or one scene in words: more share its cost, fewer show more of them."""
+"""Tasks asked about one image or one scene in words: more share its cost, fewer show more of them."""
 
 DOCUMENT_TOKENS = 224
 """A document of tasks, or a dialogue in words, is no longer than this: what would go beyond it is left out."""
 
 DIALOGUE_TOKENS = 384
-"""The same for a dialogue about pictures."""
+"""The same for a dialogue about images."""
 
 TEXT_KINDS = (*KINDS, "refer", "describe", "read", "read", "ocr", "relation", "place", "arithmetic")
 """Kinds that scenes in words are asked for; what is hard to learn stands twice or more."""
@@ -37,13 +37,13 @@ LOOKUP_KINDS = (*("color", "shape", "size", "exist") * 2, "count")
 """Kinds that things in words are asked for: all that needs no place."""
 
 IMAGE_KINDS = (*KINDS, *QUESTION_KINDS, "refer", "describe", "read", "ocr")
-"""Kinds that pictures are asked for: short answers stand twice, for a loss per token counts them little."""
+"""Kinds that images are asked for: short answers stand twice, for a loss per token counts them little."""
 
 CHAT_KINDS = (
     *("color", "size", "count", "exist", "relation", "arithmetic") * 2,
     *("shape", "place", "read", "count", "count", "relation"),
 )
-"""Kinds that dialogues about one picture ask for; what a chat learned last stands up to four times."""
+"""Kinds that dialogues about one image ask for; what a chat learned last stands up to four times."""
 
 
 EXCHANGE_KINDS = (
@@ -54,12 +54,12 @@ EXCHANGE_KINDS = (
 """Kinds that beginnings of dialogues ask for; where the answer stands far from what it names, two or four times."""
 
 EXCHANGES, EXCHANGE_TOKENS = 16, 448
-"""Dialogues begun about one picture, as far as they fit into so many tokens."""
+"""Dialogues begun about one image, as far as they fit into so many tokens."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What rendering needs to know: the tokenizer, the visual tokens per picture and the seed of the world."""
+    """What rendering needs to know: the tokenizer, the visual tokens per image and the seed of the world."""
 
     tokenizer: Tokenizer
     queries: int
@@ -81,17 +81,17 @@ def text_document(world: Vocabulary, index: int) -> Example:
 
 
 def caption_document(world: Vocabulary, index: int) -> Example:
-    """A picture and its caption (format 1), what stage 1 learns from."""
+    """An image and its caption (format 1), what stage 1 learns from."""
     return _image_document(world, index, ("caption",), 1)
 
 
 def task_document(world: Vocabulary, index: int) -> Example:
-    """A picture as trunk and several of the seven formats as branches."""
+    """An image as trunk and several of the seven formats as branches."""
     return _image_document(world, index, IMAGE_KINDS, TASKS_PER_IMAGE)
 
 
 def chat_document(world: Vocabulary, index: int) -> Example:
-    """A dialogue: one picture in six of ten, two in three of ten, none in one of ten."""
+    """A dialogue: one image in six of ten, two in three of ten, none in one of ten."""
     images = (1, 1, 1, 1, 1, 1, 2, 2, 2, 0)[Dice("pictures", world.seed, index).below(10)]
     shown = [scene(world.seed, 2 * index + k) for k in range(images)]
     turns = number_images(chat(shown, world.seed + index * (not images), kinds=CHAT_KINDS))
@@ -104,9 +104,9 @@ def described_document(world: Vocabulary, index: int) -> Example:
 
 
 def exchange_document(world: Vocabulary, index: int) -> Example:
-    """A picture as trunk, and behind it as branches what a dialogue about it may begin with, and the answers.
+    """An image as trunk, and behind it as branches what a dialogue about it may begin with, and the answers.
 
-    In a dialogue of many exchanges a question can be answered from what was said before; here only from the picture.
+    In a dialogue of many exchanges a question can be answered from what was said before; here only from the image.
     """
     shown = scene(world.seed, index)
     image = Image(paint(shown))

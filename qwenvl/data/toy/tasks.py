@@ -1,6 +1,6 @@
 """Tasks over the toy world in the formats of the paper's Appendix B (Box B.1), and scenes as plain text.
 
-A prompt has no picture in it: put `Image(render(scene))` before it, or the text of `scene_text` to train a language
+A prompt has no image in it: put `Image(render(scene))` before it, or the text of `scene_text` to train a language
 model before it has eyes. Prompts end without a space and answers begin with one, as in the official scripts; taking
 the tags out of a grounded caption gives back the plain caption.
 """
@@ -23,7 +23,7 @@ KINDS = ("caption", "grounded_caption", "refer", "describe", "ocr", *QUESTION_KI
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt (not learned, no picture in it) and its answer (learned)."""
+    """One prompt (not learned, no image in it) and its answer (learned)."""
 
     kind: str
     prompt: tuple[Segment, ...]
@@ -103,7 +103,7 @@ def box(item: Item) -> Box:
 
 
 def scene_text(scene: Scene, seed: int) -> str:
-    """The scene in words, in random order, to stand where the picture would.
+    """The scene in words, in random order, to stand where the image would.
 
     "large blue star (120,340),(300,520); word L U M O (..." and a full stop; half of the signs are spelled out.
     """

@@ -1,4 +1,4 @@
-"""The toy world: pictures simple enough that a two-million-parameter model learns them to the end.
+"""The toy world: images simple enough that a two-million-parameter model learns them to the end.
 
 One to three coloured shapes and usually a sign with a word or a number, on a plain pale ground. It is the data of the
 `tiny` preset: every format of the paper (Appendix B) can be asked about it, and every answer is known exactly.
@@ -43,7 +43,7 @@ INKS = 3
 GRID = 25
 """Every edge is a multiple of this many units."""
 CELL = 125
-"""Side of the cells that letters stand in, an eighth of the picture; the next letter stands in the next cell."""
+"""Side of the cells that letters stand in, an eighth of the image; the next letter stands in the next cell."""
 LETTER = 100
 """Width and height of a letter, in units."""
 PLATE = 25
@@ -146,7 +146,7 @@ Item = Thing | Sign
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture; `name` identifies it, equal names mean equal scenes."""
+    """What is in an image; `name` identifies it, equal names mean equal scenes."""
 
     name: str
     background: int

@@ -35,7 +35,7 @@ class CaptionScores:
 
 
 def score(captions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Score raw captions against raw references, picture by picture.
+    """Score raw captions against raw references, image by image.
 
     The order matters in the last digits: the tokeniser sees whether the *next* caption starts like a new sentence.
     """

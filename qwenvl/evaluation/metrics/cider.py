@@ -1,6 +1,6 @@
 """CIDEr-D (paper Table 4: Flickr30K, NoCaps), equal to pycocoevalcap 1.2 and ten times as fast.
 
-For n = 1 .. 4, a caption and a reference are vectors of tf-idf weights of their n-grams (document frequency: pictures
+For n = 1 .. 4, a caption and a reference are vectors of tf-idf weights of their n-grams (document frequency: images
 whose references hold the n-gram). Similarity is a cosine with the caption's weights clipped to the reference's, times
 a Gaussian (sigma 6) of the length difference; then the mean over n and over references, times 10.
 
@@ -26,10 +26,10 @@ def scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Floa
     """CIDEr-D of each tokenised caption (0 .. 10); document frequencies come from these references alone."""
     if len(captions) != len(references):
         raise ValueError(
-            f"{len(captions)} captions but references for {len(references)} pictures; expected as many."
+            f"{len(captions)} captions but references for {len(references)} images; expected as many."
         )
     if not all(references):
-        raise ValueError("a picture has no references; expected at least one (five in COCO, Flickr30K).")
+        raise ValueError("an image has no references; expected at least one (five in COCO, Flickr30K).")
     images = len(captions)
     image_of = np.repeat(np.arange(images), [len(group) for group in references])  # of each reference
     words, lengths = _number_words([*captions, *(text for group in references for text in group)])
@@ -68,7 +68,7 @@ def _lengthen(grams: Ints, words: Ints, sentence_of: Ints) -> tuple[Ints, Ints, 
 
 
 def _clipped_cosine(grams: Ints, sentence_of: Ints, image_of: Ints, images: int) -> Floats:
-    """For each reference, the clipped cosine of its picture's caption with it. Sentences: captions, then references."""
+    """For each reference, the clipped cosine of its image's caption with it. Sentences: captions, then references."""
     kinds = int(np.max(grams, initial=0)) + 1
     entries, times = _runs(np.sort(sentence_of * kinds + grams))  # one per sentence and n-gram in it
     sentence, gram = np.divmod(entries, kinds)

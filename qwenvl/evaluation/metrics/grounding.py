@@ -64,7 +64,7 @@ def to_pixels(corners: Corners, width: float, height: float) -> NDArray[np.float
 
 
 def score(answer: str, truth: Sequence[float], width: float, height: float) -> Grounded:
-    """Judge one answer against the true box (left, top, right, bottom in pixels) of a `width` x `height` picture."""
+    """Judge one answer against the true box (left, top, right, bottom in pixels) of a `width` x `height` image."""
     if len(truth) != 4:
         raise ValueError(
             f"a true box needs 4 numbers (left, top, right, bottom), got {len(truth)}: {list(truth)}."

@@ -1,6 +1,6 @@
-"""MME (paper Table 7): two yes-or-no questions per picture; score = 100 acc + 100 acc+, over 14 subtasks.
+"""MME (paper Table 7): two yes-or-no questions per image; score = 100 acc + 100 acc+, over 14 subtasks.
 
-acc counts questions; acc+ counts pictures whose two questions are both right.
+acc counts questions; acc+ counts images whose two questions are both right.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Subtask:
     right: int = 0
     """Questions answered right, of 2 x images."""
     both_right: int = 0
-    """Pictures with both questions right."""
+    """Images with both questions right."""
     other: int = 0
     """Answers that are neither yes nor no: wrong, and counted here."""
 
@@ -46,7 +46,7 @@ class Subtask:
 
     @property
     def acc_plus(self) -> float:
-        """Share of pictures with both questions right."""
+        """Share of images with both questions right."""
         return self.both_right / self._counted
 
     @property
@@ -57,15 +57,15 @@ class Subtask:
     @property
     def _counted(self) -> int:
         if not self.images:
-            raise ValueError("an MME subtask has no pictures, so it has no score; check its predictions.")
+            raise ValueError("an MME subtask has no images, so it has no score; check its predictions.")
         return self.images
 
 
 def count(truths: Sequence[str], answers: Sequence[str]) -> Subtask:
-    """Count one subtask. Questions 2i and 2i + 1 belong to picture i; truths are `Yes` or `No` in any case."""
+    """Count one subtask. Questions 2i and 2i + 1 belong to image i; truths are `Yes` or `No` in any case."""
     if len(truths) != len(answers) or len(truths) % 2:
         raise ValueError(
-            f"{len(truths)} truths and {len(answers)} answers; expected as many, two in a row for each picture."
+            f"{len(truths)} truths and {len(answers)} answers; expected as many, two in a row for each image."
         )
     for truth in truths:
         if truth.lower() not in ("yes", "no"):

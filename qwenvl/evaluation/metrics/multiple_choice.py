@@ -35,14 +35,14 @@ def scienceqa_prompt(image: str, question: str, choices: Sequence[str], hint: st
 
 
 def seed_prompt(images: Sequence[str], question: str, choices: Sequence[str]) -> str:
-    """The prompt of a SEED-Bench question about one picture or the frames of a video, each on a line of its own."""
+    """The prompt of a SEED-Bench question about one image or the frames of a video, each on a line of its own."""
     shown = "".join(f"<img>{image}</img>\n" for image in images)
     options = "\n".join(lettered(choices))
     return f"{shown}Question: {question}\nOptions: {options}\nAnswer:"
 
 
 def seed_image(folder: str, data_id: str) -> str:
-    """Where a SEED-Bench record's picture lies."""
+    """Where a SEED-Bench record's image lies."""
     return posixpath.join(folder, data_id)
 
 

@@ -250,6 +250,6 @@ def tokenise(captions: Sequence[str]) -> list[str]:
 
 
 def tokenise_groups(groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    """`tokenise` over all captions of all groups in a row (the references of one picture after another's)."""
+    """`tokenise` over all captions of all groups in a row (the references of one image after another's)."""
     words = iter(tokenise([caption for group in groups for caption in group]))
     return [[next(words) for _ in group] for group in groups]

@@ -55,7 +55,7 @@ def counts(kind: str, truth: Sequence[Segment], answer: Sequence[Segment]) -> di
         words = _found(answer, truth, need_overlap=False)
         quads = _found(answer, truth, need_overlap=True)
         return {"ocr": Count(words, len(wanted)), "ocr_quads": Count(quads, len(wanted))}
-    if wanted:  # refer, and "Find ..." about two pictures
+    if wanted:  # refer, and "Find ..." about two images
         first = next((segment for segment in answer if isinstance(segment, Box)), None)
         return {kind: Count(int(first is not None and overlap(first, wanted[0]) >= THRESHOLD), 1)}
     return {kind: right}

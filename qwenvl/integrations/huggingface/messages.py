@@ -11,14 +11,14 @@ import torch
 from qwenvl.markup import SYSTEM, Box, Image, Quad, Ref, Turn, number_images, parse, segments_of
 
 PLACE = Image(None)
-"""A part `{"type": "image"}` without a picture: its place, the picture is given to the processor."""
+"""A part `{"type": "image"}` without an image: its place, the image is given to the processor."""
 
 ROLES = ("system", "user", "assistant")
 SECONDS, MOST_BYTES = 20, 100_000_000
 
 
 def turns_of(messages: Sequence[Mapping[str, Any]], *, chatml: bool) -> list[Turn]:
-    """The turns of a dialogue, in ChatML with the system message and numbered pictures of the released chat model."""
+    """The turns of a dialogue, in ChatML with the system message and numbered images of the released chat model."""
     turns = [Turn(_role(message), tuple(_content(message))) for message in messages]
     if not chatml:
         return turns
@@ -28,12 +28,12 @@ def turns_of(messages: Sequence[Mapping[str, Any]], *, chatml: bool) -> list[Tur
 
 
 def images_of(turns: Sequence[Turn]) -> list[Image]:
-    """The pictures and places of a dialogue, in order."""
+    """The images and places of a dialogue, in order."""
     return [part for turn in turns for part in turn.content if isinstance(part, Image)]
 
 
 def image(value: Any) -> Image:
-    """A picture from what callers have: Pillow, array, tensor, bytes, path, URL, `{"bytes", "path"}` of datasets.
+    """An image from what callers have: Pillow, array, tensor, bytes, path, URL, `{"bytes", "path"}` of datasets.
 
     A URL is fetched (https, http) or decoded (data:) and, like all the others, opened by `images.open_image` alone.
     """
@@ -42,9 +42,7 @@ def image(value: Any) -> Image:
     if isinstance(value, Mapping):
         given = {key: each for key, each in value.items() if key in ("bytes", "path") and each is not None}
         if not given:
-            raise ValueError(
-                f"a picture is a table with the keys {_keys(value)}; expected `bytes` or `path`."
-            )
+            raise ValueError(f"an image is a table with the keys {_keys(value)}; expected `bytes` or `path`.")
         return Image(given.get("bytes", given.get("path")))
     if isinstance(value, torch.Tensor):
         return Image(_array(value))
@@ -88,7 +86,7 @@ def _part(part: Any, role: str) -> list[Any]:
         return [_image_part(kind, given)]
     raise ValueError(
         f"a message part has the type {kind!r} and the keys {_keys(given)}; expected type 'text' with `text`, or type "
-        "'image' with `image`, `path`, `url` or `base64`, or with none of them where the picture is given apart."
+        "'image' with `image`, `path`, `url` or `base64`, or with none of them where the image is given apart."
     )
 
 
@@ -101,14 +99,14 @@ def _image_part(kind: str, given: Mapping[str, Any]) -> Image:
     url = url.get("url") if isinstance(url, Mapping) else url
     if url is not None:
         if not isinstance(url, str) or not url[:8].lower().startswith(("http://", "https://", "data:")):
-            raise ValueError("a picture's `url` is no http, https or data URL; give a file as `path`.")
+            raise ValueError("an image's `url` is no http, https or data URL; give a file as `path`.")
         return Image(_fetched(url))
     if "image" in given:
         return image(given["image"])
     if kind == "image" and not given:
         return PLACE
     raise ValueError(
-        f"a picture part has the keys {_keys(given)}; expected `image`, `path`, `url` or `base64`."
+        f"an image part has the keys {_keys(given)}; expected `image`, `path`, `url` or `base64`."
     )
 
 
@@ -116,7 +114,7 @@ def _fetched(url: str) -> bytes:
     if url[:5].lower() == "data:":
         head, comma, body = url.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise ValueError("a picture's data URL is not base64; expected data:image/png;base64,...")
+            raise ValueError("an image's data URL is not base64; expected data:image/png;base64,...")
         return _decoded(body)
     from urllib.request import urlopen
 
@@ -125,11 +123,11 @@ def _fetched(url: str) -> bytes:
             found = answer.read(MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(
-            f"the picture at {url[:120]} could not be fetched ({error}); give it as bytes."
+            f"the image at {url[:120]} could not be fetched ({error}); give it as bytes."
         ) from None
     if len(found) > MOST_BYTES:
         raise ValueError(
-            f"the picture at {url[:120]} is larger than {MOST_BYTES // 10**6} MB; make it smaller."
+            f"the image at {url[:120]} is larger than {MOST_BYTES // 10**6} MB; make it smaller."
         )
     return found
 
@@ -138,7 +136,7 @@ def _decoded(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError):
-        raise ValueError("a picture in base64 cannot be decoded; encode the bytes of its file.") from None
+        raise ValueError("an image in base64 cannot be decoded; encode the bytes of its file.") from None
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -146,7 +144,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     if levels.is_floating_point():
         if levels.numel() and (levels.min() < 0 or levels.max() > 1):
             raise ValueError(
-                "a picture as a float tensor must be in [0, 1]; give uint8 levels, or bytes of a file."
+                "an image as a float tensor must be in [0, 1]; give uint8 levels, or bytes of a file."
             )
         levels = (levels * 255).round().to(torch.uint8)
     channels_first = levels.ndim == 3 and levels.shape[0] in (1, 3, 4) and levels.shape[2] not in (1, 3, 4)

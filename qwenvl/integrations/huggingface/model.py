@@ -313,7 +313,7 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in transformers; pictures are shown with the prompt, to an assistant model too, and not again."""
+        """As in transformers; images are shown with the prompt, to an assistant model too, and not again."""
         kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         past = inputs.get(CACHE)
@@ -331,12 +331,12 @@ class QwenVLForConditionalGeneration(QwenVLModel, GenerationMixin):
         input_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """Beams and several answers: the pictures of a row are repeated together, in the order of its slots."""
+        """Beams and several answers: the images of a row are repeated together, in the order of its slots."""
         pixels = kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1:
             if input_ids is None or input_ids.numel() == 0:
                 raise ValueError(
-                    "several answers to pictures need input_ids; inputs_embeds do not say whose they are."
+                    "several answers to images need input_ids; inputs_embeds do not say whose they are."
                 )
             each = ((input_ids == self.config.imgpad_id).sum(1) // self.config.adapter["queries"]).tolist()
             pixels = torch.cat([own.repeat(expand_size, 1, 1, 1) for own in pixels.split(each)])

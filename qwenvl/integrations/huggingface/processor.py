@@ -1,4 +1,4 @@
-"""Messages and pictures in, ids and pixels out: the processor for transformers 5.
+"""Messages and images in, ids and pixels out: the processor for transformers 5.
 
 `apply_chat_template` spells a dialogue as a prompt (`prompt.py`), and every prompt is read back by `__call__`: one step
 and the usual two steps (template, then processor) are the same path. Arguments it does not know are refused.
@@ -49,7 +49,7 @@ OPTIONS: Mapping[str, Any] = {
     "return_length": False,
     "verbose": True,
 }
-"""What `__call__` takes beside texts and pictures, with its defaults."""
+"""What `__call__` takes beside texts and images, with its defaults."""
 
 FIXED = tuple(name for name in OPTIONS if name.startswith("return_") and OPTIONS[name] is False)
 """Options that are known and not done: asking for one is refused."""
@@ -83,7 +83,7 @@ LOADING = (
 
 
 class QwenVLProcessor(ProcessorMixin):
-    """Messages and pictures to `input_ids`, `attention_mask` and `pixel_values`; padded as the tokenizer pads."""
+    """Messages and images to `input_ids`, `attention_mask` and `pixel_values`; padded as the tokenizer pads."""
 
     def __init__(
         self, tokenizer: QwenVLTokenizer, *, queries: int = 256, size: int = 448, chatml: bool = True
@@ -94,7 +94,7 @@ class QwenVLProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "QwenVLProcessor":
-        """The processor of a model folder: its vocabulary, picture size and chat format. `padding_side` may be told.
+        """The processor of a model folder: its vocabulary, image size and chat format. `padding_side` may be told.
 
         Raises ValueError for an argument without a meaning here.
         """
@@ -134,14 +134,14 @@ class QwenVLProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> Any:
-        """A prompt or a batch of prompts; the pictures of one without places stand before it, as base models want them.
+        """A prompt or a batch of prompts; the images of one without places stand before it, as base models want them.
 
-        `images` is one picture, a list for one text, or a list of lists. A prompt is markup: `<|im_start|>` and
+        `images` is one image, a list for one text, or a list of lists. A prompt is markup: `<|im_start|>` and
         `<img></img>` are symbols in it, so text of strangers belongs in messages, see `apply_chat_template`.
-        Raises ValueError where texts, places and pictures do not match in number, and for arguments it does not know.
+        Raises ValueError where texts, places and images do not match in number, and for arguments it does not know.
         """
         if videos is not None or audio is not None:
-            raise ValueError("this model sees pictures alone; expected no `videos` and no `audio`.")
+            raise ValueError("this model sees images alone; expected no `videos` and no `audio`.")
         if text is None and _is_text(images):  # called as a tokenizer is: by `generate(tokenizer=processor)`
             return self.tokenizer(images, **kwargs)
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
@@ -168,8 +168,8 @@ class QwenVLProcessor(ProcessorMixin):
     ) -> Any:
         """One dialogue or several: `{"role", "content"}`, content a text or parts of type text and image.
 
-        A picture part holds `image` (PIL, array, tensor, bytes or path), `path`, `url` (http, https, data) or `base64`;
-        one that holds none makes a place for a picture given apart. An assistant message's text is read for `<ref>` and
+        An image part holds `image` (PIL, array, tensor, bytes or path), `path`, `url` (http, https, data) or `base64`;
+        one that holds none makes a place for an image given apart. An assistant message's text is read for `<ref>` and
         `<box>`, as it was written by a model; a user's is not. Raises ValueError for tools and other templates.
         """
         if chat_template not in (None, TEMPLATE) or tools or documents:
@@ -246,7 +246,7 @@ class QwenVLProcessor(ProcessorMixin):
         return BatchFeature(found, tensor_type=options["return_tensors"])
 
     def _cut(self, row: Prompt, options: Mapping[str, Any]) -> Prompt:
-        """The row at most `max_length` long where truncation is asked for. Raises ValueError if a picture would go."""
+        """The row at most `max_length` long where truncation is asked for. Raises ValueError if an image would go."""
         limit = options["max_length"]
         if (
             options["truncation"] in (False, None, "do_not_truncate")
@@ -258,7 +258,7 @@ class QwenVLProcessor(ProcessorMixin):
         core, ids = self.tokenizer.core, row.ids[kept]
         if ids.count(core.imgpad) != self.queries * len(row.images):
             raise ValueError(
-                f"max_length={limit} would cut a picture out of a prompt of {len(row.ids)} tokens; each takes "
+                f"max_length={limit} would cut an image out of a prompt of {len(row.ids)} tokens; each takes "
                 f"{self.queries + 2}. Raise max_length or shorten the text."
             )
         return Prompt(ids=ids, answered=row.answered[kept], images=row.images)
@@ -307,14 +307,14 @@ def _refuse(given: Mapping[str, Any], known: Sequence[str], who: str) -> None:
 
 
 def _filled(places: Sequence[Image], given: Sequence[Any] | None) -> list[Image]:
-    """The pictures of a dialogue, those that stand apart put in its empty places."""
+    """The images of a dialogue, those that stand apart put in its empty places."""
     rest = [image(each) for each in given or ()]
     if given is not None and len(rest) == len(places):
         return rest
     empty = sum(place.source is None for place in places)
     if empty != len(rest):
         raise ValueError(
-            f"the messages leave {empty} places for pictures and {len(rest)} are given; give as many."
+            f"the messages leave {empty} places for images and {len(rest)} are given; give as many."
         )
     waiting = iter(rest)
     return [next(waiting) if place.source is None else place for place in places]
@@ -328,6 +328,6 @@ def _per_text(images: Any, texts: int) -> list[list[Any]]:
     if not any(isinstance(each, list | tuple) for each in images):
         images = [list(images)] if texts == 1 else [[each] for each in images]
     if len(images) != texts:
-        raise ValueError(f"{len(images)} lists of pictures for {texts} texts; give one list each.")
+        raise ValueError(f"{len(images)} lists of images for {texts} texts; give one list each.")
     rows = [[] if each is None else each if isinstance(each, list | tuple) else [each] for each in images]
     return [[one for one in row if one is not None] for row in rows]

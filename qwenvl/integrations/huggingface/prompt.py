@@ -1,6 +1,6 @@
 """A prompt as one string: spelled from turns, and read back into ids.
 
-In a prompt the control symbols are themselves: `<|im_start|>`, `<ref>`, and `<img></img>` where a picture stands, as in
+In a prompt the control symbols are themselves: `<|im_start|>`, `<ref>`, and `<img></img>` where an image stands, as in
 every chat template. Text inside a turn is not: a message that spells `<|im_start|>` is written with a word joiner
 (U+2060) behind the `<`, one more if there are some already, and read back without it. So the string can be stripped,
 cut, joined and stored, and a user's text never becomes markup on the way.
@@ -58,7 +58,7 @@ def read_prompt(text: str, images: Sequence[Image], tokenizer: Tokenizer, querie
     """Ids of a prompt with `images` in its places; before a prompt that has no place for them.
 
     Role, newline and content are encoded apart, as `markup.render_chat` does. Raises ValueError where places and
-    pictures do not match in number, and for a picture named by its path.
+    images do not match in number, and for an image named by its path.
     """
     text = text.replace(
         "<img>" + "<imgpad>" * queries + "</img>", "<img></img>"
@@ -68,7 +68,7 @@ def read_prompt(text: str, images: Sequence[Image], tokenizer: Tokenizer, querie
         return read_prompt("<img></img>" * len(images) + text, images, tokenizer, queries)
     if len(places) != len(images):
         raise ValueError(
-            f"the text has {len(places)} places for pictures (<img></img>) but {len(images)} pictures are given; give "
+            f"the text has {len(places)} places for images (<img></img>) but {len(images)} images are given; give "
             'as many, in their order: {"type": "image"} in a message makes a place.'
         )
     prompt, role, done = Prompt(images=list(images)), "", 0
@@ -82,7 +82,7 @@ def read_prompt(text: str, images: Sequence[Image], tokenizer: Tokenizer, querie
         last, done = "<" + match[2], match.end()
         if last == "<img>" and not text.startswith("</img>", done):
             raise ValueError(
-                "a prompt has <img> with something in it; pictures are given as `images`, never by name."
+                "a prompt has <img> with something in it; images are given as `images`, never by name."
             )
         prompt.add([tokenizer.specials[last]], role == "assistant")
         if last == "<img>":

@@ -41,7 +41,7 @@ def outcome(path: Path) -> list[str]:
     return [sample.kind if isinstance(sample, Skipped) else sample.text for sample in samples(path)]
 
 
-# === Pictures ===
+# === Images ===
 
 
 @pytest.mark.parametrize(("data", "kind"), [(JPEG, "jpg"), (PNG, "png"), (WEBP, "webp"), (GIF, "gif")])
@@ -60,17 +60,17 @@ def with_size(data: bytes, width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (JPEG[: len(JPEG) // 2], "truncated picture"),
-        (PNG[: len(PNG) // 2], "truncated picture"),
-        (WEBP[: len(WEBP) // 2], "truncated picture"),
-        (with_size(JPEG, 2000, 2000), "picture lies about its size"),
-        (with_size(PNG, 2000, 2000), "damaged picture"),
+        (JPEG[: len(JPEG) // 2], "truncated image"),
+        (PNG[: len(PNG) // 2], "truncated image"),
+        (WEBP[: len(WEBP) // 2], "truncated image"),
+        (with_size(JPEG, 2000, 2000), "image lies about its size"),
+        (with_size(PNG, 2000, 2000), "damaged image"),
         (with_size(JPEG, 60_000, 60_000), "decompression bomb"),
         (with_size(PNG, 60_000, 60_000), "decompression bomb"),
-        (with_size(JPEG, 0, 10), "picture without pixels"),
-        (b"<html>gone</html>", "no picture"),
-        (b"", "no picture"),
-        (b"\xff\xd8\xff", "truncated picture"),
+        (with_size(JPEG, 0, 10), "image without pixels"),
+        (b"<html>gone</html>", "no image"),
+        (b"", "no image"),
+        (b"\xff\xd8\xff", "truncated image"),
     ],
 )
 def test_an_image_that_is_none(data: bytes, reason: str) -> None:
@@ -170,7 +170,7 @@ def test_a_cut_tar_gives_what_is_whole(tmp_path: Path) -> None:
         found = outcome(tmp_path / "b.tar")
         texts = [text for text in found if text.startswith("text")]
         assert texts == [f"text {k}" for k in range(len(texts))]
-        assert all(kind in ("cut tar", "empty caption", "no picture") for kind in found[len(texts) :])
+        assert all(kind in ("cut tar", "empty caption", "no image") for kind in found[len(texts) :])
         assert "cut tar" in found
 
 
@@ -209,7 +209,7 @@ def test_text_without_image_and_image_without_text(tmp_path: Path) -> None:
     raw_tar(
         tmp_path / "a.tar", [("0.txt", b"alone"), ("1.jpg", JPEG), ("2.jpg", JPEG), ("2.txt", b"caf\xc3\xa9")]
     )
-    assert outcome(tmp_path / "a.tar") == ["no picture", "empty caption", "café"]
+    assert outcome(tmp_path / "a.tar") == ["no image", "empty caption", "café"]
 
 
 # === Parquet and JSON lines ===
@@ -261,7 +261,7 @@ def test_json_lines(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert outcome(tmp_path / "a.jsonl") == [
-        "one", "broken JSON", "missing picture", "first", "second", "broken UTF-8", "broken JSON",
+        "one", "broken JSON", "missing image", "first", "second", "broken UTF-8", "broken JSON",
     ]  # fmt: skip
     assert [s.source for s in samples(tmp_path / "a.jsonl")][:2] == ["mine", "test"]
     assert [s.key for s in samples(tmp_path / "a.jsonl")][3:5] == ["a-00000004-0", "a-00000004-1"]
@@ -283,7 +283,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 300 300\n%%EndComments\nshow
 def test_f80_f98_no_command_of_cleaning_starts_another_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """EPS among web pictures: no picture for clean (each look at pixels), calibrate and inspect."""
+    """EPS among web images: no image for clean (each look at pixels), calibrate and inspect."""
     started: list[object] = []
     monkeypatch.setattr("subprocess.Popen.__init__", lambda *words, **options: started.append(words))
     monkeypatch.setattr("os.system", started.append)
@@ -315,8 +315,8 @@ def test_f80_f98_no_command_of_cleaning_starts_another_program(
     assert main(["data", "calibrate", "raw", "--target", "0.3", "--change", *changes]) == 0
     assert not started
     total = json.loads((tmp_path / "out/statistics.json").read_text())["total"]
-    assert total["kept"] == 1 and total["failed"] == {"no picture": 2}
-    assert "picture" in capsys.readouterr().out
+    assert total["kept"] == 1 and total["failed"] == {"no image": 2}
+    assert "image" in capsys.readouterr().out
     (tmp_path / "bench/b.png").write_bytes(EPS)
     assert main(["data", "clean", "raw", "again", "--benchmarks", "bench"]) == 2, (
         "a benchmark that cannot be seen"
@@ -352,9 +352,9 @@ def test_f105_pixels_that_are_damaged_are_damaged_everywhere() -> None:
     large = encoded("PNG", (300, 200))
     at = large.index(b"IDAT") + 500
     damaged = large[:at] + bytes(byte ^ 255 for byte in large[at : at + 40]) + large[at + 40 :]
-    with pytest.raises(BadImage, match="damaged picture"):
+    with pytest.raises(BadImage, match="damaged image"):
         measure(damaged, decode=True)
-    with pytest.raises(ValueError, match="damaged picture"):
+    with pytest.raises(ValueError, match="damaged image"):
         open_image(damaged)
 
 

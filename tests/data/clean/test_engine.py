@@ -62,7 +62,7 @@ def test_every_planted_defect_is_caught_by_its_own_rule_and_nothing_else_is(
         (p.defect, p.expected, fates.get(p.key, KEPT)) for p in raw[1] if fates.get(p.key, KEPT) != p.expected
     ]
     assert not wrong
-    assert {p.defect for p in raw[1]} >= {"none", "bomb", "tag soup", "almost same picture", "benchmark text"}
+    assert {p.defect for p in raw[1]} >= {"none", "bomb", "tag soup", "almost same image", "benchmark text"}
 
 
 def test_kept_texts_are_clean_and_images_untouched(raw: tuple[Path, list[Planted]], cleaned: Path) -> None:
@@ -102,7 +102,7 @@ def test_two_processes_write_the_same_bytes(
 ) -> None:
     outcome = clean(raw[0], tmp_path / "out", settings(), executor="process", workers=2)
     assert contents(tmp_path / "out") == contents(cleaned)
-    assert "near pictures" in table(outcome)
+    assert "near images" in table(outcome)
 
 
 KILLED = """

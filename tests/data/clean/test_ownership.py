@@ -86,7 +86,7 @@ def test_f83_keys_become_names_that_are_safe_and_their_own(keys: list[str], tmp_
 
 
 def test_f83_pairs_that_share_an_id_are_both_kept(tmp_path: Path) -> None:
-    """As the captions of one COCO picture, each a row."""
+    """As the captions of one COCO image, each a row."""
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "a.jpg").write_bytes(IMAGES[0])
@@ -193,8 +193,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 def test_f5_a_run_that_keeps_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = raw_shards(tmp_path / "raw", ["1", "2"])
     status, out, err = said(capsys, raw, tmp_path / "out", "--change", "clip_score=null", "short_side=5000")
-    assert status == 2 and "small picture" in out
-    assert err == 'qwenvl: error: nothing was kept of 2 samples: 2 "small picture".\n'
+    assert status == 2 and "small image" in out
+    assert err == 'qwenvl: error: nothing was kept of 2 samples: 2 "small image".\n'
     status, out, err = said(
         capsys, raw, tmp_path / "out", "--change", "clip_score=null", "short_side=5000", "--json"
     )
@@ -215,7 +215,7 @@ def test_f41_scores_that_are_missing_and_scores_that_are_low(
     assert status == 2 and "no CLIP score" not in err and '2 "clip score"' in err
 
 
-def test_f81_pictures_outside_are_told_with_the_option(
+def test_f81_images_outside_are_told_with_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing of the file that was named lands in the output."""
@@ -225,7 +225,7 @@ def test_f81_pictures_outside_are_told_with_the_option(
     lines = [{"image": name, "text": "a red dog here"} for name in ("../secret", "/etc/passwd", "/dev/zero")]
     (raw / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     status, out, err = said(capsys, raw, tmp_path / "out")
-    assert status == 2 and "3 pictures lie outside the folder of their shard: give --images DIR" in err
+    assert status == 2 and "3 images lie outside the folder of their shard: give --images DIR" in err
     assert not any(b"the secret" in data or b"root:" in data for data in contents(tmp_path / "out").values())
     status, out, err = said(capsys, raw, tmp_path / "again", "--images", tmp_path)
     assert '"path outside the folder"' in err and "not below" not in out
@@ -339,7 +339,7 @@ def test_f94_what_is_kept_aside_has_a_limit_for_each_sample_and_for_all(
             tar.add(f"{key}.txt", b"zeros on a wall")
         tar.close()
     outcome = clean(tmp_path / "raw", tmp_path / "out", SETTINGS)
-    assert outcome.total.failed == {"no picture": 6}
+    assert outcome.total.failed == {"no image": 6}
     assert [len(each.data) for each in read_tar(tmp_path / "out/aside/00000.tar")] == [
         400_000,
         400_000,

@@ -51,7 +51,7 @@ def test_ray_writes_the_same_bytes_in_both_passes(raw: Path, tmp_path: Path) -> 
 def test_an_actor_with_a_clip_scores_what_has_no_score(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
-    images = sorted((raw / "pictures").glob("*.jpg"))[:12]
+    images = sorted((raw / "images").glob("*.jpg"))[:12]
     for shard in range(2):
         rng = random.Random(shard)
         lines = [{"image": str(path), "text": caption(rng)} for path in images[shard::2]]
@@ -66,7 +66,7 @@ def test_an_actor_with_a_clip_scores_what_has_no_score(raw: Path, tmp_path: Path
 
 
 def test_what_goes_wrong_on_ray_is_the_same_error_here(raw: Path, tmp_path: Path) -> None:
-    line = {"image": str(next((raw / "pictures").glob("*.jpg"))), "text": "a red dog sits by the door"}
+    line = {"image": str(next((raw / "images").glob("*.jpg"))), "text": "a red dog sits by the door"}
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
     limits = Thresholds(clip_score=0.1, short_side=64)
     no_scorer: Any = partial(int, "no model")

@@ -249,7 +249,7 @@ def test_the_first_rule_that_objects_is_counted_and_funnels_add_up() -> None:
         pair(width=10, height=90),
     ):
         funnel.count(apply_steps(each, steps))
-    other.fail("no picture")
+    other.fail("no image")
     funnel.add(other)
     assert (funnel.read, funnel.kept) == (4, 1)
     assert funnel.dropped == {"length": 1, "aspect ratio": 1} and funnel.edited == {"html": 1}

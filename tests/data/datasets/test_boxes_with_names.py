@@ -53,11 +53,11 @@ def test_coco(tmp_path: Path) -> None:
     (tmp_path / "instances.json").write_text(json.dumps(sheet))
     paint("000000000009.jpg", 640, 480)
     assert found("coco", tmp_path / "instances.json") == [
-        ("skipped", "box outside the picture"), ("skipped", "box reversed"), ("skipped", "box not finite"),
+        ("skipped", "box outside the image"), ("skipped", "box reversed"), ("skipped", "box not finite"),
         ("skipped", "box of a crowd"), ("skipped", "box without a name"),
         ("pics/000000000009.jpg", "dog", "<box>(100,100),(300,300)</box><box>(500,500),(600,600)</box>"),
         ("pics/000000000009.jpg", "cat", "<box>(0,0),(100,100)</box>"),
-        ("skipped", "unknown picture"),
+        ("skipped", "unknown image"),
     ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_yolo(tmp_path: Path) -> None:
     paint("a.jpg", 64, 48)
     assert found("yolo", labels, tmp_path / "classes.txt") == [
         ("skipped", "box without a name"), ("skipped", "box without four numbers"), ("skipped", "box not finite"),
-        ("skipped", "box outside the picture"), ("skipped", "box without four numbers"),
+        ("skipped", "box outside the image"), ("skipped", "box without four numbers"),
         ("pics/a.jpg", "dog", "<box>(400,300),(600,700)</box><box>(100,200),(300,600)</box>"),
         ("pics/a.jpg", "person", "<box>(0,0),(200,200)</box>"),
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def test_labelme(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(sheet))
     paint("a.png", 200, 100)
     assert found("labelme", tmp_path) == [
-        ("skipped", "box empty"), ("skipped", "box outside the picture"), ("skipped", "box without four numbers"),
+        ("skipped", "box empty"), ("skipped", "box outside the image"), ("skipped", "box without four numbers"),
         ("pics/a.png", "dog", "<box>(100,100),(500,600)</box><box>(100,200),(200,800)</box>"),
         ("pics/a.png", "ball", "<box>(250,0),(750,999)</box>"),
     ]  # fmt: skip

@@ -81,7 +81,7 @@ def test_f106_f107_a_name_written_otherwise_finds_its_image(stored: str, named: 
 
 def test_f107_a_name_that_fits_several_files_fits_none() -> None:
     paint("One.jpg"), paint("oNe.jpg")
-    assert outcome("coco", coco("one.jpg")) == "ambiguous picture name"
+    assert outcome("coco", coco("one.jpg")) == "ambiguous image name"
     assert outcome("coco", coco("One.jpg")) == "pics/One.jpg"
 
 
@@ -91,7 +91,7 @@ def test_f106_two_images_of_another_machine_are_never_one_file_here() -> None:
     assert folder.find(r"C:\cats\1.jpg") == folder.find(r"C:\cats\1.jpg") == Path("pics/1.jpg")
     with pytest.raises(BadEntry, match=r"are both pics/1\.jpg here") as caught:
         folder.find(r"C:\dogs\1.jpg")
-    assert caught.value.kind == "ambiguous picture name"
+    assert caught.value.kind == "ambiguous image name"
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_f106_two_images_of_another_machine_are_never_one_file_here() -> None:
 def test_f81_a_name_that_leads_out_of_the_folder_is_refused_and_counted(name: str) -> None:
     paint("one.jpg").rename("secret.jpg")
     os.symlink(Path("secret.jpg").resolve(), "pics/link.jpg")
-    assert outcome("coco", coco(name)) == "picture outside its folder"
+    assert outcome("coco", coco(name)) == "image outside its folder"
     questions = Path("questions.json")
     questions.write_text(
         json.dumps({"data": [{"questionId": 1, "image": name, "question": "?", "answers": ["x"]}]})
     )
     (lost,) = read("docvqa", [questions], Path("pics"))
-    assert isinstance(lost, Skipped) and lost.kind == "picture outside its folder"
+    assert isinstance(lost, Skipped) and lost.kind == "image outside its folder"
     from qwenvl.evaluation.benchmarks import benchmark
 
     with pytest.raises(ValueError, match=r"leads out of|is absolute"):
@@ -118,10 +118,10 @@ def test_f81_an_absolute_name_below_the_folder_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(None, "no text"), (5, "5.jpg"), ("", "no picture name"), ("a\0b", "unusable")]
+    ("name", "kind"), [(None, "no text"), (5, "5.jpg"), ("", "no image name"), ("a\0b", "unusable")]
 )
 def test_f73_a_name_that_is_none_costs_its_own_entry(name: Any, kind: str) -> None:
-    assert kind in outcome("coco", coco(name)) or outcome("coco", coco(name)) == "missing picture"
+    assert kind in outcome("coco", coco(name)) or outcome("coco", coco(name)) == "missing image"
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -164,13 +164,13 @@ def test_f66_boxes_of_the_turned_image_are_turned_to_the_stored_one(orientation:
         (6, (400, 300), (800, 600), None),
         (6, (400, 300), (600, 800), 6),
         (1, (400, 300), (200, 150), None),
-        (1, (400, 300), (300, 400), "picture on its side"),
-        (1, (400, 300), (300, 300), "picture of another size"),
-        (6, (400, 300), (500, 500), "picture of another size"),
-        (3, (400, 300), (400, 300), "picture turned by EXIF"),
-        (2, (400, 300), (400, 300), "picture turned by EXIF"),
-        (6, (300, 300), (300, 300), "picture turned by EXIF"),
-        (8, (400, 300), None, "picture turned by EXIF"),
+        (1, (400, 300), (300, 400), "image on its side"),
+        (1, (400, 300), (300, 300), "image of another size"),
+        (6, (400, 300), (500, 500), "image of another size"),
+        (3, (400, 300), (400, 300), "image turned by EXIF"),
+        (2, (400, 300), (400, 300), "image turned by EXIF"),
+        (6, (300, 300), (300, 300), "image turned by EXIF"),
+        (8, (400, 300), None, "image turned by EXIF"),
         (1, (400, 300), None, None),
     ],
 )
@@ -191,18 +191,18 @@ def test_f66_a_label_file_without_a_size_says_nothing_of_a_turned_image() -> Non
     Path("labels").mkdir()
     Path("labels/phone.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     Path("classes.txt").write_text("cat\n")
-    assert outcome("yolo", Path("labels"), Path("classes.txt")) == "picture turned by EXIF"
+    assert outcome("yolo", Path("labels"), Path("classes.txt")) == "image turned by EXIF"
     Path("phone.csv").write_text("1,1,9,1,9,9,1,9,text\n")
     (lost,) = read("icdar", [Path("phone.csv")], Path("pics"))
-    assert isinstance(lost, Skipped) and lost.kind == "picture turned by EXIF"
+    assert isinstance(lost, Skipped) and lost.kind == "image turned by EXIF"
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b"", "no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
-        (b"\xff\xd8\xff", "truncated picture"),
+        (b"", "no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
+        (b"\xff\xd8\xff", "truncated image"),
     ],
 )
 def test_f80_what_is_no_image_is_counted(content: bytes, kind: str) -> None:
@@ -212,7 +212,7 @@ def test_f80_what_is_no_image_is_counted(content: bytes, kind: str) -> None:
 
 def test_f87_a_pipe_under_the_name_of_an_image_is_not_waited_for() -> None:
     os.mkfifo("pics/one.jpg")
-    assert outcome("coco", coco("one.jpg")) == "unusable picture name"
+    assert outcome("coco", coco("one.jpg")) == "unusable image name"
 
 
 def test_f107_evaluation_finds_images_by_the_same_rule(tmp_path: Path) -> None:
@@ -225,6 +225,6 @@ def test_f107_evaluation_finds_images_by_the_same_rule(tmp_path: Path) -> None:
 def test_f107_whoever_opens_a_path_is_told_what_looks_like_it() -> None:
     paint("été.jpg")
     with pytest.raises(
-        ValueError, match=r"No picture at .*; '\\xe9t\\xe9\.jpg' is there, which is written otherwise"
+        ValueError, match=r"No image at .*; '\\xe9t\\xe9\.jpg' is there, which is written otherwise"
     ):
         open_image(unicodedata.normalize("NFD", "pics/été.jpg"))

@@ -60,7 +60,7 @@ def test_f5_annotations_without_their_images_are_no_success(capsys: pytest.Captu
     status, printed = data_read(capsys, "coco-caption", save("c.json", sheet), "--images", "nowhere")
     assert status == 2
     assert (
-        "No entry could be used: 3 x missing picture (the first: there is no nowhere/0.jpg); out.skipped.jsonl"
+        "No entry could be used: 3 x missing image (the first: there is no nowhere/0.jpg); out.skipped.jsonl"
         in printed
     )
     assert "--images names the folder" in printed
@@ -137,11 +137,11 @@ def test_f73_f106_entries_of_coco_one_by_one() -> None:
         ],
     }  # fmt: skip
     assert found("coco", save("coco.json", sheet, "utf-8-sig")) == [
-        "- picture id twice", "- no field 'id'", "- no field 'id'", "- no field 'image_id'", "- no field 'image_id'",
-        "- no picture id",
+        "- image id twice", "- no field 'id'", "- no field 'id'", "- no field 'image_id'", "- no field 'image_id'",
+        "- no image id",
         *["- box without four numbers"] * 5, *["- box without a name"] * 2, "- box not finite",
-        "- box without four numbers", "cat", "dog", "- missing picture", "dog", "- no box", "- no field 'file_name'",
-        "- unknown picture",
+        "- box without four numbers", "cat", "dog", "- missing image", "dog", "- no box", "- no field 'file_name'",
+        "- unknown image",
     ]  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_f73_captions_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     counts = {line.strip().partition("  ")[2]: int(line.split()[0]) for line in printed.splitlines()}
     assert status == 0 and counts == {
         "caption": 1, "skipped: empty caption": 1,
-        "skipped: caption is no text": 1, "skipped: missing picture": 1, "skipped: unknown picture": 1,
+        "skipped: caption is no text": 1, "skipped: missing image": 1, "skipped: unknown image": 1,
         "skipped: no field 'caption'": 2,
     }  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_f73_labelme_files_one_by_one() -> None:
     save("labels/15.json", sheet(), "utf-16")
     assert found("labelme", Path("labels")) == [
         *["dog"] * 5, "3", "- box without a name", "- box without four numbers", "- box without four numbers",
-        "- broken annotation", "- no box", "- missing picture", "- missing picture", "- no field 'shapes'",
+        "- broken annotation", "- no box", "- missing image", "- missing image", "- no field 'shapes'",
         "- broken annotation", "- broken annotation",
     ]  # fmt: skip
 
@@ -326,7 +326,7 @@ def test_f68_f106_yolo_files_one_by_one() -> None:
     pillow.new("RGB", (64, 48)).save("pics/val/images/e.png")
     assert found("yolo", Path("all"), Path("classes.txt")) == ["cat"]
     assert found("yolo", Path("labels"), Path("classes.txt")) == [
-        "- box without four numbers", "- box without a name", "cat", "dog", "- missing picture", "- no box", "cat",
+        "- box without four numbers", "- box without a name", "cat", "dog", "- missing image", "- no box", "cat",
     ]  # fmt: skip
 
 
@@ -382,7 +382,7 @@ def test_f73_references_one_by_one() -> None:
         "annotations": [{"id": 7, "bbox": [1, 1, 9, 9]}, {"id": 8}, {"id": 9, "bbox": [20, 1, -9, 9]}, 5],
     }
     assert found("refcoco", Path("refs.p"), save("i.json", sheet)) == [
-        "thing 0", "thing 1", "- unknown picture", "- unknown picture", "- broken entry", "- no phrase",
+        "thing 0", "thing 1", "- unknown image", "- unknown image", "- broken entry", "- no phrase",
         "- no field 'image_id'", "- box reversed", "- no field 'image_id'",
     ]  # fmt: skip
 
@@ -409,8 +409,8 @@ def test_f73_questions_one_by_one() -> None:
         "9": {"imageId": "../a", "question": "?", "answer": "x"},
     }  # fmt: skip
     assert found("gqa", save("q.json", rows)) == [
-        "What?", "- no answer", "- missing picture", "- no field 'imageId'", "- no field 'imageId'",
-        "- question is no text", "Seven?", "- answer is no text", "- picture outside its folder",
+        "What?", "- no answer", "- missing image", "- no field 'imageId'", "- no field 'imageId'",
+        "- question is no text", "Seven?", "- answer is no text", "- image outside its folder",
     ]  # fmt: skip
 
 

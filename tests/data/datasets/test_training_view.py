@@ -335,7 +335,7 @@ def test_bad_boxes_of_grit_are_counted() -> None:
     assert spans == []
     assert [s.kind for s in skipped] == [
         "box reversed",
-        "box outside the picture",
+        "box outside the image",
         "box not finite",
         "phrase outside the caption",
         "score is not finite",
@@ -376,7 +376,7 @@ def test_f102_grit_as_img2dataset_leaves_it(tmp_path: Path, name: str) -> None:
         found = read(name, source)
         assert [record.image.source for record in found] == [image.getvalue()] * 2 * expected
     lost = read(name, shards / "00000.parquet")
-    assert [each.kind for each in lost] == ["missing picture", "missing picture", "failed download"]
+    assert [each.kind for each in lost] == ["missing image", "missing image", "failed download"]
 
 
 # === Other grounding sets ===
@@ -398,8 +398,8 @@ def test_visual_genome(tmp_path: Path) -> None:
     found = read("visual-genome", save(tmp_path / "r.json", rows), save(tmp_path / "i.json", IMAGE_DATA))
     assert [short(r) for r in found] == [
         ("pics/VG_100K_2/1.jpg", "the clock is green", "<box>(500,500),(600,600)</box>"),
-        ("skipped", "box outside the picture"),
-        ("skipped", "unknown picture"),
+        ("skipped", "box outside the image"),
+        ("skipped", "unknown image"),
     ]
 
 
@@ -521,7 +521,7 @@ def test_coco_captions(tmp_path: Path) -> None:
     }
     assert [short(r) for r in read("coco-caption", save(tmp_path / "a.json", sheet))] == [
         ("pics/000000000009.jpg", "Closeup of bins of food."),
-        ("skipped", "unknown picture"),
+        ("skipped", "unknown image"),
     ]
 
 
@@ -551,7 +551,7 @@ def test_icdar(tmp_path: Path) -> None:
     found = list(DATASETS["icdar"].records([tmp_path], tmp_path))
     assert [s.kind for s in found if isinstance(s, Skipped)] == [
         "line without eight numbers and a text",
-        "box outside the picture",
+        "box outside the image",
     ]
     page = found[-1]
     assert isinstance(page, OcrPage)

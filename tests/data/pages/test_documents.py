@@ -129,7 +129,7 @@ def test_lines_lie_on_their_ink_however_page_and_text_are_turned(rotation: int, 
     assert [line.text for line in page.lines] == ["Harmonious text"]
     check_ink(page, slack=0.3)
     first, second = np.array(page.lines[0].quad[:2])
-    direction = np.degrees(np.arctan2(*(second - first)[::-1])) % 360  # clockwise on the picture
+    direction = np.degrees(np.arctan2(*(second - first)[::-1])) % 360  # clockwise on the image
     assert round(direction) % 360 == (rotation - turn) % 360
 
 

@@ -101,7 +101,7 @@ def test_bad_use_is_one_sentence(
 
 def test_a_damaged_background_costs_its_page_and_is_counted(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "in/bad.jpg").write_bytes(b"no image")
     maker = PageMaker(Look(longest=300), fonts=Fonts([]), backgrounds=Backgrounds(tmp_path / "in"))
     counts = write_pages(numbered_pages(maker, 0, range(2)), tmp_path / "out")
     assert counts == {"read": 2, "damaged background": 2}

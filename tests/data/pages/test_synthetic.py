@@ -34,7 +34,7 @@ def homography_by_svd(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def crop_by(quad: np.ndarray, grey: np.ndarray, width: int, height: int, rim: int) -> np.ndarray:
-    """The picture inside the quad as an upright rectangle with `rim` pixels around it, bilinear."""
+    """The image inside the quad as an upright rectangle with `rim` pixels around it, bilinear."""
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
     way = homography_by_svd(corners, quad)
     x, y = np.meshgrid(np.arange(-rim, width + rim) + 0.5, np.arange(-rim, height + rim) + 0.5)
@@ -129,7 +129,7 @@ def test_the_inverse_of_a_warp_undoes_it(seed: int) -> None:
 
 
 def test_a_warp_moves_pixels_where_it_moves_points() -> None:
-    """A dot on the page is found in the picture where the warp says, to a third of a pixel."""
+    """A dot on the page is found in the image where the warp says, to a third of a pixel."""
     rng = np.random.default_rng(5)
     page = Image.new("L", (600, 400), 0)
     dots = [(x, y) for x in (60, 300, 520) for y in (50, 210, 340)]

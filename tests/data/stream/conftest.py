@@ -22,14 +22,14 @@ QUERIES = 4
 
 
 def jpeg(number: int, side: int = 48) -> bytes:
-    """A picture of one colour that tells its number: its red level is five times the number."""
+    """An image of one colour that tells its number: its red level is five times the number."""
     file = io.BytesIO()
     pillow.new("RGB", (side, side), (number * 5 % 250, 80, 200)).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 def noise(number: int, side: int = 256) -> bytes:
-    """A picture that does not compress: larger than what is read of a tar that is skimmed."""
+    """An image that does not compress: larger than what is read of a tar that is skimmed."""
     levels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
     file = io.BytesIO()
     pillow.fromarray(levels).save(file, "PNG")
@@ -63,7 +63,7 @@ def records_lines(path: Path, records: Sequence[Record]) -> Path:
 
 
 def mixed_records(folder: Path, count: int) -> list[Record]:
-    """Questions, phrases and texts about picture files of the folder."""
+    """Questions, phrases and texts about image files of the folder."""
     folder.mkdir(exist_ok=True)
     for number in range(count):
         (folder / f"{number}.jpg").write_bytes(jpeg(number))

@@ -30,7 +30,7 @@ LENGTHS = {
     "Grounded Cap.": (25, 45),
     "OCR": (100, 1700), "Pure-text Autoregression": (50, 2048 - IMAGE),
 }  # fmt: skip
-"""Tokens beside the picture, least and most, about as the formats of Box B.1 have them."""
+"""Tokens beside the image, least and most, about as the formats of Box B.1 have them."""
 
 
 def of_length(length: int) -> Example:
@@ -53,7 +53,7 @@ def stage_2(number: int) -> Document:
 
 @pytest.fixture(scope="module")
 def rows_of_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[SourceConfig, ...]:
-    """Three sources: pairs with a damaged picture and an over-long text among them, pages, and mixed records."""
+    """Three sources: pairs with a damaged image and an over-long text among them, pages, and mixed records."""
     root = tmp_path_factory.mktemp("sources")
     texts = [f"text {k}" for k in range(12)]
     texts[5] = "long " * 60
@@ -61,7 +61,7 @@ def rows_of_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[SourceCon
     raw = tar.read_bytes()
     tar.write_bytes(raw.replace(jpeg(3), jpeg(3)[:200] + bytes(len(jpeg(3)) - 200)))
     pages_tar(root / "pages.tar", 5)
-    records_lines(root / "records.jsonl", mixed_records(root / "pictures", 4))
+    records_lines(root / "records.jsonl", mixed_records(root / "images", 4))
     dialogues_json(root / "d.json", 3)
     return (
         SourceConfig(paths=(str(root / "pairs.tar"),), weight=2.0),
@@ -159,9 +159,9 @@ def test_every_document_comes_once_whole_with_its_own_image(batches: Batches) ->
     lost = expected - got
     assert not got - expected
     kinds = Counter(each.kind for each in left_out)
-    assert kinds["over-long"] >= 1 and kinds["damaged picture"] == sum(lost.values()) >= 1
+    assert kinds["over-long"] >= 1 and kinds["damaged image"] == sum(lost.values()) >= 1
     assert sum(got.values()) + sum(kinds.values()) == 32, "every document is there or told why not"
-    assert {each.key for each in left_out if each.kind == "damaged picture"} == {"pairs.tar, 000003.jpg"}
+    assert {each.key for each in left_out if each.kind == "damaged image"} == {"pairs.tar, 000003.jpg"}
     (long,) = {(each.key, each.detail) for each in left_out if each.kind == "over-long"}
     assert long[0] == "pairs.tar, 000005" and "256 fit" in long[1]
 
@@ -243,13 +243,13 @@ def test_a_micro_batch_without_documents_is_a_row_of_padding() -> None:
 
 
 def test_data_that_is_all_wrong_stops_the_run(tmp_path: Path) -> None:
-    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "pictures", 3)[:3])
-    for file in (tmp_path / "pictures").iterdir():
+    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "images", 3)[:3])
+    for file in (tmp_path / "images").iterdir():
         file.unlink()
     row = SourceConfig(paths=(str(lines),))
     stream = Stream(sources=(row,), tokenizer=BYTES, queries=QUERIES, longest=256, seed=0)
     made = Batches(document=stream, row_length=256, packing="isolated", pad_id=0, micro=4, window=32)
-    message = r"none of 32 documents in a row can be used; the first, r.jsonl, byte \d+: missing picture"
+    message = r"none of 32 documents in a row can be used; the first, r.jsonl, byte \d+: missing image"
     with pytest.raises(ValueError, match=message):
         made(range(4))
 

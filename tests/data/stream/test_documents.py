@@ -53,24 +53,24 @@ def test_pairs_are_captions_in_the_language_of_their_text(tmp_path: Path) -> Non
 def test_pages_records_dialogues_and_rows(tmp_path: Path) -> None:
     task, page = documents(pages_tar(tmp_path / "p.tar", 2))[1]
     assert task == "ocr" and loss_mask(page).startswith("<ref> LINE 1</ref><quad>")
-    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "pictures", 2))
+    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "images", 2))
     message = documents(lines)
     assert [task for task, _ in message] == ["question"] * 2 + ["refer"] * 2 + ["text"] * 2
     assert (
         loss_mask(message[1][1]) == " it is 1<|endoftext|>"
-        and message[1][1].images[0].source == tmp_path / "pictures/1.jpg"
+        and message[1][1].images[0].source == tmp_path / "images/1.jpg"
     )
     assert loss_mask(message[4][1]) == "ords alone 0<|endoftext|>", "nothing predicts the first letter"
     task, dialogue = documents(dialogues_json(tmp_path / "d.json", 2))[1]
     assert task == "dialogue" and "第 1 个<|im_end|>" in loss_mask(dialogue)
-    assert prompt(dialogue).count("Picture 1: ") == 1, "the file numbers its pictures itself"
+    assert prompt(dialogue).count("Picture 1: ") == 1, "the file numbers its images itself"
     assert dialogue.images[0].source == tmp_path / "photos/1.jpg"
     task, row = documents(captions_parquet(tmp_path / "c.parquet", 3))[2]
     assert task == "caption" and loss_mask(row) == " row 2<|endoftext|>"
 
 
 def test_a_mixture_line_says_its_format_and_a_row_can(tmp_path: Path) -> None:
-    referring = mixed_records(tmp_path / "pictures", 1)[1:2]
+    referring = mixed_records(tmp_path / "images", 1)[1:2]
     lines = records_lines(tmp_path / "r.jsonl", referring)
     assert documents(lines, format="describe")[0][0] == "describe"
     mixed = tmp_path / "m.jsonl"
@@ -93,10 +93,10 @@ IMAGES = {"x.jpg": Located(Path("s.tar"), 0, 0, "x.jpg"), "y.jpg": Located(Path(
 @pytest.mark.parametrize(
     ("columns", "images", "kind"),
     [
-        (CAPTION, {}, "missing picture"),
-        (CAPTION, IMAGES, "missing picture"),
-        ({**CAPTION, "image": "https://x.org/a.jpg"}, {}, "picture at a URL"),
-        ({"text": "words", "url": "https://x.org/a.jpg"}, {}, "no picture"),
+        (CAPTION, {}, "missing image"),
+        (CAPTION, IMAGES, "missing image"),
+        ({**CAPTION, "image": "https://x.org/a.jpg"}, {}, "image at a URL"),
+        ({"text": "words", "url": "https://x.org/a.jpg"}, {}, "no image"),
         ({"text": "  "}, IMAGES, "empty caption"),
         ({"kind": "caption"}, {}, "broken record"),
         ({"conversations": [{"from": "user", "value": "<box>(1,2)</box>"}]}, {}, "broken markup"),
@@ -116,7 +116,7 @@ def test_what_cannot_be_used_says_why(
 
 
 def test_the_one_image_of_a_sample_needs_no_name(tmp_path: Path) -> None:
-    """img2dataset renames pictures to their key; the record still has the old name."""
+    """img2dataset renames images to their key; the record still has the old name."""
     only = {"000.jpg": IMAGES["x.jpg"]}
     made = document_of(Sample(where="", columns=CAPTION, images=only, folder=tmp_path))[1]
     assert made.images[0].source is only["000.jpg"]

@@ -1,4 +1,4 @@
-"""The fast path differs from the exact one by as little as it says, and refuses the same pictures."""
+"""The fast path differs from the exact one by as little as it says, and refuses the same images."""
 
 import io
 
@@ -41,7 +41,7 @@ def test_tall_images_stay_near() -> None:
 def test_colours_that_are_not_plain_and_damage_go_to_pillow(fast: bool) -> None:
     inks = image(64, 48, "JPEG", "CMYK")
     assert np.abs(square(inks, 28, fast=fast).astype(int) - resize(open_image(inks), 28)).max() <= 2
-    with pytest.raises(ValueError, match=r"A damaged picture: the bytes given cannot be decoded"):
+    with pytest.raises(ValueError, match=r"A damaged image: the bytes given cannot be decoded"):
         square(image(160, 120, "JPEG")[:900], 28, fast=fast)
-    with pytest.raises(ValueError, match=r"A damaged picture: the bytes given cannot be decoded"):
+    with pytest.raises(ValueError, match=r"A damaged image: the bytes given cannot be decoded"):
         square(b"\xff\xd8\xffno", 28, fast=fast)

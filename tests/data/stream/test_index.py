@@ -38,7 +38,7 @@ def test_pairs_in_a_tar(tmp_path: Path) -> None:
 
 
 def test_text_files_long_names_folders_and_large_files(tmp_path: Path) -> None:
-    """As GNU tar and Python's tarfile write them; a picture that is passed over and a record that must not be."""
+    """As GNU tar and Python's tarfile write them; an image that is passed over and a record that must not be."""
     long = "x" * 180
     lines = [{"text": "LINE", "quad": [[1, 1], [9, 1], [9, 9], [1, 9]]}] * 3000
     files = {
@@ -74,19 +74,19 @@ def test_a_damaged_tar_gives_what_is_whole(tmp_path: Path) -> None:
     shard = pairs_tar(tmp_path / "a.tar", [f"text {k}" for k in range(6)])
     first, length = sample_index(shard)[2].tolist()
     raw = bytearray(shard.read_bytes())
-    raw[first : first + 512] = b"\xff" * 512  # the header of a picture
+    raw[first : first + 512] = b"\xff" * 512  # the header of an image
     damaged = tmp_path / "b.tar"
     damaged.write_bytes(raw[: first + 3 * length + 700])  # and the last sample is cut
     *whole, cut = sample_index(damaged).tolist()
     found = [read_sample(damaged, *place) for place in whole]
     assert [each.columns["text"] for each in found] == ["text 0", "text 1", "text 2", "text 3", "text 4"]
-    assert not found[2].images, "its picture is lost, its text is not"
+    assert not found[2].images, "its image is lost, its text is not"
     with pytest.raises(Unusable, match="cut tar"):
         read_sample(damaged, *cut)
 
 
 def test_lines_and_lists_and_rows(tmp_path: Path) -> None:
-    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "pictures", 3))
+    lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "images", 3))
     assert [each.columns["kind"] for each in samples(lines)] == ["question"] * 3 + ["referring"] * 3 + [
         "text"
     ] * 3

@@ -1,4 +1,4 @@
-"""The toy world: what it promises about its scenes and pictures, and that nothing held out leaks into training."""
+"""The toy world: what it promises about its scenes and images, and that nothing held out leaks into training."""
 
 import time
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_an_unknown_split_is_named():
         scene(0, 0, "val")
 
 
-# === Pictures ===
+# === Images ===
 
 
 @pytest.mark.parametrize("size", [112, 224])

@@ -35,7 +35,7 @@ def test_the_tokeniser_looks_at_the_next_caption():
 
 
 def test_cider_by_hand():
-    """Two pictures, idf log 2 for every word: unigram cosine 1/2 (one of two words), no bigram in common."""
+    """Two images, idf log 2 for every word: unigram cosine 1/2 (one of two words), no bigram in common."""
     scores = cider.scores(["red cat", "big dog"], [["red car"], ["big dog"]])
     assert scores == pytest.approx([10 * 0.5 / 4, 10 * 2 / 4])
 

@@ -175,7 +175,7 @@ def test_mme_counts_questions_and_images():
 
 def test_mme_published_scores_of_qwen_vl_chat_sum_up():
     """Whole numbers of right answers whose scores are the published ones (paper Table 7): 1487.58 and 360.71."""
-    points = {  # questions right + 2 x pictures with both right, pictures
+    points = {  # questions right + 2 x images with both right, images
         "existence": (95, 30), "count": (90, 30), "position": (77, 30), "color": (102, 30), "posters": (525, 147),
         "celebrity": (410, 170), "scene": (609, 200), "landmark": (656, 200), "artwork": (502, 200), "OCR": (56, 20),
         "commonsense_reasoning": (183, 70), "numerical_calculation": (16, 20), "text_translation": (59, 20),

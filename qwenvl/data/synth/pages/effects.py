@@ -1,6 +1,6 @@
 """What ink, paper, light and lens do to a page (paper A.4: SynthDoG's effects); none of them moves a line.
 
-All take and give Pillow pictures. Each is measured: together they must leave eight pages a second on one core.
+All take and give Pillow images. Each is measured: together they must leave eight pages a second on one core.
 """
 
 from functools import cache
@@ -53,11 +53,11 @@ def grainy(page: Image.Image, deviation: float, rng: np.random.Generator) -> Ima
     return ImageChops.add(page, Image.merge("RGBA", (grain, grain, grain, opaque)), 1, -128)
 
 
-# === Light and lens, on the finished picture ===
+# === Light and lens, on the finished image ===
 
 
 def lit(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image:
-    """A shadow across the picture, then a cast of colour, contrast and brightness; RGB."""
+    """A shadow across the image, then a cast of colour, contrast and brightness; RGB."""
     shade = _shadow(image.size, rng.uniform(*look.shadow), rng)
     image = ImageChops.multiply(image, Image.merge("RGB", (shade, shade, shade)))
     cast, strength = rng.uniform(0, 255, 3), rng.uniform(0, 0.2) * (rng.random() < look.tint)
@@ -68,7 +68,7 @@ def lit(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image
 
 
 def _shadow(size: tuple[int, int], intensity: float, rng: np.random.Generator) -> Image.Image:
-    """Grey picture to multiply with: darker on one side of a soft edge at a random place and angle."""
+    """Grey image to multiply with: darker on one side of a soft edge at a random place and angle."""
     angle, amount, smoothing = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1), rng.uniform(0.5, 1)
     x, y = np.meshgrid(np.linspace(-0.5, 0.5, 64), np.linspace(-0.5, 0.5, 64))
     along = x * np.cos(angle) + y * np.sin(angle) + 0.5
@@ -78,9 +78,9 @@ def _shadow(size: tuple[int, int], intensity: float, rng: np.random.Generator) -
 
 
 def blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """About a Gaussian blur of `sigma` pixels (to 2), by way of a smaller picture.
+    """About a Gaussian blur of `sigma` pixels (to 2), by way of a smaller image.
 
-    Below 0.6 pixels, a mixture of the picture and its blur by 0.6: the mixture has the right variance.
+    Below 0.6 pixels, a mixture of the image and its blur by 0.6: the mixture has the right variance.
     """
     if sigma < 0.1:
         return image

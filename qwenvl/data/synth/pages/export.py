@@ -1,6 +1,6 @@
 """Pages on disk: WebDataset tars or a folder, with the record of every page and a count of every drop (paper A.4).
 
-    KEY.jpg           the picture
+    KEY.jpg           the image
     KEY.json          the record: lines with text and quad on the grid of [0, 1000), as `data.records` reads it
     KEY.pixels.json   width, height, and the same lines with exact corners in pixels
 

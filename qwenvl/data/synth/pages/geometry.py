@@ -1,6 +1,6 @@
-"""How a flat page comes to lie in a picture: a smooth elastic field, then a homography, both known exactly.
+"""How a flat page comes to lie in an image: a smooth elastic field, then a homography, both known exactly.
 
-    page p  ->  p + field(p)  ->  homography  ->  picture
+    page p  ->  p + field(p)  ->  homography  ->  image
 
 Points of the page (the corners of a line) go this way in closed form. Pixels are fetched the other way: the inverse
 is solved at the nodes of a mesh, to a thousandth of a pixel, and is bilinear between them. Coordinates are continuous:
@@ -44,18 +44,18 @@ class Field:
 
 @dataclass(frozen=True)
 class Warp:
-    """From the page (`size` in pixels: width, height) to the picture."""
+    """From the page (`size` in pixels: width, height) to the image."""
 
     size: tuple[int, int]
     field: Field
     homography: Float[np.ndarray, "3 3"]
 
     def __call__(self, points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "points 2"]:
-        """Where points of the page lie in the picture."""
+        """Where points of the page lie in the image."""
         return project(self.homography, points + self.field(points))
 
     def inverse(self, points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "points 2"]:
-        """Where points of the picture come from on the page, to a thousandth of a pixel."""
+        """Where points of the image come from on the page, to a thousandth of a pixel."""
         flat = project(np.linalg.inv(self.homography), points)
         found = flat
         for _ in range(12 if len(self.field.waves) else 0):  # a contraction: the field is gentle
@@ -63,7 +63,7 @@ class Warp:
         return found
 
     def apply(self, page: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
-        """The page as it lies in a picture of `size`: the part of the picture around it, and where that part begins.
+        """The page as it lies in an image of `size`: the part of the image around it, and where that part begins.
 
         The page's own mode, bilinear; around the page everything is 0.
         """

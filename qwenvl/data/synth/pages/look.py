@@ -27,22 +27,22 @@ class Look:
     """Ranges of everything that varies from page to page; the defaults are SynthDoG's (its config_en.yaml)."""
 
     short_side: Range = (720, 1024)
-    """Pixels along the shorter side of the picture."""
+    """Pixels along the shorter side of the image."""
     aspect: Range = (1, 2)
-    """Longer over shorter side, of the picture and of the page in it."""
+    """Longer over shorter side, of the image and of the page in it."""
     landscape: float = 0.5
-    """Share of pictures (and of pages) that are wider than tall."""
+    """Share of images (and of pages) that are wider than tall."""
     longest: int | None = None
-    """Pixels along the longer side of every picture instead; `short_side` is then not used."""
+    """Pixels along the longer side of every image instead; `short_side` is then not used."""
     quality: tuple[int, int] = (50, 95)
     """JPEG quality, both ends included."""
 
     background_blur: Range = (0, 10)
     """Sigma in pixels."""
     fullscreen: float = 0.5
-    """Share of pictures that the page fills, as a scan does."""
+    """Share of images that the page fills, as a scan does."""
     page_short_side: Range = (480, 1024)
-    """Pixels along the shorter side of a page that does not fill the picture, before it is cut to the picture."""
+    """Pixels along the shorter side of a page that does not fill the image, before it is cut to the image."""
 
     paper: Range = (0, 0.2)
     """Strength of the paper's texture; 1 would be all texture."""
@@ -78,14 +78,14 @@ class Look:
     """Largest displacement of the smooth elastic field (a page that bends), share of the page's shorter side."""
 
     tint: float = 0.2
-    """Share of pictures with a cast of some colour, of strength 0 to 0.2."""
+    """Share of images with a cast of some colour, of strength 0 to 0.2."""
     shadow: tuple[int, int] = (0, 160)
     """Grey levels that the shadow takes from white."""
     contrast: Range = (1, 1.5)
     brightness: Range = (-48, 0)
     """Grey levels added after the contrast."""
     motion_blur: float = 0.5
-    """Share of pictures blurred by 3 or 5 pixels in some direction."""
+    """Share of images blurred by 3 or 5 pixels in some direction."""
     blur: Range = (0, 1.5)
     """Sigma in pixels."""
 
@@ -109,7 +109,7 @@ class Look:
 
 
 def photograph() -> Look:
-    """Pages as a telephone sees them: askew, bent, with smaller text than SynthDoG's; never cut by the picture."""
+    """Pages as a telephone sees them: askew, bent, with smaller text than SynthDoG's; never cut by the image."""
     return Look(
         fullscreen=0.1, page_short_side=(640, 1024), margin=(0.04, 0.1), text_scale=(0.026, 0.06), turn=(-7, 7),
         curl=(0, 0.02), rows=14, spacing=0.025,

@@ -1,4 +1,4 @@
-"""A page of text as a picture, with the exact quad of every line: SynthDoG of our own (paper A.4).
+"""A page of text as an image, with the exact quad of every line: SynthDoG of our own (paper A.4).
 
     text -> layout -> ink on paper -> fraying, grain -> elastic field and homography -> onto a background -> light, lens
 
@@ -31,7 +31,7 @@ Corners = tuple[Point, Point, Point, Point]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of text and its four corners in pixels of the picture, clockwise from where the text begins, top first."""
+    """A line of text and its four corners in pixels of the image, clockwise from where the text begins, top first."""
 
     text: str
     quad: Corners
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A picture of a page, whose lines stand in reading order."""
+    """An image of a page, whose lines stand in reading order."""
 
     image: Image.Image
     lines: tuple[Line, ...]
@@ -50,10 +50,10 @@ class Page:
     unseen: int = 0
     """Lines of the source that nobody sees, and that are none here."""
     file: bytes | None = None
-    """The picture as the JPEG file it came as, if it did."""
+    """The image as the JPEG file it came as, if it did."""
 
     def jpeg(self) -> bytes:
-        """The picture as a JPEG file."""
+        """The image as a JPEG file."""
         if self.file is not None:
             return self.file
         buffer = io.BytesIO()
@@ -61,7 +61,7 @@ class Page:
         return buffer.getvalue()
 
     def record(self, image: str | bytes) -> OcrPage:
-        """The page as training material: quads on the grid of [0, 1000); `image` is where its picture is kept."""
+        """The page as training material: quads on the grid of [0, 1000); `image` is where its image is kept."""
         width, height = self.image.size
         quads = tuple(
             markup.Quad.from_pixels(line.quad, width, height, label=line.text) for line in self.lines
@@ -164,7 +164,7 @@ def _image_size(look: Look, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _page_size(size: tuple[int, int], look: Look, rng: np.random.Generator) -> tuple[int, int]:
-    """Of a page that lies in the picture: at most the picture's size."""
+    """Of a page that lies in the image: at most the image's size."""
     scale = 1.0 if look.longest is None else min(size) / ((look.short_side[0] + look.short_side[1]) / 2)
     short = min(rng.uniform(*look.page_short_side) * min(scale, 1.0), min(size))
     long = short * rng.uniform(*look.aspect)
@@ -192,7 +192,7 @@ def _printed(
 
 
 def _warp(flat: tuple[int, int], size: tuple[int, int], look: Look, rng: np.random.Generator) -> Warp:
-    """SynthDoG's perspective (each edge shortened), a turn, a place in the picture; the page stays inside it."""
+    """SynthDoG's perspective (each edge shortened), a turn, a place in the image; the page stays inside it."""
     weights = np.array([weight for weight, _ in look.perspectives])
     edges = look.perspectives[int(rng.choice(len(weights), p=weights / weights.sum()))][1]
     top, right, bottom, left = (rng.uniform(*edge) for edge in edges)
@@ -254,7 +254,7 @@ def _deviation(length: int) -> float:
 
 
 def _em(line: Written, placed: Line) -> float:
-    """Pixels per em of a line as it lies in the picture."""
+    """Pixels per em of a line as it lies in the image."""
     left, top, right, bottom = line.ink
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = placed.quad
     area = abs((cx - ax) * (dy - by) - (cy - ay) * (dx - bx)) / 2
@@ -262,7 +262,7 @@ def _em(line: Written, placed: Line) -> float:
 
 
 def _corners(line: Written, warp: Warp, size: tuple[int, int]) -> Corners:
-    """Where the corners of the line's ink lie in the picture."""
+    """Where the corners of the line's ink lie in the image."""
     left, top, right, bottom = line.ink
     placed = warp(np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float))
     a, b, c, d = np.clip(placed, 0, size).tolist()

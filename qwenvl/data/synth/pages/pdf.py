@@ -113,7 +113,7 @@ def page_key(name: str, number: int) -> str:
 
 
 def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
-    """The page as a picture with lines in the order of the file; None where text runs at an odd angle."""
+    """The page as an image with lines in the order of the file; None where text runs at an odd angle."""
     page = document[number]
     try:
         width, height = page.get_size()
@@ -304,7 +304,7 @@ def _to_image(page: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterator[tuple[Line, bool]]:
-    """Lines that lie in the picture, corners from the top left of the text as it is read; and whether it is hidden."""
+    """Lines that lie in the image, corners from the top left of the text as it is read; and whether it is hidden."""
     if not runs:
         return
     boxes = np.array([run.box for run in runs])

@@ -5,8 +5,8 @@ The paper names the rules and no threshold; these are ours. A rule is tried on t
     PDF     3 too small   4 too many or too few characters   5 Latin Extended-A and -B   6 Private Use Area
     HTML    3 too small   4 too many or too few characters                               5 Private Use Area
 
-(Steps 1 and 2 of both lists, text with boxes and the picture, make the page.) One rule is not the paper's: a page with
-characters whose Unicode is unknown is dropped, since its text is not what its picture shows.
+(Steps 1 and 2 of both lists, text with boxes and the image, make the page.) One rule is not the paper's: a page with
+characters whose Unicode is unknown is dropped, since its text is not what its image shows.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def characters(page: Page) -> str:
 
 
 def too_small(limit: int) -> Rule:
-    """Too small a picture."""
+    """Too small an image."""
     return lambda page: f"a side below {limit} px" if min(page.image.size) < limit else None
 
 
@@ -92,7 +92,7 @@ def too_few(limit: int) -> Rule:
 
 
 def too_many(limit: int) -> Rule:
-    """Too many characters to be read at the size of the picture, or to fit the answer."""
+    """Too many characters to be read at the size of the image, or to fit the answer."""
     return lambda page: f"more than {limit} characters" if len(characters(page)) > limit else None
 
 

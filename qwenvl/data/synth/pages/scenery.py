@@ -25,20 +25,20 @@ Resampling = Image.Resampling
 
 
 class Backgrounds:
-    """Pictures of a folder, or made-up surfaces where no folder is given."""
+    """Images of a folder, or made-up surfaces where no folder is given."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Raises ValueError where the folder has no pictures."""
+        """Raises ValueError where the folder has no images."""
         self._paths: Sequence[Path] = ()
         if folder is not None:
             self._paths = files_in(folder, SUFFIXES) if folder.is_dir() else ()
             if not self._paths:
                 raise ValueError(
-                    f"{folder} has no pictures for backgrounds; give a folder of .jpg or .png files."
+                    f"{folder} has no images for backgrounds; give a folder of .jpg or .png files."
                 )
 
     def __call__(self, rng: np.random.Generator, size: Size, sigma: float) -> Image.Image:
-        """A picture of exactly `size`, blurred by `sigma` pixels.
+        """An image of exactly `size`, blurred by `sigma` pixels.
 
         Raises ValueError for a damaged file of the folder.
         """
@@ -49,7 +49,7 @@ class Backgrounds:
 
 
 def _covering(rng: np.random.Generator, image: Image.Image, size: Size) -> Image.Image:
-    """The largest part of the picture with the proportions of `size`, at a random place, resized."""
+    """The largest part of the image with the proportions of `size`, at a random place, resized."""
     scale = min(image.width / size[0], image.height / size[1])
     width, height = size[0] * scale, size[1] * scale
     left, top = rng.uniform(0, 1, 2) * (image.width - width, image.height - height)
@@ -57,7 +57,7 @@ def _covering(rng: np.random.Generator, image: Image.Image, size: Size) -> Image
 
 
 def _blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """A blur of about `sigma` pixels, by way of a smaller picture: as good as Gaussian here, and much cheaper."""
+    """A blur of about `sigma` pixels, by way of a smaller image: as good as Gaussian here, and much cheaper."""
     smaller = sigma / 0.577  # two triangles as wide as a small pixel have this sigma
     if smaller <= 1.05:
         return image
@@ -91,7 +91,7 @@ _PLAIN = (((52, 56, 62), (118, 124, 132)), ((108, 100, 92), (184, 176, 164)), ((
 
 
 def _grain(rng: np.random.Generator, size: Size, kind: str) -> Image.Image:
-    """A grey picture: long fibres for wood, a weave for cloth, clouds for stone."""
+    """A grey image: long fibres for wood, a weave for cloth, clouds for stone."""
     if kind == "wood":
         long = size[::-1] if rng.random() < 0.5 else size
         rough = noise(rng, (max(2, long[0] // 60), max(2, long[1] // 2)), "smooth").resize(
@@ -144,13 +144,13 @@ def paper(rng: np.random.Generator, size: Size, strength: float) -> Image.Image:
 
 
 def noise(rng: np.random.Generator, size: Size, kind: str) -> Image.Image:
-    """A grey picture of noise from a random place of a tile: "fine" pixels, "smooth" clouds, "paper" with fibres."""
+    """A grey image of noise from a random place of a tile: "fine" pixels, "smooth" clouds, "paper" with fibres."""
     tile = _tile(kind)
     return tiled(tile, size, (int(rng.integers(TILE)), int(rng.integers(TILE))))
 
 
 def tiled(tile: Image.Image, size: Size, start: tuple[int, int]) -> Image.Image:
-    """A picture of `size` laid with tiles, from place `start` of the first."""
+    """An image of `size` laid with tiles, from place `start` of the first."""
     if start[0] + size[0] <= tile.width and start[1] + size[1] <= tile.height:
         return tile.crop((*start, start[0] + size[0], start[1] + size[1]))
     canvas = Image.new(tile.mode, size)
