@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from qwenvl.checkpoint import names
-from qwenvl.checkpoint.folder import renamed, resolve
+from qwenvl.checkpoint.folder import load, read_config, renamed, resolve
 from qwenvl.checkpoint.weights import Stored, stored_tensors
+from qwenvl.model.vision import VisionBlock
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_json
+from qwenvl.runtime import Runtime
 
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weight files of an OpenCLIP folder."""
@@ -99,6 +102,36 @@ def load_openclip_(model: QwenVL, checkpoint: str | Path) -> None:
         if not NOT_IN_QWEN_VL.fullmatch(name)
     }
     _load_part_(model, "vision.", stored, names.OPENCLIP, str(folder))
+
+
+def load_vision_(model: QwenVL, checkpoint: str | Path) -> None:
+    """Put the vision encoder of one of our own folders, or of OpenCLIP's (`load_openclip_`), into the model.
+
+    Of ours the blocks may be fewer than here: those behind them then begin by passing on what they are given. Raises
+    ValueError, before anything is changed, where the shapes differ otherwise.
+    """
+    file = Path(checkpoint).is_file()
+    folder = Path(checkpoint) if file else resolve(checkpoint)
+    if file or not (folder / "config.json").exists():
+        load_openclip_(model, checkpoint)
+        return
+    theirs, vision = read_config(folder).vision, model.config.vision
+    if (
+        replace(theirs, layers=vision.layers, image_size=vision.image_size) != vision
+        or theirs.layers > vision.layers
+    ):
+        raise ValueError(
+            f"the vision encoder of {folder} is {theirs}, this model's {vision}; only blocks may be added."
+        )
+    began = load(folder, Runtime.detect(device="cpu", dtype="float32")).vision
+    with torch.no_grad():
+        kept = {**model.vision.state_dict(), **began.state_dict()}
+        model.vision.load_state_dict(kept)
+        for block in list(model.vision.blocks)[theirs.layers :]:
+            assert isinstance(block, VisionBlock)
+            for layer in (block.attention.out, block.down):
+                layer.weight.zero_()
+                layer.bias.zero_()
 
 
 def _require_equal(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

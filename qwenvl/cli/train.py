@@ -51,6 +51,7 @@ def train(
       qwenvl train recipes/tiny/3-finetuning.toml --init tiny --out runs/more
       qwenvl train recipes/qwen_vl_7b --data data.toml --init-llm Qwen/Qwen-7B
       qwenvl train recipes/tiny/2-multitask.toml --init tiny --optim.peak-lr 1e-4
+      qwenvl train recipes/drawings --images drawings --out runs/drawings
 
     Args:
         recipe: A folder with recipe.toml and a file per stage, or one stage file; those that come along by name.
@@ -58,8 +59,10 @@ def train(
         init: Checkpoint that a single stage starts from: a folder, a hub id or `tiny`.
         data: Sources and other values by stage, as in recipes/qwen_vl_7b/data.toml; or the shards of a single stage.
             They take the place of the stage's own.
-        images: Folder below which paths of images in the shards of --data may lead, beside the folders of the shards.
-        init_vision: OpenCLIP folder or hub id instead of the recipe's; its vision encoder starts stage 1.
+        images: Folder below which paths of images in the shards of --data may lead, beside the folders of the shards;
+            without --data, the folder of fetched drawings of a recipe that reads them.
+        init_vision: OpenCLIP folder or hub id instead of the recipe's, or a folder of ours; its vision encoder starts
+            the first stage.
         init_llm: Qwen-7B folder or hub id instead of the recipe's; its language model starts stage 1.
         vocabulary: Folder or hub id with the official vocabulary, where no language model brings it.
         processes: Processes that share each update, one core each.
@@ -120,7 +123,8 @@ def _stage_alone(file: Path, init: str | None, start: "Start", scale: float) -> 
     stage = StageConfig.read(file)
     if start.stages and stage.name not in start.stages:
         raise ValueError(f"--data says nothing about stage {stage.name}; it has {', '.join(start.stages)}.")
-    return stage.changed(start.stages.get(stage.name, {})).changed(start.every_stage).scaled(scale)
+    changed = stage.changed(start.stages.get(stage.name, {})).changed(start.every_stage)
+    return changed.reading(start.images).scaled(scale)
 
 
 def _tell(out: Path, model: Path) -> None:
@@ -149,10 +153,11 @@ def _start(
     if changed := _given(optim):
         every["optim"] = changed
     stages: dict[str, Any] = {}
-    if images is not None and (data is None or data.suffix == ".toml"):
+    if images is not None and data is not None and data.suffix == ".toml":
         raise ValueError(
             "--images is for --data SHARDS; in a file of sources each row says `images` for itself."
         )
+    drawings = "" if images is None or data is not None else str(images.absolute())
     if data is not None and data.suffix == ".toml":
         stages = read_changes(data)
     elif data is not None:
@@ -168,7 +173,9 @@ def _start(
         raise ValueError(
             "--init-vision, --init-llm and --vocabulary start a recipe; a single stage starts from --init."
         )
-    return Start(vision=vision, llm=llm, vocabulary=vocabulary, stages=stages, every_stage=every)
+    return Start(
+        vision=vision, llm=llm, vocabulary=vocabulary, images=drawings, stages=stages, every_stage=every
+    )
 
 
 def _given(choices: Any) -> dict[str, Any]:

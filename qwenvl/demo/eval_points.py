@@ -55,7 +55,7 @@ class Examiner:
     def __call__(self, model: QwenVL, stage: StageConfig, step: int) -> None:
         """Examine the model, which the first process has whole, if an exam is due after this many updates."""
         due = {round(stage.optim.steps * (k + 1) / PER_STAGE) for k in range(PER_STAGE)}
-        sources = {row.toy for row in stage.data}
+        sources = {row.made for row in stage.data}
         if "tasks" not in sources or step not in due:
             return
         model = whole(model)

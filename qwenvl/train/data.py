@@ -6,7 +6,7 @@ RUN/<stage>/left_out-000.jsonl    a line per document that rank 0 had to leave o
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -126,7 +126,7 @@ def require_sources(stage: StageConfig) -> None:
             "recipes/qwen_vl_7b/data.toml."
         )
     for row in (*stage.data, *stage.curriculum.data):
-        for path in row.paths if not row.toy else ():
+        for path in row.paths if not row.world else ():
             find_shards(path)
     if stage.fast_images and find_spec("simplejpeg") is None:
         raise ValueError(
@@ -152,7 +152,12 @@ def documents(stage: StageConfig, tokenizer: Tokenizer, queries: int) -> Stream:
 
 def require_same_data(stream: Stream, file: Path) -> None:
     """Note the shards of a run when it begins. Raises ValueError when it goes on with others, in another order then."""
-    here = {shard: list(facts) for shard, facts in stream.shards().items()}
+    require_same_shards(stream.shards(), file)
+
+
+def require_same_shards(shards: Mapping[str, tuple[int, int]], file: Path) -> None:
+    """The same of shards with their bytes and samples."""
+    here = {shard: list(facts) for shard, facts in shards.items()}
     if not file.exists():
         with atomic(file) as out:
             out.write(json.dumps(here, indent=1).encode())

@@ -16,7 +16,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.processes import Stopped
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed, toy
+from qwenvl.train import distributed, naming, toy
 from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.health import Spikes, Starvation, Stragglers, Work
 from qwenvl.train.log import Log, mean_loss
@@ -36,7 +36,11 @@ from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
 from qwenvl.train.stopping import asked, hearing
 
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"next_token": next_token, "dense_labels": toy.dense}
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "next_token": next_token,
+    "dense_labels": toy.dense,
+    "names": naming.naming,
+}
 """What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""
 
 Watch = Callable[[QwenVL, StageConfig, int], None]

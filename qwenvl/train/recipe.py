@@ -29,7 +29,7 @@ from typing import Any
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.config import from_dict
-from qwenvl.files import atomic
+from qwenvl.files import atomic, component
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_toml
 from qwenvl.runtime import Runtime
@@ -56,8 +56,10 @@ class Recipe:
     """Name of a function of `presets`."""
     merges: int = 0
     """Merges of the vocabulary trained on the toy world's texts; 0 takes an official vocabulary (see `Start`)."""
+    vocabulary: str = ""
+    """File beside `recipe.toml` with the vocabulary of such a preset, trained before; instead of `merges`."""
     vision: str = ""
-    """Folder or hub id of the OpenCLIP model that the vision encoder starts from; empty: at random."""
+    """Folder or hub id of the model that the vision encoder starts from, OpenCLIP or `tiny`; empty: at random."""
     llm: str = ""
     """Folder or hub id of the Qwen-7B that the language model and the vocabulary come from; empty: at random."""
     fan_in: bool = False
@@ -70,10 +72,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.preset not in presets.PRESETS:
             raise ValueError(f"the preset is {self.preset!r}; expected one of {', '.join(presets.PRESETS)}.")
-        if bool(self.merges) != (self.preset in presets.OWN_VOCABULARY):
+        own = (self.merges > 0) + bool(self.vocabulary)
+        if own != (self.preset in presets.OWN_VOCABULARY):
             raise ValueError(
-                f"the recipe has merges = {self.merges} and the preset {self.preset!r}; give merges, the size of a "
-                f"vocabulary trained here, with {' and '.join(sorted(presets.OWN_VOCABULARY))} and with no other."
+                f"the recipe has merges = {self.merges}, vocabulary = {self.vocabulary!r} and the preset "
+                f"{self.preset!r}; give merges, the size of a vocabulary trained here, or the file of one with "
+                f"{', '.join(sorted(presets.OWN_VOCABULARY))} and with no other."
             )
 
     def started_from(self, start: "Start") -> "Recipe":
@@ -86,7 +90,15 @@ class Recipe:
         file = folder / "recipe.toml"
         if not file.exists():
             raise ValueError(f"{folder} has no recipe.toml; give a recipe folder such as recipes/tiny.")
-        return from_dict(Recipe, read_toml(file), str(file))
+        recipe = from_dict(Recipe, read_toml(file), str(file))
+        if recipe.vocabulary:
+            named = folder / component(recipe.vocabulary, "vocabulary")
+            if not named.is_file():
+                raise ValueError(
+                    f"{file} names the vocabulary {named}, which is not there; copy the recipe whole."
+                )
+            return dataclasses.replace(recipe, vocabulary=str(named))
+        return recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +111,8 @@ class Start:
     """Instead of the recipe's own."""
     vocabulary: str = ""
     """Folder or hub id that holds `qwen.tiktoken`; without it the language model's folder does."""
+    images: str = ""
+    """Folder of the drawings that stages read without naming one."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values by the name of the stage (`stages.read_changes`)."""
     every_stage: Mapping[str, Any] = field(default_factory=dict)
@@ -159,7 +173,8 @@ def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:
                 f"the file given has values of a stage {name!r}; the stages of {folder} are {', '.join(stages)}."
             )
     return [
-        stage.changed(given.stages.get(name, {})).changed(given.every_stage) for name, stage in stages.items()
+        stage.changed(given.stages.get(name, {})).changed(given.every_stage).reading(given.images)
+        for name, stage in stages.items()
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwenvl.config import LARGEST, from_dict
 from qwenvl.data.packing import PACKINGS
-from qwenvl.data.stream.sources import TOY, SourceConfig
+from qwenvl.data.stream.sources import SourceConfig, is_made
 from qwenvl.files import component
 from qwenvl.parsing import read_toml
 
@@ -183,6 +183,22 @@ class StageConfig:
         optim = {**values["optim"], **changes.get("optim", {})}
         return from_dict(StageConfig, {**values, **changes, "optim": optim}, f"stage {self.name}")
 
+    def reading(self, drawings: str) -> "StageConfig":
+        """The same stage with its drawings from this folder, where its rows name none and this is not empty."""
+
+        def placed(rows: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+            return tuple(
+                dataclasses.replace(row, images=drawings)
+                if row.world == "drawings" and not row.images
+                else row
+                for row in rows
+            )
+
+        if not drawings:
+            return self
+        curriculum = dataclasses.replace(self.curriculum, data=placed(self.curriculum.data))
+        return dataclasses.replace(self, data=placed(self.data), curriculum=curriculum)
+
     def scaled(self, factor: float) -> "StageConfig":
         """The same stage with its steps, warm-up and curriculum scaled, at least two steps."""
         steps = max(2, round(self.optim.steps * factor))
@@ -238,4 +254,4 @@ def _read_toml(
 
 
 def _seen_from(folder: Path, path: str) -> str:
-    return path if path.startswith(TOY) else str(folder / path)
+    return path if is_made(path) else str(folder / path)

@@ -7,7 +7,7 @@ import torch
 
 from qwenvl import presets
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.initialise import initialise_, load_openclip_, load_qwen_7b_
+from qwenvl.checkpoint.initialise import initialise_, load_qwen_7b_, load_vision_
 from qwenvl.config import ModelConfig
 from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def shape_of(recipe: "Recipe") -> ModelConfig:
     """The shape of the model of a recipe; a vocabulary of its own is trained for it and forgotten."""
-    if not recipe.merges:
+    if not (recipe.merges or recipe.vocabulary):
         return presets.PRESETS[recipe.preset]()
-    tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
+    tokenizer = _own_vocabulary(recipe)
     return presets.PRESETS[recipe.preset](tokenizer.n_vocab, tokenizer.imgpad)
 
 
@@ -40,7 +40,7 @@ def begin(recipe: "Recipe", folder: Path, *, vocabulary: str = "") -> None:
     if recipe.previous_token_heads:
         init_previous_token_heads_(model.llm)
     if recipe.vision:
-        load_openclip_(model, recipe.vision)
+        load_vision_(model, recipe.vision)
     if recipe.llm:
         load_qwen_7b_(model, recipe.llm)
     checkpoint.save(model, folder, sidecars=words)
@@ -49,8 +49,8 @@ def begin(recipe: "Recipe", folder: Path, *, vocabulary: str = "") -> None:
 def _shape_and_words(recipe: "Recipe", trained: Path, vocabulary: str) -> tuple[ModelConfig, Path]:
     """The shape of the model, and the folder of its vocabulary: trained here, or an official one."""
     preset = presets.PRESETS[recipe.preset]
-    if recipe.merges:
-        tokenizer = Tokenizer.train(vocabulary_texts(), recipe.merges)
+    if recipe.merges or recipe.vocabulary:
+        tokenizer = _own_vocabulary(recipe)
         tokenizer.save(trained)
         return preset(tokenizer.n_vocab, tokenizer.imgpad), trained
     if not (vocabulary or recipe.llm):
@@ -66,3 +66,10 @@ def _shape_and_words(recipe: "Recipe", trained: Path, vocabulary: str) -> tuple[
             f"{config.imgpad_id}; give the official qwen.tiktoken."
         )
     return config, words
+
+
+def _own_vocabulary(recipe: "Recipe") -> Tokenizer:
+    """The vocabulary that a preset has for itself: the recipe's file, or one trained on the toy world's texts."""
+    if recipe.vocabulary:
+        return Tokenizer.load(recipe.vocabulary)
+    return Tokenizer.train(vocabulary_texts(), recipe.merges)

@@ -6,7 +6,8 @@ weight = 3.6                         # share of the row, in any unit
 format = "question"                  # of records that can be told in two: refer or describe
 images = "/data/coco"                # where paths of images may lead, beside the folder of each shard
 
-A row may also be a source of the toy world, which is made while it is read: paths = ["toy:tasks"] (`data.toy.streams`).
+A row may also be a source that is made while it is read: paths = ["toy:tasks"] of the toy world (`data.toy.streams`),
+paths = ["drawings:names"] of fetched drawings, which `images` names the folder of (`data.drawings.streams`).
 """
 
 import math
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenvl.data import layouts
+from qwenvl.data.drawings import streams as drawings
+from qwenvl.data.drawings.collection import LICENCES
 from qwenvl.data.faults import Unusable
 from qwenvl.data.formats import Example
 from qwenvl.data.records import Skipped
@@ -32,10 +35,13 @@ from qwenvl.data.toy import streams as toy
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.tokenizer import Tokenizer
 
-TOY = "toy:"
-"""How the name of a source of the toy world begins, where paths stand."""
+MADE: Mapping[str, Mapping[str, object]] = {"toy": toy.SOURCES, "drawings": drawings.SOURCES}
+"""What is made while it is read: where paths stand, its name is `toy:` or `drawings:` and a source of it."""
 
-TASKS: tuple[str, ...] = (*get_args(Format), *toy.SOURCES)
+FETCHED = "drawings"
+"""Folder of the drawings where a row names none: that of `qwenvl data fetch drawings` without --out."""
+
+TASKS: tuple[str, ...] = (*get_args(Format), *(name for made in MADE.values() for name in made))
 """Every `Document.task` there is."""
 
 
@@ -44,13 +50,15 @@ class SourceConfig:
     """One row of a mixture."""
 
     paths: tuple[str, ...]
-    """Shards, folders of shards, or patterns of shards; or one source of the toy world, `toy:` and its name."""
+    """Shards, folders of shards, or patterns of shards; or one source that is made, such as `toy:tasks`."""
     weight: float = 1.0
     """Share of the documents, in any unit."""
     format: str = ""
     """Format that records are told in, where their kind has two; by default the first."""
     images: str = ""
-    """Folder below which the paths of images may lead, beside the folder of each shard."""
+    """Folder below which the paths of images may lead, beside the folder of each shard; of drawings, their folder."""
+    licences: str = "permissive"
+    """Which drawings are read: those under licences that ask for attribution at most, or `any`."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -63,27 +71,45 @@ class SourceConfig:
             raise ValueError(
                 f"images of {self.paths[0]} is {self.images!r}, which is no folder; name the images' folder."
             )
+        if self.licences not in LICENCES or (self.licences != "permissive" and self.world != "drawings"):
+            raise ValueError(
+                f"licences of {self.paths[0]} is {self.licences!r}; expected one of {', '.join(LICENCES)}, in a row of "
+                "drawings."
+            )
         if not 0 < self.weight < math.inf:
             raise ValueError(f"the weight of {self.paths[0]} is {self.weight:g}; expected more than 0.")
-        if any(path.startswith(TOY) for path in self.paths):
-            self._require_toy()
+        if any(is_made(path) for path in self.paths):
+            self._require_made()
 
-    def _require_toy(self) -> None:
-        if len(self.paths) > 1 or self.format or self.images:
+    def _require_made(self) -> None:
+        if len(self.paths) > 1 or self.format or (self.images and self.world == "toy"):
             raise ValueError(
-                f"the row of {self.paths[0]} says more than its weight; a source of the toy world has no size, format "
-                "or folder: give it a row of its own."
+                f"the row of {self.paths[0]} says more than its weight; a source that is made has no size or format, and "
+                "the toy world no folder: give it a row of its own."
             )
-        if self.toy not in toy.SOURCES:
-            known = ", ".join(f"{TOY}{name}" for name in toy.SOURCES)
-            raise ValueError(
-                f"there is no source {self.paths[0]!r} of the toy world; expected one of {known}."
-            )
+        if self.made not in MADE[self.world]:
+            known = ", ".join(f"{self.world}:{name}" for name in MADE[self.world])
+            raise ValueError(f"there is no source {self.paths[0]!r}; expected one of {known}.")
 
     @property
-    def toy(self) -> str:
-        """Name of its source of the toy world; empty where it reads shards."""
-        return self.paths[0].removeprefix(TOY) if self.paths[0].startswith(TOY) else ""
+    def world(self) -> str:
+        """Of what it is made while it is read, a key of `MADE`; empty where it reads shards."""
+        return self.paths[0].partition(":")[0] if is_made(self.paths[0]) else ""
+
+    @property
+    def made(self) -> str:
+        """Name of its source that is made; empty where it reads shards."""
+        return self.paths[0].partition(":")[2] if self.world else ""
+
+    def place(self, seed: int) -> drawings.Place:
+        """The drawings that it reads."""
+        return drawings.Place(folder=Path(self.images or FETCHED), licences=self.licences, seed=seed)
+
+
+def is_made(path: str) -> bool:
+    """Whether a path of a row is the name of what is made while it is read."""
+    world, colon, _ = path.partition(":")
+    return bool(colon) and world in MADE
 
 
 class Source:
@@ -133,7 +159,7 @@ class Document(NamedTuple):
     """What stands at a position of the stream."""
 
     task: str
-    """Format of the record, "dialogue", or the toy source: rows of interleaved documents hold one task."""
+    """Format of the record, "dialogue", or the made source: rows of interleaved documents hold one task."""
     made: Example | Skipped
 
 
@@ -155,22 +181,22 @@ class Stream:
 
     @cached_property
     def _opened(self) -> Sequence[Source]:
-        rows = [row for row in self.sources if not row.toy]
+        rows = [row for row in self.sources if not row.world]
         return [Source(row, "order", self.seed, number) for number, row in enumerate(rows)]
 
     @cached_property
-    def _toys(self) -> Mapping[str, float]:
-        """Weights of the sources of the toy world, which take one place together in the draw."""
-        shares: dict[str, float] = {}
+    def _made(self) -> Mapping[SourceConfig, float]:
+        """Weights of the sources that are made, which take one place together in the draw."""
+        shares: dict[SourceConfig, float] = {}
         for row in self.sources:
-            if row.toy:
-                shares[row.toy] = shares.get(row.toy, 0.0) + row.weight
+            if row.world:
+                shares[replace(row, weight=1.0)] = shares.get(replace(row, weight=1.0), 0.0) + row.weight
         return shares
 
     @cached_property
     def _draw(self) -> Draw:
-        toys = [sum(self._toys.values())] if self._toys else []
-        return Draw([source.config.weight for source in self._opened] + toys, self.seed)
+        made = [sum(self._made.values())] if self._made else []
+        return Draw([source.config.weight for source in self._opened] + made, self.seed)
 
     def __call__(self, position: int) -> Document:
         """The document of a position, or why there is none."""
@@ -178,21 +204,24 @@ class Stream:
             assert self.curriculum is not None
             return self.curriculum(position)
         if not self._opened:
-            return self._toy(position)
+            return self._make(position)
         source, drawn = self._draw(position - self.start)
-        return self._toy(position) if source == len(self._opened) else self._read(source, drawn)
+        return self._make(position) if source == len(self._opened) else self._read(source, drawn)
 
-    def _toy(self, position: int) -> Document:
-        """A document of the toy world; which source makes it is drawn by weight, named by the seed and the position."""
-        left = Dice("source", self.seed, position).share() * sum(self._toys.values())
-        *others, name = self._toys
+    def _make(self, position: int) -> Document:
+        """A document that is made; which source makes it is drawn by weight, named by the seed and the position."""
+        left = Dice("source", self.seed, position).share() * sum(self._made.values())
+        *others, row = self._made
         for other in others:
-            left -= self._toys[other]
+            left -= self._made[other]
             if left < 0:
-                name = other
+                row = other
                 break
-        world = toy.Vocabulary(self.tokenizer, self.queries, self.seed)
-        return Document(name, toy.SOURCES[name](world, position))
+        if row.world == "toy":
+            world = toy.Vocabulary(self.tokenizer, self.queries, self.seed)
+            return Document(row.made, toy.SOURCES[row.made](world, position))
+        make = drawings.SOURCES[row.made]
+        return Document(row.made, make(row.place(self.seed), self.tokenizer, self.queries, position))
 
     def _read(self, source: int, drawn: int) -> Document:
         """The document that comes after `drawn` others of a source of shards."""
@@ -213,8 +242,13 @@ class Stream:
     def shards(self) -> Mapping[str, tuple[int, int]]:
         """Every shard with its bytes and samples: what must be the same for a run to go on."""
         before = {} if self.curriculum is None else self.curriculum.shards()
+        fetched = {}
+        for row in self._made:
+            if row.world == "drawings":
+                fetched |= drawings.shards(row.place(self.seed))
         return {
             **before,
+            **fetched,
             **{
                 str(shard): (shard.stat().st_size, size)
                 for source in self._opened

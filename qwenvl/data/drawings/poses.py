@@ -1,0 +1,130 @@
+"""A drawing as it might be met: somewhere on some ground, larger or smaller, in other light.
+
+What is transparent shows the ground. An icon of one ink may get another. Everything is drawn from the dice given, so a
+pose is a function of their name.
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image as pillow
+from PIL import ImageEnhance
+
+from qwenvl.data.toy.worlds import Dice
+
+RGB = tuple[int, int, int]
+
+WHITE: RGB = (255, 255, 255)
+
+SIDED = frozenset(
+    "left right arrow arrows flag letter letters number numbers digit text clock input east west south north next back "
+    "forward previous rewind undo redo".split()
+)
+"""Words of names of what is something else in a mirror."""
+
+SMALLEST = 0.4
+"""Longest side of a drawing in sides of its image, at the least."""
+
+
+def posed(image: pillow.Image, dice: Dice, size: int, *, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
+    """The drawing (RGBA) on a square of `size` pixels; mirrored now and then where `name` allows it."""
+    cut = cut_out(image)
+    if dice.chance(0.4) and SIDED.isdisjoint(name.lower().split()):
+        cut = cut.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
+    cut = turned(inked(cut, dice) if dice.chance(0.5) else cut, dice)
+    longest = size * (SMALLEST + (1 - SMALLEST) * dice.share() ** 0.7)
+    stretch = 0.85 + 0.3 * dice.share() if dice.chance(0.5) else 1.0
+    scale = longest / max(cut.width * stretch, cut.height)
+    sides = [
+        min(size, max(4, round(cut.width * stretch * scale))),
+        min(size, max(4, round(cut.height * scale))),
+    ]
+    cut = cut.resize((sides[0], sides[1]), pillow.Resampling.BILINEAR, reducing_gap=2.0)
+    canvas = ground(dice, size, beside=tone(cut))
+    place = [dice.below(size - side + 1) for side in sides]
+    canvas.paste(cut, (place[0], place[1]), cut)
+    return np.asarray(in_other_light(canvas, dice))
+
+
+def on_white(image: pillow.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The whole drawing (RGBA) squashed to a square, white where it is transparent: how it is judged."""
+    return np.asarray(composited(image, WHITE).resize((size, size), pillow.Resampling.BICUBIC))
+
+
+def composited(image: pillow.Image, colour: RGB) -> pillow.Image:
+    """The image over a plain ground."""
+    canvas = pillow.new("RGB", image.size, colour)
+    canvas.paste(image, (0, 0), image)
+    return canvas
+
+
+def cut_out(image: pillow.Image) -> pillow.Image:
+    """What is not transparent, and nothing around it."""
+    box = image.getchannel("A").getbbox()
+    return image if box is None else image.crop(box)
+
+
+def inked(image: pillow.Image, dice: Dice) -> pillow.Image:
+    """An icon of one ink in another, any other drawing as it is."""
+    return repainted(image, colour_of(dice)) if is_of_one_ink(image) else image
+
+
+def is_of_one_ink(image: pillow.Image) -> bool:
+    """Whether what is opaque has one colour."""
+    small = np.asarray(image.reduce(4) if min(image.size) >= 16 else image).reshape(-1, 4)
+    opaque = small[small[:, 3] > 200, :3]
+    return len(opaque) > 0 and bool((np.ptp(opaque.astype(np.int16), axis=0) <= 8).all())
+
+
+def repainted(image: pillow.Image, colour: RGB) -> pillow.Image:
+    """The same transparency in one colour."""
+    painted = pillow.new("RGBA", image.size, (*colour, 0))
+    painted.putalpha(image.getchannel("A"))
+    return painted
+
+
+def turned(image: pillow.Image, dice: Dice) -> pillow.Image:
+    """Leaning a little, now and then."""
+    if not dice.chance(0.3):
+        return image
+    return cut_out(image.rotate(30 * dice.share() - 15, pillow.Resampling.BILINEAR, expand=True))
+
+
+def tone(image: pillow.Image) -> float:
+    """Mean brightness of what is opaque, 0 to 255."""
+    small = np.asarray(image.resize((8, 8), pillow.Resampling.BOX), np.float32)
+    weight = small[..., 3]
+    return float((small[..., :3].mean(-1) * weight).sum() / max(float(weight.sum()), 1.0))
+
+
+def colour_of(dice: Dice) -> RGB:
+    """Any colour."""
+    return dice.below(256), dice.below(256), dice.below(256)
+
+
+def ground(dice: Dice, size: int, *, beside: float) -> pillow.Image:
+    """White, a plain colour, or light and colours out of focus, apart in brightness from what stands on it."""
+    kind = dice.below(10)
+    if kind < 4 and beside < 210:
+        return pillow.new("RGB", (size, size), WHITE)
+    for _ in range(4):
+        cells = 1 if kind < 7 else 2 + dice.below(5)
+        levels = np.array([colour_of(dice) for _ in range(cells * cells)], np.uint8).reshape(cells, cells, 3)
+        if cells > 1:  # calm enough to stand behind something
+            grey = levels.mean((0, 1), keepdims=True)
+            levels = (grey + (levels - grey) * (0.1 + 0.6 * dice.share())).clip(0, 255).astype(np.uint8)
+        if abs(float(levels.mean()) - beside) > 50:
+            break
+    return pillow.fromarray(levels).resize((size, size), pillow.Resampling.BICUBIC)
+
+
+def in_other_light(image: pillow.Image, dice: Dice) -> pillow.Image:
+    """Brighter, paler, of less contrast or out of focus, now and then."""
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        if dice.chance(0.3):
+            image = change(image).enhance(0.6 + 0.8 * dice.share())
+    if dice.chance(0.1):
+        small = max(16, round(image.width * (0.35 + 0.4 * dice.share())))
+        image = image.resize((small, small), pillow.Resampling.BILINEAR).resize(
+            image.size, pillow.Resampling.BILINEAR
+        )
+    return image

@@ -1,0 +1,194 @@
+"""Naming drawings: what is read, that it is learned, that a run goes on, and where the ViT begins."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_drawings import fetched, rows
+
+from qwenvl.checkpoint import folder as checkpoint
+from qwenvl.checkpoint.initialise import load_vision_
+from qwenvl.cli import main
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.drawings import streams
+from qwenvl.data.stream.sources import SourceConfig, Stream
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.loop import train
+from qwenvl.train.naming import naming
+from qwenvl.train.stages import OptimConfig, StageConfig
+
+LETTERS = Tokenizer({bytes([value]): value for value in range(256)})
+
+
+def row(folder: Path, **values: str) -> SourceConfig:
+    return SourceConfig(paths=("drawings:names",), images=str(folder), **values)
+
+
+def stage(folder: Path, steps: int = 30, **optim: float) -> StageConfig:
+    return StageConfig(
+        name="0-names", objective="names", trains=("vision",), image_size=28, sequence_length=64,
+        data=(row(folder),), documents=8, micro_documents=4, bfloat16=False, save_every=10,
+        optim=OptimConfig(peak_lr=5e-3, final_lr=1e-4, warmup_steps=3, steps=steps),
+    )  # fmt: skip
+
+
+def small(layers: int = 2) -> QwenVL:
+    torch.manual_seed(0)
+    return QwenVL(
+        ModelConfig(
+            vision=VisionConfig(width=32, layers=layers, heads=2, mlp_width=64, image_size=28),
+            adapter=AdapterConfig(queries=4, heads=2),
+            llm=LLMConfig(
+                vocab_size=LETTERS.n_vocab, hidden=16, layers=1, heads=2, mlp_width=16, sequence_length=64
+            ),
+            imgpad_id=LETTERS.imgpad,
+        )
+    )
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return Runtime.detect(device="cpu", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def two_drawings_make_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwenvl.data.drawings.labels.LEAST", 2)
+
+
+def test_names_are_learned(tmp_path: Path) -> None:
+    objective = naming(small(), LETTERS, stage(fetched(tmp_path / "drawings")), run_dir=tmp_path)
+    labels = json.loads((tmp_path / "labels.json").read_text())
+    assert {"cat", "animal", "vehicle"} <= set(labels), "what noto and lucide both say"
+    batch = objective.batch(range(8))
+    shares = batch[2]
+    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum() / 8
+    optimizer = torch.optim.AdamW(objective.module.parameters(), 3e-3)
+    losses = []
+    for _ in range(50):
+        made = objective.loss(batch)
+        assert made.supervised == made.images == 8
+        losses.append(made.total.item() / 8)
+        optimizer.zero_grad()
+        made.total.backward()
+        optimizer.step()
+    assert abs(losses[0] - np.log(len(labels))) < 0.2, "at first every label is as likely"
+    assert losses[-1] - entropy < 0.2 * (losses[0] - entropy)
+
+
+def test_a_stopped_run_goes_on_with_the_same_weights_and_refuses_other_drawings(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    folder = fetched(tmp_path / "drawings")
+    one, two = small(), small()
+    train(one, LETTERS, stage(folder, 12), tmp_path / "one", runtime)
+    halfway = stage(folder, 12)
+
+    class Killed(Exception):
+        pass
+
+    def kill(_model: QwenVL, _stage: StageConfig, step: int) -> None:
+        if step == 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(small(), LETTERS, halfway, tmp_path / "two", runtime, watch=kill)
+    train(two, LETTERS, halfway, tmp_path / "two", runtime)
+    for name, tensor in one.vision.state_dict().items():
+        assert torch.equal(tensor, two.vision.state_dict()[name]), name
+    fetched(folder, {"noto": rows()["noto"]})
+    with pytest.raises(ValueError, match="shards differ from those the run began with"):
+        train(small(), LETTERS, stage(folder, 12), tmp_path / "two", runtime)
+
+
+def test_a_stage_that_names_reads_one_row_of_drawings(tmp_path: Path) -> None:
+    folder = fetched(tmp_path)
+    other = stage(folder).changed({"data": [{"paths": ["toy:tasks"]}]})
+    with pytest.raises(ValueError, match=r'reads one row, paths = \["drawings:names"\]'):
+        naming(small(), LETTERS, other)
+
+
+def test_drawings_without_a_common_word_are_refused(tmp_path: Path) -> None:
+    made = {"noto": rows()["noto"]}
+    with pytest.raises(ValueError, match="nothing to tell apart; fetch more sets"):
+        naming(small(), LETTERS, stage(fetched(tmp_path, made)))
+
+
+def test_no_drawing_that_is_held_out_is_ever_drawn(tmp_path: Path) -> None:
+    folder = fetched(tmp_path)
+    for licences, sets in (("permissive", {"noto", "lucide"}), ("any", {"noto", "lucide", "openmoji"})):
+        place = row(folder, licences=licences).place(3)
+        drawn = [streams.drawing_at(place, index) for index in range(64)]
+        assert {each.source for each in drawn} == sets
+        whole = len(streams.training(place))
+        assert len({each.name for each in drawn[:whole]}) == whole, "each once an epoch"
+
+
+def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(tmp_path: Path) -> None:
+    stream = Stream(sources=(row(fetched(tmp_path)),), tokenizer=LETTERS, queries=4, longest=200, seed=5)
+    again = Stream(sources=stream.sources, tokenizer=LETTERS, queries=4, longest=200, seed=5)
+    told = set()
+    for position in range(40):
+        made, same = stream(position).made, again(position).made
+        assert made.ids == same.ids and np.array_equal(made.images[0].source, same.images[0].source)
+        answer = LETTERS.decode([label for label in made.labels if label >= 0])
+        prompt = LETTERS.decode(made.ids)
+        assert ("in Chinese:" in prompt) == (not answer.isascii())
+        told.add(answer.removesuffix("<|endoftext|>"))
+    assert {" car", " umbrella", "猫"} <= told
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"paths": ["drawings:nouns"]},
+            "there is no source 'drawings:nouns'; expected one of drawings:names",
+        ),
+        ({"paths": ["toy:tasks"], "licences": "any"}, "licences of toy:tasks is 'any'"),
+        ({"paths": ["drawings:names"], "licences": "all"}, "expected one of permissive, any"),
+        ({"paths": ["drawings:names", "x.tar"]}, "says more than its weight"),
+        ({"paths": ["toy:tasks"], "images": "."}, "the toy world no folder"),
+    ],
+)
+def test_rows_that_cannot_be_meant(tmp_path: Path, values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match="data") as refused:
+        stage(fetched(tmp_path)).changed({"data": [values]})
+    assert sentence in str(refused.value)
+
+
+def test_a_folder_without_drawings_says_what_fills_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "recipes/drawings", "--out", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "drawings holds no fetched drawings" in said and "qwenvl data fetch drawings" in said
+
+
+def test_the_vision_encoder_begins_as_tinys_with_blocks_that_change_nothing_yet(tmp_path: Path) -> None:
+    shallow, deep = small(2), small(3)
+    checkpoint.save(shallow, tmp_path / "shallow")
+    load_vision_(deep, tmp_path / "shallow")
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.equal(deep.vision(pixels), shallow.vision(pixels))
+    with pytest.raises(ValueError, match="only blocks may be added"):
+        load_vision_(small(1), tmp_path / "shallow")
+
+
+def test_the_recipe_starts_from_tiny(tmp_path: Path) -> None:
+    from qwenvl.train.recipe import Recipe, find_recipe
+    from qwenvl.train.untrained import begin
+
+    recipe = Recipe.read(find_recipe("drawings"))
+    begin(recipe, tmp_path / "start")
+    model = checkpoint.load(tmp_path / "start")
+    tiny = checkpoint.load(checkpoint.resolve("tiny"))
+    assert 5e6 < sum(each.numel() for each in model.parameters()) < 10e6
+    assert torch.equal(model.vision.blocks[3].up.weight, tiny.vision.blocks[3].up.weight)
+    words = Tokenizer.load(tmp_path / "start")
+    assert words.encode(" umbrella") and len(words.encode("自行车")) == 1
