@@ -1,4 +1,4 @@
-"""The vocabulary of recipes/drawings: trained on what drawings are called, in two languages, and on how scenes are told.
+"""The vocabulary of recipes/drawings: trained on what drawings are called, in two languages, and on words of scenes.
 
     python benchmarks/drawings_vocabulary.py FOLDER     # of `qwenvl data fetch drawings`; writes the recipe's file
 
@@ -26,9 +26,9 @@ TOLD = (
     "What is on the left? Answer:", "How many are there? Answer:", "What color is the", "Is there a", "in the picture?",
     "Which picture shows", "Picture 1: ", "Picture 2: ", "It shows a", "There are two", "There are three", "and an",
     "on the left", "on the right", "at the top", "at the bottom", "in the middle", "What does the sign say?",
-    "这是什么？", "图中有", "图片里有什么？", "左边", "右边", "上面", "下面", "中间", "是什么颜色？", "有几个", "牌子上写着什么？",
-    "红色的", "绿色的", "蓝色的", "黄色的", "紫色的", "橙色的", "黑色的", "有。", "没有。", "一个", "两个", "三个", "四个", "五个", "和",
-    "哪张图片里有", "You are a helpful assistant.",
+    "这是什么？", "图中有", "图片里有什么？", "左边", "右边", "上面", "下面", "中间", "是什么颜色？", "有几个",
+    "牌子上写着什么？", "红色的", "绿色的", "蓝色的", "黄色的", "紫色的", "橙色的", "黑色的", "有。", "没有。", "一个", "两个", "三个",
+    "四个", "五个", "和", "哪张图片里有", "You are a helpful assistant.",
 )  # fmt: skip
 """How scenes are told and asked about; each counts `OFTEN` times."""
 
@@ -38,8 +38,7 @@ OFTEN = 400
 def texts(folder: Path) -> Iterator[str]:
     """Everything that the merges are counted in."""
     for drawing in opened(folder).training():
-        for name in (f" {drawing.en}", f" {drawing.en}", drawing.zh, drawing.zh, *drawing.keywords_zh[:4]):
-            yield name
+        yield from (f" {drawing.en}", f" {drawing.en}", drawing.zh, drawing.zh, *drawing.keywords_zh[:4])
         yield from (f" {keyword}" for keyword in drawing.keywords[:6])
     for noun in nouns():
         yield from (f" {noun.noun}", *noun.zh) * 10

@@ -1,4 +1,4 @@
-"""A small folder like those of `qwenvl data fetch drawings`, its drawings made here: discs, bars and frames in colours."""
+"""A small folder like those of `qwenvl data fetch drawings`, its drawings made here: discs and bars in colours."""
 
 import io
 import json

@@ -63,8 +63,8 @@ def naming(
     labels = common_labels(drawings)
     if not labels:
         raise ValueError(
-            f"no word is common to {LEAST} of the {len(drawings)} drawings of {place.folder} and to {SETS} sets, so there "
-            "is nothing to tell apart; fetch more sets."
+            f"no word is common to {LEAST} of the {len(drawings)} drawings of {place.folder} and to {SETS} sets, so "
+            "there is nothing to tell apart; fetch more sets."
         )
     if run_dir is not None:
         require_same_shards(shards(place), run_dir / "data.json")

@@ -156,7 +156,7 @@ def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(
     ],
 )
 def test_rows_that_cannot_be_meant(tmp_path: Path, values: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match="data") as refused:
+    with pytest.raises(ValueError) as refused:
         stage(fetched(tmp_path)).changed({"data": [values]})
     assert sentence in str(refused.value)
 

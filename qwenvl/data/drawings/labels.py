@@ -13,7 +13,10 @@ from qwenvl.data.drawings.collection import Drawing
 LEAST, SETS = 6, 2
 """Drawings that a label is given to at least, in at least so many sets."""
 
-_LITTLE = frozenset("a an and at by down for from in of off on or out the to up with without".split())
+_LITTLE = frozenset(
+    ("a", "an", "and", "at", "by", "down", "for", "from", "in", "of", "off", "on", "or", "out", "the", "to", "up", "with",
+     "without")
+)  # fmt: skip
 
 
 def labels_of(drawing: Drawing) -> Mapping[str, float]:

@@ -16,9 +16,9 @@ RGB = tuple[int, int, int]
 WHITE: RGB = (255, 255, 255)
 
 SIDED = frozenset(
-    "left right arrow arrows flag letter letters number numbers digit text clock input east west south north next back "
-    "forward previous rewind undo redo".split()
-)
+    ("left", "right", "arrow", "arrows", "flag", "letter", "letters", "number", "numbers", "digit", "text", "clock",
+     "input", "east", "west", "south", "north", "next", "back", "forward", "previous", "rewind", "undo", "redo")
+)  # fmt: skip
 """Words of names of what is something else in a mirror."""
 
 SMALLEST = 0.4

@@ -88,6 +88,6 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {"names
 
 
 def shards(place: Place) -> Mapping[str, tuple[int, int]]:
-    """The index of the drawings with its bytes, and how many are trained on: what must be the same for a run to go on."""
+    """The index of the drawings: its bytes and how many are trained on, which must stay for a run to go on."""
     index = place.folder / "index.jsonl"
     return {str(index): (index.stat().st_size, len(training(place)))}

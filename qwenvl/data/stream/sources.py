@@ -84,8 +84,8 @@ class SourceConfig:
     def _require_made(self) -> None:
         if len(self.paths) > 1 or self.format or (self.images and self.world == "toy"):
             raise ValueError(
-                f"the row of {self.paths[0]} says more than its weight; a source that is made has no size or format, and "
-                "the toy world no folder: give it a row of its own."
+                f"the row of {self.paths[0]} says more than its weight; a source that is made has no size or format, "
+                "and the toy world no folder: give it a row of its own."
             )
         if self.made not in MADE[self.world]:
             known = ", ".join(f"{self.world}:{name}" for name in MADE[self.world])
