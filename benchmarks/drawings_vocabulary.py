@@ -27,8 +27,8 @@ TOLD = (
     "Which picture shows", "Picture 1: ", "Picture 2: ", "It shows a", "There are two", "There are three", "and an",
     "on the left", "on the right", "at the top", "at the bottom", "in the middle", "What does the sign say?",
     "这是什么？", "图中有", "图片里有什么？", "左边", "右边", "上面", "下面", "中间", "是什么颜色？", "有几个",
-    "牌子上写着什么？", "红色的", "绿色的", "蓝色的", "黄色的", "紫色的", "橙色的", "黑色的", "有。", "没有。", "一个", "两个", "三个",
-    "四个", "五个", "和", "哪张图片里有", "You are a helpful assistant.",
+    "牌子上写着什么？", "红色的", "绿色的", "蓝色的", "黄色的", "紫色的", "橙色的", "黑色的", "有。", "没有。",
+    "一个", "两个", "三个", "四个", "五个", "和", "哪张图片里有", "You are a helpful assistant.",
 )  # fmt: skip
 """How scenes are told and asked about; each counts `OFTEN` times."""
 

@@ -14,8 +14,8 @@ LEAST, SETS = 6, 2
 """Drawings that a label is given to at least, in at least so many sets."""
 
 _LITTLE = frozenset(
-    ("a", "an", "and", "at", "by", "down", "for", "from", "in", "of", "off", "on", "or", "out", "the", "to", "up", "with",
-     "without")
+    ("a", "an", "and", "at", "by", "down", "for", "from", "in", "of", "off", "on", "or", "out", "the", "to", "up",
+     "with", "without")
 )  # fmt: skip
 
 
