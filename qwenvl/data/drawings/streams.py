@@ -1,6 +1,10 @@
 """Training documents made of fetched drawings: document number `index` is a pure function of (seed, index).
 
-names      a drawing on some ground, and what it is called as its caption       stage 1, and the naming of nouns before
+drawn_text      a scene in words, and the records about it without an image      the language model's own pre-training
+names           a drawing on some ground, and its name as its caption            stage 1, and the naming of nouns before
+drawn_captions  a scene and its caption, some with boxes                         stage 1
+scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
+drawn_chats     a dialogue in ChatML about one scene or two                      stage 3
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +17,14 @@ from numpy import ndarray
 
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.poses import posed
-from qwenvl.data.formats import Example
+from qwenvl.data.drawings.scenes import Props, Scene, props, scene
+from qwenvl.data.drawings.telling import ASK, dialogue, in_words, records, which_picture
+from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption
 from qwenvl.data.stream.order import Order
-from qwenvl.data.tasks import example_of
+from qwenvl.data.tasks import example_of, formats_of, task_of
 from qwenvl.data.toy.worlds import Dice
-from qwenvl.markup import Image
+from qwenvl.markup import Image, Rendered, render
 from qwenvl.tokenizer import Tokenizer
 
 SIZE = 112
@@ -83,7 +89,88 @@ def names_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
     return example_of(record, tokenizer, queries)
 
 
-SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {"names": names_document}
+CAPTIONS = ("caption", "caption", "grounded_caption")
+KINDS = (*ASK, "refer", "refer", "count", "what", "color", "where")
+"""Kinds of records that scenes are asked for; short answers stand twice, for a loss per token counts them little."""
+
+RECORDS, DOCUMENT_TOKENS = 8, 260
+"""Records told of one scene, and the tokens beyond which a document takes no more of them."""
+
+
+def scene_at(place: Place, index: int) -> tuple[Scene, Props]:
+    """The scene of a document, and what it is composed of."""
+    held = props(place.folder, place.licences)
+    return scene(held, place.seed, index), held
+
+
+def captions_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene and what is in it."""
+    return _scene_document(place, tokenizer, queries, index, CAPTIONS, 1)
+
+
+def scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene as trunk and several records about it as branches."""
+    return _scene_document(place, tokenizer, queries, index, KINDS, RECORDS)
+
+
+def _scene_document(
+    place: Place, tokenizer: Tokenizer, queries: int, index: int, kinds: Sequence[str], limit: int
+) -> Example:
+    shown, held = scene_at(place, index)
+    trunk = render(Image(shown.pixels), tokenizer, queries)
+    return _told(place, shown, held, trunk, tokenizer, kinds, limit)
+
+
+def text_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene in words as trunk, records about it as branches; only answers are learned: scenes are drawn by chance."""
+    shown, held = scene_at(place, index)
+    trunk = render(in_words(shown, place.seed), tokenizer, queries)
+    return _told(place, shown, held, trunk, tokenizer, KINDS, RECORDS)
+
+
+def _told(
+    place: Place,
+    shown: Scene,
+    held: Props,
+    trunk: Rendered,
+    tokenizer: Tokenizer,
+    kinds: Sequence[str],
+    limit: int,
+) -> Example:
+    """Records about a scene behind what shows it, as many as fit."""
+    image = Image(shown.pixels)
+    left = DOCUMENT_TOKENS - len(trunk)
+    branches = []
+    for record in records(shown, held, image, place.seed, kinds=kinds, limit=limit):
+        for format in formats_of(record):
+            message = task_of(record, format)
+            branch = task(message.prompt[1:], message.answer, tokenizer, 0)  # the trunk shows the scene
+            if len(branch) <= left:
+                branches.append(branch)
+                left -= len(branch)
+    return example(trunk, branches)
+
+
+def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A dialogue: one scene and questions about it, or two and which of them shows what."""
+    dice = Dice("chat", place.seed, index)
+    first, held = scene_at(place, 2 * index)
+    if dice.chance(0.3):
+        second, _ = scene_at(place, 2 * index + 1)
+        images = (Image(first.pixels), Image(second.pixels))
+        if (two := which_picture((first, second), held, images, place.seed)) is not None:
+            return example_of(two, tokenizer, queries)
+    record = dialogue(first, held, Image(first.pixels), place.seed)
+    return example_of(record, tokenizer, queries)
+
+
+SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
+    "drawn_text": text_document,
+    "names": names_document,
+    "drawn_captions": captions_document,
+    "scenes": scenes_document,
+    "drawn_chats": chats_document,
+}
 """Sources by name: functions of (place, tokenizer, queries, number)."""
 
 

@@ -242,7 +242,7 @@ class Stream:
     def shards(self) -> Mapping[str, tuple[int, int]]:
         """Every shard with its bytes and samples: what must be the same for a run to go on."""
         before = {} if self.curriculum is None else self.curriculum.shards()
-        fetched = {}
+        fetched: dict[str, tuple[int, int]] = {}
         for row in self._made:
             if row.world == "drawings":
                 fetched |= drawings.shards(row.place(self.seed))
