@@ -47,10 +47,10 @@ INKS: Mapping[str, tuple[str, RGB]] = {
 """Colours that icons of one ink are painted in: English name -> Chinese name, levels."""
 
 WORDS = ("OPEN", "SALE", "STOP", "EXIT", "CAFE", "BANK", "HOTEL", "TAXI", "BOOKS", "MENU", "PARK", "FREE", "ZOO", "BUS",
-         "MUSIC", "FOOD", "HELLO", "PULL", "PUSH", "LOVE", "NEWS", "SHOP", "TEA", "FISH", "GAME", "BEST", "COLD", "LUCK",
-         "WASH", "YES")  # fmt: skip
-WORDS_ZH = ("出口", "入口", "欢迎", "停车", "商店", "银行", "茶馆", "书店", "医院", "学校", "公园", "音乐", "快乐", "小心", "电影",
-            "你好", "新年", "咖啡", "地铁", "北京")  # fmt: skip
+         "MUSIC", "FOOD", "HELLO", "PULL", "PUSH", "LOVE", "NEWS", "SHOP", "TEA", "FISH", "GAME", "BEST", "COLD",
+         "LUCK", "WASH", "YES")  # fmt: skip
+WORDS_ZH = ("出口", "入口", "欢迎", "停车", "商店", "银行", "茶馆", "书店", "医院", "学校", "公园", "音乐",
+            "快乐", "小心", "电影", "你好", "新年", "咖啡", "地铁", "北京")  # fmt: skip
 """Words on signs; a third of the English ones are figures or letters drawn by chance instead."""
 
 Corners = tuple[int, int, int, int]
@@ -130,7 +130,8 @@ def props(folder: Path, licences: str = "permissive", split: str = "") -> Props:
         found = defaultdict(list, {shown: drawn for shown, drawn in found.items() if _is_a_thing(drawn)})
     if len(found) < 2:
         raise ValueError(
-            f"{folder} has drawings of {len(found)} nouns{' in ' + split if split else ''}; scenes need two; fetch more sets."
+            f"{folder} has drawings of {len(found)} nouns{' in ' + split if split else ''}, and scenes need two; fetch "
+            "more sets."
         )
     return Props(folder=folder, drawn=found, order=tuple(sorted(found)))
 
@@ -272,8 +273,10 @@ def _sign(canvas: pillow.Image, dice: Dice, taken: list[Corners]) -> Sign | None
     return Sign(text=text, chinese=chinese, box=box)
 
 
-PLATES: Sequence[tuple[RGB, RGB]] = (((255, 255, 255), (15, 15, 15)), ((20, 60, 140), (255, 255, 255)),
-          ((245, 205, 30), (20, 20, 20)), ((170, 25, 30), (255, 255, 255)), ((25, 25, 25), (240, 240, 240)))  # fmt: skip
+PLATES: Sequence[tuple[RGB, RGB]] = (
+    ((255, 255, 255), (15, 15, 15)), ((20, 60, 140), (255, 255, 255)), ((245, 205, 30), (20, 20, 20)),
+    ((170, 25, 30), (255, 255, 255)), ((25, 25, 25), (240, 240, 240)),
+)  # fmt: skip
 """Colours of a plate and of what is written on it."""
 
 

@@ -276,7 +276,7 @@ ASK: Mapping[str, Ask] = {
 def records(
     scene: Scene, held: Props, image: Image, seed: int, *, kinds: Sequence[str], limit: int
 ) -> list[Record]:
-    """Up to `limit` records of these kinds in random order, no question twice; about half of them Chinese if they can be.
+    """Up to `limit` records of these kinds in random order, no question twice; half Chinese where all names are.
 
     The same arguments give the same records. A scene on which nothing found a place has none.
     """
