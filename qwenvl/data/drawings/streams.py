@@ -118,14 +118,14 @@ def _scene_document(
 ) -> Example:
     shown, held = scene_at(place, index)
     trunk = render(Image(shown.pixels), tokenizer, queries)
-    return _told(place, shown, held, trunk, tokenizer, kinds, limit)
+    return _told(place, shown, held, trunk, tokenizer, queries, kinds, limit)
 
 
 def text_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene in words as trunk, records about it as branches; only answers are learned: scenes are drawn by chance."""
     shown, held = scene_at(place, index)
     trunk = render(in_words(shown, place.seed), tokenizer, queries)
-    return _told(place, shown, held, trunk, tokenizer, KINDS, RECORDS)
+    return _told(place, shown, held, trunk, tokenizer, queries, KINDS, RECORDS)
 
 
 def _told(
@@ -134,6 +134,7 @@ def _told(
     held: Props,
     trunk: Rendered,
     tokenizer: Tokenizer,
+    queries: int,
     kinds: Sequence[str],
     limit: int,
 ) -> Example:
@@ -144,7 +145,7 @@ def _told(
     for record in records(shown, held, image, place.seed, kinds=kinds, limit=limit):
         for format in formats_of(record):
             message = task_of(record, format)
-            branch = task(message.prompt[1:], message.answer, tokenizer, 0)  # the trunk shows the scene
+            branch = task(message.prompt[1:], message.answer, tokenizer, queries)  # the trunk shows the scene
             if len(branch) <= left:
                 branches.append(branch)
                 left -= len(branch)

@@ -5,6 +5,7 @@ many there are. Colours are asked of icons of one ink, which were painted in the
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from qwenvl.data.drawings.scenes import INKS, Props, Scene, Sign, Thing
 from qwenvl.data.drawings.splits import Noun, noun
@@ -144,9 +145,10 @@ def _told(scene: Scene, language: Language) -> tuple[Segment, ...]:
     for number, (phrase, boxes) in enumerate(phrases):
         last = number == len(phrases) - 1
         if language == "zh":
-            parts += [Text("和" if last else "、")] * (number > 0) + [Ref(phrase), *boxes]
+            parts += [Text("和" if last else "、")] * (number > 0) + [Ref(phrase)]
         else:
-            parts += [Text(" and" if last else ",")] * (number > 0) + [Ref(f" {phrase}"), *boxes]
+            parts += [Text(" and" if last else ",")] * (number > 0) + [Ref(f" {phrase}")]
+        parts += [replace(each, label=phrase) for each in boxes]
     return tuple(parts)
 
 
