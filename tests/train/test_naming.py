@@ -133,7 +133,7 @@ def test_no_drawing_that_is_held_out_is_ever_drawn(tmp_path: Path) -> None:
 def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(tmp_path: Path) -> None:
     stream = Stream(sources=(row(fetched(tmp_path)),), tokenizer=LETTERS, queries=4, longest=200, seed=5)
     again = Stream(sources=stream.sources, tokenizer=LETTERS, queries=4, longest=200, seed=5)
-    told = set()
+    answers = set()
     for position in range(40):
         made, same = stream(position).made, again(position).made
         assert isinstance(made, Example) and isinstance(same, Example)
@@ -142,8 +142,8 @@ def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(
         answer = LETTERS.decode([label for label in made.labels if label >= 0])
         prompt = LETTERS.decode(made.ids)
         assert ("in Chinese:" in prompt) == (not answer.isascii())
-        told.add(answer.removesuffix("<|endoftext|>"))
-    assert {" car", " umbrella", "猫"} <= told
+        answers.add(answer.removesuffix("<|endoftext|>"))
+    assert {" car", " umbrella", "猫"} <= answers
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from numpy import ndarray
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.scenes import Props, Scene, props, scene
-from qwenvl.data.drawings.telling import ASK, dialogue, in_words, records, which_picture
+from qwenvl.data.drawings.telling import ASK, dialogue, in_words, records, which_image
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption
 from qwenvl.data.stream.order import Order
@@ -159,7 +159,7 @@ def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
     if dice.chance(0.3):
         second, _ = scene_at(place, 2 * index + 1)
         images = (Image(first.pixels), Image(second.pixels))
-        if (two := which_picture((first, second), held, images, place.seed)) is not None:
+        if (two := which_image((first, second), held, images, place.seed)) is not None:
             return example_of(two, tokenizer, queries)
     record = dialogue(first, held, Image(first.pixels), place.seed)
     return example_of(record, tokenizer, queries)

@@ -297,9 +297,7 @@ def records(
     return list(found.values())
 
 
-def which_picture(
-    scenes: Sequence[Scene], held: Props, images: Sequence[Image], seed: int
-) -> Dialogue | None:
+def which_image(scenes: Sequence[Scene], held: Props, images: Sequence[Image], seed: int) -> Dialogue | None:
     """A dialogue about two scenes, of which one shows what is asked for; None where they show the same."""
     dice = Dice("which", seed, *(each.name for each in scenes))
     turns: list[Turn] = []

@@ -10,7 +10,7 @@ from small_drawings import fetched, rows
 from qwenvl.data.drawings import streams
 from qwenvl.data.drawings.scenes import GAP, INKS, Props, Scene, noun_of, props, scene
 from qwenvl.data.drawings.splits import HELD_OUT_SETS, nouns
-from qwenvl.data.drawings.telling import ASK, article, dialogue, in_words, plural, records, which_picture
+from qwenvl.data.drawings.telling import ASK, article, dialogue, in_words, plural, records, which_image
 from qwenvl.data.records import Caption, GroundedCaption, OcrPage, Question, Record, Referring
 from qwenvl.data.tasks import example_of, formats_of, record_of, task_of
 from qwenvl.markup import Box, Image, Ref, Text, spell
@@ -34,7 +34,7 @@ def several(held: Props, count: int = 150) -> Iterator[Scene]:
     return (scene(held, 7, index) for index in range(count))
 
 
-def told(held: Props, count: int = 150) -> Iterator[tuple[Scene, Record]]:
+def told_of(held: Props, count: int = 150) -> Iterator[tuple[Scene, Record]]:
     for shown in several(held, count):
         for record in records(shown, held, IMAGE, 7, kinds=[*ASK], limit=20):
             yield shown, record
@@ -100,7 +100,7 @@ def test_only_what_is_called_by_a_noun_alone_shows_it(folder: Path) -> None:
 
 def test_every_record_goes_into_its_formats_and_back(held: Props) -> None:
     kinds = set()
-    for _, record in told(held, 40):
+    for _, record in told_of(held, 40):
         for format in formats_of(record):
             message = task_of(record, format)
             back = record_of(format, spell(message.prompt[1:]), spell(message.answer), IMAGE, "scenes")
@@ -111,7 +111,7 @@ def test_every_record_goes_into_its_formats_and_back(held: Props) -> None:
 
 
 def test_captions_name_everything_once_with_its_boxes(held: Props) -> None:
-    for shown, record in told(held):
+    for shown, record in told_of(held):
         if isinstance(record, GroundedCaption):
             boxes = [part for part in record.caption if isinstance(part, Box)]
             assert len(boxes) == len(shown.things) + (shown.sign is not None)
@@ -126,7 +126,7 @@ def test_captions_name_everything_once_with_its_boxes(held: Props) -> None:
 
 def test_phrases_fit_what_is_in_their_boxes_and_nothing_else(held: Props) -> None:
     plain = edges = every = 0
-    for shown, record in told(held):
+    for shown, record in told_of(held):
         if not isinstance(record, Referring):
             continue
         things = {Box.from_pixels(*thing.box, 168, 168): thing for thing in shown.things}
@@ -152,7 +152,7 @@ def test_phrases_fit_what_is_in_their_boxes_and_nothing_else(held: Props) -> Non
 
 def test_answers_are_so(held: Props) -> None:
     seen = set()
-    for shown, record in told(held, 300):
+    for shown, record in told_of(held, 300):
         if not isinstance(record, Question):
             continue
         seen.add(_checked(shown, record.question, record.answer))
@@ -207,7 +207,7 @@ def test_which_of_two_images_shows_it(held: Props) -> None:
     asked = 0
     for index in range(20):
         two = scene(held, 3, 2 * index), scene(held, 3, 2 * index + 1)
-        made = which_picture(two, held, (Image("a.png"), Image("b.png")), 3)
+        made = which_image(two, held, (Image("a.png"), Image("b.png")), 3)
         if made is None:
             continue
         assert [part for part in made.turns[0].content if isinstance(part, Image)] == [
@@ -262,5 +262,5 @@ def test_articles() -> None:
 
 
 def test_pages_of_ocr_hold_the_sign(held: Props) -> None:
-    pages = [(shown, record) for shown, record in told(held, 60) if isinstance(record, OcrPage)]
+    pages = [(shown, record) for shown, record in told_of(held, 60) if isinstance(record, OcrPage)]
     assert pages and all(shown.sign and record.lines[0].label == shown.sign.text for shown, record in pages)
