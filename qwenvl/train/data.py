@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from qwenvl.data.drawings.collection import opened
 from qwenvl.data.packing import Rows
 from qwenvl.data.records import Skipped
 from qwenvl.data.shards import dump, find_shards
@@ -119,7 +120,7 @@ def look_at_the_first(document: Stream, stage: StageConfig) -> None:
 
 
 def require_sources(stage: StageConfig) -> None:
-    """Raises ValueError for a stage without sources or a path without shards."""
+    """Raises ValueError for a stage without sources, a path without shards or a folder without drawings."""
     if not stage.data:
         raise ValueError(
             f"stage {stage.name} has no data; give `qwenvl train` a file with --data, such as "
@@ -128,6 +129,8 @@ def require_sources(stage: StageConfig) -> None:
     for row in (*stage.data, *stage.curriculum.data):
         for path in row.paths if not row.world else ():
             find_shards(path)
+        if row.world == "drawings":
+            opened(row.place(stage.seed).folder)
     if stage.fast_images and find_spec("simplejpeg") is None:
         raise ValueError(
             "fast_images needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."

@@ -198,7 +198,7 @@ def run_recipe(
     order = parallel_stages(stages)
     for stage in stages:  # before days are spent on the stage before
         require_shares(stage, parallel, launcher.joining(processes))
-        if OBJECTIVES[stage.objective] is next_token:
+        if stage.data or OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
     distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     models = [model_of(together, run) for together in order]

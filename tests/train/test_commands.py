@@ -57,7 +57,7 @@ def test_f10_a_mistyped_name_is_told_what_there_is(
     for command in ("train", "plan"):
         printed = said(capsys, command, "recipes/tinny")
         assert "no recipe folder or stage file recipes/tinny" in printed and "did you mean tiny?" in printed
-        assert "recipes/demo, recipes/qwen_vl_7b, recipes/small, recipes/tiny" in printed
+        assert "recipes/demo, recipes/drawings, recipes/qwen_vl_7b, recipes/small, recipes/tiny" in printed
     printed = said(capsys, "train", "recipes/tiny/2-multitusk.toml", "--init", "tiny")
     assert "1-pretraining.toml, 2-multitask.toml" in printed and "did you mean 2-multitask.toml?" in printed
     Path("empty").mkdir()

@@ -151,7 +151,7 @@ def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(
     [
         (
             {"paths": ["drawings:nouns"]},
-            "there is no source 'drawings:nouns'; expected one of drawings:names",
+            "there is no source 'drawings:nouns'; expected one of drawings:drawn_text, drawings:names",
         ),
         ({"paths": ["toy:tasks"], "licences": "any"}, "licences of toy:tasks is 'any'"),
         ({"paths": ["drawings:names"], "licences": "all"}, "expected one of permissive, any"),

@@ -177,5 +177,5 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
 
 def shards(place: Place) -> Mapping[str, tuple[int, int]]:
     """The index of the drawings: its bytes and how many are trained on, which must stay for a run to go on."""
-    index = place.folder / "index.jsonl"
-    return {str(index): (index.stat().st_size, len(training(place)))}
+    drawings, index = training(place), place.folder / "index.jsonl"
+    return {str(index): (index.stat().st_size, len(drawings))}
