@@ -116,6 +116,9 @@ class ScriptedEngine:
         top = tuple((k, -1.0 - k) for k in range(getattr(settings, "top_logprobs", 0)))
         return Written(number, row.ids[-1], top=top, end=end, cached=3)
 
+    def queue(self) -> list[int]:
+        return list(self.waiting)
+
     def stats(self) -> Any:
         return SimpleNamespace(
             running=len(self.running), waiting=len(self.waiting), cache_tokens=0, cache_capacity=1, prefix_queries=0,

@@ -202,6 +202,10 @@ class Engine:
             return self._decode(quantum)
         return self._advance(quantum)
 
+    def queue(self) -> list[int]:
+        """The requests that wait for a place; whose turn is next stands first."""
+        return self.scheduler.queue()
+
     def stats(self) -> EngineStats:
         """The figures of this moment."""
         visual, prefixes = self.runner.visual, self.runner.prefixes

@@ -13,6 +13,7 @@ salt; salts take turns at admission.
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeAlias
 
 CHUNK = 128
@@ -126,6 +127,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests without a place."""
         return len(self._jobs) - len(self._admitted)
+
+    def queue(self) -> list[int]:
+        """Requests without a place; whose turn is next stands first."""
+        turns = zip_longest(*self._waiting.values())
+        return [number for turn in turns for number in turn if number is not None]
 
     @property
     def running(self) -> int:

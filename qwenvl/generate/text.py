@@ -41,6 +41,7 @@ class TextDecoder:
     ) -> None:
         self.tokenizer, self.strip = tokenizer, strip
         self._stop_ids = [list(sequence) for sequence in stop_ids if sequence]
+        self._of_stops = {token for sequence in self._stop_ids for token in sequence}
         self._stop = checked_stop(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._ids: list[int] = []
@@ -58,13 +59,16 @@ class TextDecoder:
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids make certain, often empty."""
+        sure: list[int] = []
         for token in ids:
             self._ids.append(token)
-            begun = max((_overlap(self._ids, sequence) for sequence in self._stop_ids), default=0)
-            sure = len(self._ids) - begun
-            if sure and not self.stopped:
-                self._read(b"".join(map(self.tokenizer.token_bytes, self._ids[:sure])))
-            del self._ids[:sure]
+            begun = 0
+            if token in self._of_stops:
+                begun = max(_overlap(self._ids, sequence) for sequence in self._stop_ids)
+            sure += self._ids[: len(self._ids) - begun]
+            del self._ids[: len(self._ids) - begun]
+        if sure and not self.stopped:
+            self._read(b"".join(map(self.tokenizer.token_bytes, sure)))
         return self._show(last=False)
 
     def finish(self) -> str:

@@ -32,30 +32,45 @@ class Answer:
         self._decoder = TextDecoder(tokenizer, stop_ids=ends, stop=stop, strip=strip)
         self._fresh = ""  # text that `piece` has not returned
         self._sure = 0  # bytes of the answer that are text for good, white space before it included
-        self._reached = 0  # tokens that `piece` has returned
+        self._reached = 0  # tokens that `reached` has returned
         self._bytes = 0  # bytes of these
         self.tokens: list[Any] = []
         self.finish_reason: str | None = None
         self.cached = 0
         """Tokens of the prompt that came from the cache."""
 
-    def feed(self, token: Any) -> None:
-        """The next token; the last one has an `end`."""
-        self.cached = max(self.cached, token.cached)
-        self.tokens.append(token)
-        self.finish_reason = token.end
-        text = self._decoder.push([token.id])
-        if token.end is not None:
+    def feed(self, tokens: Sequence[Any]) -> None:
+        """The next tokens, one at least; the last of all has an `end`."""
+        self.cached = max(self.cached, tokens[-1].cached)
+        self.tokens += tokens
+        self.finish_reason = tokens[-1].end
+        text = self._decoder.push(token.id for token in tokens)
+        if self.finish_reason is not None:
             text += self._decoder.finish()
         if text and not self._sure and self._strip:
             self._sure = self._space()
         self._sure += len(text.encode())
         self._fresh += text
 
-    def piece(self) -> tuple[str, list[Any]]:
-        """Text that became sure since the last call, and the tokens whose bytes are in it."""
+    def piece(self) -> str:
+        """Text that became sure since the last call."""
         text, self._fresh = self._fresh, ""
-        return text, self._reach() if text else []
+        return text
+
+    def reached(self) -> list[Any]:
+        """The tokens up to the end of the sure text that were not returned yet.
+
+        One that reaches beyond it belongs where it begins, at the end.
+        """
+        start = self._reached
+        while self._reached < len(self.tokens):
+            size = len(self._tokenizer.token_bytes(self.tokens[self._reached].id))
+            over = self._bytes + size > self._sure
+            if self._bytes >= self._sure or (over and self.finish_reason is None):
+                break
+            self._bytes += size
+            self._reached += 1
+        return self.tokens[start : self._reached]
 
     @property
     def sent(self) -> int:
@@ -71,18 +86,6 @@ class Answer:
         """The whole as objects; boxes with the model's probability."""
         ids, logprobs = [token.id for token in self.tokens], [token.logprob for token in self.tokens]
         return with_scores(markup.parse(self.text), ids, logprobs, self._tokenizer)
-
-    def _reach(self) -> list[Any]:
-        """The tokens up to the end of the sure text; one that reaches beyond it belongs where it begins, at the end."""
-        start = self._reached
-        while self._reached < len(self.tokens):
-            size = len(self._tokenizer.token_bytes(self.tokens[self._reached].id))
-            over = self._bytes + size > self._sure
-            if self._bytes >= self._sure or (over and self.finish_reason is None):
-                break
-            self._bytes += size
-            self._reached += 1
-        return self.tokens[start : self._reached]
 
     def _space(self) -> int:
         """Bytes of white space that the text was stripped of at its beginning."""

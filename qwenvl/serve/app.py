@@ -26,7 +26,7 @@ from qwenvl.serve.answers import Answer
 from qwenvl.serve.auth import Guard, Refused
 from qwenvl.serve.bodies import Bodies, ClientGone, Receive, Send
 from qwenvl.serve.errors import ApiError, busy, failed, invalid
-from qwenvl.serve.exchange import Exchange, SlowClient, send_error
+from qwenvl.serve.exchange import Exchange, send_error
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
 from qwenvl.serve.metrics import Metrics
@@ -117,7 +117,7 @@ class Api:
         error: ApiError | None = None
         try:
             answer = self._admit(exchange, scope)
-            sending = exchange.sender(send, self.limits.write_seconds)
+            sending = exchange.sender(send)
             if answer is not None:
                 await answer(scope, receive, sending)
             else:
@@ -128,10 +128,8 @@ class Api:
             error = of_router(raised, exchange)
         except ClientGone:
             self._gone(exchange)
-        except SlowClient:
-            self._gone(exchange)
-            exchange.say(slow=True)
-            scope.get("extensions", {}).get("qwenvl.abort", {}).get("now", lambda: None)()
+            if scope.get("extensions", {}).get("qwenvl.connection", {}).get("slow"):
+                exchange.say(slow=True)
         except Exception as raised:
             self.log_failure(exchange, raised)
             error = failed()
@@ -162,10 +160,7 @@ class Api:
         if exchange.status is not None:
             return  # an answer has begun; it breaks off
         self.metrics.refused.labels(str(error.status)).inc()
-        try:
-            await send_error(exchange.sender(send, self.limits.write_seconds), receive, error)
-        except SlowClient:
-            exchange.say(slow=True)
+        await send_error(exchange.sender(send), receive, error)
 
     def _gone(self, exchange: Exchange) -> None:
         if not exchange.complete:

@@ -1,8 +1,8 @@
 """Connections: uvicorn's HTTP/1.1 protocol (httptools), with limits before a request is whole.
 
-uvicorn bounds neither the number of headers nor the time that they take. Here both are, a connection that says nothing
-is closed, and what is no HTTP is answered in the same JSON as every other error. The scope holds (`qwenvl.abort`)
-what closes a connection at once, whatever the client has left unread.
+uvicorn bounds neither the number of headers nor the time that they take, nor how long a client leaves its socket full.
+Here all are, a connection that says nothing is closed, and what is no HTTP is answered in the same JSON as every other
+error. A scope's extension `qwenvl.connection` says whether its client was too slow.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ class Connection(HttpToolsProtocol):
     limits: Limits
     _refusal: ApiError | None = None
     _waiting: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -37,7 +38,19 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See uvicorn."""
         self._headers_are_there()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See uvicorn. One clock for a full socket: a timeout around every event would cost more than the event."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.limits.write_seconds, self._too_slow)
+
+    def resume_writing(self) -> None:
+        """See uvicorn."""
+        self._is_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """See uvicorn."""
@@ -48,7 +61,7 @@ class Connection(HttpToolsProtocol):
         """See uvicorn."""
         super().on_message_begin()
         self._bytes = 0
-        self.scope["extensions"] = {"qwenvl.abort": {"now": self.transport.abort}}
+        self.scope["extensions"] = {"qwenvl.connection": {"slow": False}}
         if self._waiting is None:
             self._expect_headers()
 
@@ -112,6 +125,15 @@ class Connection(HttpToolsProtocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    def _too_slow(self) -> None:
+        self.scope["extensions"]["qwenvl.connection"]["slow"] = True
+        self.transport.abort()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 def protocol(limits: Limits) -> type[Connection]:

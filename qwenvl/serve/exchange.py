@@ -1,6 +1,5 @@
 """One request and its answer: its number, its client, what the log will say, and the headers that every answer has."""
 
-import asyncio
 import re
 import secrets
 import time
@@ -14,10 +13,6 @@ from qwenvl.serve.errors import ApiError
 from qwenvl.serve.sse import encode
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-
-
-class SlowClient(Exception):
-    """The client left its socket full for too long."""
 
 
 @dataclass(eq=False)
@@ -64,8 +59,8 @@ class Exchange:
         """Keeps the caches of keys apart."""
         return self.admitted.salt
 
-    def sender(self, send: Send, seconds: float) -> Send:
-        """`send` with the headers of every answer; raises SlowClient where it blocks for longer."""
+    def sender(self, send: Send) -> Send:
+        """`send` with the headers of every answer."""
         own = {"x-request-id": self.id, "x-content-type-options": "nosniff", **self.admitted.headers}
         extra = [(name.lower().encode(), value.encode("latin-1")) for name, value in own.items()]
 
@@ -73,11 +68,7 @@ class Exchange:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
-            try:
-                async with asyncio.timeout(seconds):
-                    await send(message)
-            except TimeoutError:
-                raise SlowClient from None
+            await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 self.complete = True
 

@@ -1,6 +1,5 @@
 """The two forms in which answers are asked for and given: chat completions and plain completions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -87,8 +86,8 @@ class Chat:
 
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
-        text, tokens = answer.piece()
-        return chunks.delta(index, {"content": text}, self._logprobs(tokens, writing)) if text else b""
+        text = answer.piece()
+        return chunks.delta(index, {"content": text}, self._logprobs(answer, writing)) if text else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -106,14 +105,14 @@ class Chat:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.piece()[1], writing),
+            "logprobs": self._logprobs(answer, writing),
             "finish_reason": answer.finish_reason,
         }
 
-    def _logprobs(self, tokens: Sequence[Any], writing: Writing) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Answer, writing: Writing) -> dict[str, Any] | None:
         if writing.top_logprobs is None:
             return None
-        listed = chat_logprobs(tokens, writing.top_logprobs, writing.tokenizer)
+        listed = chat_logprobs(answer.reached(), writing.top_logprobs, writing.tokenizer)
         return {"content": listed, "refusal": None}
 
 
@@ -137,8 +136,8 @@ class Plain:
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
         offset = self._echoed(index, writing) + answer.sent
-        text, tokens = answer.piece()
-        return chunks.text(index, text, self._logprobs(tokens, writing, offset)) if text else b""
+        text = answer.piece()
+        return chunks.text(index, text, self._logprobs(answer, writing, offset)) if text else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -150,14 +149,14 @@ class Plain:
         return {
             "index": index,
             "text": echoed + answer.text,
-            "logprobs": self._logprobs(answer.piece()[1], writing, len(echoed)),
+            "logprobs": self._logprobs(answer, writing, len(echoed)),
             "finish_reason": answer.finish_reason,
         }
 
     def _echoed(self, index: int, writing: Writing) -> int:
         return len(writing.prepared.echoed[index]) if writing.prepared.echoed else 0
 
-    def _logprobs(self, tokens: Sequence[Any], writing: Writing, offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Answer, writing: Writing, offset: int) -> dict[str, Any] | None:
         if writing.top_logprobs is None:
             return None
-        return plain_logprobs(tokens, writing.top_logprobs, writing.tokenizer, offset)
+        return plain_logprobs(answer.reached(), writing.top_logprobs, writing.tokenizer, offset)

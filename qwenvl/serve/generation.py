@@ -7,7 +7,6 @@ within a quantum. Errors before the first byte have their own status; later ones
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,7 @@ class Generation:
         with api.metrics.prepare.time():
             prepared = await api.in_pool(self.form.prepare, api.preparer, wanted, exchange.salt)
         exchange.say(prompt_tokens=prepared.prompt_tokens, images=len(prepared.sizes))
-        job = Job(rows=prepared.rows, salt=exchange.salt)
+        job = Job(rows=prepared.rows, salt=exchange.salt, whole=not wanted.stream)
         tokenizer = api.preparer.tokenizer
         ask = _Ask(
             exchange=exchange,
@@ -101,9 +100,9 @@ class Generation:
 
     async def _whole(self, ask: _Ask, send: Send) -> None:
         while any(answer.finish_reason is None for answer in ask.answers):
-            async for some in self._taken(ask.job, self._patience(ask.job)):
-                if error := self._feed(ask, some):
-                    raise error
+            _, error = self._feed(ask, await ask.job.take(self._patience(ask.job), AT_ONCE))
+            if error is not None:
+                raise error
         large = (
             ask.wanted.top_logprobs is not None
         )  # log-probabilities of a long answer are megabytes of JSON
@@ -134,37 +133,34 @@ class Generation:
     async def _events(self, ask: _Ask, chunks: Chunks, send: Send) -> None:
         said = time.monotonic()
         while any(answer.finish_reason is None for answer in ask.answers):
-            async for written in self._taken(ask.job, min(self._patience(ask.job), SILENCE)):
-                error = self._feed(ask, written)
-                out = bytearray()
-                for index in dict.fromkeys(index for index, _ in written):
-                    answer = ask.answers[index]
-                    out += self.form.piece(chunks, index, answer, ask.writing)
-                    if answer.finish_reason is not None:
-                        out += self.form.end(chunks, index, answer, ask.writing)
-                if not out and time.monotonic() - said >= SILENCE:
-                    out += KEEP_ALIVE
-                if out:
-                    await _event(send, bytes(out))
-                    said = time.monotonic()
-                if error is not None:
-                    raise error
+            written = await ask.job.take(min(self._patience(ask.job), SILENCE), AT_ONCE)
+            fed, error = self._feed(ask, written)
+            out = bytearray()
+            for index in fed:
+                answer = ask.answers[index]
+                out += self.form.piece(chunks, index, answer, ask.writing)
+                if answer.finish_reason is not None:
+                    out += self.form.end(chunks, index, answer, ask.writing)
+            if not out and time.monotonic() - said >= SILENCE:
+                out += KEEP_ALIVE
+            if out:
+                await _event(send, bytes(out))
+                said = time.monotonic()
+            if error is not None:
+                raise error
 
-    async def _taken(self, job: Job, seconds: float) -> AsyncIterator[list[tuple[int, Any]]]:
-        """What a job has written, a little at a time: a long list must not hold up everybody on the event loop."""
-        written = await job.take(seconds)
-        yield written[:AT_ONCE]
-        for start in range(AT_ONCE, len(written), AT_ONCE):
-            await asyncio.sleep(0)
-            yield written[start : start + AT_ONCE]
-
-    def _feed(self, ask: _Ask, written: list[tuple[int, Any]]) -> ApiError | None:
-        """Tokens to their answers, up to one that says that its row has failed: the error to end with."""
+    def _feed(self, ask: _Ask, written: list[tuple[int, Any]]) -> tuple[list[int], ApiError | None]:
+        """Tokens to their answers, up to one that says that its row has failed: who was fed, the error to end with."""
+        tokens: dict[int, list[Any]] = {}
+        error = None
         for index, token in written:
             if token.end == "error":
-                return ApiError(500, token.error or "This answer has failed.", code="row_failed")
-            ask.answers[index].feed(token)
-        return None
+                error = ApiError(500, token.error or "This answer has failed.", code="row_failed")
+                break
+            tokens.setdefault(index, []).append(token)
+        for index, some in tokens.items():
+            ask.answers[index].feed(some)
+        return list(tokens), error
 
     def _patience(self, job: Job) -> float:
         """Seconds that a job may still be waited for. Raises ApiError where there are none."""

@@ -1,11 +1,12 @@
 """The one thread that owns the engine, and the way from the event loop to it and back.
 
     event loop  --add, abort-->  deque  -->  engine thread: take commands, step, take commands, step ...
-    event loop  <--one call for all tokens of a step--
+    event loop  <--one call for all tokens of a frame--
 
-Nobody else touches model, caches or scheduler, so nothing in them is locked. A job's tokens wait in a list of its own
-until its request takes them, all at once: a slow client costs a longer list, never a pause of the engine. The list is
-no longer than the answer. What the engine raises ends every job with an error and the thread with it: `on_death` is
+Nobody else touches model, caches or scheduler, so nothing in them is locked. First and last tokens are told at once,
+those between them once a frame: telling costs more than a step of a small model. A job's tokens wait in a list of its
+own until its request takes them, all at once: a slow client costs a longer list, never a pause of the engine. The list
+is no longer than the answer. What the engine raises ends every job with an error and the thread with it: `on_death` is
 told, and the process is expected to end.
 """
 
@@ -21,6 +22,9 @@ from qwenvl.serve.errors import ApiError, failed, invalid
 
 STATS_EVERY = 0.25
 """Seconds between two looks at the engine's figures."""
+
+FRAME = 1 / 60
+"""Seconds between two hand-overs of tokens that are neither an answer's first nor its last: a screen shows no more."""
 
 
 @runtime_checkable
@@ -44,6 +48,10 @@ class Steps(Protocol):
         """One quantum of work: the tokens that it wrote."""
         ...
 
+    def queue(self) -> list[int]:
+        """The rows that wait for a place; whose turn is next stands first."""
+        ...
+
     def stats(self) -> Any:
         """The engine's figures."""
         ...
@@ -64,9 +72,15 @@ class Job:
 
     rows: Sequence[Row]
     salt: bytes = b""
+    whole: bool = False
+    """Nobody wants to know of a row before it has ended."""
     submitted: float = field(default_factory=time.monotonic)
+    placed: float | None = None
+    """When the first of its rows had a place in the engine, on the clock of `submitted`."""
     first_token: float | None = None
-    """When the first token came, on the clock of `submitted`."""
+    """When the first token came."""
+    ahead: int | None = None
+    """Rows of the engine's queue whose turn is before its own; None where it does not wait, or it is not known yet."""
     error: ApiError | None = None
     """Set when the job is over without an answer."""
     unfinished: int = 0
@@ -86,19 +100,23 @@ class Job:
         if self.error is not None:
             raise self.error
 
-    async def take(self, seconds: float) -> list[tuple[int, Any]]:
-        """All that was written since the last call, as (row, token); empty where nothing came in so many seconds.
+    async def take(self, seconds: float, most: int) -> list[tuple[int, Any]]:
+        """What was written since the last call, as (row, token); empty where nothing came in so many seconds.
 
-        Raises the ApiError that ended the job, once what was written before has been taken.
+        At most so many at a time, and others have their turn before the next: a long list must not hold up everybody on
+        the event loop. Raises the ApiError that ended the job, once what was written before has been taken.
         """
-        if not self._written and self.error is None:
+        if self._news.is_set():
+            await asyncio.sleep(0)
+        else:
+            alarm = asyncio.get_running_loop().call_later(seconds, self._news.set)
             try:
-                async with asyncio.timeout(seconds):
-                    await self._news.wait()
-            except TimeoutError:
-                return []
-        self._news.clear()
-        written, self._written = self._written, []
+                await self._news.wait()
+            finally:
+                alarm.cancel()
+        written, self._written = self._written[:most], self._written[most:]
+        if not self._written and self.error is None:
+            self._news.clear()
         if not written and self.error is not None:
             raise self.error
         return written
@@ -106,7 +124,8 @@ class Job:
     def put(self, row: int, token: Any) -> None:
         """One token of a row."""
         self._written.append((row, token))
-        self._news.set()
+        if token.end is not None or not self.whole:
+            self._news.set()
 
     def accept(self) -> None:
         """The engine has taken it."""
@@ -199,8 +218,7 @@ class Worker:
         self.rows -= job.unfinished
         job.unfinished = 0
 
-    def _deliver(self, written: list[tuple[Job, int, Any]]) -> None:
-        now = time.monotonic()
+    def _deliver(self, written: list[tuple[Job, int, Any]], now: float) -> None:
         for job, row, token in written:
             if job not in self._jobs:
                 continue  # cancelled meanwhile
@@ -212,6 +230,15 @@ class Worker:
                 self.rows -= 1
                 if not job.unfinished:
                     self._jobs.discard(job)
+
+    def _placed(self, jobs: list[Job], now: float) -> None:
+        for job in jobs:
+            job.placed = job.placed or now
+            job.ahead = None
+
+    def _queued(self, ahead: dict[Job, int]) -> None:
+        for job, rows in ahead.items():
+            job.ahead = rows if job.placed is None else None
 
     def _refused(self, job: Job, error: ApiError) -> None:
         if job in self._jobs:
@@ -234,56 +261,28 @@ class Worker:
     # === In the engine thread ===
 
     def _run(self) -> None:
+        desk = None
         try:
             engine = self._load()
+            desk = _Desk(engine, self)
             self._call(self._ready, engine.stats())
-            self._serve(engine)
+            self._serve(engine, desk)
         except BaseException as error:  # whatever it was, nobody answers any more: all must be told
+            if desk is not None:
+                desk.tell(time.monotonic())
             self._call(self._died, error)
 
-    def _serve(self, engine: Steps) -> None:
-        running: dict[int, tuple[Job, int]] = {}
-        looked = time.monotonic()
+    def _serve(self, engine: Steps, desk: "_Desk") -> None:
         while not self._stopping:
             self._wake.clear()
             while self._commands:
                 what, job = self._commands.popleft()
-                (self._add if what == "add" else self._abort)(engine, job, running)
-            if not engine.busy:
-                self._look(engine)
+                (desk.add if what == "add" else desk.abort)(job)
+            if engine.busy:
+                desk.step()
+            else:
+                desk.look(time.monotonic())
                 self._wake.wait()
-                continue
-            tokens = engine.step()
-            written = [(*running[t.request], t) for t in tokens if t.request in running]
-            for token in tokens:
-                if token.end is not None:
-                    running.pop(token.request, None)
-            if written:
-                self._call(self._deliver, written)
-            if (now := time.monotonic()) - looked > STATS_EVERY:
-                looked = now
-                self._look(engine)
-
-    def _look(self, engine: Steps) -> None:
-        self.stats = engine.stats()
-
-    def _add(self, engine: Steps, job: Job, running: dict[int, tuple[Job, int]]) -> None:
-        added: list[int] = []
-        try:
-            for row in job.rows:
-                added.append(engine.add(row.prompt, row.settings, row.grammar, salt=job.salt))
-        except Exception as error:  # a request that cannot be taken is no fault of the others
-            for request in added:
-                engine.abort(request)
-            self._call(self._refused, job, invalid(str(error)) if isinstance(error, ValueError) else failed())
-            return
-        running.update({request: (job, number) for number, request in enumerate(added)})
-        self._call(job.accept)
-
-    def _abort(self, engine: Steps, job: Job, running: dict[int, tuple[Job, int]]) -> None:
-        for request in [request for request, (owner, _) in running.items() if owner is job]:
-            engine.abort(request)
-            del running[request]
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
@@ -291,6 +290,91 @@ class Worker:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody is left to be told
             self._stopping = True
+
+
+class _Desk:
+    """Where the engine's thread keeps whose rows are whose, and what it has not told the event loop."""
+
+    def __init__(self, engine: Steps, worker: Worker) -> None:
+        self._engine, self._worker = engine, worker
+        self._rows: dict[int, tuple[Job, int]] = {}
+        self._waiting: set[int] = set()  # rows that had no place when it was last looked
+        self._silent: set[int] = set()  # rows of which no token was told
+        self._written: list[tuple[Job, int, Any]] = []
+        self._told = self._looked = 0.0
+
+    def add(self, job: Job) -> None:
+        """Give the rows of a job to the engine: all of them, or none and the reason to the job."""
+        added: list[int] = []
+        try:
+            for row in job.rows:
+                added.append(self._engine.add(row.prompt, row.settings, row.grammar, salt=job.salt))
+        except Exception as error:  # a request that cannot be taken is no fault of the others
+            for request in added:
+                self._engine.abort(request)
+            refusal = invalid(str(error)) if isinstance(error, ValueError) else failed()
+            self._worker._call(self._worker._refused, job, refusal)
+            return
+        self._rows.update({request: (job, number) for number, request in enumerate(added)})
+        self._waiting.update(added)
+        self._silent.update(added)
+        self._worker._call(job.accept)
+
+    def abort(self, job: Job) -> None:
+        """Forget the rows of a job."""
+        for request in [request for request, (owner, _) in self._rows.items() if owner is job]:
+            self._engine.abort(request)
+            self._forget(request)
+
+    def step(self) -> None:
+        """One quantum, and what must be told of it now."""
+        began, urgent = time.monotonic(), False
+        tokens = self._engine.step()
+        if self._waiting:
+            self._place(began)
+        for token in tokens:
+            if token.request not in self._rows:
+                continue
+            self._written.append((*self._rows[token.request], token))
+            if token.request in self._silent or token.end is not None:
+                urgent = True
+                self._silent.discard(token.request)
+            if token.end is not None:
+                self._forget(token.request)
+        now = time.monotonic()
+        if self._written and (urgent or now - self._told >= FRAME):
+            self.tell(now)
+        if now - self._looked >= STATS_EVERY:
+            self.look(now)
+
+    def tell(self, now: float) -> None:
+        """Hand over what was written."""
+        written, self._written, self._told = self._written, [], now
+        if written:
+            self._worker._call(self._worker._deliver, written, now)
+
+    def look(self, now: float) -> None:
+        """Read the engine's figures, and tell those who wait how long their queue is."""
+        self._looked = now
+        self._worker.stats = self._engine.stats()
+        ahead: dict[Job, int] = {}
+        for place, request in enumerate(self._engine.queue() if self._waiting else ()):
+            ahead.setdefault(self._rows[request][0], place)
+        if ahead:
+            self._worker._call(self._worker._queued, ahead)
+
+    def _place(self, began: float) -> None:
+        """Rows that wait no longer had their place when the quantum began."""
+        left = self._waiting.intersection(self._engine.queue())
+        placed, self._waiting = self._waiting - left, left
+        if placed:
+            jobs = [self._rows[request][0] for request in placed]
+            self._worker._call(self._worker._placed, jobs, began)
+
+    def _forget(self, request: int) -> None:
+        del self._rows[request]
+        self._waiting.discard(request)
+        self._silent.discard(request)
 
 
 def engine_failed() -> ApiError:

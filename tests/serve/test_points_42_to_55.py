@@ -15,7 +15,7 @@ from PIL import Image as pillow
 from serving import Running, ScriptedEngine, api_over, read_events, serving, shown, text
 
 from qwenvl.chat import Assistant
-from qwenvl.serve import generation
+from qwenvl.serve import generation, worker
 from qwenvl.serve.auth import Guard, Keys
 
 Say = Callable[[str], None]
@@ -57,8 +57,11 @@ def test_p42_a_comment_while_nothing_is_said(
     assert texts(read_events(body)) == ["It is a cat."]
 
 
-def test_p43_no_delta_without_text(server: Running, engine: ScriptedEngine, says: Say) -> None:
+def test_p43_no_delta_without_text(
+    server: Running, engine: ScriptedEngine, says: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
     says("  日本  and more  \n")
+    monkeypatch.setattr(worker, "FRAME", 0.0)
     engine.seconds = 0.002  # so that tokens come one by one
     events = server.events()
     deltas = [each["choices"][0]["delta"].get("content") for each in events[1:-2]]
