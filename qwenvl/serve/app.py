@@ -245,15 +245,21 @@ class Api:
         reasons = [answer.finish_reason for answer in answers]
         exchange.say(completion_tokens=written, finish=",".join(reason or "none" for reason in reasons))
         metrics.generation_tokens.inc(written)
+        if job.placed is not None:
+            metrics.queue.observe(job.placed - job.submitted)
+            exchange.say(queued=round(job.placed - job.submitted, 4))
         if job.first_token is not None:
             metrics.prompt_tokens.inc(prompt_tokens)
             metrics.first_token.observe(job.first_token - exchange.started)
+            metrics.prefill.observe(job.first_token - (job.placed or job.submitted))
             exchange.say(first_token=round(job.first_token - exchange.started, 4))
         if None in reasons:
             return
         metrics.whole.observe(now - exchange.started)
         metrics.prompt_length.observe(prompt_tokens)
         longest = max(len(answer.tokens) for answer in answers)
+        metrics.longest.observe(longest)
+        metrics.inference.observe(now - (job.placed or job.submitted))
         if job.first_token is not None:
             metrics.decode.observe(now - job.first_token)
             if longest > 1:

@@ -16,7 +16,7 @@ from qwenvl.serve.errors import ApiError, busy, failed
 from qwenvl.serve.exchange import Exchange, send_whole
 from qwenvl.serve.forms import Form, Writing
 from qwenvl.serve.schema import Wanted
-from qwenvl.serve.sse import DONE, HEADERS, KEEP_ALIVE, Chunks, encode, event
+from qwenvl.serve.sse import DONE, HEADERS, KEEP_ALIVE, READING, Chunks, encode, event, queued
 from qwenvl.serve.worker import Job
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 SILENCE = 15.0
 """Seconds without an event after which a comment is sent."""
+
+WAITING = 0.5
+"""Seconds between two looks at what keeps a stream from its first token; who waits longer is told in comments."""
 
 AT_ONCE = 64
 """Tokens of a request that are made text before others have their turn."""
@@ -131,9 +134,10 @@ class Generation:
         await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
 
     async def _events(self, ask: _Ask, chunks: Chunks, send: Send) -> None:
-        said = time.monotonic()
+        said, told, job = time.monotonic(), b"", ask.job
         while any(answer.finish_reason is None for answer in ask.answers):
-            written = await ask.job.take(min(self._patience(ask.job), SILENCE), AT_ONCE)
+            pause = WAITING if job.first_token is None else SILENCE
+            written = await job.take(min(self._patience(job), pause, SILENCE), AT_ONCE)
             fed, error = self._feed(ask, written)
             out = bytearray()
             for index in fed:
@@ -141,7 +145,10 @@ class Generation:
                 out += self.form.piece(chunks, index, answer, ask.writing)
                 if answer.finish_reason is not None:
                     out += self.form.end(chunks, index, answer, ask.writing)
-            if not out and time.monotonic() - said >= SILENCE:
+            if not out and (phase := _phase(job)) != told:
+                out += phase
+                told = phase
+            elif not out and time.monotonic() - said >= SILENCE:
                 out += KEEP_ALIVE
             if out:
                 await _event(send, bytes(out))
@@ -182,6 +189,15 @@ class Generation:
                     code="overloaded",
                 )
         return left
+
+
+def _phase(job: Job) -> bytes:
+    """What a job waits for, as a comment; nothing where it is written already, or not known yet."""
+    if job.first_token is not None:
+        return b""
+    if job.ahead is not None:
+        return queued(job.ahead + 1)
+    return READING if job.placed is not None else b""
 
 
 async def _event(send: Send, body: bytes) -> None:

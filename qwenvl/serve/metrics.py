@@ -56,12 +56,24 @@ class Metrics:
         self.whole = histogram(
             "e2e_request_latency_seconds", "From the request to the end of its answer.", _SECONDS
         )
+        self.queue = histogram(
+            "request_queue_time_seconds", "From the engine's queue to a place in the engine.", _SECONDS
+        )
+        self.prefill = histogram(
+            "request_prefill_time_seconds", "From the place to the first token.", _SECONDS
+        )
         self.decode = histogram("request_decode_time_seconds", "From the first token to the last.", _SECONDS)
+        self.inference = histogram(
+            "request_inference_time_seconds", "From the place to the last token.", _SECONDS
+        )
         self.prepare = histogram(
             "request_prepare_time_seconds", "Images decoded and text tokenised.", _SECONDS
         )
         self.prompt_length = histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
         self.answer_length = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
+        self.longest = histogram(
+            "request_max_num_generation_tokens", "Tokens of the longest answer of a request.", _TOKENS
+        )
         self.unfinished = Gauge(
             "qwenvl:requests_unfinished", "Answers that were admitted.", registry=self.registry
         )

@@ -18,6 +18,15 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+READING = b": reading\n\n"
+"""A comment: there is a place, and the prompt is being read."""
+
+
+def queued(place: int) -> bytes:
+    """A comment: the request waits; 1 is next. Clients pass comments over, the page shows them."""
+    return b": queued %d\n\n" % place
+
+
 def encode(value: Any) -> bytes:
     """JSON in its shortest form; a line feed cannot stand in it."""
     return _JSON.encode(value).encode("utf-8", "replace")

@@ -62,7 +62,7 @@ def test_the_shipped_model_answers_a_stream_with_boxes(assistant: Assistant) -> 
                 delta = chunk.choices[0].delta
                 pieces.append(delta.content or "")
                 boxes += (delta.model_extra or {}).get("qwenvl", {}).get("boxes", [])
-        assert "".join(pieces) == expected.text and len(pieces) > 5
+        assert "".join(pieces) == expected.text and sum(map(bool, pieces)) > 1
         (box,) = expected.boxes
         assert boxes[0]["label"] == "the small green triangle"
         assert boxes[0]["pixels"] == pytest.approx(list(box.to_pixels(448, 448)), abs=0.01)

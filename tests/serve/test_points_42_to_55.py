@@ -57,6 +57,38 @@ def test_p42_a_comment_while_nothing_is_said(
     assert texts(read_events(body)) == ["It is a cat."]
 
 
+def test_p42_who_waits_is_told_its_place(
+    server: Running, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients' eight rows for four places, and the third client behind them; the page shows these comments."""
+    monkeypatch.setattr(generation, "WAITING", 0.01)
+    monkeypatch.setattr(worker, "STATS_EVERY", 0.0)
+    engine.prefill, engine.seconds = 20, 0.005
+    before = server.ask("GET", "/metrics").body.decode()
+    others = [threading.Thread(target=lambda: server.chat(n=4)) for _ in range(2)]
+    for each in others:
+        each.start()
+    server.until(lambda: len(engine.waiting) == 4)
+    body = server.chat(stream=True).body
+    for each in others:
+        each.join(20)
+    comments = [line for line in body.split(b"\n\n") if line.startswith(b":")]
+    assert comments == [b": queued 5", b": queued 1", b": reading"]
+    assert texts(read_events(body)) == ["It is a cat."]
+    after = server.ask("GET", "/metrics").body.decode()
+    waited, read = (
+        figure(after, f"request_{name}_time_seconds_sum") - figure(before, f"request_{name}_time_seconds_sum")
+        for name in ("queue", "prefill")
+    )
+    assert (
+        0.3 < waited and 0.3 < read
+    )  # 1 and 2 times 20 steps of 5 ms in the queue; three times 20 steps read
+
+
+def figure(metrics: str, name: str) -> float:
+    return next(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"qwenvl:{name} "))
+
+
 def test_p43_no_delta_without_text(
     server: Running, engine: ScriptedEngine, says: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
