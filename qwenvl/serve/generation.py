@@ -134,7 +134,7 @@ class Generation:
         await send({"type": "http.response.body", "body": last + DONE, "more_body": False})
 
     async def _events(self, ask: _Ask, chunks: Chunks, send: Send) -> None:
-        said, told, job = time.monotonic(), b"", ask.job
+        said, last, job = time.monotonic(), b"", ask.job
         while any(answer.finish_reason is None for answer in ask.answers):
             pause = WAITING if job.first_token is None else SILENCE
             written = await job.take(min(self._patience(job), pause, SILENCE), AT_ONCE)
@@ -145,9 +145,9 @@ class Generation:
                 out += self.form.piece(chunks, index, answer, ask.writing)
                 if answer.finish_reason is not None:
                     out += self.form.end(chunks, index, answer, ask.writing)
-            if not out and (phase := _phase(job)) != told:
+            if not out and (phase := _phase(job)) != last:
                 out += phase
-                told = phase
+                last = phase
             elif not out and time.monotonic() - said >= SILENCE:
                 out += KEEP_ALIVE
             if out:
