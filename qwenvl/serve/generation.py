@@ -4,7 +4,6 @@ The work races the client's connection, also where nothing is streamed: when the
 within a quantum. Errors before the first byte have their own status; later ones are an event of the stream.
 """
 
-import asyncio
 import secrets
 import time
 from dataclasses import dataclass

@@ -80,9 +80,7 @@ def test_p42_who_waits_is_told_its_place(
         figure(after, f"request_{name}_time_seconds_sum") - figure(before, f"request_{name}_time_seconds_sum")
         for name in ("queue", "prefill")
     )
-    assert (
-        0.3 < waited and 0.3 < read
-    )  # 1 and 2 times 20 steps of 5 ms in the queue; three times 20 steps read
+    assert waited > 0.3 and read > 0.3  # at least 20 steps of 5 ms: none, one and two times; three times
 
 
 def figure(metrics: str, name: str) -> float:
