@@ -273,8 +273,10 @@ class Worker:
             self._call(self._died, error)
 
     def _serve(self, engine: Steps, desk: "_Desk") -> None:
-        while not self._stopping:
-            self._wake.clear()
+        while True:
+            self._wake.clear()  # before the look at what it wakes for: what comes later sets it again
+            if self._stopping:
+                return
             while self._commands:
                 what, job = self._commands.popleft()
                 (desk.add if what == "add" else desk.abort)(job)
