@@ -10,6 +10,7 @@ from reportlab.lib.colors import Color, black, white
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
+from qwenvl.data.synth.pages import pdf
 from qwenvl.data.synth.pages.export import funnel, write_pages
 from qwenvl.data.synth.pages.page import Page
 from qwenvl.data.synth.pages.pdf import pdf_pages
@@ -99,6 +100,44 @@ def test_f103_text_that_leaves_no_ink_is_dropped_and_counted(unseen: Draw) -> No
     page = page_of(unseen, seen)
     assert texts(page) == ["Everybody sees this"]
     assert page.unseen == 1
+
+
+def ruled(y: float) -> Draw:
+    return lambda paper: paper.line(20, y, 300, y)
+
+
+def with_a_note(paper: canvas.Canvas) -> None:
+    paper.linkRect("", "nowhere", (20, 190, 200, 215), relative=0)
+    paper.bookmarkPage("nowhere")
+
+
+def with_a_rule_in_a_form(paper: canvas.Canvas) -> None:
+    paper.beginForm("form")
+    paper.line(20, 205, 300, 205)
+    paper.endForm()
+    paper.doForm("form")
+
+
+@pytest.mark.parametrize(
+    ("other", "times"),
+    [
+        (seen, 1),
+        (ruled(100), 1),
+        (ruled(205), 2),
+        (with_a_note, 2),
+        (with_a_rule_in_a_form, 2),
+        (in_a_form, 1),
+    ],
+    ids=["text", "a rule elsewhere", "a rule in the text", "a note", "a rule in a form", "text in a form"],
+)
+def test_a_page_is_drawn_again_only_where_something_lies_in_the_box_of_a_line(
+    other: Draw, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    draw = pdf._drawn
+    monkeypatch.setattr(pdf, "_drawn", lambda page, scale: drawn.append(scale) or draw(page, scale))
+    assert texts(page_of(seen, other))[0] == "Everybody sees this"
+    assert len(drawn) == times
 
 
 @pytest.mark.parametrize("colour", [Color(0.8, 0.8, 0.8), Color(1, 1, 0.6), Color(0, 0, 0, alpha=0.3)])

@@ -2,8 +2,9 @@
 
 A line is what PDFium calls a text rectangle: a run of characters on one line in one style. Runs that touch on the same
 line are joined. A page whose text runs at an angle that is no quarter turn is dropped: its boxes would be wrong. What
-nobody sees is no line: the page is drawn a second time without its text, and a line in whose box nothing has changed is
-left out, but for the hidden text that a scanner lays over its image (render mode 3), where the image has ink there.
+nobody sees is no line: where something else than text lies in the box of a line, the page is drawn a second time
+without its text, and a line in whose box nothing has changed is left out, but for the hidden text that a scanner lays
+over its image (render mode 3), where the image has ink there.
 
 A PDF is a program in disguise: `pdf_files` reads those of strangers in a process that may die.
 """
@@ -11,6 +12,7 @@ A PDF is a program in disguise: `pdf_files` reads those of strangers in a proces
 import ctypes
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +43,26 @@ class Run(NamedTuple):
     """What PDFium puts between the run before and this one; None where it cannot be told."""
 
 
+class Pieces(NamedTuple):
+    """What a page is made of."""
+
+    texts: list[Any]
+    """Text objects, those in its forms too."""
+    others: list[Any]
+    """Objects of the page itself that are, or hold, something else."""
+
+
+MANY = 1000
+"""Objects beside the text that are not asked one by one where they lie: it would take longer than drawing them."""
+
 HOPELESS = 50
 """Broken pages in turn after which the rest of a file is not tried: it may say that it has two thousand million."""
 
 DEEPEST = 16
 """Forms within forms that are looked into."""
+
+RIM = 2.0
+"""Pixels around an object into which the blurred edge of its strokes may reach."""
 
 CELL = 4.0
 """Points: two texts that begin farther apart than this are never one text drawn twice."""
@@ -120,16 +137,21 @@ def _page(document: Any, number: int, dpi: float, longest: int) -> Page | None:
         if not (width > 0 and height > 0 and math.isfinite(width * height)):
             raise ValueError(f"a page of {width} x {height} points")
         scale = min(dpi / 72, longest / max(width, height))
-        pieces = list(_pieces_of_text(page))
+        pieces = _pieces_of(page)
         image = _drawn(page, scale)
-        _without_doubles(page, pieces)
+        _without_doubles(page, pieces.texts)
         runs = _runs(page)
         if runs is None:
             return None
-        for piece in pieces:
-            _raw().FPDFPageObj_SetIsActive(piece, False)
-        lines = list(_lines(_joined(runs), _to_image(page, image.size), image.size))
-        seen = seen_lines([line for line, _ in lines], image, _drawn(page, scale), [h for _, h in lines])
+        affine = _to_image(page, image.size)
+        found = list(_lines(_joined(runs), affine, image.size))
+        lines, hidden = [line for line, _ in found], [is_hidden for _, is_hidden in found]
+        blank = None
+        if not _all_on_white(lines, _places_of_others(page, pieces.others), affine):
+            for piece in pieces.texts:
+                _raw().FPDFPageObj_SetIsActive(piece, False)
+            blank = _drawn(page, scale)
+        seen = seen_lines(lines, image, blank, hidden)
         return Page(image=image, lines=seen, source="pdf", unseen=len(lines) - len(seen))
     finally:
         page.close()
@@ -141,23 +163,70 @@ def _drawn(page: Any, scale: float) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+@lru_cache(maxsize=1)
 def _raw() -> Any:
     return import_module("pypdfium2.raw")
 
 
-def _pieces_of_text(holder: Any, within: int = 0) -> Iterator[Any]:
-    """The text objects of a page, those in its forms too."""
+def _pieces_of(holder: Any, within: int = 0) -> Pieces:
+    """The objects of a page, or of a form within it."""
     raw = _raw()
     count, get = raw.FPDFPage_CountObjects, raw.FPDFPage_GetObject
     if within:
         count, get = raw.FPDFFormObj_CountObjects, raw.FPDFFormObj_GetObject
+    found = Pieces([], [])
     for k in range(count(holder)):
         piece = get(holder, k)
         kind = raw.FPDFPageObj_GetType(piece)
         if kind == raw.FPDF_PAGEOBJ_TEXT:
-            yield piece
-        elif kind == raw.FPDF_PAGEOBJ_FORM and within < DEEPEST:
-            yield from _pieces_of_text(piece, within + 1)
+            found.texts.append(piece)
+            continue
+        inner = _pieces_of(piece, within + 1) if kind == raw.FPDF_PAGEOBJ_FORM and within < DEEPEST else None
+        if inner is not None:
+            found.texts.extend(inner.texts)
+        if inner is None or inner.others:
+            found.others.append(piece)
+    return found
+
+
+def _places_of_others(page: Any, others: list[Any]) -> list[Rectangle] | None:
+    """The rectangles in which a page shows something else than text, notes on it too; None where they are not told."""
+    raw = _raw()
+    notes = raw.FPDFPage_GetAnnotCount(page)
+    if len(others) + notes > MANY:
+        return None
+    places: list[Rectangle] = []
+    sides = [ctypes.c_float() for _ in range(4)]
+    for piece in others:
+        if not raw.FPDFPageObj_GetBounds(piece, *sides):
+            return None
+        places.append((sides[0].value, sides[1].value, sides[2].value, sides[3].value))
+    around = raw.FS_RECTF()
+    for number in range(notes):
+        note = raw.FPDFPage_GetAnnot(page, number)
+        told = raw.FPDFAnnot_GetRect(note, around)
+        raw.FPDFPage_CloseAnnot(note)
+        if not told:
+            return None
+        places.append((around.left, around.bottom, around.right, around.top))
+    return places
+
+
+def _all_on_white(lines: list[Line], places: list[Rectangle] | None, affine: np.ndarray) -> bool:
+    """Whether the boxes of all lines, and a rim around them, are free of everything else: paper is white."""
+    if places is None or not np.isfinite(places).all():
+        return False
+    if not places or not lines:
+        return True
+    left, bottom, right, top = np.array(places).T
+    corners = np.stack(
+        [np.stack(p, -1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))]
+    )
+    placed = corners @ affine[:, :2].T + affine[:, 2]  # (4, places, 2)
+    quads = np.array([line.quad for line in lines])  # (lines, 4, 2)
+    first, last = placed.min(0) - RIM, placed.max(0) + RIM
+    meets = (quads.min(1)[:, None] < last) & (quads.max(1)[:, None] > first)
+    return not meets.all(-1).any()
 
 
 def _without_doubles(page: Any, pieces: list[Any]) -> None:
@@ -313,10 +382,11 @@ def _lines(runs: list[Run], affine: np.ndarray, size: tuple[int, int]) -> Iterat
         [np.stack(p, -1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1
     )
     placed = corners @ affine[:, :2].T + affine[:, 2]  # (runs, 4, 2)
-    for run, quad in zip(runs, placed, strict=True):
-        inside = np.clip(quad, 0, size)
-        if np.ptp(inside, axis=0).min() < 0.5 * np.ptp(quad, axis=0).min():
-            continue  # half of it or more is cut off
-        a, b, c, d = np.roll(inside, -run.turns, axis=0).tolist()
+    inside = np.clip(placed, 0, size)
+    cut = np.ptp(inside, axis=1).min(-1) < 0.5 * np.ptp(placed, axis=1).min(-1)
+    for run, quad, is_cut in zip(runs, inside.tolist(), cut.tolist(), strict=True):
+        if is_cut:
+            continue  # half of it or more
+        a, b, c, d = quad[run.turns :] + quad[: run.turns]
         corners_: Corners = ((a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1]))
         yield Line(" ".join(run.text.split()), corners_), run.hidden
