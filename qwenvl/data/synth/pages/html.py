@@ -8,6 +8,7 @@ Chromium is not part of the package: `apt-get install chromium`, or name another
 import base64
 import codecs
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -19,11 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from PIL.Image import Image
+
 from qwenvl.data.records import Skipped
-from qwenvl.data.synth.pages.ink import seen_lines
+from qwenvl.data.synth.pages.ink import Box, around, seen_lines
 from qwenvl.data.synth.pages.page import Corners, Line, Page, file_key
 from qwenvl.data.synth.pages.rules import Limits, first_reason, html_rules
 from qwenvl.images import open_image
+
+BEGINNING = 128
+"""Pixels of the beginnings of lines that are photographed first without the text."""
 
 BLANK = "about:blank"
 """The address of every page: it has no host, so relative links lead nowhere."""
@@ -41,8 +47,8 @@ WITHOUT_TEXT = """() => {
 }"""
 """The program that takes the letters off the page and leaves everything where it is."""
 
-WITH_TEXT = "() => { document.adoptedStyleSheets = []; }"
-"""The program that gives them back: a window keeps such styles when its content changes."""
+WITH_TEXT = "() => { document.adoptedStyleSheets = []; return location.href; }"
+"""The program that gives them back, and says where the window is: it keeps such styles when its content changes."""
 
 ENCODINGS = frozenset(
     {
@@ -191,20 +197,31 @@ class Browser:
         found = self._page.evaluate(LINES)
         least = min(self._limits.smallest_side, self._size[1])  # the window goes on below a page of few lines
         height = max(least, 1, min(self._size[1], found["height"]))
-        file = self._photograph(height)
-        self._page.evaluate(WITHOUT_TEXT)
-        blank = self._photograph(height)
-        self._page.evaluate(WITH_TEXT)
-        if self._page.evaluate("location.href") != BLANK:
-            return None
-        lines = [Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height]
+        file = self._photograph((0, 0, self._size[0], height))
         image = open_image(file)
-        seen = seen_lines(lines, image, open_image(blank))
-        return Page(image=image, lines=seen, source="html", file=file, unseen=len(lines) - len(seen))
+        lines = [Line(text, _upright(*map(float, box))) for text, *box in found["lines"] if box[3] <= height]
+        self._page.evaluate(WITHOUT_TEXT)
+        unseen = self._unseen(lines, image)
+        if self._page.evaluate(WITH_TEXT) != BLANK:
+            return None
+        seen = tuple(line for line in lines if line not in unseen)
+        return Page(image=image, lines=seen, source="html", file=file, unseen=len(unseen))
 
-    def _photograph(self, height: int) -> bytes:
-        """The upper part of the window, as a JPEG file."""
-        clip = {"x": 0, "y": 0, "width": self._size[0], "height": height, "scale": 1}
+    def _unseen(self, lines: list[Line], image: Image) -> list[Line]:
+        """The lines without ink, told by photographs of the page without its text, of no more of it than is needed."""
+        blank, rest = image.copy(), lines
+        for longest in (BEGINNING, math.inf):
+            if rest:
+                box = around(rest, image.size, longest)
+                blank.paste(open_image(self._photograph(box)), box[:2])
+                seen = seen_lines(rest, image, blank)
+                rest = [line for line in rest if line not in seen]
+        return rest
+
+    def _photograph(self, box: Box) -> bytes:
+        """A part of the window, as a JPEG file."""
+        left, top, right, bottom = box
+        clip = {"x": left, "y": top, "width": right - left, "height": bottom - top, "scale": 1}
         wish = {"format": "jpeg", "quality": 90, "optimizeForSpeed": True, "clip": clip}
         return base64.b64decode(self._session.send("Page.captureScreenshot", wish)["data"])
 

@@ -20,6 +20,9 @@ LEAST = 0.004
 """Share of the middle of a line's box that ink covers at least; a row of dots covers 0.02."""
 
 
+GRID = 16
+"""Pixels of a side of a JPEG's blocks, where colours are stored at half the resolution."""
+
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in whole pixels."""
 
@@ -39,6 +42,18 @@ def seen_lines(
         for line, secret, box in zip(lines, hidden, boxes, strict=True)
         if _differs(image, blank, box) or (secret and _has_contrast(np.asarray(image.crop(box))))
     )
+
+
+def around(lines: Sequence[Line], size: tuple[int, int], longest: float = math.inf) -> Box:
+    """What holds all upright lines, or of each the first `longest` pixels: a few letters tell that it is seen.
+
+    In whole blocks of a JPEG: outside of letters two photographs of it are then equal.
+    """
+    left, top, right, bottom = np.array([(*line.quad[0], *line.quad[2]) for line in lines]).T / GRID
+    right = np.minimum(right, left + longest / GRID)
+    first = (int(left.min()) * GRID, int(top.min()) * GRID)
+    last = (math.ceil(right.max()) * GRID, math.ceil(bottom.max()) * GRID)
+    return *first, min(size[0], last[0]), min(size[1], last[1])
 
 
 def _differs(image: Image.Image, blank: Image.Image | None, box: Box) -> bool:
