@@ -204,9 +204,9 @@ def _places_of_others(page: Any, others: list[Any]) -> list[Rectangle] | None:
     around = raw.FS_RECTF()
     for number in range(notes):
         note = raw.FPDFPage_GetAnnot(page, number)
-        told = raw.FPDFAnnot_GetRect(note, around)
+        known = raw.FPDFAnnot_GetRect(note, around)
         raw.FPDFPage_CloseAnnot(note)
-        if not told:
+        if not known:
             return None
         places.append((around.left, around.bottom, around.right, around.top))
     return places
