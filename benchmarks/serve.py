@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py                        all of it, some minutes
     python benchmarks/serve.py --only gap image       parts of it
+    python benchmarks/serve.py --only peer --transformers /work/venvs/tfserve/bin/python
 
 One thread; processor time (of the server: its process's, all threads). Whatever is compared runs in turn in one run,
 and the least of the rounds counts, except gaps, of which the largest counts. One JSON object per line.
@@ -10,15 +11,22 @@ and the least of the rounds counts, except gaps, of which the largest counts. On
     concurrent  16 requests one after another, against together; bfloat16, 12 layers x 1024                 >= 4
     gap         longest wait between two tokens while a request with 16 images is read, against none        <= 3
     image       time to the first token about an image seen for the first time, against again               >= 4
-    http        tokens per second of the bare engine, against through HTTP, as a share                      >= 0.9
+    http        tokens per second of the bare engine, against through HTTP, as a share; streams and whole   >= 0.9
+    peer        8 clients ask about an image each: tokens per second, against `transformers serve`          >= 3
     start       seconds from starting the server to the first answer                                        <= 3
+
+`peer` needs the Python of an environment with transformers[serving]; the model is the same folder, which
+`qwenvl.integrations.transformers` makes known there. Answers are whole: its streams need a tokenizer in Rust.
 """
 
 import argparse
+import base64
 import concurrent.futures
 import contextlib
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -33,9 +41,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from PIL import Image
 
 from qwenvl.checkpoint.folder import load, resolve
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.toy.paint import render
+from qwenvl.data.toy.worlds import scene
 from qwenvl.generate.engine import Engine, EngineConfig, Settings
 from qwenvl.generate.prompts import Prompt
 from qwenvl.model.vlm import QwenVL
@@ -190,50 +201,70 @@ def image(rounds: int) -> dict[str, Any]:
 
 
 class Server:
-    """`qwenvl serve tiny` with one thread for its engine."""
+    """A server of the shipped model with one thread for the model; `command` is listed its port."""
 
-    def __init__(self) -> None:
-        self.started = monotonic()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-m", "qwenvl", "serve", "tiny", "--port", "0", "--rows", str(ROWS)]
+    def __init__(self, command: Callable[[int], list[str]], model: str = "tiny") -> None:
+        self.started, self.model = monotonic(), model
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [*command, "--threads", "1", "--quiet"], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stderr is not None
-        self.url = next(
-            word for line in self.process.stderr for word in line.split() if word.startswith("http")
+            command(port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            },
         )
 
-    def ask(self, text: str, new: int, stream: bool) -> int:
-        """The completion tokens of an answer."""
+    def ask(self, content: Any, new: int, stream: bool = False) -> int:
+        """The completion tokens of an answer: `new`, whichever server it is."""
         body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": text}],
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
             "max_tokens": new,
             "temperature": 0,
             "stream": stream,
-            "min_tokens": new,
         }
+        if self.model == "tiny":
+            body["min_tokens"] = new
+        else:
+            body["generation_config"] = json.dumps({"min_new_tokens": new, "max_new_tokens": new})
         if stream:
             body["stream_options"] = {"include_usage": True}
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         written = 0
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             for line in response:
                 found = line.removeprefix(b"data: ").strip()
                 if found.startswith(b"{") and (usage := json.loads(found).get("usage")):
                     written = usage["completion_tokens"]
+        assert written == new, (self.model, written)
         return int(written)
+
+    def seconds_a_token(self, contents: list[Any], new: int, stream: bool = False) -> float:
+        """Processor seconds of the whole process for a token, one client for each content, all at once."""
+        before = self.processor_seconds()
+        with concurrent.futures.ThreadPoolExecutor(len(contents)) as clients:
+            written = sum(clients.map(lambda content: self.ask(content, new, stream), contents))
+        return (self.processor_seconds() - before) / written
 
     def processor_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def ready(self) -> None:
+    def ready(self) -> "Server":
+        path = "ready" if self.model == "tiny" else "health"
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5):
-                return
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/{path}", timeout=5):
+                return self
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server of {self.model} ended with {self.process.returncode}")
             sleep(0.02)
 
     def close(self) -> None:
@@ -241,18 +272,21 @@ class Server:
         self.process.wait()
 
 
-def http(rounds: int) -> dict[str, Any]:
-    """16 clients at once, streams, 200 tokens each; as many tokens behind prompts as long through the engine alone."""
-    engine, new = Engine(tiny(), EngineConfig(rows=ROWS)), 200
-    server = Server()
-    server.ready()
-    pool = concurrent.futures.ThreadPoolExecutor(ROWS)
+def ours() -> Server:
+    """`qwenvl serve tiny`."""
+    command = [sys.executable, "-m", "qwenvl", "serve", "tiny", "--rows", str(ROWS), "--threads", "1"]
+    return Server(lambda port: [*command, "--quiet", "--port", str(port)])
 
-    def through_http(number: int) -> float:
-        before = server.processor_seconds()
-        texts = [f"Tell me about {number} and {place} at length." for place in range(ROWS)]
-        written = sum(pool.map(lambda text: server.ask(text, new, True), texts))
-        return (server.processor_seconds() - before) / max(written, 1)
+
+def http(rounds: int) -> dict[str, Any]:
+    """16 clients at once, 200 tokens each; as many tokens behind prompts as long through the engine alone."""
+    engine, new = Engine(tiny(), EngineConfig(rows=ROWS)), 200
+    server = ours().ready()
+
+    def through_http(number: int, stream: bool) -> float:
+        kind = "stream" if stream else "whole"
+        texts = [f"Tell me about {kind} {number} and {place} at length." for place in range(ROWS)]
+        return server.seconds_a_token(texts, new, stream)
 
     def bare(number: int) -> float:
         asked = [(words(engine.model, 70, 100 * number + place), new) for place in range(ROWS)]
@@ -260,20 +294,63 @@ def http(rounds: int) -> dict[str, Any]:
         return seconds / written
 
     try:
-        through_http(-1)
-        served, alone = least(rounds, through_http, bare)
+        through_http(-1, True)
+        streamed, whole, alone = least(
+            rounds,
+            lambda number: through_http(number, True),
+            lambda number: through_http(number, False),
+            bare,
+        )
     finally:
         server.close()
-    return {"http_tokens_s": 1 / served, "engine_tokens_s": 1 / alone, "share": alone / served}
+    return {
+        "stream_tokens_s": 1 / streamed,
+        "whole_tokens_s": 1 / whole,
+        "engine_tokens_s": 1 / alone,
+        "stream_share": alone / streamed,
+        "whole_share": alone / whole,
+    }
+
+
+def peer(rounds: int, python: str) -> dict[str, Any]:
+    """8 clients at once, whole answers of 64 tokens, each about an image that nobody has seen."""
+    folder = str(resolve("tiny"))
+    module = "qwenvl.integrations.transformers"
+    command = [python, "-m", module, "serve", folder, "--device", "cpu", "--port"]
+    servers = [ours().ready(), Server(lambda port: [*command, str(port)], folder).ready()]
+
+    def questions(number: int) -> list[Any]:
+        return [about(1000 * number + place) for place in range(8)]
+
+    try:
+        for server in servers:
+            server.seconds_a_token(questions(0), 4)
+        mine, theirs = least(
+            rounds,
+            lambda number: servers[0].seconds_a_token(questions(number + 1), 64),
+            lambda number: servers[1].seconds_a_token(questions(number + 1), 64),
+        )
+    finally:
+        for server in servers:
+            server.close()
+    return {"qwenvl_tokens_s": 1 / mine, "transformers_tokens_s": 1 / theirs, "ratio": theirs / mine}
+
+
+def about(seed: int) -> list[Any]:
+    """A question about a scene of the toy world."""
+    file = io.BytesIO()
+    Image.fromarray(render(scene(seed, 3, "test"), 448)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    image = {"type": "image_url", "image_url": {"url": url}}
+    return [image, {"type": "text", "text": "Where is the small green triangle?"}]
 
 
 def start(rounds: int) -> dict[str, Any]:
     """From the command to a whole answer of one token, by the clock."""
     seconds = []
     for _ in range(rounds):
-        server = Server()
-        server.ready()
-        server.ask("What is this?", 1, False)
+        server = ours().ready()
+        server.ask("What is this?", 1)
         seconds.append(monotonic() - server.started)
         server.close()
     return {"seconds": min(seconds)}
@@ -291,15 +368,21 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=[*PARTS, "peer"], help="parts (all)")
+    parser.add_argument("--transformers", help="the Python of an environment with transformers[serving]")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side runs (3)")
     args = parser.parse_args()
+    if "peer" in (args.only or ()) and not args.transformers:
+        parser.error("peer needs --transformers PYTHON, where transformers[serving] is installed.")
     torch.set_num_threads(1)
     print(
         json.dumps({"torch": torch.__version__, "python": sys.version.split()[0], "rows": ROWS}), flush=True
     )
-    for name in args.only:
-        figures = {key: round(value, 3) for key, value in PARTS[name](args.rounds).items()}
+    parts = PARTS
+    if args.transformers:
+        parts = {**PARTS, "peer": lambda rounds: peer(rounds, args.transformers)}
+    for name in args.only or parts:
+        figures = {key: round(value, 3) for key, value in parts[name](args.rounds).items()}
         print(json.dumps({"part": name, **figures}), flush=True)
 
 

@@ -18,6 +18,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from qwenvl.checkpoint import folder
 from qwenvl.integrations.huggingface.config import ARCHITECTURE, OfficialConfig, QwenVLConfig
@@ -47,6 +48,8 @@ def _register() -> None:
     AutoModel.register(QwenVLConfig, QwenVLModel, exist_ok=True)
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         auto.register(QwenVLConfig, QwenVLForConditionalGeneration, exist_ok=True)
+    # Where `transformers serve` looks up which models see images.
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[QwenVLConfig.model_type] = ARCHITECTURE
     AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)
     AutoTokenizer.register(QwenVLConfig, slow_tokenizer_class=QwenVLTokenizer, exist_ok=True)
     AutoTokenizer.register(OfficialConfig, slow_tokenizer_class=QWenTokenizer, exist_ok=True)

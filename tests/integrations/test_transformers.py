@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import qwenvl
 from qwenvl.checkpoint import folder
@@ -51,6 +52,19 @@ def asked(processor, messages):
     return processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+
+
+def test_what_its_server_asks_for(ours: Path) -> None:
+    """`transformers serve` looks the class up by name, and always says that no audio is taken from videos."""
+    assert "QwenVLForConditionalGeneration" in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    processor = QwenVLProcessor.from_pretrained(ours)
+    asked = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    plain = processor.apply_chat_template(asked, add_generation_prompt=True)
+    assert (
+        processor.apply_chat_template(asked, add_generation_prompt=True, load_audio_from_video=False) == plain
+    )
+    with pytest.raises(ValueError, match="sees images alone"):
+        processor.apply_chat_template(asked, load_audio_from_video=True)
 
 
 def test_logits_are_equal(model, processor, ours):

@@ -164,14 +164,18 @@ class QwenVLProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = False,
         images: Any = None,
+        load_audio_from_video: bool = False,
         **kwargs: Any,
     ) -> Any:
         """One dialogue or several: `{"role", "content"}`, content a text or parts of type text and image.
 
         An image part holds `image` (PIL, array, tensor, bytes or path), `path`, `url` (http, https, data) or `base64`;
         one that holds none makes a place for an image given apart. An assistant message's text is read for `<ref>` and
-        `<box>`, as it was written by a model; a user's is not. Raises ValueError for tools and other templates.
+        `<box>`, as it was written by a model; a user's is not. Raises ValueError for tools and other templates, and for
+        `load_audio_from_video`, which `transformers serve` always gives.
         """
+        if load_audio_from_video:
+            raise ValueError("this model sees images alone; expected load_audio_from_video=False.")
         if chat_template not in (None, TEMPLATE) or tools or documents:
             raise ValueError(
                 "the dialogue format is the released one; expected no chat_template, tools or documents."
