@@ -96,6 +96,12 @@ class EngineStats:
     cache_tokens: int
     """Tokens reserved now."""
     cache_capacity: int
+    cache_held: int
+    """Tokens that the slots of all rows have room for; 0 where nothing runs."""
+    prefix_bytes: int
+    """Memory of the begins of prompts that are kept."""
+    visual_bytes: int
+    """Memory of the visual tokens that are kept."""
     prefix_queries: int
     """Prompt tokens looked up."""
     prefix_hits: int
@@ -214,6 +220,9 @@ class Engine:
             waiting=self.scheduler.waiting,
             cache_tokens=self.scheduler.reserved,
             cache_capacity=self.scheduler.capacity,
+            cache_held=self.runner.cache.tokens,
+            prefix_bytes=prefixes.held_bytes,
+            visual_bytes=visual.held_bytes,
             prefix_queries=prefixes.queries,
             prefix_hits=prefixes.hits,
             visual_queries=visual.queries,

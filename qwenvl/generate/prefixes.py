@@ -34,6 +34,10 @@ class _Page:
     tokens: Float[Tensor, "layers 2 heads tokens head"]
     last: Float[Tensor, " hidden"] | None
 
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + (0 if self.last is None else self.last.nbytes)
+
 
 def links(ids: Sequence[int], images: Sequence[tuple[bytes, int]], alpha: float, salt: bytes) -> list[Link]:
     """The chunks of a prompt; the last one, shorter than others perhaps, serves equal prompts alone.
@@ -56,6 +60,8 @@ class PrefixCache:
     def __init__(self, budget: int) -> None:
         self._budget = budget // CHUNK
         self._pages: OrderedDict[bytes, _Page] = OrderedDict()
+        self.held_bytes = 0
+        """Memory of all that is kept."""
         self.queries = self.hits = 0
         """Tokens asked for, and found, as the dashboards of other engines count."""
 
@@ -98,6 +104,9 @@ class PrefixCache:
         last: Float[Tensor, " hidden"] | None = None,
     ) -> None:
         """Remember a chunk; of the last one of a prompt also the hidden state behind it."""
-        self._pages[link.name] = _Page(link, tokens, last)
+        if link.name in self._pages:
+            self.held_bytes -= self._pages.pop(link.name).nbytes
+        self._pages[link.name] = page = _Page(link, tokens, last)
+        self.held_bytes += page.nbytes
         while len(self._pages) > self._budget:
-            self._pages.popitem(last=False)
+            self.held_bytes -= self._pages.popitem(last=False)[1].nbytes

@@ -129,7 +129,7 @@ class Runner:
         if self._read.get((request.salt, request.key)) is request:
             del self._read[request.salt, request.key]
         request.row = request.last = None
-        self._step = None
+        self._step, self._stepping = None, []
 
     def _unpin(self, request: Request) -> None:
         if request.pinned:

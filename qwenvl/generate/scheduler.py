@@ -116,7 +116,6 @@ class Scheduler:
         )  # the salt whose turn it is stands first
         self._admitted: list[int] = []  # oldest admission first: reading and running
         self._owed = 0.0
-        self._order: dict[int, int] = {}  # when each came
 
     @property
     def busy(self) -> bool:
@@ -153,12 +152,11 @@ class Scheduler:
         return self.slot_tokens(most) <= self.capacity
 
     def add(self, number: int, *, prompt: int, most: int, key: Hashable = None, salt: bytes = b"") -> None:
-        """Let a request wait. `most`: tokens of prompt and answer together, which must `fit`."""
+        """Let a request wait; numbers grow. `most`: tokens of prompt and answer together, which must `fit`."""
         assert number not in self._jobs and 0 < prompt < most and self.fits(most)
         self._jobs[number] = _Job(
             number, prompt, most, (salt, number if key is None else key), salt, known=prompt
         )
-        self._order[number] = number
         self._waiting.setdefault(salt, deque()).append(number)
 
     def remove(self, number: int) -> None:
@@ -249,7 +247,7 @@ class Scheduler:
         job.preempted, job.reserved, job.length, job.started = job.preempted + 1, 0, 0, False
         queue = self._waiting.setdefault(job.salt, deque())
         queue.appendleft(job.number)
-        self._waiting[job.salt] = deque(sorted(queue, key=self._order.__getitem__))
+        self._waiting[job.salt] = deque(sorted(queue))  # numbers follow one another as requests come
         self._waiting.move_to_end(job.salt, last=False)
         self.preemptions += 1
         return Preempt(job.number)

@@ -38,15 +38,12 @@ class VisualCache:
         self._model, self._budget = model, budget
         self._visual: OrderedDict[bytes, Float[Tensor, "queries hidden"]] = OrderedDict()
         self._pins: Counter[bytes] = Counter()
+        self.held_bytes = 0
+        """Memory of all that is kept."""
         self.queries = self.hits = 0
 
     def __len__(self) -> int:
         return len(self._visual)
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of all that is kept."""
-        return sum(tokens.nbytes for tokens in self._visual.values())
 
     def pin(self, keys: Iterable[bytes]) -> None:
         """These are needed from now on, whether they have been encoded or not."""
@@ -85,7 +82,8 @@ class VisualCache:
                 yield
         assert visual is not None
         for key, tokens in zip(missing, visual, strict=True):
-            self._visual[key] = tokens.clone()
+            self._visual[key] = tokens.clone()  # its own memory, not the batch's
+            self.held_bytes += tokens.nbytes
         self._shrink()
 
     @property
@@ -97,11 +95,12 @@ class VisualCache:
         return IMAGES_AT_ONCE if smallest > self.LEAST else 1
 
     def _shrink(self) -> None:
-        for key in list(self._visual):
+        if self.held_bytes <= self._budget:
+            return
+        for key in [key for key in self._visual if key not in self._pins]:
+            self.held_bytes -= self._visual.pop(key).nbytes
             if self.held_bytes <= self._budget:
                 return
-            if key not in self._pins:
-                del self._visual[key]
 
 
 def encode_in_slices(
