@@ -1,5 +1,6 @@
 """Device, precision and seed: detected once by the command line, then passed down."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -47,6 +48,27 @@ def ask_for_huge_pages() -> None:
     that the user has set stays.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+_MALLOC = {"MMAP_THRESHOLD": (-3, 12 << 20), "TRIM_THRESHOLD": (-1, 32 << 20)}
+"""glibc's parameter -> its number (`malloc.h`), bytes. Pillow takes 16 MB at a time for a large photo: that lies in
+pages of its own, most of what a step of a model takes does not. The second is what glibc comes to by itself."""
+
+
+def give_back_large_blocks() -> None:
+    """Let what a large image took go back to the system as soon as it is closed.
+
+    glibc does so until the first such block is freed, and from then on keeps up to 64 MB in every thread that decodes
+    images. For commands that go on for long. A value that the user has set stays; other systems' malloc is left as it
+    is.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for name, (parameter, value) in _MALLOC.items():
+        if f"MALLOC_{name}_" not in os.environ:
+            mallopt(parameter, value)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

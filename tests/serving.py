@@ -7,6 +7,7 @@ import asyncio
 import base64
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,17 +122,20 @@ class ScriptedEngine:
 
     def stats(self) -> Any:
         return SimpleNamespace(
-            running=len(self.running), waiting=len(self.waiting), cache_tokens=0, cache_capacity=1, prefix_queries=0,
-            prefix_hits=0, visual_queries=0, visual_hits=0, preemptions=0,
+            running=len(self.running), waiting=len(self.waiting), cache_tokens=0, cache_capacity=1, cache_held=0,
+            prefix_bytes=0, visual_bytes=0, prefix_queries=0, prefix_hits=0, visual_queries=0, visual_hits=0,
+            preemptions=0,
         )  # fmt: skip
 
 
 class Running:
     """A server in a thread of its own; `url` ends with /v1."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, send_buffer: int | None = None) -> None:
         self.api = api
         sock = listen("127.0.0.1", 0)
+        if send_buffer is not None:  # connections have that of their listener
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.host, self.port = sock.getsockname()
         self.url = f"http://{self.host}:{self.port}/v1"
         config = uvicorn.Config(
@@ -251,8 +255,9 @@ def api_over(
 
 
 @contextmanager
-def serving(api: Api) -> Iterator[Running]:
-    running = Running(api).start()
+def serving(api: Api, send_buffer: int | None = None) -> Iterator[Running]:
+    """`send_buffer`: bytes that a client may leave unread in the system's hands."""
+    running = Running(api, send_buffer).start()
     try:
         yield running
     finally:

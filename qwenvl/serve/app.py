@@ -82,7 +82,9 @@ class Api:
         self.limits, self.log = limits or Limits(), log or Log()
         self._load = load
         self._preparer: Preparer | None = None
-        self.worker = Worker(self._loaded, on_ready=on_ready)
+        self.worker = Worker(
+            self._loaded, on_ready=on_ready, on_failure=lambda error: self.log_failure(None, error)
+        )
         self.metrics = Metrics(lambda: self.worker.stats)
         self.bodies = Bodies(self.limits)
         self.admission = Admission(self.limits, rows=config.rows, per_key=config.guarded)

@@ -4,7 +4,7 @@ import torch
 
 from qwenvl.chat import Assistant
 from qwenvl.generate.engine import Engine, EngineConfig
-from qwenvl.runtime import Runtime, ask_for_huge_pages
+from qwenvl.runtime import Runtime, ask_for_huge_pages, give_back_large_blocks
 from qwenvl.serve.app import Loaded
 from qwenvl.serve.media import Fetches
 from qwenvl.serve.requests import Preparer
@@ -14,6 +14,7 @@ from qwenvl.serve.start import Start
 def load(start: Start, fetcher: Fetches | None) -> Loaded:
     """Raises ValueError for what is no model, OSError for what cannot be read."""
     ask_for_huge_pages()
+    give_back_large_blocks()
     if start.threads is not None:
         torch.set_num_threads(start.threads)
     runtime = Runtime.detect(device=start.device, dtype=start.dtype)

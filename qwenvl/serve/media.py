@@ -138,7 +138,11 @@ def open_upload(data: bytes, limits: Limits, *, raw: bool = False, side: int | N
         image = upright(image)
     width, height = image.size
     if side is not None:
-        image = image.resize((side, side), pillow.Resampling.BICUBIC)
+        square = pillow.new(
+            "RGB", (side, side)
+        )  # without what a file says beside its pixels, a GIF's comments
+        square.paste(image.resize((side, side), pillow.Resampling.BICUBIC))
+        image = square
     return Upload(image=image, width=width, height=height, orientation=orientation)
 
 

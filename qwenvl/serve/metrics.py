@@ -18,6 +18,9 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 GAUGES = {
     "num_requests_running": ("running", "Answers being written."),
     "num_requests_waiting": ("waiting", "Answers that wait for a place."),
+    "kv_cache_held_tokens": ("cache_held", "Tokens that the places of running answers have room for."),
+    "prefix_cache_bytes": ("prefix_bytes", "Memory of the begins of prompts that are kept."),
+    "mm_cache_bytes": ("visual_bytes", "Memory of the visual tokens that are kept."),
 }
 COUNTERS = {
     "prefix_cache_queries": ("prefix_queries", "Tokens of prompts that were looked for in the prefix cache."),

@@ -15,12 +15,17 @@ BUDGET = 64 << 20
 """Bytes of pixels that are kept."""
 
 
+PIXEL = 4
+"""Bytes that Pillow holds for a pixel in RGB."""
+
+
 class RecentImages:
     """The least recently used go first; any thread may ask."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self._budget = budget
-        self._held = 0
+        self.held_bytes = 0
+        """Memory of all that is kept."""
         self._uploads: OrderedDict[bytes, Upload] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -42,11 +47,11 @@ class RecentImages:
         with self._lock:
             if key not in self._uploads:
                 self._uploads[key] = upload
-                self._held += _size(upload)
-            while self._held > self._budget:
+                self.held_bytes += _size(upload)
+            while self.held_bytes > self._budget:
                 _, gone = self._uploads.popitem(last=False)
-                self._held -= _size(gone)
+                self.held_bytes -= _size(gone)
 
 
 def _size(upload: Upload) -> int:
-    return upload.image.width * upload.image.height * 3
+    return upload.image.width * upload.image.height * PIXEL

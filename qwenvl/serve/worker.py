@@ -147,8 +147,10 @@ class Worker:
         *,
         on_ready: Callable[[], None] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self._load, self._on_ready, self.on_death = load, on_ready, on_death
+        """`on_failure` hears why a request could not be taken where that was no fault of its own."""
+        self._load, self._on_ready, self.on_death, self._on_failure = load, on_ready, on_death, on_failure
         self._commands: deque[tuple[str, Job]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -240,10 +242,12 @@ class Worker:
         for job, rows in ahead.items():
             job.ahead = rows if job.placed is None else None
 
-    def _refused(self, job: Job, error: ApiError) -> None:
+    def _refused(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, ValueError) and self._on_failure is not None:
+            self._on_failure(error)
         if job in self._jobs:
             self._forget(job)
-            job.fail(error)
+            job.fail(invalid(str(error)) if isinstance(error, ValueError) else failed())
 
     def _ready(self, stats: Any) -> None:
         self.ready, self.loaded, self.stats = True, True, stats
@@ -314,8 +318,7 @@ class _Desk:
         except Exception as error:  # a request that cannot be taken is no fault of the others
             for request in added:
                 self._engine.abort(request)
-            refusal = invalid(str(error)) if isinstance(error, ValueError) else failed()
-            self._worker._call(self._worker._refused, job, refusal)
+            self._worker._call(self._worker._refused, job, error)
             return
         self._rows.update({request: (job, number) for number, request in enumerate(added)})
         self._waiting.update(added)

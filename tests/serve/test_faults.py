@@ -6,16 +6,19 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from holding import reachable
 from serving import Running, ScriptedEngine, api_over, read_events, serving, shown, text
 
 from qwenvl.chat import Assistant
 from qwenvl.serve import media
 from qwenvl.serve.auth import Guard, Keys
 from qwenvl.serve.limits import Limits
+from qwenvl.serve.recent import RecentImages
 
 Say = Callable[[str], None]
 PNG = Callable[..., bytes]
@@ -99,25 +102,49 @@ def test_a_row_that_fails_ends_its_request_and_no_other(
     until_idle(server, engine)
 
 
-def test_a_client_that_does_not_read_is_cancelled(
-    engine: ScriptedEngine, assistant: Assistant, says: Say
-) -> None:
-    """Its tokens wait in its own list, everybody else's go on; after its time its place is free."""
-    says("word " * 3_000)
+@contextmanager
+def unread(engine: ScriptedEngine, assistant: Assistant, says: Say, seconds: float) -> Iterator[Running]:
+    """A server one of whose clients reads nothing of an answer of a minute; its socket is full."""
+    says("word " * 30_000)
+    engine.seconds = 0.002
     with (
-        serving(api_over(engine, assistant, limits=Limits(write_seconds=0.3))) as server,
+        serving(
+            api_over(engine, assistant, limits=Limits(write_seconds=seconds)), send_buffer=4096
+        ) as server,
         socket.socket() as slow,
     ):
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((server.host, server.port))
-        said = {"stream": True, "logprobs": True, "top_logprobs": 20, "n": 2, "max_tokens": 3_000}
+        said = {"stream": True, "logprobs": True, "top_logprobs": 20, "n": 2, "max_tokens": 30_000}
         slow.sendall(request(**said))
-        server.until(lambda: bool(engine.running))
+        yield server
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(
+    engine: ScriptedEngine, assistant: Assistant, says: Say
+) -> None:
+    """Its tokens wait in its own list, everybody else's go on."""
+    with unread(engine, assistant, says, seconds=60) as server:
+        waiting = lambda: sum(len(job._written) for job in list(server.api.worker._jobs))  # noqa: E731
+        server.until(lambda: waiting() > 50)
         says("It is a cat.")
+        before = waiting()
         assert server.chat().text == "It is a cat."
-        server.until(lambda: server.api.admission.answers == 0)
+        assert waiting() > before and server.api.admission.answers == 2  # the other one is where it was
+        assert server.api.metrics.gone._value.get() == 0
+    until_idle(server, engine)
+
+
+def test_a_client_that_does_not_read_is_cancelled(
+    engine: ScriptedEngine, assistant: Assistant, says: Say
+) -> None:
+    """After its time its places are free, long before its words have come to an end."""
+    aborted = len(engine.aborted)
+    with unread(engine, assistant, says, seconds=0.3) as server:
+        server.until(lambda: len(engine.running) == 2)
+        rows = list(engine.running)
         until_idle(server, engine)
-        assert server.api.metrics.gone._value.get() == 1
+        assert engine.aborted[aborted:] == rows and server.api.metrics.gone._value.get() == 1
 
 
 def test_a_slow_reader_gets_every_word(engine: ScriptedEngine, assistant: Assistant, says: Say) -> None:
@@ -217,6 +244,44 @@ def test_a_decoder_that_raises_is_our_mistake(
     answer = server.chat([shown(png(72)), text("What?")])
     assert answer.status == 500 and "ZeroDivision" not in answer.body.decode()
     assert server.chat().status == 200
+
+
+def test_an_engine_that_cannot_take_a_request_says_why_in_the_log(
+    engine: ScriptedEngine, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the client hears, "its log says why", is true, and names no word of the request."""
+    log = io.StringIO()
+    with serving(api_over(engine, assistant, log=log)) as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(engine, "add", lambda prompt, *args, **more: {}[prompt])
+            answer = server.chat("the secret question")
+        assert answer.status == 500 and answer.error["code"] == "internal_error"
+        assert server.chat().status == 200
+    failures = [line for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "failure"]
+    assert [(line["kind"], line["id"]) for line in failures] == [("KeyError", "engine")]
+    assert any("worker.py" in where for where in failures[0]["where"]) and "secret" not in log.getvalue()
+
+
+def test_nothing_is_left_of_requests_that_are_over(
+    server: Running, engine: ScriptedEngine, png: PNG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answered, refused, given up: what can be reached from the application does not become more."""
+
+    def some(first: int, last: int) -> None:
+        for number in range(first, last):
+            server.chat([shown(png(number)), text("What?")], stream=number % 2 == 0)
+            server.ask("POST", "/v1/chat/completions", b"{")
+            with connect(server) as client:
+                client.sendall(request(stream=True, user=f"user {number}")[: 40 + 200 * (number % 2)])
+        until_idle(server, engine)
+        server.until(lambda: server.ask("GET", "/health").status == 200 and not server.api.bodies.held)
+
+    monkeypatch.setattr(server.api.preparer, "_recent", RecentImages(1))
+    some(1000, 1015)
+    before = reachable(server.api)
+    some(1015, 1055)
+    more = reachable(server.api) - before
+    assert all(number < 10 for number in more.values()), f"forty rounds have left {more}"
 
 
 def test_an_answer_of_nothing(server: Running, says: Say) -> None:

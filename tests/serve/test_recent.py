@@ -1,5 +1,7 @@
 """Images that are sent again are not decoded again, for the same key only."""
 
+import io
+import pickle
 import threading
 from collections.abc import Callable
 
@@ -8,7 +10,8 @@ from PIL import Image as pillow
 from serving import Running, shown, text
 
 from qwenvl.serve import requests
-from qwenvl.serve.media import Upload
+from qwenvl.serve.limits import Limits
+from qwenvl.serve.media import Upload, open_upload
 from qwenvl.serve.recent import RecentImages
 
 PNG = Callable[..., bytes]
@@ -41,7 +44,7 @@ def test_keys_do_not_share() -> None:
 
 def test_what_was_not_seen_for_long_goes_first() -> None:
     one = lambda: Upload(image=pillow.new("RGB", (10, 10)), width=10, height=10, orientation=1)  # noqa: E731
-    recent = RecentImages(budget=3 * 300)
+    recent = RecentImages(budget=3 * 400)
     for name in (b"a", b"b", b"c"):
         recent.put(name, one())
     recent.put(b"a", one())
@@ -56,4 +59,20 @@ def test_what_was_not_seen_for_long_goes_first() -> None:
         each.start()
     for each in threads:
         each.join()
-    assert recent._held == 900 and len(recent._uploads) == 3
+    assert recent.held_bytes == 1200 and len(recent._uploads) == 3
+
+
+def test_what_is_kept_is_counted_in_bytes_of_memory() -> None:
+    """Pillow takes four bytes for a pixel; and nothing that stood beside the pixels is kept: a GIF's comments stayed,
+    megabytes that nobody had counted."""
+    file = io.BytesIO()
+    pillow.new("P", (8, 8)).save(file, "GIF", comment=b"x" * 100_000)
+    upload = open_upload(file.getvalue(), Limits(), side=56)
+    assert upload.image.size == (56, 56) and not upload.image.info
+    assert (
+        sum(len(pickle.dumps(each)) for each in vars(upload.image).values() if isinstance(each, dict | bytes))
+        < 100
+    )
+    recent = RecentImages()
+    recent.put(b"a", upload)
+    assert recent.held_bytes == 4 * 56 * 56

@@ -100,7 +100,8 @@ def test_what_was_read_before_is_not_read_again(real: Running) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_frees_the_cache(real: Running, stream: bool) -> None:
-    """p47."""
+    """p47: long before the answers have come to their end."""
+    written = real.api.worker.stats.generated_tokens
     body = json.dumps(
         {"messages": [{"role": "user", "content": "Hello"}], "stream": stream, "n": 4, "min_tokens": 2_000,
          "max_tokens": 2_000}
@@ -111,3 +112,5 @@ def test_a_client_that_goes_frees_the_cache(real: Running, stream: bool) -> None
         real.until(lambda: real.api.worker.stats.running == 4)
     real.until(lambda: real.api.worker.stats.running == real.api.worker.stats.waiting == 0)
     real.until(lambda: real.api.worker.stats.cache_tokens == 0 and real.api.admission.answers == 0)
+    assert real.api.worker.stats.cache_held == 0
+    assert real.api.worker.stats.generated_tokens - written < 4 * 2_000
