@@ -123,7 +123,7 @@ Segment: TypeAlias = Text | Image | Ref | Box | Quad
 Content: TypeAlias = str | Segment | Iterable[Segment | str]
 """What a turn may be made of; a plain str is `Text`."""
 
-_TAGS = {Ref: "ref", Box: "box", Quad: "quad"}
+_TAGS = {Image: "img", Ref: "ref", Box: "box", Quad: "quad"}
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,7 @@ def render_chat(
     Role, newline and content are encoded apart, so that a text cannot merge into the frame around it.
     """
     pieces = [render_turn(turn, tokenizer, queries) for turn in (Turn("system", (system,)), *turns)]
-    if open_for_answer:
-        pieces.append(_around("assistant", tokenizer)[0])
-    return join(pieces)
+    return join([*pieces, *_around("assistant", tokenizer)[:open_for_answer]])
 
 
 def fit_window(
@@ -304,28 +302,23 @@ def number_images(turns: Iterable[Turn]) -> list[Turn]:
 
 # === Text to objects ===
 
+_TAG = re.compile("</?(?:ref|box|quad|img)>")
 _LONGEST_BOX = 200
 """Characters between `<box>` and `</box>` beyond which nobody needs to look for numbers."""
 
 
 def spell(segments: Content) -> str:
     """The text that `parse` reads back: tags around phrases and coordinates; an image is `<img></img>`."""
-    return "".join(_spell_one(segment) for segment in segments_of(segments))
+    parts = [(_TAGS.get(type(segment)), _inner_text(segment)) for segment in segments_of(segments)]
+    return "".join(f"<{tag}>{inner}</{tag}>" if tag else inner for tag, inner in parts)
 
 
-def _spell_one(segment: Segment) -> str:
-    if isinstance(segment, Image):
-        return "<img></img>"
-    tag = _TAGS.get(type(segment))
-    return f"<{tag}>{_inner_text(segment)}</{tag}>" if tag else _inner_text(segment)
-
-
-def _inner_text(segment: Text | Ref | Box | Quad) -> str:
+def _inner_text(segment: Segment) -> str:
     if isinstance(segment, Text | Ref):
         return segment.text
     if isinstance(segment, Box):
         return f"({segment.x1},{segment.y1}),({segment.x2},{segment.y2})"
-    return ",".join(f"({x},{y})" for x, y in segment.points)
+    return ",".join(f"({x},{y})" for x, y in segment.points) if isinstance(segment, Quad) else ""
 
 
 def parse(text: str) -> list[Segment]:
@@ -369,13 +362,18 @@ def _read(text: str, strict: bool) -> list[Segment]:
             labelled = replace(segment, label=label) if isinstance(segment, Box | Quad) else segment
             found.extend([Text(between), labelled])
         elif strict:
-            raise ValueError(
-                f"the annotation has a broken <{tag}> at character {start}: {text[start : start + 60]!r}; expected "
-                "<ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, a <quad> of four points or <img>path</img>."
-            )
+            break  # the tag stays in the text, which is refused below
         elif end < 0 and limit == len(text):
             unclosed.add(tag)
-    return segments_of([*found, Text(text[done:])])
+    segments = segments_of([*found, Text(text[done:])])
+    words = [each.text for each in segments if strict and isinstance(each, Text | Ref)]
+    if left := next(filter(None, map(_TAG.search, words)), None):
+        rest = left.string[left.start() :]
+        raise ValueError(
+            f"the annotation has a broken {left[0]} at character {text.index(rest)}: {rest[:60]!r}; expected "
+            "<ref>phrase</ref>, <box>(x1,y1),(x2,y2)</box>, a <quad> of four points or <img>path</img>."
+        )
+    return segments
 
 
 def read_coordinates(inner: str) -> list[int] | None:

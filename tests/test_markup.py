@@ -232,10 +232,15 @@ def test_trusted_annotations_carry_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x<box>(1,2)</box>", "<ref>a", "<img></img>", "<img>a", "<box>(1,2),(3,1000)</box>"]
-)
+    "text",
+    [
+        "x<box>(1,2)</box>", "<ref>a", "<img></img>", "<img>a", "<box>(1,2),(3,1000)</box>", "a</ref> b", "a</box>",
+        "<ref>a</ref></ref>", "<ref>a <ref>b</ref>", "<ref>a<box>(1,2),(3,4)</box></ref>", "<ref>a</box></ref>",
+    ],
+)  # fmt: skip
 def test_broken_annotations_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"the annotation has a broken <\w+> at character \d: .* expected"):
+    """What would stay text that spells a tag, in a phrase too, would teach the model to spell tags."""
+    with pytest.raises(ValueError, match=r"the annotation has a broken </?\w+> at character \d: .* expected"):
         markup.parse_trusted(text)
 
 

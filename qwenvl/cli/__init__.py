@@ -14,7 +14,10 @@ A command's file is imported only when that command runs, and torch only when it
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO, TextIOWrapper
+from typing import TextIO
 
 COMMANDS: Mapping[str, str] = {
     "demo": "the main job at CPU size: ask, train from scratch, score, report",
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         not sys.warnoptions
     ):  # libraries warn about files and versions; an error of ours says what matters in one line
         warnings.simplefilter("ignore")
+    _show_any_name(sys.stdout)
     try:
         status = _run(args)
         sys.stdout.flush()
@@ -71,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"qwenvl: error: {printable(sentence(error))}", file=sys.stderr)
         return 2
+
+
+def _show_any_name(stream: TextIO) -> None:
+    """What the locale has no letters for is written as escapes, as stderr does: names of files are any bytes."""
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _run(args: list[str]) -> int:
@@ -93,10 +103,27 @@ def _run(args: list[str]) -> int:
             print(overview(group), file=sys.stdout if rest else sys.stderr)
             return 0 if rest else 2
     try:
-        call = parse(args)
+        with _escaped(args):
+            call = parse(args)
     except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
         return stop.code if isinstance(stop.code, int) else 2
     return call()
+
+
+@contextmanager
+def _escaped(words: Sequence[str]) -> Iterator[None]:
+    """What is said of a command line on stderr, its control characters as escapes: a `*` brings names of strangers."""
+    from qwenvl.terminal import printable
+
+    if all(printable(word) == word for word in words):
+        yield
+        return
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    finally:
+        sys.stderr.write(printable(said.getvalue(), lines=True))
 
 
 def parse(args: Sequence[str]) -> Callable[[], int]:

@@ -47,7 +47,7 @@ def ask(
     from time import perf_counter
 
     from qwenvl.images import open_image
-    from qwenvl.terminal import printable
+    from qwenvl.terminal import printable, printable_json
 
     options = answer.options(n=n, top_logprobs=top_logprobs)
     opened = [open_image(image) for image in images]  # a bad image is told before a model is loaded
@@ -58,13 +58,11 @@ def ask(
     if out is not None:
         print(printable(save_image(reply, out)), file=sys.stderr)
     if json:
-        from json import dumps
-
         written = sum(each.tokens for each in (reply, *reply.alternatives))
         facts = {**_told(reply, top_logprobs), "seconds": round(seconds, 3), "tokens": written}
         if n > 1:
             facts["alternatives"] = [_told(each, top_logprobs) for each in reply.alternatives]
-        print(dumps(facts, ensure_ascii=False))
+        print(printable_json(facts))
     else:
         print("\n\n".join(printable(each.text, lines=True) for each in (reply, *reply.alternatives)))
 

@@ -16,6 +16,8 @@ def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official", "
         target: The folder to write; one that holds a model is replaced, anything else is refused.
         to: The format to write.
     """
+    from qwenvl.terminal import printable
+
     if to == "hf":
         from qwenvl.integrations.transformers import export
 
@@ -24,5 +26,7 @@ def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official", "
         from qwenvl.checkpoint import folder
 
         folder.convert(source, target, to=to)
-    print(f"{target}: {to} format, {sum(f.stat().st_size for f in target.iterdir()) / 1e6:,.1f} MB")
+    print(
+        f"{printable(target)}: {to} format, {sum(f.stat().st_size for f in target.iterdir()) / 1e6:,.1f} MB"
+    )
     return 0

@@ -40,6 +40,7 @@ def data_calibrate(
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.shards import dump, find_shards
     from qwenvl.files import atomic
+    from qwenvl.terminal import printable_json
 
     row, limits = chosen(preset, None, change)
     share = row.remaining / 100 if target is None else target
@@ -61,7 +62,7 @@ def data_calibrate(
     if json:
         message = {"pairs": len(sample), "target": share, "ceiling": calibrate.ceiling(sample)}
         message["choices"] = [dict(each._asdict(), mean_score=round(each.mean_score, 4)) for each in found]  # type: ignore[assignment]
-        print(dump(message).decode().replace("NaN", "null"))
+        print(printable_json(message))
     else:
         print(
             f"{len(sample):,} pairs; the other rules leave {calibrate.ceiling(sample):.1%}, the target is {share:.0%}"

@@ -44,6 +44,7 @@ def data_check(
 
     from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.data.check import Finding, message
+    from qwenvl.terminal import printable_json
     from qwenvl.tokenizer import Tokenizer
 
     if sequence_length < 1:
@@ -62,8 +63,6 @@ def data_check(
             for kind, what, fix in _learning(place, train, lora, modules, bool(_images(report.usable)))
         ]
     if json:
-        from json import dumps
-
         facts = {
             "samples": report.total,
             "usable": len(report.usable),
@@ -74,7 +73,7 @@ def data_check(
             "findings": [asdict(finding) for finding in findings],
             "not_read": report.not_read,
         }
-        print(dumps(facts, ensure_ascii=False))
+        print(printable_json(facts))
     else:
         if findings:
             print(message(findings) + "\n")

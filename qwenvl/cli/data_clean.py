@@ -59,7 +59,7 @@ def data_clean(
     from qwenvl.data.clean.engine import Settings
     from qwenvl.data.clean.presets import chosen
     from qwenvl.data.clean.run import advice_on, most_lost, table, to_json
-    from qwenvl.data.shards import dump
+    from qwenvl.terminal import printable_json
 
     if workers is not None and executor == "inline":
         raise ValueError(
@@ -82,7 +82,7 @@ def data_clean(
     )
     outcome = _cleaned(src, dst, settings, executor, 2 if workers is None else workers)
     if json:
-        print(dump(to_json(outcome)).decode())
+        print(printable_json(to_json(outcome)))
     else:
         print(table(outcome))
         print(f"the paper keeps {row.remaining}% of {row.dataset}; here {outcome.share:.0%}")

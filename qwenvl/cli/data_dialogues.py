@@ -60,7 +60,7 @@ def data_dialogues(
     from collections import Counter
 
     from qwenvl.data import dialogues
-    from qwenvl.data.shards import dump
+    from qwenvl.terminal import printable_json
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them.")
@@ -92,7 +92,7 @@ def data_dialogues(
         return _show(found)
     _write(found, out, format, counts)
     message = "\n".join(f"{count:>10,}  {kind}" for kind, count in counts.items())
-    print(dump(dict(counts)).decode() if json else message)
+    print(printable_json(dict(counts)) if json else message)
     return 0
 
 
@@ -136,11 +136,11 @@ def _show(found: "Iterable[Dialogue | Skipped | dict[str, object]]") -> int:
     """The requests of a dry run, one per line; their number goes to stderr."""
     import sys
 
-    from qwenvl.data.shards import dump
+    from qwenvl.terminal import printable_json
 
-    requests = [dump(each).decode() for each in found if isinstance(each, dict)]
-    for line in requests:
-        print(line)
+    requests = [each for each in found if isinstance(each, dict)]
+    for request in requests:
+        print(printable_json(request))
     print(f"{len(requests):,} requests, none sent", file=sys.stderr)
     return 0 if requests else 1
 

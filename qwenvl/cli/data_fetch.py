@@ -82,7 +82,7 @@ def _tell_set(tell: Callable[[str], None], made: "Made") -> None:
 
 
 def _summary(made: Sequence["Made"], missing: Sequence["Got"], out: Path, as_json: bool) -> int:
-    import json
+    from qwenvl.terminal import printable, printable_json
 
     drawings, chinese = sum(each.drawings for each in made), sum(each.chinese for each in made)
     news, lost = sum(each.news for each in made), [each.source for each in made if each.missing]
@@ -90,11 +90,11 @@ def _summary(made: Sequence["Made"], missing: Sequence["Got"], out: Path, as_jso
         sets = {each.source: {"drawings": each.drawings, "refused": each.refused} for each in made}
         gone = {each.package.name: each.problem for each in missing}
         counts = {"drawings": drawings, "chinese": chinese, "news": news}
-        print(json.dumps({**counts, "sets": sets, "missing": gone, "left_out": lost}))
+        print(printable_json({**counts, "sets": sets, "missing": gone, "left_out": lost}))
     else:
         said = f"{news} sets made now" if news else "nothing to do, all of it is there"
         print(f"drawings  {drawings} in {len(made) - len(lost)} sets, {chinese} with a Chinese name: {said}")
-        print(f"written   {out}/*.tar, {out}/index.jsonl, {out}/ATTRIBUTION.md")
+        print(printable(f"written   {out}/*.tar, {out}/index.jsonl, {out}/ATTRIBUTION.md"))
         if missing:
             lost_now = f"{len(missing)} packages, so {len(lost)} sets"
             print(f"missing   {lost_now}; the same command adds them once they are to be had")

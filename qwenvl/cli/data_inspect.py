@@ -43,6 +43,7 @@ def data_inspect(
     from qwenvl.data import sample_viewer
     from qwenvl.data.clean import gallery
     from qwenvl.files import atomic
+    from qwenvl.terminal import printable
     from qwenvl.tokenizer import Tokenizer
 
     for option, value in (("count", count), ("queries", queries), ("row-length", row_length)):
@@ -79,4 +80,4 @@ def data_inspect(
         file.write(text.encode("utf-8", "replace"))
     if blind:
         raise ValueError(f"none of the {shown:,} samples shown can be used; {out} says why of each.")
-    print(out)
+    print(printable(out))

@@ -35,8 +35,7 @@ def data_mix(
         json: Print counts as JSON.
     """
     from qwenvl.data import mixtures
-    from qwenvl.data.shards import dump
-    from qwenvl.terminal import printable
+    from qwenvl.terminal import printable, printable_json
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them, or tars.")
@@ -59,7 +58,7 @@ def data_mix(
         ]
         unusable = {kind: number for kind, (number, _) in sources.unusable.items()}
         facts = {"total": sum(shares), "groups": drawn, "unused": sources.unused, "unusable": unusable}
-        print(dump({**facts, "outside": outside}).decode())
+        print(printable_json({**facts, "outside": outside}))
         return 0
     print(printable(mixtures.compare(sources.groups, shares, rows), lines=True))
     for kind, number in sorted(sources.unused.items()):

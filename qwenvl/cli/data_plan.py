@@ -39,7 +39,7 @@ def data_plan(
 
     from qwenvl.data.clean.plan import plan, table
     from qwenvl.data.clean.presets import chosen
-    from qwenvl.data.shards import dump
+    from qwenvl.terminal import printable_json
 
     for option, value in (
         ("image-kb", image_kb),
@@ -59,5 +59,5 @@ def data_plan(
         score_rate=score_rate, columns_only=work == "columns",
         storage_mb_s=math.inf if storage_mb_s is None else storage_mb_s,
     )  # fmt: skip
-    print(dump(found.to_json()).decode() if json else table(found))
+    print(printable_json(found.to_json()) if json else table(found))
     return 0

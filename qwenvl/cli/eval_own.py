@@ -49,6 +49,7 @@ def eval_own(
     from qwenvl.evaluation import card
     from qwenvl.evaluation.benchmarks import benchmark
     from qwenvl.evaluation.run import samples_of
+    from qwenvl.terminal import printable
 
     folder = out or Path("runs", "eval", name, data.resolve().name.split(".")[0])
     cards = []
@@ -69,9 +70,8 @@ def eval_own(
     whole = {"data": str(data), "model": name, "tasks": [each.to_json() for each in cards]} if json else None
     status = print_cards(cards, None, partial=partial, whole=whole)
     if whole is None:
-        print(
-            f"scores and answers in {folder}; next: qwenvl eval report {' '.join(str(job.out) for job in jobs)}"
-        )
+        names = " ".join(str(job.out) for job in jobs)
+        print(printable(f"scores and answers in {folder}; next: qwenvl eval report {names}"))
     return status
 
 

@@ -29,12 +29,11 @@ def eval_report(
             "no runs named; give one folder at least: `qwenvl eval report runs/eval/tiny/toyworld`"
         )
     from qwenvl.evaluation import card, report
+    from qwenvl.terminal import printable, printable_json
 
     read = [report.Run(*card.read(folder)) for folder in runs]
     report.write(read, out, title)
     if json:
-        from json import dumps
-
-        print(dumps([own.to_json() for run in read for own in run.cards], ensure_ascii=False))
+        print(printable_json([own.to_json() for run in read for own in run.cards]))
     else:
-        print(f"{out} and {out.with_suffix('.md')}")
+        print(printable(f"{out} and {out.with_suffix('.md')}"))

@@ -218,10 +218,10 @@ def answered(
 
 def _print_answered(row: "Benchmark", model: str, answered: int, expected: int) -> None:
     """What is known of answers that a judge or a server scores."""
-    from json import dumps
+    from qwenvl.terminal import printable_json
 
     facts = {"benchmark": row.name, "model": model, "answered": answered, "expected": expected, "score": None}
-    print(dumps(facts, ensure_ascii=False))
+    print(printable_json(facts))
 
 
 def ask_part(job: "Job", part: str) -> int:
@@ -237,7 +237,7 @@ def ask_part(job: "Job", part: str) -> int:
                 "--part rank reads RANK and WORLD_SIZE, which are not set; start it with torchrun."
             )
     number, _, parts = part.partition("/")
-    if not (number.isdigit() and parts.isdigit() and int(number) < int(parts)):
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise ValueError(f"--part is {part!r}; expected K/N with K from 0 to N - 1, such as 0/4.")
     job.out.mkdir(parents=True, exist_ok=True)
     work(job, plan(job, samples_of(job)), int(number), int(parts))

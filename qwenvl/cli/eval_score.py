@@ -58,6 +58,7 @@ def eval_score(
     from qwenvl.evaluation import card, submissions
     from qwenvl.evaluation.benchmarks import benchmark as row_of
     from qwenvl.evaluation.predictions import read_foreign
+    from qwenvl.terminal import printable
 
     row = row_of(benchmark)
     _require_fitting(
@@ -70,13 +71,13 @@ def eval_score(
         if row.submit is None:
             raise ValueError(f"{benchmark} has no test server; leave out --submission.")
         submissions.write(row.submit, samples, {name: p.plain for name, p in found.items()}, submission)
-        print(submission)
+        print(printable(submission))
         return 0
     replies: Mapping[tuple[str, int], str] | None = None
     if row.metric is None:
         replies = _scored(samples, found, judge, judge_model or "gpt-4", dry_run, replay)
         if dry_run is not None:
-            print(dry_run)
+            print(printable(dry_run))
             return 0
     name = model or predictions.resolve().parent.name
     cards, records = card.score(
@@ -162,13 +163,11 @@ def print_cards(
     """
     from rich.console import Console
 
-    from qwenvl.terminal import printable
+    from qwenvl.terminal import printable, printable_json
 
     console = Console(stderr=True, markup=False, highlight=False)
     if whole is not None:
-        from json import dumps
-
-        print(dumps(whole, ensure_ascii=False))
+        print(printable_json(whole))
     else:
         for own in cards:
             print(printable(_line(own)))

@@ -234,6 +234,8 @@ def _foretell(
 
 def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool) -> None:
     """What came of it: warnings and losses on stderr, the model on stdout."""
+    from qwenvl.terminal import printable, printable_json
+
     first, last = facts["loss"]
     for warning in facts["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
@@ -250,22 +252,21 @@ def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool
         else "."
     )
     print(
-        f"verified: {target}, in {facts['dtype']}, differs by at most {facts['verified']:.1g} of the logits' standard "
-        f"deviation\nloss {first:.3f} -> {last:.3f} in {steps} updates{advice}",
+        f"verified: {printable(target)}, in {facts['dtype']}, differs by at most {facts['verified']:.1g} of the "
+        f"logits' standard deviation\nloss {first:.3f} -> {last:.3f} in {steps} updates{advice}",
         file=sys.stderr,
     )
     if not json:
-        print(target)
+        print(printable(target))
         return
-    from json import dumps
-
     measured = {
         "model": str(target),
         "samples": len(report.usable),
         "tokens": sum(report.lengths),
         "updates": steps,
     }
-    print(dumps({**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}))
+    told = {**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}
+    print(printable_json(told))
 
 
 def _usable(

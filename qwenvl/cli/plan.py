@@ -83,10 +83,10 @@ def plan(
     stages, config = _stages(place, micro), _shape(place, model)
     plans = {each.name: planning.plan(each, config, given, adapt=_adapters(each, lora)) for each in stages}
     if json:
-        from json import dumps
+        from qwenvl.terminal import printable_json
 
         facts = {name: _facts(found) for name, found in plans.items()}
-        print(dumps(facts if place.is_dir() else facts[stages[0].name]))
+        print(printable_json(facts if place.is_dir() else facts[stages[0].name]))
     for each in stages:
         found = plans[each.name]
         if not json:

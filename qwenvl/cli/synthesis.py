@@ -55,9 +55,9 @@ def write(
     import sys
     from itertools import islice
 
-    from qwenvl.data.shards import dump
     from qwenvl.data.synth.pages.export import funnel, write_pages, write_statistics
     from qwenvl.data.synth.pages.length import Lengths
+    from qwenvl.terminal import printable, printable_json
 
     if total is not None and total < 1:
         raise ValueError(f"--count {total}; give at least 1.")
@@ -66,9 +66,9 @@ def write(
     counts = write_pages(measured, out, tar=format == "tar", per_shard=per_shard, first_shard=first_shard)
     write_statistics(out, counts, lengths.counts(), first_shard)
     if json:
-        print(dump({"out": str(out), **counts, "tokens": lengths.counts()}).decode())
+        print(printable_json({"out": str(out), **counts, "tokens": lengths.counts()}))
     else:
-        print(f"{funnel(counts)}\n{out}")
+        print(f"{funnel(counts)}\n{printable(out)}")
     if not counts["kept"]:
         raise ValueError(
             f"none of {counts['read']} pages was kept; see the reasons above. There is nothing to learn in {out}."

@@ -20,9 +20,7 @@ from qwenvl.markup import Box, Image, Quad, Segment, Text
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 
-"""The EXIF tag that says how an image is to be turned; 1: not at all."""
-
-_NUMBERED = re.compile(r"Picture\s*(\d+)\s*:\s*$", re.IGNORECASE)
+_NUMBERED = re.compile(r"Picture\s*(\d{1,9})\s*:\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

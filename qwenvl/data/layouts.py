@@ -170,8 +170,7 @@ def accepted_answers(sample: Sample, found: TrainingSample) -> tuple[str, ...]:
         return ()
     if isinstance(found.record, Question):
         listed = next((columns[name] for name in reversed(_ANSWERS) if name in columns), None)
-        said = [each.get("answer") if isinstance(each, dict) else each for each in _each(listed)]
-        return tuple(each for each in said if isinstance(each, str))
+        return tuple(_said(listed if isinstance(listed, list) else []))
     if isinstance(found.record, Caption):
         names_in(columns)
         pairs = pairs_of(sample.where, columns, None, Source(sample.folder, ""))
@@ -179,8 +178,15 @@ def accepted_answers(sample: Sample, found: TrainingSample) -> tuple[str, ...]:
     return ()
 
 
-def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _said(answers: list[Any]) -> list[str]:
+    """What people answered: texts, numbers as their digits; what is neither is no answer."""
+    given = (each.get("answer") if isinstance(each, dict) else each for each in answers)
+    return [text for each in given if (text := _as_text(each))]
+
+
+def _as_text(value: Any) -> str | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number or isinstance(value, str) else None
 
 
 def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record, str, list[str]]:
@@ -213,9 +219,9 @@ def _question(columns: dict[str, Any], offered: list[str]) -> Question | Dialogu
     for name in _ANSWERS:
         answer = columns.pop(name, answer)
     if isinstance(answer, list):  # as people gave it: the most frequent (Appendix A.2)
-        said = [each.get("answer") if isinstance(each, dict) else each for each in answer]
-        answer = Counter(map(str, said)).most_common(1)[0][0]
-    if not isinstance(asked, str) or not isinstance(answer, str):
+        answer = next((said for said, _ in Counter(_said(answer)).most_common(1)), None)
+    answer = _as_text(answer)
+    if not isinstance(asked, str) or answer is None:
         raise Unusable("form", "the question or the answer is no text.")
     if fault := foreign_marks(asked, "user"):
         raise fault

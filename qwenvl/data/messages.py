@@ -2,6 +2,7 @@
 
     conversations  from, value      <img>path</img> in the value (official), or <image> and images beside it (LLaVA)
     messages       role, content    a text, or parts of type text and image (OpenAI, TRL)
+    prompt, completion              the same in two lists, of which the second is learned (TRL), or two texts
     texts          user, assistant  about the images beside it (the Cauldron)
     query, response                 with `history`, pairs of what was said before (ms-swift); `instruction`, `input`,
                                     `output` likewise (LLaMA-Factory)
@@ -42,7 +43,8 @@ MARK = "<image>"
 
 _SPEAKER, _SAID = ("from", "role"), ("value", "content", "text")
 _LOSS = ("loss", "weight", "train")
-_AROUND_MARK = re.compile(rf"{MARK}[ \t]*\n?")
+_AROUND_MARK = re.compile(rf"{MARK}[ \t]*(?:\r?\n)?")
+_NUMBERED = re.compile(r"(?i:picture)\s*(\d{1,9})\s*:\s*$")
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,23 @@ def _messages(columns: dict[str, Any]) -> _Layout | None:
         return _Layout([turn for pair in pairs for turn in _pair(*pair)], in_front=True)
     for question, answer in ASKED.items():
         if question in columns and answer in columns:
-            asked, more = columns.pop(question), columns.pop("input", None)
-            asked = f"{asked}\n{more}" if isinstance(asked, str) and isinstance(more, str) else asked
+            asked, answered, more = columns.pop(question), columns.pop(answer), columns.pop("input", None)
+            if _are_messages(asked) and _are_messages(answered):  # TRL: what is learned is the completion
+                before = [replace(_message(each), loss=False) for each in asked]
+                return _Layout([*before, *map(_message, answered)], in_front=True)
+            if more is not None and not (isinstance(asked, str) and isinstance(more, str)):
+                raise Unusable("form", f"`input` is a {type(more).__name__}; expected a text beside a text.")
+            asked = asked if more is None else f"{asked}\n{more}"
             before = columns.pop("history", [])
             if not isinstance(before, list) or not all(isinstance(b, list) and len(b) == 2 for b in before):
                 raise Unusable("form", "`history` is no list of pairs of a question and an answer.")
-            pairs = [*map(tuple, before), (asked, columns.pop(answer))]
+            pairs = [*map(tuple, before), (asked, answered)]
             return _Layout([turn for pair in pairs for turn in _pair(*pair)], in_front=True)
     return None
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def _list_in(text: str, name: str) -> Any:
@@ -273,7 +284,25 @@ def _with_images(messages: Sequence[_Message], offered: Sequence[str], in_front:
             for part in message.parts
         ]
         turns.append(Turn(message.role, tuple(content), message.loss))
-    return tuple(number_images(turns)) if marks else tuple(turns)
+    return tuple(number_images(_unnumbered(turns))) if marks else tuple(turns)
+
+
+def _unnumbered(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns without the numbers that their texts give to images already. Raises Unusable for a wrong one."""
+    bare: list[Turn] = []
+    shown = 0
+    for turn in turns:
+        content: list[Segment | str] = []
+        for part in turn.content:
+            shown += isinstance(part, Image)
+            before = content[-1] if content and isinstance(part, Image) else None
+            if isinstance(before, Text) and (written := _NUMBERED.search(before.text)):
+                if int(written[1]) != shown:
+                    raise Unusable("picture numbers", f"calls picture {shown} {written[0]!r}.")
+                content[-1] = Text(before.text[: written.start()])
+            content.append(part)
+        bare.append(replace(turn, content=tuple(content)))
+    return bare
 
 
 def _count(number: int, what: str) -> str:

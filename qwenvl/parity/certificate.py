@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwenvl.parsing import read_json
+from qwenvl.terminal import printable
 
 Status = Literal["PASS", "FIXED", "FAIL", "NOT RUN"]
 
@@ -243,15 +244,17 @@ def write_table(results: Sequence[Result], console: Any) -> None:
     table = Table("case", "largest", "tolerance", "status", "note")
     for result in results:
         table.add_row(
-            Text(result.case),
+            Text(printable(result.case)),
             _number(result.largest),
             _number(result.tolerance),
             Text(result.status, style=colours[result.status]),
-            Text(result.note),
+            Text(printable(result.note)),
         )
     console.print(table)
     for note, number in Counter(r.note for r in results if r.status == "NOT RUN").items():
-        console.print(f"{number} cases were not run: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            printable(f"{number} cases were not run: {note}"), highlight=False, markup=False, soft_wrap=True
+        )
     console.print(counts(results), highlight=False)
 
 

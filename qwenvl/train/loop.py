@@ -15,6 +15,7 @@ from qwenvl.data.records import Skipped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.processes import Stopped
 from qwenvl.runtime import Runtime
+from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, naming, toy
 from qwenvl.train.distributed import ParallelDims
@@ -203,6 +204,6 @@ def stop_in(stage: StageConfig, done: int, run_dir: Path) -> None:
 def stop(done: str) -> None:
     """End the run in every process, when what is `done` is saved. Raises `Stopped`."""
     if distributed.rank() == 0:
-        print(f"stopped as asked: {done}; the same command goes on.", file=sys.stderr)
+        print(printable(f"stopped as asked: {done}; the same command goes on."), file=sys.stderr)
     distributed.barrier()
     raise Stopped

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qwenvl.config import LARGEST, from_dict
@@ -18,6 +19,22 @@ from qwenvl.parsing import read_toml
 
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
+
+OBJECTIVES = ("next_token", "dense_labels")
+"""What a stage may minimise: the functions are `loop.OBJECTIVES`."""
+
+RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        **dict.fromkeys(("documents", "micro_documents", "save_every"), (1, 1 << 31)),
+        "image_size": (1, int(LARGEST["image_size"])),
+        "sequence_length": (1, int(LARGEST["sequence_length"])),
+        "window": (0, 1 << 24),
+        "workers": (0, 1 << 10),
+        "show_every": (0, 1 << 31),
+        "seed": (0, 1 << 63),
+    }
+)
+"""Least and most of the whole numbers of a stage."""
 
 TRACKERS = ("", "wandb", "trackio")
 """Where a log can go besides TensorBoard."""
@@ -94,7 +111,7 @@ class StageConfig:
     name: str
     """Name of its folder in the run."""
     objective: str = "next_token"
-    """What is minimised, a key of `loop.OBJECTIVES`."""
+    """What is minimised, one of `OBJECTIVES`."""
     trains: tuple[str, ...] = PARTS
     """Parts that learn; the others are frozen."""
     image_size: int
@@ -137,17 +154,16 @@ class StageConfig:
             raise ValueError(
                 "a stage is called start, which is where a run keeps its untrained model; rename it."
             )
-        for name in ("image_size", "sequence_length", "documents", "micro_documents", "save_every"):
-            if getattr(self, name) < 1:
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
                 raise ValueError(
-                    f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from 1."
+                    f"stage {self.name} has {name} = {getattr(self, name)}; expected a whole number from {least} to "
+                    f"{most:,}."
                 )
-            if getattr(self, name) > (most := LARGEST.get(name, 1 << 31)):
-                raise ValueError(
-                    f"stage {self.name} has {name} = {getattr(self, name)}; at most {most:,} is built."
-                )
-        if self.seed < 0:
-            raise ValueError(f"stage {self.name} has seed = {self.seed}; expected a whole number from 0.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"stage {self.name} learns by {self.objective!r}; expected one of {', '.join(OBJECTIVES)}."
+            )
         unknown = [part for part in self.trains if part not in PARTS]
         if unknown or not self.trains:
             raise ValueError(

@@ -1,16 +1,19 @@
 """What strangers send ends in one sentence, by every command: nothing hangs, nothing is a traceback."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from qwenvl import cli
+from qwenvl import cli, terminal
 
 DEEP = "[" * 50_000 + "]" * 50_000
-CLEAR = "\x1b[2J\x1b]0;title\x07"
+CLEAR = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e"
 
 Run = Callable[..., str]
 
@@ -115,10 +118,17 @@ def test_f88_a_preset_is_looked_up_in_a_table(preset: str, run: Run, tmp_path: P
 # === Text that reaches the terminal ===
 
 
-@pytest.mark.parametrize("command", ["clean", "mix", "check", "read", "score", "ask", "convert"])
+ODD = f"evil{CLEAR}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["clean", "clean json", "mix", "mix json", "check", "check json", "read", "score", "ask", "convert", "inspect",
+     "objective", "parity", "report", "unknown option", "unknown choice", "dialogues"],
+)  # fmt: skip
 def test_f90_escape_codes_of_strangers_are_shown_as_escapes(command: str, run: Run, tmp_path: Path) -> None:
     """Captions, ids, sources, keys of JSON, paths and names of models."""
-    odd = f"evil{CLEAR}"
+    odd = ODD
     pair = {"text": f"{odd} a red bus", "key": odd, "source": odd, "image": f"{odd}.jpg", odd: odd}
     record = {"kind": odd, "source": odd, "image": f"{odd}.jpg", "caption": odd, odd: 1}
     dialogue = {"id": odd, "conversations": [{"from": odd, "value": odd}], odd: odd}
@@ -136,9 +146,50 @@ def test_f90_escape_codes_of_strangers_are_shown_as_escapes(command: str, run: R
         "score": ("eval", "score", "vqav2", "--predictions", "dialogues.json", "--data", f"{odd}.json"),
         "ask": ("ask", odd, "What?"),
         "convert": ("convert", odd, "new"),
+        "inspect": ("data", "inspect", "dialogues.json", "--tokenizer", "tiny", "--out", f"{odd}.html"),
+        "objective": ("plan", "stage.toml"),
+        "parity": ("parity", "folder"),
+        "report": ("eval", "report", f"{odd}/run"),
+        "unknown option": ("ask", "tiny", f"--{odd}", "What?"),
+        "unknown choice": ("data", "dialogues", f"{odd}.jsonl"),
+        "dialogues": ("data", "dialogues", "self-instruction", "good.jsonl", "--model", odd, "--dry-run"),
     }
-    printed = run(*arguments[command])
-    assert printed.strip() and "\x1b" not in printed and "\x07" not in printed
+    stage = STAGE.format(name='"a"').replace("[optim]", f"objective = {json.dumps(odd)}\n[optim]")
+    (tmp_path / "stage.toml").write_text(stage)
+    (tmp_path / "folder" / odd).mkdir(parents=True)
+    (tmp_path / "folder" / odd / "case.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    good = {"kind": "caption", "image": "a.png", "text": odd, "source": odd}
+    (tmp_path / "good.jsonl").write_text(json.dumps(good) + "\n")
+    printed = run(
+        *arguments[command.removesuffix(" json")], *(["--json"] if command.endswith("json") else [])
+    )
+    assert printed.strip() and printed == terminal.printable(printed, lines=True)
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
+    """Names of files are bytes: one that is no UTF-8, in a locale of ASCII."""
+    name = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", name)
+    line = {"conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}], "漢": 1}
+    (tmp_path / "d.json").write_text(json.dumps([line]))
+    command = [
+        sys.executable,
+        "-m",
+        "qwenvl",
+        "data",
+        "inspect",
+        str(tmp_path / "d.json"),
+        "--tokenizer",
+        "tiny",
+    ]
+    done = subprocess.run(
+        [*command, "--out", os.fsencode(name + ".html")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0 and rb"\udcff.png.html" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["", "name = 'a'", "[optim]\nsteps = 1"])

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image as pillow
 
 import qwenvl.cli as cli
+from qwenvl.data.boxes import BadBox, from_tags
 from qwenvl.data.check import check
 from qwenvl.data.conversations import read_conversations, samples
 from qwenvl.data.faults import Unusable
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.layouts import TrainingSample, read
+from qwenvl.data.records import Question
 from qwenvl.data.stream.samples import Sample
 from qwenvl.data.stream.sources import SourceConfig, Stream
 from qwenvl.data.tars import write_tar
@@ -100,6 +102,11 @@ READ: list[tuple[dict[str, Any], str]] = [
         {"images": ["red.png", "blue.png"], "messages": [{**ASKED, "content": "<image>\n<image>\nWhich?"}, ANSWERED]},
         "Picture 1: <img></img>\nPicture 2: <img></img>\nWhich?|red",
     ),
+    ({"image": "red.png", "question": "How many?", "answer": 2}, "question: How many?"),
+    ({"image": "red.png", "question": "How many?", "answers": [None, 2, {"answer": None}]}, "question: How many?"),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "<image>\r\nColour?"}, GPT]}, DIALOGUE),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "Picture 1: <image>\nColour?"}, GPT]}, DIALOGUE),
+    ({"images": ["red.png"], "prompt": [{"role": "user", "content": PARTS}], "completion": [ANSWERED]}, DIALOGUE),
     (
         {"image": "red.png", "conversations": [{"from": "human", "value": "Colour?\n<image>"}, GPT]},
         "Colour?\nPicture 1: <img></img>\n|red",
@@ -149,6 +156,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{**PLAIN[0], "role": "assistant"}, GPT]}, "form"),
     ({"conversations": PLAIN, "messages": [ASKED, ANSWERED]}, "unused content"),
     ({"conversations": PLAIN, "system_prompt": "In French."}, "unused content"),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "Picture 2: <image>"}, GPT]}, "picture numbers"),
+    ({"instruction": "Add", "input": ["1", "2"], "output": "3"}, "form"),
+    ({"image": "red.png", "question": "Colour?", "answers": [{"text": "red"}, ["red"], True]}, "form"),
+    ({"query": "Where is the cat</ref>?", "response": "there"}, "broken markup"),
+    ({"query": "Where?", "response": "<ref>a <ref>cat</ref><box>(1,2),(3,4)</box>"}, "broken markup"),
+    ({"query": "Where?", "response": "<ref>a cat<box>(1,2),(3,4)</box></ref>"}, "broken markup"),
     ({"instruction": "Add", "output": ""}, "nothing learned"),
     ({"conversations": []}, "nothing learned"),
     ({"image": "red.png", "question": "Colour?", "answers": []}, "nothing learned"),
@@ -168,6 +181,41 @@ def test_f60_f101_what_is_there_and_not_used_is_found(
 ) -> None:
     (folder / "a.json").write_text(json.dumps([sample]))
     assert everyone(folder / "a.json") == ([], [kind], [kind])
+
+
+def test_what_people_answered_is_learned_and_nothing_else(folder: Path) -> None:
+    """Numbers are their digits; what is no answer never wins by being the most frequent."""
+    given = [None, None, {"answer": 2}, True, True, ["x"], {"text": "y"}]
+    (folder / "a.json").write_text(json.dumps([{"image": "red.png", "question": "?", "answers": given}]))
+    (found,) = read_conversations(folder / "a.json")
+    assert isinstance(found.record, Question) and found.record.answer == "2"
+
+
+def test_of_a_prompt_and_a_completion_the_completion_is_learned(folder: Path) -> None:
+    """TRL's two lists of messages: the answers within the prompt are context."""
+    prompt = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    (folder / "a.json").write_text(
+        json.dumps([{"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]}])
+    )
+    (found,) = read_conversations(folder / "a.json")
+    made = found.example(BYTES, 4)
+    assert BYTES.decode([label for label in made.labels if label != IGNORE]) == (
+        "<|im_end|>\n<|im_start|>d<|im_end|>\n"  # the first is that of the system message
+    )
+
+
+def test_numbers_of_thousands_of_digits_are_told(folder: Path) -> None:
+    many = "9" * 5_000
+    (folder / "a.json").write_text(
+        json.dumps([{"query": f"Picture {many}: <img>red.png</img>", "response": "x"}])
+    )
+    assert check(samples(folder / "a.json"), BYTES, 4, 20_000).findings == ()
+    with pytest.raises(BadBox, match="outside"):
+        from_tags(f"<|box_start|>({many},1),(2,3)<|box_end|>")
 
 
 def test_f61_parquet_of_the_hub_is_read(folder: Path) -> None:

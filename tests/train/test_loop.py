@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from qwenvl.checkpoint import folder
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed
+from qwenvl.train import distributed, stages
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import OBJECTIVES, train
 from qwenvl.train.recipe import run_stage
@@ -55,6 +55,10 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(start: Path, micro: int) 
     assert one.keys() == cut.keys()
     for name in one:
         torch.testing.assert_close(cut[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_may_name_every_objective_there_is() -> None:
+    assert tuple(OBJECTIVES) == stages.OBJECTIVES
 
 
 def test_a_stage_trains_what_it_says_and_nothing_else(start: Path, tmp_path: Path) -> None:

@@ -191,8 +191,16 @@ def test_numbers_that_train_nothing_are_refused(values: dict[str, Any], said: st
     ("line", "said"),
     [
         ("seed = -1", "seed = -1; expected a whole number from 0"),
-        ("image_size = 1000000", "image_size = 1000000; at most 16,384"),
-        ("documents = 4611686018427387904", "documents = 4611686018427387904; at most"),
+        ("image_size = 1000000", "image_size = 1000000; expected a whole number from 1 to 16,384"),
+        (
+            "documents = 4611686018427387904",
+            "documents = 4611686018427387904; expected a whole number from 1",
+        ),
+        ("workers = -1", "workers = -1; expected a whole number from 0 to 1,024"),
+        ("workers = 100000", "workers = 100000; expected a whole number from 0 to 1,024"),
+        ("window = -4", "window = -4; expected a whole number from 0"),
+        ("show_every = -1", "show_every = -1; expected a whole number from 0"),
+        ("objective = 'contrastive'", "learns by 'contrastive'; expected one of next_token, dense_labels"),
         ("data = [{ paths = ['a.tar'], weight = nan }]", "is nan; expected more than 0"),
         ("data = [{ paths = ['a.tar'], weight = inf }]", "is inf; expected more than 0"),
         ("data = [{ paths = [5] }]", "paths[0] is 5; expected str"),
