@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO, TextIOWrapper
-from typing import TextIO
+from typing import Any
 
 COMMANDS: Mapping[str, str] = {
     "demo": "the main job at CPU size: ask, train from scratch, score, report",
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _show_any_name(stream: TextIO) -> None:
+def _show_any_name(stream: Any) -> None:
     """What the locale has no letters for is written as escapes, as stderr does: names of files are any bytes."""
     if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")

@@ -265,8 +265,8 @@ def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool
         "tokens": sum(report.lengths),
         "updates": steps,
     }
-    told = {**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}
-    print(printable_json(told))
+    found = {**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}
+    print(printable_json(found))
 
 
 def _usable(
