@@ -298,7 +298,7 @@ def _unnumbered(turns: Sequence[Turn]) -> list[Turn]:
             before = content[-1] if content and isinstance(part, Image) else None
             if isinstance(before, Text) and (written := _NUMBERED.search(before.text)):
                 if int(written[1]) != shown:
-                    raise Unusable("picture numbers", f"calls picture {shown} {written[0]!r}.")
+                    raise Unusable("image numbers", f"calls image {shown} {written[0]!r}.")
                 content[-1] = Text(before.text[: written.start()])
             content.append(part)
         bare.append(replace(turn, content=tuple(content)))

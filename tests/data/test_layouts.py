@@ -156,7 +156,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [{**PLAIN[0], "role": "assistant"}, GPT]}, "form"),
     ({"conversations": PLAIN, "messages": [ASKED, ANSWERED]}, "unused content"),
     ({"conversations": PLAIN, "system_prompt": "In French."}, "unused content"),
-    ({"image": "red.png", "conversations": [{"from": "human", "value": "Picture 2: <image>"}, GPT]}, "picture numbers"),
+    ({"image": "red.png", "conversations": [{"from": "human", "value": "Picture 2: <image>"}, GPT]}, "image numbers"),
     ({"instruction": "Add", "input": ["1", "2"], "output": "3"}, "form"),
     ({"image": "red.png", "question": "Colour?", "answers": [{"text": "red"}, ["red"], True]}, "form"),
     ({"query": "Where is the cat</ref>?", "response": "there"}, "broken markup"),
