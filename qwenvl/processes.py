@@ -64,7 +64,11 @@ class Worker(SpawnProcess):
         _end_with_parent()
         self.listen()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        super().run()
+        try:
+            super().run()
+        finally:  # an interpreter that leaves forgets its handlers, not what it ignores: what comes now is too late
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
 
     def listen(self) -> None:
         """Say what `SIGNALS` do in this process; called before the first can arrive."""

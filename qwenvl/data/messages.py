@@ -112,15 +112,15 @@ def _messages(columns: dict[str, Any]) -> _Layout | None:
         if question in columns and answer in columns:
             asked, answered, more = columns.pop(question), columns.pop(answer), columns.pop("input", None)
             if _are_messages(asked) and _are_messages(answered):  # TRL: what is learned is the completion
-                before = [replace(_message(each), loss=False) for each in asked]
-                return _Layout([*before, *map(_message, answered)], in_front=True)
+                given = [replace(_message(each), loss=False) for each in asked]
+                return _Layout([*given, *map(_message, answered)], in_front=True)
             if more is not None and not (isinstance(asked, str) and isinstance(more, str)):
                 raise Unusable("form", f"`input` is a {type(more).__name__}; expected a text beside a text.")
             asked = asked if more is None else f"{asked}\n{more}"
             before = columns.pop("history", [])
             if not isinstance(before, list) or not all(isinstance(b, list) and len(b) == 2 for b in before):
                 raise Unusable("form", "`history` is no list of pairs of a question and an answer.")
-            pairs = [*map(tuple, before), (asked, answered)]
+            pairs = [*before, (asked, answered)]
             return _Layout([turn for pair in pairs for turn in _pair(*pair)], in_front=True)
     return None
 

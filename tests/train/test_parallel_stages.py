@@ -1,5 +1,6 @@
 """Stages that share a number start from the same model and train different parts of it, side by side."""
 
+import builtins
 import json
 import os
 import shutil
@@ -91,6 +92,27 @@ def test_when_a_crew_fails_the_others_are_asked_to_stop(tmp_path: Path) -> None:
             lambda: glances.append(None),
         )
     assert glances
+
+
+class Late:
+    """Asks its process to stop when the interpreter clears its modules: the last that Python does."""
+
+    def __init__(self, where: Path) -> None:
+        self.here, self.mkdir, self.kill, self.pid = str(where / "late"), os.mkdir, os.kill, os.getpid()
+
+    def __del__(self) -> None:
+        self.mkdir(self.here)
+        self.kill(self.pid, 15)
+
+
+def leave_late(where: Path) -> None:
+    builtins.late = Late(where)  # type: ignore[attr-defined]
+
+
+def test_a_request_to_stop_that_meets_a_process_on_its_way_out_is_no_failure(tmp_path: Path) -> None:
+    """Python forgets its handlers before it has left, and a run that was done ended as one that was killed."""
+    launcher.launch([launcher.WorkerGroup(1, leave_late, (tmp_path,))])
+    assert (tmp_path / "late").is_dir()
 
 
 def test_seconds_side_by_side_count_once(tmp_path: Path) -> None:
