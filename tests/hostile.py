@@ -1,6 +1,7 @@
 """A hostile pair for the fetcher: an HTTP server on 127.0.0.1 that misbehaves as told, and a resolver that lies."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,12 @@ class Web:
 
 
 @contextmanager
-def web(script: Script, names: dict[str, list[list[str]]] | None = None) -> Iterator[Web]:
-    """A server that runs `script` for each connection, as long as the block lasts."""
+def web(
+    script: Script,
+    names: dict[str, list[list[str]]] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Web]:
+    """A server that runs `script` for each connection, as long as the block lasts; under `tls` where it is listed."""
     listener = socket.create_server(("127.0.0.1", 0))
     found = Web(listener.getsockname()[1], names or {"images.example": [["93.184.216.34"]]})
 
@@ -44,7 +49,12 @@ def web(script: Script, names: dict[str, list[list[str]]] | None = None) -> Iter
                 return
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
-    def answer(connection: socket.socket) -> None:
+    def answer(plain: socket.socket) -> None:
+        try:
+            connection = tls.wrap_socket(plain, server_side=True) if tls is not None else plain
+        except OSError:  # the client did not trust us
+            plain.close()
+            return
         with connection:
             head = b""
             try:

@@ -242,15 +242,14 @@ def api_over(
     from qwenvl.serve.requests import Preparer
 
     limits = limits or Limits()
-    preparer = Preparer(
-        assistant=assistant, limits=limits, fetcher=fetcher, raw_orientation=raw_orientation, context=context
-    )
+    preparer = Preparer(assistant=assistant, limits=limits, raw_orientation=raw_orientation, context=context)
     return Api(
         lambda: Loaded(engine=engine, preparer=preparer),
         ServeConfig(name="tiny", **{"rows": getattr(engine, "rows", 16), **config}),
         guard=guard or Guard.make(keys=None, loopback=True),
         limits=limits,
         log=Log(log, quiet=log is None),
+        fetcher=fetcher,
     )
 
 
@@ -292,7 +291,7 @@ class Letters:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token])
 
-    def chat(self, request: Any, salt: bytes) -> Any:
+    def chat(self, request: Any, salt: bytes, fetched: Any) -> Any:
         settings = SimpleNamespace(stop=((0,),), max_new_tokens=request.max_tokens or 100, stop_when=None)
         row = Row(prompt=SimpleNamespace(ids=(1, 2, 3)), settings=settings)
         return SimpleNamespace(

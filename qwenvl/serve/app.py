@@ -1,7 +1,8 @@
 """The server as an ASGI application: who is asked what, and the door that every request passes.
 
     request -> door: number, guard, errors, log -> route -> answer
-                                                     |-> pool of two threads: JSON, images, ids
+                                                     |-> a few threads that wait for images of named hosts
+                                                     |-> two threads: JSON, images, ids
                                                      '-> worker: the engine's thread
 
 The application starts the engine when it is started itself (ASGI lifespan), answers /health at once and /ready once
@@ -29,6 +30,7 @@ from qwenvl.serve.errors import ApiError, busy, failed, invalid
 from qwenvl.serve.exchange import Exchange, send_error
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
+from qwenvl.serve.media import Fetched, Fetches, remote_url
 from qwenvl.serve.metrics import Metrics
 from qwenvl.serve.routes import QUIET, methods_of, of_router, routes
 from qwenvl.serve.worker import Job, Steps, Worker
@@ -53,8 +55,6 @@ class ServeConfig:
     """Refuse keys of requests that are unknown, instead of naming them in the log."""
     guarded: bool = False
     """Whether there are API keys."""
-    pool: int = 2
-    """Threads that decode images and text; more where images are fetched, because fetching is waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class Api:
         guard: Guard,
         limits: Limits | None = None,
         log: Log | None = None,
+        fetcher: Fetches | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.guard = config, guard
@@ -91,7 +92,9 @@ class Api:
         self.metrics.unfinished.set_function(lambda: self.admission.answers)
         self.draining = False
         self.created = int(time.time())
-        self._pool = ThreadPoolExecutor(config.pool, "prepare")
+        self._pool = ThreadPoolExecutor(2, "prepare")
+        self._fetcher = fetcher
+        self._fetching = ThreadPoolExecutor(self.limits.fetches, "fetch")  # its threads start when it is used
         self._router = Router(routes(self), redirect_slashes=False)
 
     # === ASGI ===
@@ -110,7 +113,8 @@ class Api:
                 self.worker.start()
                 await send({"type": "lifespan.startup.complete"})
         await asyncio.to_thread(self.worker.stop)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._fetching):
+            pool.shutdown(wait=False, cancel_futures=True)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _door(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -239,6 +243,23 @@ class Api:
     async def in_pool(self, function: Callable[..., T], *args: Any) -> T:
         """What takes its time, in a thread of the pool, so that the event loop does not."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args))
+
+    async def fetched(self, sources: Sequence[object]) -> Fetched | None:
+        """The images of one request that are URLs; None where nothing is fetched. One thread at most waits for them.
+
+        Raises ApiError 429 where none was free for as long as a fetch may take.
+        """
+        urls = [url for url in map(remote_url, sources) if url is not None]
+        fetcher, asked = self._fetcher, time.monotonic()
+        if fetcher is None or not urls:
+            return None
+
+        def fetch() -> Fetched:
+            if time.monotonic() - asked > self.limits.fetch_seconds:
+                raise busy("Too many images are being fetched; try again later.", seconds=10)
+            return Fetched(urls, fetcher)
+
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, fetch)
 
     def measure(self, exchange: Exchange, job: Job, answers: Sequence[Answer], prompt_tokens: int) -> None:
         """Count what was done for a request, in metrics and log."""

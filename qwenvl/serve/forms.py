@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qwenvl.serve.answers import Answer, boxes, chat_logprobs, plain_logprobs
 from qwenvl.serve.limits import Limits
+from qwenvl.serve.media import Fetches
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, read_chat, read_completion
 from qwenvl.serve.sse import Chunks
 from qwenvl.tokenizer import Tokenizer
@@ -26,7 +27,11 @@ class Form(Protocol):
         """The typed request. Raises ApiError 400."""
         ...
 
-    def prepare(self, preparer: "Preparer", request: Any, salt: bytes) -> "Prepared":
+    def sources(self, request: Any) -> list[Any]:
+        """What stands for the images of a request."""
+        ...
+
+    def prepare(self, preparer: "Preparer", request: Any, salt: bytes, fetched: Fetches | None) -> "Prepared":
         """The request, ready for the engine. Raises ApiError 400."""
         ...
 
@@ -75,9 +80,17 @@ class Chat:
         """See `Form`."""
         return read_chat(data, limits, strict=strict)
 
-    def prepare(self, preparer: "Preparer", request: ChatRequest, salt: bytes) -> "Prepared":
+    def sources(self, request: ChatRequest) -> list[Any]:
         """See `Form`."""
-        return preparer.chat(request, salt)
+        return [
+            part.url for message in request.messages for part in message.parts if not isinstance(part, str)
+        ]
+
+    def prepare(
+        self, preparer: "Preparer", request: ChatRequest, salt: bytes, fetched: Fetches | None
+    ) -> "Prepared":
+        """See `Form`."""
+        return preparer.chat(request, salt, fetched)
 
     def begin(self, chunks: Chunks, prepared: "Prepared") -> bytes:
         """See `Form`."""
@@ -125,7 +138,13 @@ class Plain:
         """See `Form`."""
         return read_completion(data, limits, strict=strict)
 
-    def prepare(self, preparer: "Preparer", request: CompletionRequest, salt: bytes) -> "Prepared":
+    def sources(self, request: CompletionRequest) -> list[Any]:
+        """See `Form`."""
+        return []
+
+    def prepare(
+        self, preparer: "Preparer", request: CompletionRequest, salt: bytes, fetched: Fetches | None
+    ) -> "Prepared":
         """See `Form`."""
         return preparer.completion(request)
 

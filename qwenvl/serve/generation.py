@@ -71,7 +71,8 @@ class Generation:
     async def _answer(self, exchange: Exchange, wanted: Wanted, send: Send) -> None:
         api = self.api
         with api.metrics.prepare.time():
-            prepared = await api.in_pool(self.form.prepare, api.preparer, wanted, exchange.salt)
+            fetched = await api.fetched(self.form.sources(wanted))
+            prepared = await api.in_pool(self.form.prepare, api.preparer, wanted, exchange.salt, fetched)
         exchange.say(prompt_tokens=prepared.prompt_tokens, images=len(prepared.sizes))
         job = Job(rows=prepared.rows, salt=exchange.salt, whole=not wanted.stream)
         tokenizer = api.preparer.tokenizer

@@ -6,12 +6,11 @@ from qwenvl.chat import Assistant
 from qwenvl.generate.engine import Engine, EngineConfig
 from qwenvl.runtime import Runtime, ask_for_huge_pages, give_back_large_blocks
 from qwenvl.serve.app import Loaded
-from qwenvl.serve.media import Fetches
 from qwenvl.serve.requests import Preparer
 from qwenvl.serve.start import Start
 
 
-def load(start: Start, fetcher: Fetches | None) -> Loaded:
+def load(start: Start) -> Loaded:
     """Raises ValueError for what is no model, OSError for what cannot be read."""
     ask_for_huge_pages()
     give_back_large_blocks()
@@ -23,7 +22,6 @@ def load(start: Start, fetcher: Fetches | None) -> Loaded:
     preparer = Preparer(
         assistant=assistant,
         limits=start.limits,
-        fetcher=fetcher,
         raw_orientation=start.raw_orientation,
         context=min(start.context or engine.stats().cache_capacity, engine.stats().cache_capacity),
     )

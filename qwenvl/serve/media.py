@@ -10,6 +10,7 @@ and files of this machine.
 
 import binascii
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +54,27 @@ class Fetches(Protocol):
         """The bytes behind a URL. Raises RefusedMedia."""
 
 
+class Fetched:
+    """The images of one request that are URLs, fetched before any is opened: fetching waits, opening works."""
+
+    def __init__(self, urls: Iterable[str], fetcher: Fetches) -> None:
+        """In order, up to the first that is refused."""
+        self._found: dict[str, bytes | RefusedMedia] = {}
+        for url in dict.fromkeys(urls):
+            try:
+                self._found[url] = fetcher.fetch(url)
+            except RefusedMedia as error:
+                self._found[url] = error
+                return
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes behind a URL. Raises RefusedMedia as the fetcher did."""
+        found = self._found[url]
+        if isinstance(found, RefusedMedia):
+            raise found
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """An image of a request, ready for the model."""
@@ -79,13 +101,19 @@ def read_source(url: object, limits: Limits, fetcher: Fetches | None = None) -> 
     text = url.strip(" \t\r\n")
     if text[:5].lower() == "data:":
         return decode_data_url(text, limits)
-    if fetcher is not None and text[:8].lower().startswith(("https://", "http://")):
-        return fetcher.fetch(text)
+    if fetcher is not None and (remote := remote_url(text)) is not None:
+        return fetcher.fetch(remote)
     raise RefusedMedia(
         "An image is given as a data URL (data:image/png;base64,...); this server opens no files and "
         "fetches nothing but from hosts that it was started with.",
         "scheme",
     )
+
+
+def remote_url(url: object) -> str | None:
+    """What a fetcher would be asked for, where a source is a URL of the web."""
+    text = url.strip(" \t\r\n") if isinstance(url, str) else ""
+    return text if text[:8].lower().startswith(("https://", "http://")) else None
 
 
 def decode_data_url(url: str, limits: Limits) -> bytes:

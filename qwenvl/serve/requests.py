@@ -56,7 +56,6 @@ class Preparer:
 
     assistant: Assistant
     limits: Limits
-    fetcher: Fetches | None = None
     raw_orientation: bool = False
     context: int | None = None
     """Most tokens of prompt and answer together; None: what the model reads at most."""
@@ -80,11 +79,16 @@ class Preparer:
         said = f"{model.config} {model.llm.embed.weight.dtype}"
         return "fp_" + blake2b(said.encode(), digest_size=6).hexdigest()
 
-    def chat(self, request: ChatRequest, salt: bytes = b"") -> Prepared:
-        """Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer."""
+    def chat(self, request: ChatRequest, salt: bytes = b"", fetched: Fetches | None = None) -> Prepared:
+        """`fetched`: what has the images that are URLs.
+
+        Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer.
+        """
         uploads: dict[ImagePart, tuple[Image, Upload]] = {}
         talk = dialogue(
-            request.messages, lambda part: self._open(part, uploads, salt), continued=request.continued
+            request.messages,
+            lambda part: self._open(part, uploads, salt, fetched),
+            continued=request.continued,
         )
         rendered = self.render(talk)
         opened = {id(image): upload for image, upload in uploads.values()}
@@ -142,12 +146,18 @@ class Preparer:
 
     # === Parts ===
 
-    def _open(self, part: ImagePart, uploads: dict[ImagePart, tuple[Image, Upload]], salt: bytes) -> Image:
+    def _open(
+        self,
+        part: ImagePart,
+        uploads: dict[ImagePart, tuple[Image, Upload]],
+        salt: bytes,
+        fetched: Fetches | None,
+    ) -> Image:
         known = next((each for other, each in uploads.items() if other.url == part.url), None)
         if known is None:
             side = self.assistant.model.config.vision.image_size
             try:
-                data = read_source(part.url, self.limits, self.fetcher)
+                data = read_source(part.url, self.limits, fetched)
                 key = self._recent.key(data, salt)
                 upload = self._recent.get(key)
                 if upload is None:

@@ -86,7 +86,7 @@ class Start:
         def load() -> Loaded:
             from qwenvl.serve.loading import load
 
-            return load(self, fetcher)
+            return load(self)
 
         config = ServeConfig(
             name=self.name or self._own_name(),
@@ -94,10 +94,15 @@ class Start:
             rows=self.rows,
             strict=self.strict,
             guarded=keys is not None,
-            pool=2 + (self.limits.fetches if fetcher is not None else 0),
         )
         return Api(
-            load, config, guard=guard, limits=self.limits, log=Log(quiet=self.quiet), on_ready=on_ready
+            load,
+            config,
+            guard=guard,
+            limits=self.limits,
+            log=Log(quiet=self.quiet),
+            fetcher=fetcher,
+            on_ready=on_ready,
         )
 
     def _own_name(self) -> str:

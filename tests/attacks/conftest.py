@@ -1,39 +1,13 @@
-"""A server on a port of this machine whose engine says what a test wants, and remembers what reached it."""
+"""Bytes to the scripted server, and what it answers."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from serving import Running, ScriptedEngine, api_over, serving
+import scripted
+from serving import Running
 
-from qwenvl.chat import Assistant
-
-
-@pytest.fixture(scope="session")
-def assistant() -> Assistant:
-    return Assistant.load("tiny", device="cpu")
-
-
-@pytest.fixture(scope="session")
-def _shared(assistant: Assistant) -> Iterator[tuple[ScriptedEngine, Running]]:
-    engine = ScriptedEngine(lambda prompt, settings: [])
-    with serving(api_over(engine, assistant)) as running:
-        yield engine, running
-
-
-@pytest.fixture
-def engine(_shared: tuple[ScriptedEngine, Running], assistant: Assistant) -> ScriptedEngine:
-    """Says "It is a cat." unless told otherwise."""
-    engine, _ = _shared
-    engine.history.clear()
-    ids = assistant.tokenizer.encode("It is a cat.")
-    engine.seconds, engine.prefill, engine.script = 0.0, 1, lambda prompt, settings: ids
-    return engine
-
-
-@pytest.fixture
-def server(engine: ScriptedEngine, _shared: tuple[ScriptedEngine, Running]) -> Running:
-    return _shared[1]
+assistant, shared, engine, server = scripted.FIXTURES
 
 
 @pytest.fixture

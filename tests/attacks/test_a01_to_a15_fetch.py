@@ -7,12 +7,13 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hostile import Script, Web, says, web
 from PIL import Image
-from serving import Answered, Running, ScriptedEngine, api_over, serving
+from serving import Answered, Running, ScriptedEngine, api_over, data_url, serving
 
 from qwenvl.chat import Assistant
 from qwenvl.serve import fetch
@@ -453,6 +454,72 @@ def test_tls_is_for_the_name_not_for_the_address() -> None:
         listener.close()
     assert asked == ["images.example"] and found.dialled == [(PUBLIC, 443)]
     assert fetch._PORTS["https"] == 443
+
+
+def test_tls_with_a_trusted_certificate() -> None:
+    """An image comes through TLS from a host whose authority is trusted; for another name the same certificate is
+    refused, and so it is by who does not know the authority."""
+    here = Path(__file__).parent
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(here / "tls_images_example.pem")
+    trusting = ssl.create_default_context(cafile=here / "tls_authority.pem")
+    names = {"images.example": [[PUBLIC]], "other.example": [[PUBLIC]]}
+
+    def fetching(found: Web, context: ssl.SSLContext) -> Fetcher:
+        origins = map(Origin.parse, names)
+        return Fetcher(origins, LIMITS, resolve=found.resolve, dial=found.dial, context=context)
+
+    with web(says(image_bytes()), names, server) as found:
+        ours = fetching(found, trusting)
+        assert ours.fetch("https://images.example/cat.png") == image_bytes() and ours.fetched == 1
+        assert found.requests[0].startswith(b"GET /cat.png HTTP/1.1\r\nHost: images.example\r\n")
+        refused(ours, "https://other.example/cat.png", "connection")
+        refused(fetching(found, ssl.create_default_context()), "https://images.example/cat.png", "connection")
+    assert len(found.requests) == 1 and found.dialled == [(PUBLIC, 443)] * 3
+
+
+def test_a13_slow_hosts_hold_up_who_fetches_and_nobody_else(
+    assistant: Assistant, engine: ScriptedEngine
+) -> None:
+    """Fetching has threads of its own, a request at most one: while all of them wait, sent images are opened."""
+    held, waiting = threading.Event(), []
+
+    class Slow:
+        def fetch(self, url: str) -> bytes:
+            waiting.append(url)
+            held.wait(30)
+            return image_bytes()
+
+    def asked(running: Running, number: int) -> Answered:
+        parts = [
+            {"type": "image_url", "image_url": {"url": f"{ALLOWED}/{number}/{place}"}} for place in range(3)
+        ]
+        return running.chat(parts)
+
+    limits = Limits(fetches=2)
+    with (
+        serving(api_over(engine, assistant, fetcher=Slow(), limits=limits)) as running,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        answers = [clients.submit(asked, running, number) for number in range(8)]
+        running.until(lambda: len(waiting) == 2)
+        try:
+            sent = {"type": "image_url", "image_url": {"url": data_url(image_bytes())}}
+            assert running.chat([sent]).text == "It is a cat." and len(waiting) == 2
+        finally:
+            held.set()
+        assert {each.result().text for each in answers} == {"It is a cat."} and len(waiting) == 24
+    held.clear()
+    impatient = Limits(fetches=1, fetch_seconds=0.05)
+    with (
+        serving(api_over(engine, assistant, fetcher=Slow(), limits=impatient)) as running,
+        ThreadPoolExecutor(2) as clients,
+    ):
+        answers = [clients.submit(asked, running, number) for number in range(2)]
+        running.until(lambda: running.api._fetching._work_queue.qsize() == 1)
+        time.sleep(0.06)
+        held.set()
+        assert sorted(each.result().status for each in answers) == [200, 429]
 
 
 def test_a15_the_same_through_the_server(assistant: Assistant) -> None:

@@ -1,41 +1,17 @@
-"""The shipped model, and a server over an engine that says what a test wants."""
+"""What the scripted engine says, what reached it, and images to show it."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scripted
 from PIL import Image as pillow
-from serving import Running, ScriptedEngine, api_over, serving
+from serving import ScriptedEngine
 
 from qwenvl.chat import Assistant
 
-
-@pytest.fixture(scope="session")
-def assistant() -> Assistant:
-    return Assistant.load("tiny", device="cpu")
-
-
-@pytest.fixture(scope="session")
-def _shared(assistant: Assistant) -> Iterator[tuple[ScriptedEngine, Running]]:
-    engine = ScriptedEngine(lambda prompt, settings: [])
-    with serving(api_over(engine, assistant)) as running:
-        yield engine, running
-
-
-@pytest.fixture
-def engine(_shared: tuple[ScriptedEngine, Running]) -> ScriptedEngine:
-    engine, _ = _shared
-    engine.history.clear()
-    engine.seconds, engine.prefill = 0.0, 1
-    return engine
-
-
-@pytest.fixture
-def server(_shared: tuple[ScriptedEngine, Running], says: Callable[[str], None]) -> Running:
-    """A server whose engine says "It is a cat." unless listed otherwise."""
-    says("It is a cat.")
-    return _shared[1]
+assistant, shared, engine, server = scripted.FIXTURES
 
 
 @pytest.fixture
