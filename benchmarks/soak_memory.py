@@ -29,11 +29,13 @@ MOST = 0.05
 IMAGES = 10_000
 """Images that growth is said over, where a run had so many."""
 
-LEAST_IMAGES = 5_000
-"""Images of a run from which on its resident memory is judged: in fewer, whole pages outweigh what one image leaves."""
+AMOUNTS = {"resident": 5_000, "in_use": 200, "blocks": 200}
+"""What is judged by its growth -> images of a run from which on it is: before, kernels are still being made, and whole
+pages outweigh what one image leaves."""
 
-AMOUNTS = ("resident", "in_use", "blocks")
-COUNTS = ("threads", "files", "tensors")
+COUNTS = {"threads": 1, "files": 3, "tensors": 30}
+"""What is counted -> how many more there may be for a moment: a connection that is being closed, one prompt kept for
+another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +113,16 @@ def growth(rounds: Sequence[Round], amount: str) -> float:
 def kept(rounds: Sequence[Round]) -> list[str]:
     """What has grown, in a sentence each; nothing where all is flat."""
     found = []
-    for amount in AMOUNTS:
-        if amount == "resident" and rounds[-1].images < LEAST_IMAGES:
-            continue
-        if (more := growth(rounds, amount)) > MOST:
+    for amount, least in AMOUNTS.items():
+        if rounds[-1].images >= least and (more := growth(rounds, amount)) > MOST:
             found.append(
                 f"{amount} grows by {more:.1%}, more than {MOST:.0%}, over as many images as the run had"
             )
     settled = _settled(rounds)
-    for count in COUNTS:
+    for count, slack in COUNTS.items():
         seen = [each.held[count] for each in settled if count in each.held]
-        if len(seen) > 2 and seen[-1] > max(seen[: len(seen) // 2]):
-            found.append(
-                f"there are {seen[-1]:g} {count}, after at most {max(seen[: len(seen) // 2]):g} before"
-            )
+        if len(seen) > 1 and seen[-1] > (before := max(seen[: len(seen) // 2])) + slack:
+            found.append(f"there are {seen[-1]:g} {count}, after at most {before:g} before")
     return found
 
 

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -65,12 +67,14 @@ def test_ten_thousand_images_are_judged(judge: ModuleType, kept: int, blocks: in
 
 
 @pytest.mark.parametrize("count", ["threads", "files", "tensors"])
-def test_one_more_of_what_is_counted_is_said(judge: ModuleType, count: str) -> None:
-    rounds = [judge.Round(images=10 * number, held=dict(COUNTS)) for number in range(9)]
-    assert judge.kept(rounds) == []
-    held = COUNTS | {count: COUNTS[count] + 1}
-    rounds += [judge.Round(images=100 + number, held=held) for number in range(1)]
-    assert judge.kept(rounds) == [f"there are {held[count]} {count}, after at most {COUNTS[count]} before"]
+def test_one_more_of_each_image_is_said_in_the_shortest_run(judge: ModuleType, count: str) -> None:
+    def rounds(more: Callable[[int], int]) -> list[Any]:
+        counts = [COUNTS | {count: COUNTS[count] + more(images)} for images in range(0, 90, 10)]
+        return [judge.Round(images=10 * number, held=held) for number, held in enumerate(counts)]
+
+    assert judge.kept(rounds(lambda images: images % 20 // 10)) == []
+    said = f"there are {COUNTS[count] + 80} {count}, after at most {COUNTS[count] + 40} before"
+    assert judge.kept(rounds(lambda images: images)) == [said]
 
 
 KEEPER = """
