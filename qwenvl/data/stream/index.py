@@ -6,9 +6,10 @@
     parquet             row group, and row in it
     folder              number of the key in their order, and 0
 
-The table is made once and kept beside the shard as `.NAME.index.npy` (in the user's cache where the folder cannot be
-written). Its first row is the size and the time of the shard that it was made from: a shard that changed is read anew.
-What is packed (.tar.gz, .jsonl.gz) is unpacked once, to `.NAME.unpacked` in the same place, and read from there.
+The table is made once and kept beside the shard as `.NAME.index.npy` (in the user's cache, or a temporary folder of the
+user's, where that cannot be written). Its first row is the size and the time of the shard that it was made from: a
+shard that changed is read anew. What is packed (.tar.gz, .jsonl.gz) is unpacked once, to `.NAME.unpacked` in the same
+place, and read from there.
 """
 
 import gzip
@@ -99,18 +100,21 @@ def _stamp(shard: Path) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns ^ RULES]
 
 
-def _kept(shard: Path, what: str) -> tuple[Path, Path]:
-    """Where something about a shard is kept: beside it, or in the cache."""
+def _kept(shard: Path, what: str) -> tuple[Path, ...]:
+    """Where something about a shard is kept: beside it, or in a cache; the first that can be written."""
     name = hashlib.blake2b(str(shard.resolve()).encode(), digest_size=12).hexdigest()
-    return shard.with_name(f".{shard.name}.{what}"), _cache() / "qwenvl" / "index" / f"{name}.{what}"
+    caches = (cache / "qwenvl" / "index" / f"{name}.{what}" for cache in _caches())
+    return shard.with_name(f".{shard.name}.{what}"), *caches
 
 
-def _cache() -> Path:
-    """The user's cache; a folder for temporary files where the user has no home, as in a container."""
+def _caches() -> list[Path]:
+    """The user's cache, and a folder for temporary files: services and containers have no home, or one in name only."""
     if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named)
-    home = os.path.expanduser("~")
-    return Path(home, ".cache") if home != "~" else Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+        return [Path(named)]
+    home, spare = os.path.expanduser("~"), Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    known = [Path(home, ".cache")] if home != "~" else []
+    foreign = os.path.lexists(spare) and spare.lstat().st_uid != os.getuid()
+    return known if foreign else [*known, spare]
 
 
 def _read(file: Path) -> NDArray[np.int64] | None:

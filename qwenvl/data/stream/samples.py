@@ -90,10 +90,13 @@ def _of_tar(shard: Path, first: int, length: int) -> Sample:
             raise Unusable("file too large", f"{member.name}, {member.size:,} bytes")
         files[suffix] = Located(shard, member.first, member.size, member.name)
     parts = parts_of(tuple(files))
-    if parts.columns is not None:
-        columns = _json(files[parts.columns].read())
-    if parts.text is not None:
-        text = _utf8(files[parts.text].read())
+    try:
+        if parts.columns is not None:
+            columns = _json(files[parts.columns].read())
+        if parts.text is not None:
+            text = _utf8(files[parts.text].read())
+    except Unusable as reason:
+        raise Unusable(reason.kind, f"sample {key}: {reason.detail}") from None
     if text is not None:
         columns = {**columns, "text": text}
     images: dict[str, Located | Path] = {files[suffix].name: files[suffix] for suffix in parts.images}
@@ -108,8 +111,8 @@ def _of_folder(folder: Path, number: int) -> Sample:
         columns = _json(read_limited(files[parts.columns], LARGEST)) if parts.columns is not None else {}
         if parts.text is not None:
             columns = {**columns, "text": _utf8(read_limited(files[parts.text], LARGEST))}
-    except Unusable:
-        raise
+    except Unusable as reason:
+        raise Unusable(reason.kind, f"sample {key}: {reason.detail}") from None
     except ValueError as error:
         raise Unusable("file too large", str(error)) from None
     images: dict[str, Located | Path] = {files[suffix].name: files[suffix] for suffix in parts.images}

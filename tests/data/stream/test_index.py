@@ -1,14 +1,19 @@
 """Any sample of a shard is read without the others, and is what a reader of the whole shard finds."""
 
+import gzip
 import io
 import json
+import os
 import tarfile
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from qwenvl.data.faults import Unusable
 from qwenvl.data.shards import find_shards
+from qwenvl.data.stream import index
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.samples import Sample, read_sample
 from qwenvl.data.tars import SKIMMED, write_tar
@@ -35,6 +40,52 @@ def test_pairs_in_a_tar(tmp_path: Path) -> None:
     assert [each.columns["text"] for each in found] == [f"text {k}" for k in range(7)]
     assert [next(iter(each.images.values())).read() for each in found] == [jpeg(k) for k in range(7)]
     assert found[3].where == "a.tar, 000003"
+
+
+def test_a_packed_shard_in_a_folder_that_cannot_be_written_is_read_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services have a home in name only (`/nonexistent`); what another user has put into the folder for temporary files
+    is not read."""
+    shard = pairs_tar(tmp_path / "data" / "a.tar", ["one", "two"])
+    packed = shard.with_name("a.tar.gz")
+    packed.write_bytes(gzip.compress(shard.read_bytes()))
+    shard.unlink()
+    (tmp_path / "no-home").touch()
+    (tmp_path / "temp").mkdir()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "no-home"))
+    monkeypatch.setattr(index.tempfile, "gettempdir", lambda: str(tmp_path / "temp"))
+    written = index.atomic
+
+    def refuse(path: Path, **options: bool) -> AbstractContextManager[IO[bytes]]:
+        if path.parent == shard.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return written(path, **options)
+
+    monkeypatch.setattr(index, "atomic", refuse)
+    assert [each.columns["text"] for each in samples(packed)] == ["one", "two"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["a.tar.gz"]
+    spare = tmp_path / "temp" / f"cache-{os.getuid()}"
+    assert len(list(spare.rglob("*.npy"))) == 2
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    spare.rename(tmp_path / "temp" / f"cache-{os.getuid()}")
+    packed.touch()
+    with pytest.raises(OSError, match="no-home"):
+        samples(packed)
+
+
+def test_the_sample_of_a_folder_or_a_tar_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(jpeg(0))
+    (tmp_path / "a.json").write_text("{broken")
+    with write_tar(tmp_path / "b.tar") as tar:
+        tar.add("x/b.jpg", jpeg(0))
+        tar.add("x/b.txt", b"\xff")
+    with pytest.raises(Unusable, match="sample x/b: it is not UTF-8"):
+        samples(tmp_path / "b.tar")
+    with pytest.raises(Unusable, match="sample a: it is not valid"):
+        samples(tmp_path)
 
 
 def test_text_files_long_names_folders_and_large_files(tmp_path: Path) -> None:
