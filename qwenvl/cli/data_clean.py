@@ -49,7 +49,7 @@ def data_clean(
         executor: Here (inline), in processes of this machine, or on Ray.
         workers: Processes, or CPUs of a local Ray; 2 by default.
         clip: CLIP model for pairs without a score: a folder or a hub id that transformers can load.
-        benchmarks: Folder of texts and images that must not be trained on.
+        benchmarks: Folder of texts, tables, JSON and images that must not be trained on.
         decode: Decode every image instead of those in doubt.
         aside: Whose bytes are kept aside: of samples that failed, or of all that are dropped (for `data inspect`).
         images: Folder below which paths of images may lead, beside that of their shard.

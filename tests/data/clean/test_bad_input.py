@@ -1,5 +1,6 @@
 """What cannot be read is counted with a reason, and the rest of the shard survives."""
 
+import gzip
 import io
 import json
 import struct
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image as pillow
 
 from qwenvl.cli import main
+from qwenvl.data.clean.contamination import Benchmarks, not_in
 from qwenvl.data.clean.images import BadImage, difference_hash, measure
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.parquet import write_parquet
@@ -322,6 +324,36 @@ def test_f80_f98_no_command_of_cleaning_starts_another_program(
         "a benchmark that cannot be seen"
     )
     assert not started
+
+
+def test_what_benchmarks_say_is_read_whatever_file_it_stands_in(tmp_path: Path) -> None:
+    """Texts, tables, JSON, packed lines; none that is there goes unread, and a damaged one is named."""
+    bench = tmp_path / "bench"
+    (bench / "deep").mkdir(parents=True)
+    things = ("bus", "dog", "cat", "cup", "hat", "jar")
+    said = [f"a {thing} stands by a door in rain" for thing in things]
+    (bench / "a.txt").write_bytes(b"\xef\xbb\xbf" + said[0].encode() + b"\r\n")
+    (bench / "b.json").write_text(json.dumps({"questions": [{"question": said[1]}]}))
+    (bench / "c.jsonl").write_text(json.dumps([said[2]]) + "\n")
+    (bench / "deep" / "d.jsonl.gz").write_bytes(gzip.compress(json.dumps({"q": said[3]}).encode()))
+    (bench / "e.tsv").write_text(f"1\t{said[4]}\tx\n")
+    (bench / "._a.txt").write_bytes(b"\xff")
+    image = encoded("PNG", (300, 300))
+    (bench / "f.PNG").write_bytes(image)
+    rule = not_in(Benchmarks.read(bench))
+    dropped = [rule(Pair(key="k", text=text)) is not None for text in said]
+    assert dropped == [True, True, True, True, True, False]
+    assert "looks like" in (rule(Pair(key="k", text="other", image=image)) or "")
+    for name, content, message in (
+        ("g.parquet", b"x", r"g\.parquet is among the benchmarks, .* 1 of 7 files"),
+        ("g.txt", b"\xff", r"g\.txt is not UTF-8"),
+        ("g.jpg", b"\xff\xd8x", r"g\.jpg: .* must be whole"),
+        ("g.jsonl", b"{", r"g\.jsonl, line 1"),
+    ):
+        (bench / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            Benchmarks.read(bench)
+        (bench / name).unlink()
 
 
 def with_chunk(png: bytes, kind: bytes, data: bytes, *, right: bool = True) -> bytes:
