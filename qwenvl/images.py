@@ -54,22 +54,30 @@ MAX_WEBP_RATIO = 100_000
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 
+RGB: TypeAlias = tuple[int, int, int]
+"""Levels of red, green and blue, 0 to 255."""
+
+WHITE: RGB = (255, 255, 255)
+
 T = TypeVar("T")
 
 
-def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ...] = FORMATS) -> pillow.Image:
+def open_image(
+    source: Source, *, cut_deep: bool = False, formats: tuple[str, ...] = FORMATS, ground: RGB | None = None
+) -> pillow.Image:
     """The image in RGB, as the official code sees it: alpha dropped (not composited), no EXIF rotation.
 
-    Of an animation, the first frame. Grey of more than 8 bits is scaled (`_eight_bits`); the official code cuts it off
-    at 255, which leaves white, and so does `cut_deep`, for comparisons with it. What a PNG says beside its pixels
-    (texts, profiles) may be damaged. A Pillow image that is RGB already is returned itself, not
+    With a `ground`, what is transparent shows that colour instead: the official code shows whatever colour lies under
+    it, which is mostly black. Of an animation, the first frame. Grey of more than 8 bits is scaled (`_eight_bits`); the
+    official code cuts it off at 255, which leaves white, and so does `cut_deep`, for comparisons with it. What a PNG
+    says beside its pixels (texts, profiles) may be damaged. A Pillow image that is RGB already is returned itself, not
     copied. Raises ValueError for whatever is not an image in one of `formats`, is damaged, has no pixels or too many.
     """
     if isinstance(source, pillow.Image):
         _require_known(source)
-        return _decoded(source, "the Pillow image", cut_deep)
+        return _decoded(source, "the Pillow image", cut_deep, ground)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, ground)
     if isinstance(source, str) and _URL.match(source):
         raise ValueError(
             f"An image was given as the URL {_short(source)!r}; images are never fetched: "
@@ -81,7 +89,7 @@ def open_image(source: Source, *, cut_deep: bool = False, formats: tuple[str, ..
             "give a path, the bytes of a file, a Pillow image or a uint8 array."
         )
     with opened(source, formats) as image:
-        return _decoded(image, _name(source), cut_deep)
+        return _decoded(image, _name(source), cut_deep, ground)
 
 
 @contextmanager
@@ -240,7 +248,22 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _decoded(image: pillow.Image, name: str, cut_deep: bool = False) -> pillow.Image:
+def is_transparent(image: pillow.Image) -> bool:
+    """Whether an image, opened or decoded, may have pixels that let the ground through."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def over(image: pillow.Image, ground: RGB) -> pillow.Image:
+    """The image over a plain colour."""
+    layer = image.convert("RGBA")
+    canvas = pillow.new("RGB", layer.size, ground)
+    canvas.paste(layer, (0, 0), layer)
+    return canvas
+
+
+def _decoded(
+    image: pillow.Image, name: str, cut_deep: bool = False, ground: RGB | None = None
+) -> pillow.Image:
     width, height = image.size
     if width * height == 0:
         raise UnreadableImage(
@@ -249,6 +272,8 @@ def _decoded(image: pillow.Image, name: str, cut_deep: bool = False) -> pillow.I
         )
     _require_size(width, height, name, MAX_PIXELS)
     _guard(image.load, name)
+    if ground is not None and is_transparent(image):
+        return _guard(lambda: over(image, ground), name)
     if image.mode == "RGB":
         return image
     deep = image.mode.startswith(("I", "F")) and not cut_deep
@@ -310,7 +335,7 @@ def _no_image(name: str) -> UnreadableImage:
     )
 
 
-def _from_array(array: np.ndarray) -> pillow.Image:
+def _from_array(array: np.ndarray, ground: RGB | None) -> pillow.Image:
     shape, dtype = tuple(array.shape), array.dtype
     if dtype != np.uint8:
         raise ValueError(
@@ -332,7 +357,7 @@ def _from_array(array: np.ndarray) -> pillow.Image:
         )
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
-    return _decoded(pillow.fromarray(np.ascontiguousarray(array)), "the array")
+    return _decoded(pillow.fromarray(np.ascontiguousarray(array)), "the array", ground=ground)
 
 
 def _too_large(name: str, size: str, limit: int) -> str:

@@ -1,8 +1,11 @@
 """`qwenvl data mix`: the mixtures of Tables 2 and 3 from the sources at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qwenvl.data.mixtures import Row
 
 
 def data_mix(
@@ -45,8 +48,8 @@ def data_mix(
     sources = mixtures.index(records, rows, images, leave_out=out)
     if not sources.groups:
         raise ValueError(
-            f"none of the samples belongs to a row of the table `{table}`"
-            f"{_held(sources.unused)}; dialogues are for `qwenvl finetune` and stage 3, which read them as they are."
+            f"none of the samples belongs to a row of the table `{table}`: found {_held(sources.unused)}, "
+            f"{_expected(table, rows)}; dialogues are for `qwenvl finetune` and stage 3, which read them as they are."
         )
     count = mixtures.natural_total(sources.groups, rows) if total is None else total
     shares = mixtures.quotas(sources.groups, rows, count)
@@ -63,7 +66,8 @@ def data_mix(
     print(printable(mixtures.compare(sources.groups, shares, rows), lines=True))
     for kind, number in sorted(sources.unused.items()):
         print(
-            f"not used: {number:,} records of {printable(kind) or '(no name)'}: no row of the table `{table}`"
+            f"not used: {number:,} records of {printable(kind) or '(no name)'}: no row of the table `{table}`, "
+            f"{_expected(table, rows)}"
         )
     for kind, (number, first) in sources.unusable.items():
         print(f"unusable: {number:,} of {kind}, such as {printable(first)}")
@@ -80,4 +84,12 @@ def _held(unused: Mapping[str, int]) -> str:
 
     most = sorted(unused.items(), key=lambda each: (-each[1], each[0]))[:3]
     said = [f"{number:,} x {printable(kind or '(no name)')}" for kind, number in most]
-    return f" ({', '.join(said)})" if said else ""
+    return (
+        ", ".join(said) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "") if said else "nothing"
+    )
+
+
+def _expected(table: str, rows: Sequence["Row"]) -> str:
+    """What the table has rows for, and by what a sample belongs to one."""
+    by = "the `source` of captions" if table == "pretraining" else "the format of a record"
+    return f"which goes by {by}; expected {', '.join(row.name for row in rows)}"

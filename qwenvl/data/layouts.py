@@ -27,6 +27,7 @@ from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.lookup import BASE64_IMAGE, Lookup, names_in
 from qwenvl.data.messages import ASKED, MESSAGES, dialogue_of
 from qwenvl.data.records import (
+    KINDS,
     Caption,
     Dialogue,
     Language,
@@ -194,7 +195,7 @@ def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record
     if "record" in columns:
         named_format = str(columns.pop("format", ""))
         return _numbered(from_values(columns.pop("record"))), named_format, []
-    if "kind" in columns and not columns.keys() & {*MESSAGES, _QUESTION}:
+    if _is_record(columns, sample) and not columns.keys() & {*MESSAGES, _QUESTION}:
         record = from_values(sample.columns)
         columns.clear()
         return _numbered(record), "", []
@@ -204,6 +205,11 @@ def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record
     if _QUESTION in columns and columns.keys() & {*_ANSWERS}:
         return _question(columns, offered), "", offered
     return _caption(columns, sample, offered, epoch), "", offered
+
+
+def _is_record(columns: Mapping[str, Any], sample: Sample) -> bool:
+    """Whether `kind` says which record it is, and not which kind of image lies beside the columns in its shard."""
+    return "kind" in columns and (columns["kind"] in KINDS or "image" in columns or not sample.images)
 
 
 def _numbered(record: Record) -> Record:

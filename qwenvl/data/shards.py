@@ -69,7 +69,8 @@ def find_shards(source: str | Path, *, deep: bool = False) -> list[Path]:
 
     Sorted by path, so that the order of samples is the same on every machine. Fine-tuning JSON counts by its name
     alone; what stands beside a shard and belongs to it (`without_sidecars`) does not count, nor does what `qwenvl data
-    clean` put aside. A folder of loose samples is a shard itself, unless `deep`. Raises ValueError where there is none.
+    clean` put aside and what `qwenvl data fetch` keeps beside its shards. A folder of loose samples is a shard itself,
+    unless `deep`. Raises ValueError where there is none.
     """
     path = Path(source)
     if path.is_file():
@@ -117,12 +118,26 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _is_put_aside(path: Path, source: Path) -> bool:
-    """Whether a file is hidden, or one of those that cleaning keeps beside its output."""
+    """Whether a file is hidden, or one of those that cleaning and fetching keep beside their output."""
     below = path.relative_to(source).parts if path.is_relative_to(source) else (path.name,)
-    return any(part.startswith(".") for part in below) or any(
-        folder.name in ("aside", "survey", "done") and (folder.parent / "cleaning.json").exists()
-        for folder in path.parents
-        if folder != source and folder.is_relative_to(source)
+    return (
+        any(part.startswith(".") for part in below)
+        or any(
+            folder.name in ("aside", "survey", "done") and (folder.parent / "cleaning.json").exists()
+            for folder in path.parents
+            if folder != source and folder.is_relative_to(source)
+        )
+        or _is_index_or_package(path)
+    )
+
+
+def _is_index_or_package(path: Path) -> bool:
+    """Whether a file is an index of fetched shards, or a package that they were made of."""
+    lists = SUFFIXES.get(suffix_of(path) or "") == "lines" and path.parent
+    packed = path.parent.name == "packages" and path.parent.parent
+    return any(
+        folder and (folder / "index.jsonl").exists() and (folder / "ATTRIBUTION.md").exists()
+        for folder in (lists, packed)
     )
 
 

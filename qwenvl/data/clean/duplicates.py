@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwenvl.data.clean.images import difference_hash
+from qwenvl.data.clean.images import THUMBNAIL, alike, look
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair
 
@@ -27,10 +27,11 @@ SHINGLE = 5
 def signature_type(thresholds: Thresholds) -> np.dtype:
     """Fields of a signature: only what the rules that are on need."""
     fields: list[tuple[str, object]] = [
-        ("ordinal", "<u4"), ("image", "<u8"), ("text", "<u8"), ("words", "<u8"), ("length", "<u4")
+        ("ordinal", "<u4"), ("image", "<u8"), ("text", "<u8"), ("words", "<u8"), ("length", "<u4"), ("title", "<u8"),
+        ("key", f"S{KEY}"),
     ]  # fmt: skip
     if thresholds.near_images is not None:
-        fields.append(("look", "<u8"))
+        fields += [("look", "<u8"), ("thumbnail", "u1", (THUMBNAIL,))]  # type: ignore[list-item]
     if thresholds.near_texts is not None:
         fields.append(("minhash", "<u4", (PERMUTATIONS,)))  # type: ignore[arg-type]
     return np.dtype(fields)
@@ -40,7 +41,7 @@ def wanted(thresholds: Thresholds) -> bool:
     """Whether any rule needs the survey."""
     t = thresholds
     return any((t.longest_text, t.exact_duplicates, t.duplicate_text)) or not (
-        t.near_images is None and t.near_texts is None
+        t.near_images is None and t.near_texts is None and t.template_titles is None
     )
 
 
@@ -48,13 +49,26 @@ def signature(pair: Pair, ordinal: int, thresholds: Thresholds) -> tuple[object,
     """The signature of a pair, the `ordinal`-th sample of its shard."""
     identity = pair.image if pair.image is not None else (pair.url or pair.key).encode()
     values: list[object] = [
-        ordinal, _hash(identity), _hash(pair.text.encode()), _hash(normalised(pair.text).encode()), len(pair.text)
+        ordinal, _hash(identity), _hash(pair.text.encode()), _hash(normalised(pair.text).encode()), len(pair.text),
+        _hash(f"{pair.source}\0{title(pair.text)}".encode()), pair.key.encode()[:KEY],
     ]  # fmt: skip
     if thresholds.near_images is not None:
-        values.append(difference_hash(pair.image) if pair.image is not None else _hash(identity))
+        nothing = np.zeros(THUMBNAIL, np.uint8)
+        values += look(pair.image) if pair.image is not None else (_hash(identity), nothing)
     if thresholds.near_texts is not None:
         values.append(minhash(normalised(pair.text)))
     return tuple(values)
+
+
+KEY = 64
+"""Bytes of a key that a signature keeps, to say which sample came before."""
+
+_FIGURES = re.compile(r"\d+")
+
+
+def title(text: str) -> str:
+    """What texts have in common that one template made: figures aside, and case and signs."""
+    return _FIGURES.sub("0", normalised(text))
 
 
 _SIGNS = re.compile(r"[\W_]+")
@@ -94,6 +108,8 @@ class Loser(NamedTuple):
     ordinal: int
     rule: str
     reason: str
+    before: tuple[int, str] | None = None
+    """Shard and key of the one that came before, or is kept instead."""
 
 
 def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator[Loser]:
@@ -103,71 +119,90 @@ def losers(signatures: Sequence[np.ndarray], thresholds: Thresholds) -> Iterator
     every = np.concatenate(signatures)
     shard = np.repeat(np.arange(len(signatures)), [len(each) for each in signatures])
     alive = np.ones(len(every), dtype=bool)
-    rounds = (
-        (
-            thresholds.exact_duplicates,
-            "exact duplicates",
-            "the same image and text came before",
-            _not_first_pair,
-        ),
-        (thresholds.longest_text, "longest text", "a longer text of this image is kept", _not_longest),
-        (thresholds.duplicate_text, "duplicate text", "the same text came before", _not_first_text),
-        (thresholds.near_texts is not None, "near texts", "almost the same text came before", _near_texts),
-        (
-            thresholds.near_images is not None,
-            "near images",
-            "almost the same image came before",
-            _near_images,
-        ),
-    )
-    for on, rule, reason, find in rounds:
-        if not on:
+    for name, rule, reason, find in ROUNDS:
+        if getattr(thresholds, name) in (None, False):
             continue
         places = np.flatnonzero(alive)
-        lost = places[find(every[places], thresholds)]
-        alive[lost] = False
-        for place in lost:
-            yield Loser(int(shard[place]), int(every["ordinal"][place]), rule, reason)
+        if not len(places):
+            return
+        instead = find(every[places], thresholds)
+        lost = np.flatnonzero(instead != KEPT)
+        alive[places[lost]] = False
+        for place, winner in zip(places[lost], instead[lost], strict=True):
+            before = None if winner == NOBODY else places[winner]
+            kept = None if before is None else (int(shard[before]), _key(every["key"][before]))
+            yield Loser(int(shard[place]), int(every["ordinal"][place]), rule, reason, kept)
 
 
-def _not_longest(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
+KEPT, NOBODY = -1, -2
+"""In the place of the pair that one loses to: it does not lose; it loses and nothing is kept instead."""
+
+
+def _key(raw: bytes) -> str:
+    return raw.decode("utf-8", "ignore")
+
+
+def _templates(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
+    _, which, counts = np.unique(found["title"], return_inverse=True, return_counts=True)
+    most = thresholds.template_titles
+    assert most is not None
+    return np.where(counts[which] >= most, NOBODY, KEPT)
+
+
+def _not_longest(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
     order = np.lexsort((np.arange(len(found)), -found["length"].astype(np.int64), found["image"]))
     return _not_first_of(found["image"][order], order)
 
 
-def _not_first_pair(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _not_first_pair(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
     both = found["image"] ^ (found["text"] * np.uint64(0x9E3779B97F4A7C15))
     order = np.argsort(both, kind="stable")
     return _not_first_of(both[order], order)
 
 
-def _not_first_text(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _not_first_text(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
     order = np.argsort(found["words"], kind="stable")
     return _not_first_of(found["words"][order], order)
 
 
-def _not_first_of(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.bool_]:
-    lost = np.zeros(len(order), dtype=bool)
-    lost[order[1:]] = keys[1:] == keys[:-1]
-    return lost
+def _not_first_of(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of places in order, with equal keys side by side: the first of the same key, for all but that one."""
+    first = np.concatenate([[True], keys[1:] != keys[:-1]])
+    instead = np.full(len(order), KEPT)
+    leader = order[np.flatnonzero(first)[np.cumsum(first) - 1]]
+    instead[order[~first]] = leader[~first]
+    return instead
 
 
-def _near_images(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Two hashes that differ in at most `most` bits agree in one of `most + 1` bands: only those are compared."""
+def _near_images(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
+    """Two hashes that differ in at most `most` bits agree in one of `most + 1` bands: only those are compared.
+
+    What hashes alike must look alike too: of line drawings on white most hashes are. Several texts of one image stand
+    side by side, and stay or go together.
+    """
+    begins = np.concatenate([[True], found["image"][1:] != found["image"][:-1]])
+    firsts = np.flatnonzero(begins)
     most = thresholds.near_images
     assert most is not None
+    instead = _near_among(found[firsts], most)
+    instead = np.where(instead == KEPT, KEPT, firsts[instead])
+    return instead[np.cumsum(begins) - 1]
+
+
+def _near_among(found: np.ndarray, most: int) -> NDArray[np.int64]:
     bands = [(64 * k // (most + 1), 64 * (k + 1) // (most + 1)) for k in range(most + 1)]
-    looks = [int(look) for look in found["look"]]
+    looks, thumbnails = [int(each) for each in found["look"]], found["thumbnail"]
 
     def keys(place: int) -> list[tuple[int, int]]:
         return [(k, looks[place] >> low & ((1 << (high - low)) - 1)) for k, (low, high) in enumerate(bands)]
 
-    return _first_of_each_kind(
-        len(found), keys, lambda one, other: (looks[one] ^ looks[other]).bit_count() <= most
-    )
+    def same(one: int, other: int) -> bool:
+        return (looks[one] ^ looks[other]).bit_count() <= most and alike(thumbnails[one], thumbnails[other])
+
+    return _first_of_each_kind(len(found), keys, same)
 
 
-def _near_texts(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _near_texts(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.int64]:
     """MinHash in 16 bands of 4: texts with a similarity of 0.8 share a band with a probability of 0.9998."""
     least = thresholds.near_texts
     assert least is not None
@@ -182,15 +217,26 @@ def _near_texts(found: np.ndarray, thresholds: Thresholds) -> NDArray[np.bool_]:
     )
 
 
-def _first_of_each_kind(count: int, keys, alike) -> NDArray[np.bool_]:  # type: ignore[no-untyped-def]
-    """True for those that are alike to an earlier one that stays; candidates are those that share a key."""
+def _first_of_each_kind(count: int, keys, same) -> NDArray[np.int64]:  # type: ignore[no-untyped-def]
+    """For those that are the same as an earlier one that stays, that one; candidates are those that share a key."""
     kept: dict[tuple[int, int], list[int]] = {}
-    lost = np.zeros(count, dtype=bool)
+    instead = np.full(count, KEPT)
     for place in range(count):
         mine = keys(place)
-        candidates = {other for key in mine for other in kept.get(key, ())}
-        lost[place] = any(alike(place, other) for other in candidates)
-        if not lost[place]:
+        candidates = sorted({other for key in mine for other in kept.get(key, ())})
+        instead[place] = next((other for other in candidates if same(place, other)), KEPT)
+        if instead[place] == KEPT:
             for key in mine:
                 kept.setdefault(key, []).append(place)
-    return lost
+    return instead
+
+
+ROUNDS = (
+    ("template_titles", "template titles", "one source uses this title again and again", _templates),
+    ("exact_duplicates", "exact duplicates", "the same image and text came before", _not_first_pair),
+    ("longest_text", "longest text", "a longer text of this image is kept", _not_longest),
+    ("duplicate_text", "duplicate text", "the same text came before", _not_first_text),
+    ("near_texts", "near texts", "almost the same text came before", _near_texts),
+    ("near_images", "near images", "almost the same image came before", _near_images),
+)
+"""Threshold, name of the rule, reason, and what finds the losers, in the order of `pipeline.GLOBAL_RULES`."""

@@ -86,6 +86,12 @@ _TOP = "com|net|org|info|biz|edu|gov|io|cn|ru|de|fr|jp|co|uk|tv|me"
 _FILE = "jpe?g|png|gif|bmp|tiff?|webp|svg|psd|pdf|docx?|mp4|html?|php|aspx?"
 _EXTENSION = re.compile(rf"\.(?:{_FILE})\b", re.IGNORECASE)
 _DOMAIN = re.compile(rf"\w\.(?:{_TOP})\b", re.IGNORECASE)
+_NAMED_AFTER = (
+    r"(?!(?-i:(?<!\S)(?<![-–—|:/@] )(?<!(?i:from) )(?<!(?i:by|on|at|in) )(?<!(?i:via) )"
+    rf"[A-Z][\w-]*\.(?:{_TOP})(?= [^\W\d_]| ?$)(?! (?:[-–—|:]))))"
+)
+"""Not before a name that happens to be a domain ("OpenOffice.org logo"); in "cat | Example.com" it is none."""
+
 _CAMERA = re.compile(
     r"(?:IMG|DSC|PICT|MVI|GOPR|image|img|pic|photo|untitled|screenshot|Screenshot|mmexport)[-_ ]?\(?\d{3,}"
 )
@@ -122,7 +128,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "domain",
         lambda t: "." in t and _DOMAIN.search(t),
-        re.compile(rf"(?<![\w-])(?<![\w-]\.)(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I),
+        re.compile(rf"{_NAMED_AFTER}(?<![\w-])(?<![\w-]\.)(?:[\w-]+\.)+(?:{_TOP})\b(?:/\S*)?", re.I),
         " ",
     ),
     Pattern("camera name", _CAMERA.search, re.compile(rf"{_CAMERA.pattern}\w*\)?"), " "),
@@ -130,14 +136,16 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("boilerplate", _hints_at_boilerplate, _BOILERPLATE, " "),
     Pattern(
         "repeated signs",
-        re.compile(r"[!?.,_=*~|+#-]{3,}").search,
-        re.compile(r"([!?.,_=*~|+#-])\1{2,}"),
-        r"\1",
+        re.compile(r"[!?,_=*~|+#-]{3,}|\.{4,}").search,
+        re.compile(r"([!?,_=*~|+#-])\1{2,}|(\.\.\.)\.+"),  # three dots are a sign: "Some like it hot..."
+        r"\1\2",
     ),
 )
 """What is cut out, in this order."""
 
-_EMPTY_BRACKETS = re.compile(r"\(\s*\)|\[\s*\]|\{\s*\}|（\s*）|【\s*】|\"\s*\"")
+_EMPTY_BRACKETS = re.compile(
+    r"(?i)\(\s*(?:(?:e-?mail|mail|url|web|www|source|via|from)\s*:?)?\s*\)|\[\s*\]|\{\s*\}|（\s*）|【\s*】|\"\s*\""
+)
 _ENDS = " \t|-–—_,;:/\\•·*~=>+&，、；："
 _HAN_REPEATED = re.compile(r"([^\s\d]{2,8}?)\1{2,}")
 

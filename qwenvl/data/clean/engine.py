@@ -116,10 +116,12 @@ class Job:
         except (OSError, ValueError, EOFError):
             return None
 
-    def losers(self) -> list[tuple[int, str, str]] | None:
-        """Ordinal, rule and reason of those that lose to others; None where the first pass has not told."""
+    def losers(self) -> list[tuple[int, str, str, tuple[int, str] | None]] | None:
+        """Ordinal, rule and reason of those that lose to others, and to which; None before the first pass has told."""
         try:
-            return [(k, rule, why) for k, rule, why in read_json(self.at("survey", "losers.json"))]
+            return [
+                (k, rule, why, before) for k, rule, why, before in read_json(self.at("survey", "losers.json"))
+            ]
         except (OSError, ValueError, TypeError):
             return None
 
@@ -240,7 +242,7 @@ def _write(
     reasons: IO[bytes],
 ) -> dict[str, Funnel]:
     """Every sample of the shard to where it belongs; the funnel of each source."""
-    lost = {ordinal: (rule, reason) for ordinal, rule, reason in job.losers() or ()}
+    lost = {ordinal: (rule, why, before) for ordinal, rule, why, before in job.losers() or ()}
     funnels: dict[str, Funnel] = {}
     names: set[str] = set()
     left = max(ALL_ASIDE, job.path.stat().st_size)
@@ -252,7 +254,8 @@ def _write(
             continue
         assert verdict is not None
         if verdict.dropped_by is None and ordinal in lost:
-            verdict = verdict._replace(dropped_by=lost[ordinal][0], reason=lost[ordinal][1])
+            rule, reason, before = lost[ordinal]
+            verdict = verdict._replace(dropped_by=rule, reason=reason, before=before)
         funnel.count(verdict)
         if verdict.dropped_by is None:
             write_pair(kept, verdict.pair, names)
@@ -327,7 +330,7 @@ def _put_aside(tar: TarWriter, reasons: IO[bytes], ordinal: int, sample: Skipped
 def _explain(tar: TarWriter | None, reasons: IO[bytes], ordinal: int, sample: Pair, verdict: Verdict) -> None:
     line = {
         "ordinal": ordinal, "key": sample.key, "source": sample.source, "rule": verdict.dropped_by,
-        "reason": verdict.reason, "text": sample.text[:2000], "url": sample.url,
+        "reason": verdict.reason, "before": verdict.before, "text": sample.text[:2000], "url": sample.url,
     }  # fmt: skip
     reasons.write(dump({name: value for name, value in line.items() if value is not None}) + b"\n")
     if tar is not None and sample.image is not None:

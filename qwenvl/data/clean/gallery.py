@@ -1,17 +1,18 @@
 """A page that shows what cleaning kept and dropped, rule by rule: the quickest way to see whether a rule is right."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image as pillow
 
 from qwenvl import html
+from qwenvl.data.clean.duplicates import KEY
 from qwenvl.data.clean.pairs import Source, read_samples
 from qwenvl.data.records import Pair
 from qwenvl.data.tars import read_tar
 from qwenvl.html import Html, element
-from qwenvl.images import open_image
+from qwenvl.images import WHITE, open_image
 from qwenvl.parsing import Damaged, json_lines, read_json
 
 THUMBNAIL = 160
@@ -25,6 +26,11 @@ class Exhibit(NamedTuple):
     text: str
     reason: str
     image: bytes | None
+    source: str = ""
+    before: str = ""
+    """Key of the pair that came before, where that is the reason,"""
+    image_before: bytes | None = None
+    """and its image, where it was kept."""
 
 
 def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exhibit]]]:
@@ -34,6 +40,8 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
     shares = [(k + 1) * each // len(shards) - k * each // len(shards) for k in range(len(shards))]
     kept = [found for path, some in zip(shards, shares, strict=True) for found in _kept(path, some)]
     dropped: dict[str, list[Exhibit]] = {}
+    wanted_before: dict[int, set[str]] = {}
+    places: list[tuple[str, int, int]] = []
     for path in sorted((out / "aside").glob("*.jsonl")):
         wanted: dict[int, dict[str, Any]] = {}
         for _, entry in json_lines(path):
@@ -49,9 +57,30 @@ def exhibits(out: Path, each: int) -> tuple[list[Exhibit], Mapping[str, list[Exh
             text = str(entry.get("text", entry.get("detail", "")))
             is_image = entry["rule"] != "failed" or "image" in entry["reason"] or "bomb" in entry["reason"]
             image = images.get(ordinal) if is_image else None
-            shown = Exhibit(entry["key"], text, entry["reason"], image)
+            shown = Exhibit(entry["key"], text, entry["reason"], image, entry.get("source", ""))
+            if entry.get("before"):
+                number, key = entry["before"]
+                shown = shown._replace(before=key)
+                wanted_before.setdefault(number, set()).add(key)
+                places.append((entry["shown under"], len(dropped[entry["shown under"]]), number))
             dropped[entry["shown under"]].append(shown)
+    came_before = {
+        number: _images_of(out / f"{number:05d}.tar", keys) for number, keys in wanted_before.items()
+    }
+    for rule, place, number in places:
+        shown = dropped[rule][place]
+        dropped[rule][place] = shown._replace(image_before=came_before[number].get(shown.before))
     return kept, dropped
+
+
+def _images_of(path: Path, keys: Collection[str]) -> dict[str, bytes]:
+    """Images of the pairs of a kept shard whose keys, as far as a signature holds them, are these."""
+    found: dict[str, bytes] = {}
+    for sample in read_samples(Source(path, "")) if path.exists() else ():
+        cut = sample.key.encode()[:KEY].decode("utf-8", "ignore")
+        if isinstance(sample, Pair) and sample.image is not None and cut in keys:
+            found.setdefault(cut, sample.image)
+    return found
 
 
 def _kept(path: Path, count: int) -> Iterator[Exhibit]:
@@ -60,7 +89,7 @@ def _kept(path: Path, count: int) -> Iterator[Exhibit]:
             return
         if isinstance(sample, Pair):
             count -= 1
-            yield Exhibit(sample.key, sample.text, "", sample.image)
+            yield Exhibit(sample.key, sample.text, "", sample.image, sample.source)
 
 
 def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
@@ -73,7 +102,7 @@ def _aside(path: Path, wanted: Mapping[int, object]) -> dict[int, bytes]:
 def thumbnail(image: bytes | pillow.Image, side: int = THUMBNAIL) -> Html:
     """An `<img>` with the image in it, or a note that it cannot be shown; decoding is bounded and never raises."""
     try:
-        return html.image(open_image(image), side)
+        return html.image(open_image(image, ground=WHITE), side)
     except (ValueError, MemoryError):
         return element("div", "cannot be decoded", class_="bad")
 
@@ -116,8 +145,12 @@ def _funnel(entry: Mapping[str, Any]) -> Html:
 def _section(title: str, shown: Iterable[Exhibit]) -> Html:
     figures = (
         html.figure(
-            [thumbnail(each.image)] if each.image else [],
-            [each.text[:300], element("div", each.reason, class_="bad"), element("small", each.key)],
+            [thumbnail(image) for image in (each.image, each.image_before) if image],
+            [
+                each.text[:300],
+                element("div", f"{each.reason}: {each.before}" if each.before else each.reason, class_="bad"),
+                element("small", f"{each.source}: {each.key}" if each.source else each.key),
+            ],
         )
         for each in shown
     )

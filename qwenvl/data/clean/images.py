@@ -4,7 +4,10 @@ Size and wholeness come from the headers and the last bytes: some microseconds. 
 end mark, or too few bytes for its size) is decoded, strictly; `decode=True` decodes every one.
 """
 
+import io
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -12,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
-from qwenvl.images import MAX_PIXELS, UnreadableImage, open_image, opened
+from qwenvl.data.records import Pair
+from qwenvl.images import MAX_PIXELS, RGB, WHITE, UnreadableImage, is_transparent, open_image, opened
 
 SUSPICIOUS = 60
 """Pixels per byte beyond which a JPEG is decoded before it is believed; one colour all over reaches about 50."""
@@ -152,24 +156,77 @@ def _simplejpeg() -> Any:
 def difference_hash(data: bytes) -> int:
     """64 bits of an image's look (dHash): is each of 8 x 8 places darker than its right neighbour.
 
-    Scaling, recompression and small colour changes move few bits. Raises BadImage.
+    Scaling, recompression and small colour changes move few bits. On a flat ground equal neighbours make most of them,
+    so that drawings on white agree by chance: `look` brings what confirms. Raises BadImage.
     """
+    return look(data)[0]
+
+
+THUMBNAIL = 16 * 16 + 2 * 8 * 8
+"""Bytes of a thumbnail: 16 x 16 of brightness, 8 x 8 of each colour difference."""
+
+ALIKE = 32
+"""Levels by which no place of two thumbnails may differ, if they are to be of one image."""
+
+
+def look(data: bytes) -> tuple[int, NDArray[np.uint8]]:
+    """The difference hash of an image, and its thumbnail. What is transparent is white. Raises BadImage."""
     try:
         if data[:2] == b"\xff\xd8":
-            with opened(data) as image:
-                image.draft("L", (64, 64))  # JPEG decodes at an eighth of its size
-                grey = _nine_by_eight(image.convert("L"))
+            with opened(data) as header:
+                header.draft("RGB", (64, 64))  # JPEG decodes at an eighth of its size
+                image = header.convert("RGB")
         else:
-            image = open_image(data)
-            if image.width * image.height > LARGE:  # no second copy of it in grey
+            image = open_image(data, ground=WHITE)
+            if image.width * image.height > LARGE:  # no second copy of it in other colours
                 image = image.reduce(max(1, min(image.size) // 64))
-            grey = _nine_by_eight(image.convert("L"))
+        grey = np.asarray(image.convert("L").resize((9, 8), pillow.Resampling.BOX), np.int16)
+        brightness, blue, red = image.convert("YCbCr").split()
+        parts = [(brightness, 16), (blue, 8), (red, 8)]
+        small = [np.asarray(part.resize((side, side), pillow.Resampling.BOX)).ravel() for part, side in parts]
     except UnreadableImage as error:
         raise BadImage(error.reason) from None
     except Exception:
         raise BadImage("damaged image") from None
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+    bits = np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
+    return int.from_bytes(bits, "big"), np.concatenate(small)
 
 
-def _nine_by_eight(grey: pillow.Image) -> NDArray[np.int16]:
-    return np.asarray(grey.resize((9, 8), pillow.Resampling.BOX), np.int16)
+def alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two thumbnails are of one image, scaled or compressed otherwise."""
+    return bool((np.abs(one.astype(np.int16) - other.astype(np.int16)) <= ALIKE).all())
+
+
+# === Transparency ===
+
+
+def on_ground(ground: RGB) -> Callable[[Pair], Pair]:
+    """The edit that puts a colour behind what is transparent; a pair without that comes back itself.
+
+    It raises BadImage for an image that cannot be decoded.
+    """
+
+    def edit(pair: Pair) -> Pair:
+        if pair.image is None or pair.image[:2] == b"\xff\xd8":
+            return pair
+        try:
+            with opened(pair.image) as header:
+                if not is_transparent(header) or _opaque(header):
+                    return pair
+            image = open_image(pair.image, ground=ground)
+        except UnreadableImage as error:
+            raise BadImage(error.reason) from None
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return replace(pair, image=buffer.getvalue())
+
+    return edit
+
+
+def _opaque(image: pillow.Image) -> bool:
+    """Whether no pixel lets the ground through. Raises UnreadableImage."""
+    try:
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    except (OSError, ValueError, SyntaxError):
+        raise UnreadableImage("A damaged image.", "damaged image") from None
+    return lowest == 255

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from qwenvl.data.clean import edits, rules, spans
+from qwenvl.data.clean.images import BadImage, on_ground
 from qwenvl.data.clean.presets import Thresholds
 from qwenvl.data.records import Pair, with_text
 
@@ -20,7 +21,14 @@ FAILED = "failed"
 UNSCORED = "no clip score"
 CLIP_RULE = "clip score"
 
-GLOBAL_RULES = ("exact duplicates", "longest text", "duplicate text", "near texts", "near images")
+GLOBAL_RULES = (
+    "template titles",
+    "exact duplicates",
+    "longest text",
+    "duplicate text",
+    "near texts",
+    "near images",
+)
 """Rules that look at all pairs of a source (`duplicates`), in the order in which they are told."""
 
 
@@ -30,6 +38,8 @@ class Step(NamedTuple):
     name: str
     rule: rules.Rule | None = None
     edit: Callable[[str], str] | None = None
+    change: Callable[[Pair], Pair] | None = None
+    """An edit of the image; the same pair where nothing is to be done. It raises BadImage."""
 
 
 class Verdict(NamedTuple):
@@ -39,6 +49,8 @@ class Verdict(NamedTuple):
     dropped_by: str | None = None
     reason: str | None = None
     edited: tuple[str, ...] = ()
+    before: tuple[int, str] | None = None
+    """Shard and key of the pair that came before, where that is why it was dropped."""
 
 
 def steps_of(thresholds: Thresholds, extra: Sequence[Step] = ()) -> tuple[Step, ...]:
@@ -69,6 +81,8 @@ def steps_of(thresholds: Thresholds, extra: Sequence[Step] = ()) -> tuple[Step, 
         steps.append(Step("unsafe", rules.column_at_most("punsafe", t.unsafe)))
     if t.watermark is not None:
         steps.append(Step("watermark", rules.column_at_most("pwatermark", t.watermark)))
+    if t.ground is not None:
+        steps.append(Step("transparency", change=on_ground(t.ground)))
     steps += extra
     if t.clip_score is not None:
         steps.append(Step(UNSCORED, rules.has_clip_score()))
@@ -82,12 +96,19 @@ def apply_steps(pair: Pair, steps: Iterable[Step]) -> Verdict:
         return Verdict(pair, "length", f"{len(pair.text)} characters > {edits.LONGEST_RAW}")
     edited: tuple[str, ...] = ()
     before = pair.text
-    for name, rule, edit in steps:
+    for name, rule, edit, change in steps:
         if edit is not None:
             text = edit(pair.text)
             if text != pair.text:
                 pair = with_text(pair, text)
                 edited = (*edited, name)
+        elif change is not None:
+            try:
+                changed = change(pair)
+            except BadImage as bad:
+                return Verdict(pair, name, str(bad), edited)
+            edited += (name,) * (changed is not pair)
+            pair = changed
         elif rule is not None and (reason := rule(pair)) is not None:
             return Verdict(pair, name, reason, edited)
     if edited:
@@ -163,7 +184,14 @@ class Funnel:
 def rule_names(thresholds: Thresholds, extra: Sequence[str] = ()) -> list[str]:
     """Names of the dropping rules in the order of the funnel."""
     t = thresholds
-    switched = (t.exact_duplicates, t.longest_text, t.duplicate_text, t.near_texts, t.near_images)
+    switched = (
+        t.template_titles,
+        t.exact_duplicates,
+        t.longest_text,
+        t.duplicate_text,
+        t.near_texts,
+        t.near_images,
+    )
     local = [step.name for step in steps_of(t) if step.rule is not None]
     position = local.index(UNSCORED) if UNSCORED in local else len(local)
     local[position:position] = extra

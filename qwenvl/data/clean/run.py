@@ -135,12 +135,12 @@ def _survey(jobs: Sequence[Job], thresholds: Thresholds, handed_out: Map) -> Non
         pass
     signatures = [signature for job in jobs if (signature := job.survey()) is not None]
     assert len(signatures) == len(jobs)
-    found: list[list[tuple[int, str, str]]] = [[] for _ in jobs]
+    found: list[list[tuple[int, str, str, tuple[int, str] | None]]] = [[] for _ in jobs]
     for loser in duplicates.losers(signatures, thresholds):
-        found[loser.shard].append((loser.ordinal, loser.rule, loser.reason))
+        found[loser.shard].append((loser.ordinal, loser.rule, loser.reason, loser.before))
     for job, lost in zip(jobs, found, strict=True):
         with atomic(job.at("survey", "losers.json")) as file:
-            file.write(dump(sorted(lost)) + b"\n")
+            file.write(dump(sorted(lost, key=lambda each: each[0])) + b"\n")
 
 
 def _outcome(out: Path, jobs: Sequence[Job], settings: Settings, resumed: int) -> Outcome:

@@ -10,10 +10,7 @@ from PIL import Image as pillow
 from PIL import ImageEnhance
 
 from qwenvl.data.toy.worlds import Dice
-
-RGB = tuple[int, int, int]
-
-WHITE: RGB = (255, 255, 255)
+from qwenvl.images import RGB, WHITE, over
 
 SIDED = frozenset(
     ("left", "right", "arrow", "arrows", "flag", "letter", "letters", "number", "numbers", "digit", "text", "clock",
@@ -47,14 +44,7 @@ def posed(image: pillow.Image, dice: Dice, size: int, *, name: str = "") -> UInt
 
 def on_white(image: pillow.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The whole drawing (RGBA) squashed to a square, white where it is transparent: how it is judged."""
-    return np.asarray(composited(image, WHITE).resize((size, size), pillow.Resampling.BICUBIC))
-
-
-def composited(image: pillow.Image, colour: RGB) -> pillow.Image:
-    """The image over a plain ground."""
-    canvas = pillow.new("RGB", image.size, colour)
-    canvas.paste(image, (0, 0), image)
-    return canvas
+    return np.asarray(over(image, WHITE).resize((size, size), pillow.Resampling.BICUBIC))
 
 
 def cut_out(image: pillow.Image) -> pillow.Image:

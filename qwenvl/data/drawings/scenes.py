@@ -18,11 +18,12 @@ from PIL import Image as pillow
 from PIL import ImageDraw
 
 from qwenvl.data.drawings.collection import Drawing, opened
-from qwenvl.data.drawings.poses import RGB, cut_out, is_of_one_ink, repainted
+from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, repainted
 from qwenvl.data.drawings.splits import Noun, noun, nouns
 from qwenvl.data.synth.pages.fonts import Face, Fonts
 from qwenvl.data.synth.pages.scenery import Backgrounds
 from qwenvl.data.toy.worlds import Dice
+from qwenvl.images import RGB
 
 SIDE = 168
 """Pixels of a canvas, as stage 2 of recipes/drawings reads it."""

@@ -180,6 +180,15 @@ def test_html(raw: str, clean: str) -> None:
         ("#sunset over the #sea", "sunset over the sea"),
         ("No. 1 dog in the U.S. at 3.5 km", "No. 1 dog in the U.S. at 3.5 km"),
         ("very very good dog", "very very good dog"),
+        # what broke on real titles: names that are domains, dots that are a sign, brackets that an address leaves
+        ("OpenOffice.org logo", "OpenOffice.org logo"),
+        ("The logo of OpenOffice.org", "The logo of OpenOffice.org"),
+        ("a red dog by Example.com", "a red dog by"),
+        ("Amazon.com: a red dog", "a red dog"),
+        ("If you can't stand the heat... but", "If you can't stand the heat... but"),
+        ("Warning...", "Warning..."),
+        ("a red dog..... wow", "a red dog... wow"),
+        ("Telefono (email: frollandin@email.it)", "Telefono"),
     ],
 )
 def test_patterns(raw: str, clean: str) -> None:
