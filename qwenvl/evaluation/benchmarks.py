@@ -14,6 +14,7 @@ from qwenvl.data.datasets import (
     chartqa,
     coco,
     docvqa,
+    drawings,
     exams,
     flickr30k,
     gqa,
@@ -32,11 +33,14 @@ from qwenvl.data.datasets import (
 from qwenvl.data.datasets import mme as mme_data
 from qwenvl.data.datasets import own as own_samples
 from qwenvl.data.datasets.sample import Sample, Source
+from qwenvl.data.drawings.splits import SPLITS, VOCABULARIES
 from qwenvl.data.toy.items import QUESTIONS
 from qwenvl.evaluation import own
 from qwenvl.evaluation.asking import Decoding
 from qwenvl.evaluation.metrics import mme
 from qwenvl.evaluation.metrics.multiple_choice import lettered
+from qwenvl.evaluation.naming import COUNT, NAMES, NOUN
+from qwenvl.evaluation.published import Published
 from qwenvl.evaluation.scoring import (
     ANLS,
     CIDER,
@@ -63,17 +67,6 @@ TOY_TABLE = "toy world"
 
 Ask = Callable[[Sample], list[Segment]]
 Read = Callable[[Source], list[Sample]]
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the paper printed."""
-
-    qwen_vl: float | None
-    qwen_vl_chat: float | None
-    best: float | None = None
-    """The best other generalist in the same table."""
-    best_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +274,14 @@ def _toy(
     )  # fmt: skip
 
 
+def _drawn(name: str, title: str, read: Read, metric: Metric, ask: Ask = answer) -> Benchmark:
+    return Benchmark(
+        name=f"drawings{name}", title=f"Drawings: {title}", table="drawings", split=", ".join(SPLITS), read=read,
+        ask=ask, decoding=None if metric is NOUN else TOY_SHORT, lettered=False, metric=metric,
+        published=Published(None, None), open_with=("<box>",) if ask is find else (), takes_examples=False,
+    )  # fmt: skip
+
+
 def _own(task: str, how: own.OwnTask) -> Benchmark:
     """Asked as it is trained: dialogues in ChatML, with the numbers that their images have, the rest raw."""
     return Benchmark(
@@ -367,20 +368,18 @@ ROWS = (
     _toy("refer", "phrases", ("refer",), IOU, find),
     _toy("choice", "choices", ("multiple_choice",), LETTER),
     _toy("two-images", "image pairs", ("two_images",), EXACT, chat=True),
+    # --- Drawings that nobody trained on: their names, and scenes composed of them
+    _drawn("", "names", drawings.naming("en"), NAMES),
+    _drawn("-zh", "Chinese names", drawings.naming("zh"), NAMES),
+    *(_drawn(f"-{size}", f"among {size} nouns", drawings.choosing(size), NOUN) for size in VOCABULARIES),
+    _drawn("-grounding", "phrases", drawings.scenes("refer"), IOU, find),
+    _drawn("-counting", "counts", drawings.scenes("count"), COUNT),
+    _drawn("-reading", "signs", drawings.scenes("read"), ANLS),
     # --- Whatever training reads
     *(_own(task, how) for task, how in own.TASKS.items()),
 )  # fmt: skip
 
 BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in ROWS}
-
-FEW_SHOT: Mapping[tuple[str, int], Published] = {
-    ("okvqa", 4): Published(63.6, 60.6),
-    ("vizwiz", 4): Published(39.1, 44.45),
-}
-"""The numbers of Figure 4 that are in writing (the release's README); the figure itself has curves only."""
-FEW_SHOT_BENCHMARKS = ("okvqa", "vizwiz", "textvqa", "flickr30k")
-SHOTS = (0, 4, 8, 16, 32)
-"""The axis of Figure 4."""
 
 
 def benchmark(name: str) -> Benchmark:

@@ -15,10 +15,12 @@ from qwenvl.data.datasets.annotations import load_json, load_lines
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.data.stream.samples import Located
 from qwenvl.evaluation import judge
-from qwenvl.evaluation.benchmarks import FEW_SHOT, OWN_TABLE, TOY_TABLE, Benchmark, Published
-from qwenvl.evaluation.figures import Tally, tally, wilson
+from qwenvl.evaluation.benchmarks import OWN_TABLE, TOY_TABLE, Benchmark
+from qwenvl.evaluation.figures import Tally, tally
 from qwenvl.evaluation.metrics import touchstone
+from qwenvl.evaluation.metrics.toy import wilson
 from qwenvl.evaluation.predictions import Prediction, write_whole
+from qwenvl.evaluation.published import FEW_SHOT, Published
 from qwenvl.evaluation.scoring import CIDER, MME, TOY, Metric, Score, ScoredItem, total
 from qwenvl.markup import spell
 

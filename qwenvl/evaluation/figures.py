@@ -93,15 +93,6 @@ def tally(row: Benchmark, samples: Sequence[Sample], predictions: Mapping[str, P
     )
 
 
-def wilson(count: Count) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent: right also at 0 and at 100 %."""
-    z, n = 1.96, count.n
-    share = count.correct / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(100 * (middle - half), 0.0), min(100 * (middle + half), 100.0)
-
-
 def _added(scored: Iterable[ScoredItem]) -> dict[str, Count]:
     total: dict[str, Count] = {}
     for item in scored:

@@ -12,12 +12,12 @@ from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation import card
 from qwenvl.evaluation.benchmarks import (
     BENCHMARKS,
-    FEW_SHOT_BENCHMARKS,
     OWN_TABLE,
     TOY_TABLE,
     benchmark,
 )
 from qwenvl.evaluation.predictions import Prediction
+from qwenvl.evaluation.published import FEW_SHOT_BENCHMARKS
 from qwenvl.markup import Image, Ref, Text
 
 PUBLISHED = [name for name, row in BENCHMARKS.items() if row.table not in (TOY_TABLE, OWN_TABLE)]

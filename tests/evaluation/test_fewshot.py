@@ -10,7 +10,8 @@ from qwenvl.chat import Assistant
 from qwenvl.data.datasets.sample import Sample, Source
 from qwenvl.evaluation import fewshot
 from qwenvl.evaluation.asking import Asker
-from qwenvl.evaluation.benchmarks import FEW_SHOT, SHOTS, benchmark
+from qwenvl.evaluation.benchmarks import benchmark
+from qwenvl.evaluation.published import FEW_SHOT, SHOTS
 from qwenvl.evaluation.run import Job, plan, samples_of
 from qwenvl.markup import Image, Text
 

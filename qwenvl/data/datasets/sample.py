@@ -4,7 +4,7 @@ import base64
 import binascii
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -19,6 +19,12 @@ StoredImage: TypeAlias = str | bytes | Located
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of options, in their order."""
+
+
+def name_of_option(number: int) -> str:
+    """What an option is called by its number, from 0: a letter, or from the 27th on its number from 1."""
+    return LETTERS[number] if number < len(LETTERS) else str(number + 1)
+
 
 T = TypeVar("T")
 
@@ -49,17 +55,19 @@ class Sample:
     """The turns of the dialogue before `content`, images numbered already."""
     system: str = ""
     """What the system says in that dialogue; empty: the usual."""
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What others that are no model would answer, by name: nearest neighbours, who does not look."""
     prompt_format: str = ""
     """`raw` or `chatml` where this question is asked in one of them whatever the run says."""
 
     @property
     def letters(self) -> tuple[str, ...]:
         """The letters of the options that are offered."""
-        return tuple(letter for letter, option in zip(LETTERS, self.options, strict=False) if option)
+        return tuple(name_of_option(number) for number, option in enumerate(self.options) if option)
 
     def option(self, letter: str) -> str:
         """The text of an offered option by its letter."""
-        return self.options[LETTERS.index(letter)]
+        return self.options[LETTERS.index(letter) if letter in LETTERS else int(letter) - 1]
 
 
 @dataclass(frozen=True)

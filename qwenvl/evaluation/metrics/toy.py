@@ -38,6 +38,15 @@ class Count:
         return self.correct / self.n if self.n else None
 
 
+def wilson(count: Count) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent: right also at 0 and at 100 %."""
+    z, n = 1.96, count.n
+    share = count.correct / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(100 * (middle - half), 0.0), min(100 * (middle + half), 100.0)
+
+
 def counts(kind: str, truth: Sequence[Segment], answer: Sequence[Segment]) -> dict[str, Count]:
     """Counts of one answer under the names in the table of `data.toy.items`.
 
