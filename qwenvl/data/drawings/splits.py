@@ -4,7 +4,7 @@
     test-medium    tuxpaint, pysiogame, gcompris, sweethome3d: stamps, photographs, renders; the honest one
     test-clipart   some of openclipart
 
-Five sets stay out of training altogether, their pictures without a noun too: half a style would give the style away.
+Five sets stay out of training altogether, their drawings without a noun too: half a style would give the style away.
 The nouns are senses of WordNet 3.0 (Princeton University, its licence), those that most training drawings show first.
 """
 

@@ -57,7 +57,7 @@ def test_the_vocabularies_are_nouns_that_training_knows_and_say_them_in_two_lang
     assert all(each.noun == each.names("en")[0] for each in nouns)
 
 
-def test_every_package_whose_pictures_are_held_out_is_one_that_is_fetched() -> None:
+def test_every_package_whose_drawings_are_held_out_is_one_that_is_fetched() -> None:
     assert {"@iconify-json/twemoji", "tuxpaint-stamps-default", "pysiogame"} <= {
         each.name for each in known()
     }
