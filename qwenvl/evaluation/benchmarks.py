@@ -64,6 +64,8 @@ OWN_TABLE = "own samples"
 """The table of whatever training reads, each task by itself."""
 TOY_TABLE = "toy world"
 """The table of what is made on the spot, and needs no files."""
+DRAWN_TABLE = "drawings"
+"""The table of what is asked about a fetched folder of drawings."""
 
 Ask = Callable[[Sample], list[Segment]]
 Read = Callable[[Source], list[Sample]]
@@ -276,7 +278,7 @@ def _toy(
 
 def _drawn(name: str, title: str, read: Read, metric: Metric, ask: Ask = answer) -> Benchmark:
     return Benchmark(
-        name=f"drawings{name}", title=f"Drawings: {title}", table="drawings", split=", ".join(SPLITS), read=read,
+        name=f"drawings{name}", title=f"Drawings: {title}", table=DRAWN_TABLE, split=", ".join(SPLITS), read=read,
         ask=ask, decoding=None if metric is NOUN else TOY_SHORT, lettered=False, metric=metric,
         published=Published(None, None), open_with=("<box>",) if ask is find else (), takes_examples=False,
     )  # fmt: skip
