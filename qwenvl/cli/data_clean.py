@@ -85,7 +85,8 @@ def data_clean(
         print(printable_json(to_json(outcome)))
     else:
         print(table(outcome))
-        print(f"the paper keeps {row.remaining}% of {row.dataset}; here {outcome.share:.0%}")
+        paper = f"the paper keeps {row.remaining}% of {row.dataset}; " if row.original else ""
+        print(f"{paper}here {outcome.share:.0%}")
     if advice := advice_on(outcome):
         print(advice, file=sys.stderr)
     if not outcome.total.kept:
