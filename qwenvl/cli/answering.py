@@ -33,8 +33,8 @@ class Answering:
     """-2 to 2: above 0, what stands in the answer becomes less likely."""
     logit_bias: tuple[str, ...] = ()
     """ID=BIAS ...: add to the score of a token, -100 (never) to 100."""
-    seed: int = 0
-    """Seed of the draws."""
+    seed: int | None = None
+    """Seed of the draws, 0 by default."""
     max_new_tokens: int | None = None
     """Longest answer."""
     stop: tuple[str, ...] = ()
@@ -47,21 +47,23 @@ class Answering:
     """auto, float32, bfloat16 or float16."""
 
     def options(self, **more: Any) -> "Options":
-        """For `Assistant`, with `more` fields. Raises ValueError for values out of range."""
+        """For `Assistant`, with `more` fields. Raises ValueError for values out of range, or without any effect."""
+        from qwenvl.generate.sampling import GREEDY
         from qwenvl.options import Options, changed
 
-        names = {field.name for field in fields(Options)} - {
-            "sample",
-            "system",
-            "logit_bias",
-            "n",
-            "top_logprobs",
-        }
-        given = {name: getattr(self, name) for name in names}
+        apart = {"sample", "seed", "system", "logit_bias", "n", "top_logprobs"}
+        given = {name: getattr(self, name) for name in {field.name for field in fields(Options)} - apart}
+        given["seed"] = self.seed or 0
         if self.system is not None:
             given["system"] = self.system
         given["logit_bias"] = [_bias(text) for text in self.logit_bias]
-        return changed(None, given | {"sample": self.sample or None} | more)
+        options = changed(None, given | {"sample": self.sample or None} | more)
+        if options.sampling(GREEDY).greedy:
+            if self.seed is not None:
+                raise ValueError(f"--seed {self.seed} has no effect on the likeliest answer; {_DRAW}.")
+            if options.n > 1:
+                raise ValueError(f"--n {options.n} would write the likeliest answer {options.n} times; {_DRAW}.")
+        return options
 
     def load(self, checkpoint: str) -> "Assistant":
         """The model; whoever watches sees that it is being read, which takes a while at 7B."""
@@ -73,7 +75,7 @@ class Answering:
             from qwenvl.runtime import Runtime, ask_for_huge_pages
 
             ask_for_huge_pages()
-            runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed)
+            runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed or 0)
             return Assistant.load(checkpoint, runtime)
 
 
@@ -86,6 +88,8 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 DEFAULTS = Answering()
+
+_DRAW = "add --sample, or --temperature, to draw"
 
 
 def save_image(reply: "Reply", target: Path) -> str:

@@ -32,7 +32,7 @@ def ask(
         words: The model (a folder, a hub id or `tiny`), image files, and last the question in quotes.
         out: Draw the boxes of the answer on the last image and write it here.
         json: Print one JSON object: text, boxes and quads with pixels and score, seconds, tokens.
-        n: Answers to write, 1 to 8, drawn differently where tokens are drawn.
+        n: Answers to write, 1 to 8, each drawn differently; with --sample, or --temperature.
         top_logprobs: With --json: the log-probability of each token, and of so many of the likeliest (1 to 20).
     """
     import sys

@@ -24,7 +24,7 @@ def data_mix(
     Tasks without a source are left out and the others keep their proportions. Referring expressions count for both of
     their tasks. The same records, seed and total give the same file.
 
-    What cannot be used is counted, and left out.
+    What cannot be used is counted, and left out. No image is opened: `qwenvl data check OUT` opens each.
 
       qwenvl data mix vqa.jsonl pages/ --out stage2.jsonl --total 100000
 
@@ -53,7 +53,7 @@ def data_mix(
         )
     count = mixtures.natural_total(sources.groups, rows) if total is None else total
     shares = mixtures.quotas(sources.groups, rows, count)
-    outside = mixtures.write(mixtures.draw(sources.groups, shares, seed), sources, out)
+    written = mixtures.write(mixtures.draw(sources.groups, shares, seed), sources, out)
     if json:
         drawn = [
             {"row": g.row, "dataset": g.dataset, "format": g.format, "records": len(g), "drawn": n}
@@ -61,7 +61,7 @@ def data_mix(
         ]
         unusable = {kind: number for kind, (number, _) in sources.unusable.items()}
         facts = {"total": sum(shares), "groups": drawn, "unused": sources.unused, "unusable": unusable}
-        print(printable_json({**facts, "outside": outside}))
+        print(printable_json({**facts, "outside": written.outside, "missing": written.missing}))
         return 0
     print(printable(mixtures.compare(sources.groups, shares, rows), lines=True))
     for kind, number in sorted(sources.unused.items()):
@@ -71,10 +71,15 @@ def data_mix(
         )
     for kind, (number, first) in sources.unusable.items():
         print(f"unusable: {number:,} of {kind}, such as {printable(first)}")
-    if outside:
+    if written.missing:
+        print(f"{written.missing:,} samples have an image that is not there; training will pass them over")
+    if written.outside:
         print(
-            f"{outside:,} images lie outside {out.parent}: whoever reads {out.name} must name their folder (--images)"
+            f"{written.outside:,} samples have an image outside {out.parent}: whoever reads {out.name} must name its "
+            "folder (--images)"
         )
+    if written.shown:
+        print(f"no image was opened: `qwenvl data check {out}` opens each")
     return 0
 
 

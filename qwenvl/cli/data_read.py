@@ -24,12 +24,17 @@ def data_read(
     Args:
         reader: Name of the data set.
         annotations: Its files, in the order that the error message names them.
-        out: JSON lines.
+        out: JSON lines; images below its folder are named relative to it, others by their whole path.
         images: Folder of the images, which names never leave; images that come in tars are written beside OUT.
     """
     from qwenvl.data.datasets.table import read
     from qwenvl.data.datasets.writer import write
 
-    counts = write(read(reader, annotations, images), out)
+    counts, outside = write(read(reader, annotations, images), out)
     for kind, number in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{number:>10,}  {kind}")
+    if outside:
+        print(
+            f"{outside:,} records have an image outside {out.parent}: whoever reads {out.name} must name its folder "
+            "(--images)"
+        )

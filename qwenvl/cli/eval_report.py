@@ -13,7 +13,7 @@ def eval_report(
 ) -> None:
     """Write the score card of one or several runs as a self-contained page, and beside it as Markdown.
 
-    Values with intervals, the paper's values and the differences, a radar image, right and wrong answers with boxes
+    Values with intervals, the paper's values and the differences, a radar chart, right and wrong answers with boxes
     drawn. Runs of several models stand side by side.
 
       qwenvl eval report runs/eval/tiny/toyworld --out report.html

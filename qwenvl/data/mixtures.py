@@ -20,7 +20,7 @@ from qwenvl.data.lookup import name_of
 from qwenvl.data.records import Record, images, to_values
 from qwenvl.data.shards import find_shards, write_json_lines
 from qwenvl.data.stream.index import sample_index
-from qwenvl.data.stream.samples import Sample, read_sample
+from qwenvl.data.stream.samples import Located, Sample, read_sample
 from qwenvl.data.tasks import Format, formats_of
 from qwenvl.markup import Image
 
@@ -184,13 +184,27 @@ def draw(groups: Sequence[Group], shares: Sequence[int], seed: int) -> Iterator[
         yield groups[group_of[place]], int(chosen[place])
 
 
-def write(drawn: Iterable[tuple[Group, int]], sources: Sources, out: Path) -> int:
+@dataclass(frozen=True)
+class Written:
+    """What is to be known of the images of a mixture; none of them was opened."""
+
+    shown: int
+    """Samples with an image."""
+    outside: int
+    """Those with one that does not lie below the folder of the mixture."""
+    missing: int
+    """Those with one that is no file."""
+
+
+def write(drawn: Iterable[tuple[Group, int]], sources: Sources, out: Path) -> Written:
     """The mixture as JSON lines `{"format": ..., "record": {...}}`, in the order drawn.
 
     Paths of images are relative to the folder of `out` where they lie below it, else absolute; an image in a tar or
-    parquet file is named by its place there. Returns how many samples have one that does not lie below it.
+    parquet file is named by its place there. Raises ValueError where no sample could be used, since no image is there;
+    `out` is then not written.
     """
-    outside = 0
+    shown = outside = missing = count = 0
+    first = ""
     tables = [sample_index(shard) for shard in sources.shards]
     with write_json_lines(out) as put:
         for group, number in drawn:
@@ -198,12 +212,26 @@ def write(drawn: Iterable[tuple[Group, int]], sources: Sources, out: Path) -> in
             sample = replace(
                 read_sample(sources.shards[shard], *tables[shard][place].tolist()), root=sources.root
             )
-            record = with_images(
-                read(sample, strict=False).record, lambda image: Image(name_of(image.source, out.parent))
-            )
+            found = read(sample, strict=False).record
+            record = with_images(found, lambda image: Image(name_of(image.source, out.parent)))
+            count += 1
+            shown += bool(images(record))
             outside += any(Path(str(image.source)).is_absolute() for image in images(record))
+            if gone := [each for each in images(found) if not _is_there(each)]:
+                missing += 1
+                first = first or str(gone[0].source)
             put({"format": group.format, "record": to_values(record)})
-    return outside
+        if count and missing == count:
+            raise ValueError(
+                f"none of the {count:,} samples drawn has its image (the first: there is no {first}); --images names "
+                "the folder that holds them."
+            )
+    return Written(shown, outside, missing)
+
+
+def _is_there(image: Image) -> bool:
+    """Whether the file is, or that which holds it."""
+    return isinstance(image.source, Located) or Path(str(image.source)).is_file()
 
 
 def compare(groups: Sequence[Group], shares: Sequence[int], table: Sequence[Row]) -> str:

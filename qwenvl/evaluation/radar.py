@@ -1,4 +1,4 @@
-"""The radar image of a score card as inline SVG, like the one of the release's README: one ray per benchmark."""
+"""The radar chart of a score card as inline SVG, like the one of the release's README: one ray per benchmark."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -100,7 +100,7 @@ def test_f8_a_forgotten_question_is_told(run: Run):
 
 
 def test_f42_options_may_stand_between_the_words(run: Run, prompts: list[str]):
-    for words in (("--sample", FOLDER, A, "Where?"), (FOLDER, "--seed", 3, A, "--json", "Where?")):
+    for words in (("--sample", FOLDER, A, "Where?"), (FOLDER, "--temperature", 1, A, "--json", "Where?")):
         status, _, err = run("ask", *words)
         assert (status, err) == (0, "")
     assert prompts[0] == prompts[1] and prompts[0].count("<img>") == 1
@@ -245,6 +245,9 @@ def test_a_question_is_text_whatever_it_spells(run: Run, prompts: list[str]):
         ((FOLDER, A, "What?", "--top-p", "1.5"), "top_p is 1.5"),
         ((FOLDER, A, "What?", "--seed", "1", "--seed", "2"), "--seed is given twice"),
         ((FOLDER, A, "What?", "--seed", "9" * 20), "seed is 9999"),
+        ((FOLDER, A, "What?", "--seed", "5"), "--seed 5 has no effect on the likeliest answer; add --sample"),
+        ((FOLDER, A, "What?", "--seed", "5", "--temperature", "0"), "--seed 5 has no effect"),
+        ((FOLDER, A, "What?", "--n", "3"), "--n 3 would write the likeliest answer 3 times; add --sample"),
         ((FOLDER, A, " "), "the question is empty"),
         ((FOLDER, A, "mistyped.JPG"), "the last word, mistyped.JPG, is an image file and no question"),
         ((FOLDER, A, "What?", "--out", "boxes.txt"), "boxes.txt has no ending of an image format"),

@@ -129,6 +129,31 @@ def known(tmp_path: Path) -> Path:
     return tmp_path / "known.jsonl"
 
 
+def test_annotations_and_mixtures_name_images_as_their_readers_look_for_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to the file that names them; `data read --out sub/x.jsonl` named them relative to where it ran."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "sub"):
+        (tmp_path / folder).mkdir()
+    pillow.new("RGB", (64, 64)).save("photos/a.png")
+    listed = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "red"}]}
+    Path("coco.json").write_text(json.dumps(listed))
+    read = ("data", "read", "coco-caption", "coco.json", "--images", "photos", "--out")
+    run(*read, "x.jsonl")
+    assert json.loads(Path("x.jsonl").read_text())["image"] == "photos/a.png"
+    assert "outside sub: whoever reads x.jsonl must name its folder (--images)" in run(*read, "sub/x.jsonl")
+    for name, options in (("x.jsonl", ()), ("sub/x.jsonl", ("--images", tmp_path))):
+        assert "1 of 1 samples are fine" in run("data", "check", name, *options)
+        mix = ("data", "mix", name, *options, "--table", "pretraining", "--out", "mixed.jsonl")
+        assert "no image was opened: `qwenvl data check mixed.jsonl` opens each" in run(*mix)
+        assert "1 of 1 samples are fine" in run("data", "check", "mixed.jsonl")
+    Path("photos/a.png").unlink()
+    Path("mixed.jsonl").unlink()
+    mixed = run("data", "mix", "x.jsonl", "--table", "pretraining", "--out", "mixed.jsonl", status=2)
+    assert "none of the 1 samples drawn has its image" in mixed and not Path("mixed.jsonl").exists()
+
+
 def test_joined_dialogues_are_what_finetuning_reads(known: Path, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "where.jsonl"
     message = json.loads(run("data", "dialogues", "localisation", known, "--out", out, "--json"))
