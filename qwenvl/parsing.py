@@ -195,6 +195,15 @@ class _TwiceError(ValueError):
     """A key that an object has twice."""
 
 
+def http_url(text: str, where: str) -> str:
+    """The address of a server that a user named with `where`; raises ValueError for what is no http address."""
+    if not re.match(r"https?://[^/\s]", text, re.IGNORECASE):
+        raise ValueError(
+            f"{where} {text[:120]} is no address of a server; expected http://HOST... or https://HOST..."
+        )
+    return text
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object by its keys; JSON's readers keep the last of two with one name, and say nothing."""
     found = dict(pairs)

@@ -62,7 +62,9 @@ class Answering:
             if self.seed is not None:
                 raise ValueError(f"--seed {self.seed} has no effect on the likeliest answer; {_DRAW}.")
             if options.n > 1:
-                raise ValueError(f"--n {options.n} would write the likeliest answer {options.n} times; {_DRAW}.")
+                raise ValueError(
+                    f"--n {options.n} would write the likeliest answer {options.n} times; {_DRAW}."
+                )
         return options
 
     def load(self, checkpoint: str) -> "Assistant":

@@ -42,6 +42,8 @@ def data_calibrate(
     from qwenvl.files import atomic
     from qwenvl.terminal import printable_json
 
+    if limit < 1:
+        raise ValueError(f"--limit {limit}; expected a pair or more.")
     row, limits = chosen(preset, None, change)
     share = row.remaining / 100 if target is None else target
     scorer = None

@@ -49,10 +49,12 @@ def data_check(
 
     if sequence_length < 1:
         raise ValueError(f"--sequence-length {sequence_length}; expected a token at least.")
-    if model is None and (train or lora or modules):
+    if model is None and (train is not None or lora or modules):
         raise ValueError(
             "--train, --lora and --modules ask what of a model would learn; name it with --model."
         )
+    if modules and not lora:
+        raise ValueError(f"--modules {modules[0]} names layers with low-rank adapters; add --lora.")
     place = resolve(model or "tiny")
     queries = read_config(place).adapter.queries
     report = checked(file, Tokenizer.load(place), queries, sequence_length, images)
@@ -128,12 +130,12 @@ def _learning(
     from qwenvl.model.vlm import QwenVL
     from qwenvl.train.stages import PARTS
 
-    parts = tuple(train.split(",")) if train else ("llm",) if lora else ("adapter", "llm")
+    parts = tuple(train.split(",")) if train is not None else ("llm",) if lora else ("adapter", "llm")
     if unknown := [part for part in parts if part not in PARTS]:
         return [
             ("nothing trainable", f"--train {unknown[0]} is no part.", f"name some of {', '.join(PARTS)}.")
         ]
-    if lora or modules:
+    if lora:
         from qwenvl.integrations.peft import Lora, targets
 
         with torch.device("meta"):

@@ -149,11 +149,17 @@ def _server(url: str | None, key_from: str, out: Path | None) -> "Ask":
     import os
 
     from qwenvl.data.dialogues import remembered, server
+    from qwenvl.parsing import http_url
 
     if url is None:
         raise ValueError("no --server named; give the URL of its API, such as http://localhost:8000/v1.")
     assert out is not None
-    return remembered(server(url, os.environ.get(key_from)), out.with_suffix(".replies"))
+    key = os.environ.get(key_from)
+    if key is None and key_from != "OPENAI_API_KEY":
+        raise ValueError(
+            f"--key-from {key_from}: there is no such environment variable; set it, or leave it out."
+        )
+    return remembered(server(http_url(url, "--server"), key), out.with_suffix(".replies"))
 
 
 def _write(

@@ -42,8 +42,10 @@ def data_mix(
 
     if not records:
         raise ValueError("no records named; give JSON lines as `qwenvl data read` writes them, or tars.")
-    if seed < 0 or (total is not None and total < 1):
-        raise ValueError(f"--total is {total}, --seed {seed}; expected a sample or more and a seed from 0.")
+    if seed < 0:
+        raise ValueError(f"--seed {seed}; expected 0 or more.")
+    if total is not None and total < 1:
+        raise ValueError(f"--total {total}; expected a sample or more.")
     rows = mixtures.PRETRAINING if table == "pretraining" else mixtures.MULTITASK
     sources = mixtures.index(records, rows, images, leave_out=out)
     if not sources.groups:

@@ -53,6 +53,8 @@ def data_plan(
         raise ValueError(
             f"{pairs:g} pairs on {gpus} GPUs; expected 1 pair to 1e15, and no fewer than 0 GPUs."
         )
+    if score_rate is not None and not gpus:
+        raise ValueError(f"--score-rate {score_rate:g} is of one GPU, and there is none; give --gpus.")
     row, _ = chosen(preset, None, ())
     found = plan(
         int(pairs), row.remaining / 100, cores=cores, gpus=gpus, image_kb=image_kb, shard=shard, rate=rate,

@@ -56,5 +56,7 @@ def data_synth_pdf(
     )
     ruler = synthesis.ruler(tokenizer, queries, length)
     paths = synthesis.files(sources, "pdf", {".pdf"})
+    if size < 1:
+        raise ValueError(f"--size {size}; a page has a pixel at least.")
     pages = pdf_files(paths, longest=size, limits=limits, seconds=seconds, memory=memory)
     synthesis.write(pages, out, ruler, format=format, per_shard=per_shard, total=count, json=json)

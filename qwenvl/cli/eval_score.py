@@ -136,6 +136,7 @@ def _scored(
     from rich.progress import Progress
 
     from qwenvl.evaluation import judge
+    from qwenvl.parsing import http_url
 
     asked = list(judge.inquiries(samples, {name: p.plain for name, p in found.items()}))
     if dry_run is not None:
@@ -147,7 +148,9 @@ def _scored(
                 "TouchStone needs a judge: --judge URL, --replay FILE, or --dry-run FILE to see the prompts."
             )
         return judge.from_file(replay)
-    endpoint = judge.Endpoint(url=url, model=model, key=os.environ.get("OPENAI_API_KEY", ""))
+    endpoint = judge.Endpoint(
+        url=http_url(url, "--judge"), model=model, key=os.environ.get("OPENAI_API_KEY", "")
+    )
     recorded = replay or Path("touchstone-replies.jsonl")
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("judge", total=len(asked))

@@ -94,6 +94,8 @@ def finetune(
     from qwenvl.runtime import DTYPES, Runtime
     from qwenvl.train.finetune import FinetuneConfig
 
+    if processes < 1:
+        raise ValueError(f"--processes is {processes}; expected 1 or more.")
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
     adapters = _adapters(
@@ -101,7 +103,7 @@ def finetune(
     )
     runtime = Runtime.detect(device=device, dtype="auto" if adapters else "float32", seed=seed)
     config = FinetuneConfig(
-        trains=adapters.lora.parts if adapters else tuple(train.split(",")) if train else ("adapter", "llm"),
+        trains=adapters.lora.parts if adapters else ("adapter", "llm") if train is None else tuple(train.split(",")),
         epochs=epochs, peak_lr=lr, weight_decay=weight_decay, documents=batch, micro_documents=micro_batch,
         sequence_length=sequence_length, bfloat16=runtime.device.type == "cuda", save_every=save_every,
         show_every=_shown(show_every, adapters, shard, runtime.device.type), track=track, workers=workers, seed=seed,
@@ -142,7 +144,7 @@ def _adapters(lora: bool, qlora: bool, train: str | None, chosen: "Mapping[str, 
         return None
     from qwenvl.integrations.peft import Adapters, Lora
 
-    parts = tuple(train.split(",")) if train else ("llm",)
+    parts = ("llm",) if train is None else tuple(train.split(","))
     return Adapters(lora=Lora(parts=parts, **given), quantized=qlora)
 
 

@@ -113,7 +113,10 @@ def _stages(place: Path, micro: int | None) -> "list[StageConfig]":
             print(f"{each.name} learns by {each.objective}, which is not planned.", file=sys.stderr)
     if not counted:
         raise ValueError(f"{place} has no stage that can be planned; give one that predicts the next token.")
-    return [dataclasses.replace(each, micro_documents=micro or each.micro_documents) for each in counted]
+    return [
+        dataclasses.replace(each, micro_documents=each.micro_documents if micro is None else micro)
+        for each in counted
+    ]
 
 
 def _shape(place: Path, model: str | None) -> "ModelConfig":

@@ -77,13 +77,15 @@ def train(
         stage: Values of the stage, or of all stages of a recipe, which override those of files.
         optim: Values of its optimiser, which override those of files.
     """
+    from math import inf
+
     from qwenvl.checkpoint.folder import resolve
     from qwenvl.runtime import Runtime
     from qwenvl.train import distributed, launcher
     from qwenvl.train.parallelize import ParallelConfig
     from qwenvl.train.recipe import find_recipe, run_recipe, run_stage
 
-    if processes < 1 or scale <= 0:
+    if processes < 1 or not 0 < scale < inf:
         raise ValueError(f"--processes is {processes}, --scale {scale}; expected 1 or more, and more than 0.")
     parallel = ParallelConfig(
         shard=shard,

@@ -6,6 +6,7 @@ score both                 on held-out images, beside a guesser that sees none
 report.html                images with boxes, curves, scores, times
 """
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Plan:
     """Chooses the fresh images."""
 
     def __post_init__(self) -> None:
-        if self.images < 1 or self.processes < 1 or self.scale <= 0:
+        if self.images < 1 or self.processes < 1 or not 0 < self.scale < math.inf:
             raise ValueError(
                 f"--images is {self.images}, --processes {self.processes} and --scale {self.scale:g}; expected at "
                 "least 1, at least 1 and more than 0."

@@ -59,6 +59,8 @@ class Job:
                 f"--batch is {self.batch}, --limit {self.limit} and --shots {self.shots}; expected a batch and a limit "
                 "of at least 1, and no fewer than 0 shots."
             )
+        if self.shuffle is not None and self.shuffle < 0:  # Python would take it for its absolute value
+            raise ValueError(f"--shuffle is {self.shuffle}; expected a seed from 0.")
         row = benchmark(self.benchmark)
         if (self.shots or self.pool is not None) and not row.takes_examples:
             raise ValueError(

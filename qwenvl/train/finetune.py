@@ -82,7 +82,11 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or (self.documents is not None and self.documents < 1):
+        if not 0 < self.peak_lr < math.inf:
+            raise ValueError(
+                f"the peak learning rate is {self.peak_lr:g}; expected more than 0, or nothing is learned."
+            )
+        if not 0 < self.epochs < math.inf or (self.documents is not None and self.documents < 1):
             raise ValueError(
                 f"epochs is {self.epochs} with {self.documents} samples per update; expected more than 0 of both."
             )
@@ -112,6 +116,10 @@ def stage_of(
         raise ValueError("no sample is left to train on; run `qwenvl data check` on the file.")
     samples = samples or len(lengths)
     documents = config.batch(samples, readers)
+    if config.documents is not None and documents > samples:
+        raise ValueError(
+            f"{documents:,} samples per update are more than the {samples:,} of the file; give {samples:,} or fewer."
+        )
     steps = max(1, round(config.epochs * samples / documents))
     row = min(config.sequence_length, math.ceil(max(lengths) / ROW_STEP) * ROW_STEP)
     return StageConfig(

@@ -60,7 +60,7 @@ class ParallelConfig:
         return self.shard != "none" or self.tensor > 1
 
     def __post_init__(self) -> None:
-        if self.tensor < 1 or self.spike <= 1:
+        if self.tensor < 1 or not self.spike > 1:
             raise ValueError(
                 f"tensor is {self.tensor} and spike {self.spike:g}; expected 1 process or more, and a spike above 1."
             )

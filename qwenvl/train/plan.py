@@ -59,10 +59,10 @@ class Assumptions:
         if (
             self.gpus < 1
             or not 0 < self.mfu <= 1
-            or self.memory <= 0
-            or self.tflops <= 0
-            or self.text_tokens < 1
-            or self.images < 0
+            or not self.memory > 0
+            or not self.tflops > 0
+            or not 1 <= self.text_tokens < math.inf
+            or not 0 <= self.images < math.inf
         ):
             raise ValueError(
                 f"cannot plan for {self.gpus} GPUs of {self.memory} GB and {self.tflops} TFLOPs at an MFU of "

@@ -98,7 +98,11 @@ class Look:
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) == 2 and not value[0] <= value[1]:
                 raise ValueError(f"Look.{field.name} is {value}; expected (lowest, highest).")
-        if self.short_side[0] < 64 or self.page_short_side[0] < 64 or (self.longest or 64) < 64:
+        if (
+            self.short_side[0] < 64
+            or self.page_short_side[0] < 64
+            or (self.longest is not None and self.longest < 64)
+        ):
             raise ValueError(
                 "a side of a Look is below 64 pixels; no text can be read there. Give 64 or more."
             )

@@ -41,6 +41,10 @@ class Limits:
     """Characters without a Unicode value that a page may have."""
 
     def __post_init__(self) -> None:
+        if self.smallest_side < 1:
+            raise ValueError(
+                f"a page is to have {self.smallest_side} pixels on a side at least; give 1 or more."
+            )
         if not 0 <= self.fewest_characters <= self.most_characters:
             raise ValueError(
                 f"a page is to have {self.fewest_characters} to {self.most_characters} characters; "
