@@ -45,7 +45,7 @@ def data_mix(
     if seed < 0:
         raise ValueError(f"--seed {seed}; expected 0 or more.")
     if total is not None and total < 1:
-        raise ValueError(f"--total {total}; expected a sample or more.")
+        raise ValueError(f"--total is {total}; expected a sample or more.")
     rows = mixtures.PRETRAINING if table == "pretraining" else mixtures.MULTITASK
     sources = mixtures.index(records, rows, images, leave_out=out)
     if not sources.groups:

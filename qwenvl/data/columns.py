@@ -15,6 +15,9 @@ IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "pp
 TEXTS = ("txt", "text", "caption")
 """Suffixes of files that hold a caption."""
 
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")
+"""How a file of the usual formats begins."""
+
 IMAGE_COLUMNS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "img_path")
 IMAGES_COLUMNS = ("images", "pictures", "image_paths", "image_files")
 TEXT_COLUMNS = ("text", "caption", "alt_text", "alt", "top_caption", "title")

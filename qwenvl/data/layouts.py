@@ -21,7 +21,7 @@ from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
 from qwenvl.data.clean.pairs import Source, pairs_of
-from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS, TEXT_COLUMNS, TEXTS_COLUMNS, is_empty
+from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS, MAGIC, TEXT_COLUMNS, TEXTS_COLUMNS, is_empty
 from qwenvl.data.faults import Unusable, foreign_marks
 from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.lookup import BASE64_IMAGE, Lookup, names_in
@@ -309,7 +309,7 @@ def _holds_image(name: str, value: Any, shown: Collection[str]) -> bool:
             _holds_image(f"{name}.{key}".lower(), each, shown) for key, each in value.items()
         )
     if isinstance(value, bytes):
-        return value.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8"))
+        return value.startswith(MAGIC)
     if not isinstance(value, str) or "://" in value or re.search(r"url|id$", name):
         return False
     meant = (_MEANT if shown else _MEANT_IF_BLIND).search(name) is not None

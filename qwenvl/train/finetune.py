@@ -116,9 +116,10 @@ def stage_of(
         raise ValueError("no sample is left to train on; run `qwenvl data check` on the file.")
     samples = samples or len(lengths)
     documents = config.batch(samples, readers)
-    if config.documents is not None and documents > samples:
+    if config.documents is not None and not round(config.epochs * samples / documents):
         raise ValueError(
-            f"{documents:,} samples per update are more than the {samples:,} of the file; give {samples:,} or fewer."
+            f"an update of {documents:,} samples is more than {config.epochs:g} epochs of {samples:,}; give a smaller "
+            "batch, or more epochs."
         )
     steps = max(1, round(config.epochs * samples / documents))
     row = min(config.sequence_length, math.ceil(max(lengths) / ROW_STEP) * ROW_STEP)

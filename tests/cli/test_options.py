@@ -38,7 +38,7 @@ REFUSED = {
     f"{FINETUNE} --processes 0": "--processes is 0; expected 1 or more",
     f"{FINETUNE} --show-every -1": "show_every = -1",
     f"{FINETUNE} --workers -1": "workers = -1",
-    f"{FINETUNE} --batch 99": "99 samples per update are more than the 4 of the file",
+    f"{FINETUNE} --batch 99": "an update of 99 samples is more than 5 epochs of 4",
     f"{FINETUNE} --train ": "trains ['']",
     "plan stage.toml --model small --micro 0": "micro_documents = 0",
     "plan stage.toml --model small --memory nan": "memory and TFLOPs above 0",

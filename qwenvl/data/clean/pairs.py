@@ -14,6 +14,7 @@ from qwenvl.data.columns import (
     IMAGE_COLUMNS,
     IMAGES_COLUMNS,
     KEY_COLUMNS,
+    MAGIC,
     SCORE_COLUMNS,
     TEXT_COLUMNS,
     TEXTS_COLUMNS,
@@ -238,6 +239,8 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
         if isinstance(value, list) and len(value) > 1:
             return None, "several images", f"{name} holds {len(value)}"
         found = image_of(value)
+        if found is not None and (more := _another(columns, name, found)) is not None:
+            return None, "several images", f"{name} and {more}"
         if isinstance(found, bytes):
             del columns[name]
             return found, None, ""
@@ -253,6 +256,18 @@ def _image(columns: dict[str, Any], source: Source) -> tuple[bytes | None, str |
     if known and (source.fetch is not None or not promised):
         return None, None, ""  # judged by its columns
     return None, "no image", f"nothing in {', '.join(promised)}" if promised else "no column of that kind"
+
+
+def _another(columns: Mapping[str, Any], own: str, image: bytes | str) -> str | None:
+    """The column that holds an image beside that of column `own`, or the name of another file."""
+    for name, value in columns.items():
+        each = image_of(value) if name != own else None
+        if isinstance(each, bytes) and each != image and each.startswith(MAGIC):
+            return name
+        names = name in IMAGE_COLUMNS and isinstance(each, str) and isinstance(image, str)
+        if names and Path(str(each)).name != Path(str(image)).name:
+            return name
+    return None
 
 
 def _file(name: str, source: Source) -> tuple[bytes | None, str | None, str]:
@@ -328,7 +343,11 @@ def _holds_turns(value: Any) -> bool:
 
 
 def _lower(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.lower(): value for name, value in columns.items()}
+    """By names in lower case; of several that are equal then the first counts, before it one that was so already."""
+    lower: dict[str, Any] = {}
+    for name, value in sorted(columns.items(), key=lambda item: item[0] != item[0].lower()):
+        lower.setdefault(name.lower(), value)
+    return lower
 
 
 def _first(columns: Mapping[str, Any], names: tuple[str, ...]) -> Any:
