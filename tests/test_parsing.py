@@ -40,7 +40,7 @@ def test_f85_what_ends_a_later_step_is_refused_here(text: str | bytes, problem: 
         parse_json(text, "the record")
 
 
-def test_usual_values_are_read_printable_json_reads_them() -> None:
+def test_usual_values_are_read_as_json_reads_them() -> None:
     assert parse_json(
         '\ufeff{"a": [1, -9223372036854775808, 18446744073709551615, 1.5e300, 1e-999]}', "x"
     ) == {"a": [1, -(2**63), 2**64 - 1, 1.5e300, 0.0]}

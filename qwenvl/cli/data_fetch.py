@@ -81,12 +81,12 @@ def _tell_set(tell: Callable[[str], None], made: "Made") -> None:
         tell(f"{line}  ({refused})" if refused else line)
 
 
-def _summary(made: Sequence["Made"], missing: Sequence["Got"], out: Path, printable_json: bool) -> int:
+def _summary(made: Sequence["Made"], missing: Sequence["Got"], out: Path, as_json: bool) -> int:
     from qwenvl.terminal import printable, printable_json
 
     drawings, chinese = sum(each.drawings for each in made), sum(each.chinese for each in made)
     news, lost = sum(each.news for each in made), [each.source for each in made if each.missing]
-    if printable_json:
+    if as_json:
         sets = {each.source: {"drawings": each.drawings, "refused": each.refused} for each in made}
         gone = {each.package.name: each.problem for each in missing}
         counts = {"drawings": drawings, "chinese": chinese, "news": news}

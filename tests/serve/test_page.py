@@ -223,7 +223,7 @@ def test_several_images_and_turns_are_sent_as_a_dialogue(
     assert own.page.locator(".turn").count() == 0 and own.page.locator("#frame").is_hidden()
 
 
-def test_boxes_leave_printable_json_as_a_call_and_as_an_image(
+def test_boxes_leave_as_json_as_a_call_and_as_an_image(
     visit: Callable[..., Visit], says: Callable[[str], None], squares: Path, tmp_path: Path, server: Running
 ) -> None:
     says(ANSWER)
