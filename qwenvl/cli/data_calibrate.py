@@ -1,6 +1,10 @@
 """`qwenvl data calibrate`: thresholds that leave what Table 2 says remains."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwenvl.data.clean.engine import Scorer
 
 
 def data_calibrate(
@@ -46,11 +50,7 @@ def data_calibrate(
         raise ValueError(f"--limit {limit}; expected a pair or more.")
     row, limits = chosen(preset, None, change)
     share = row.remaining / 100 if target is None else target
-    scorer = None
-    if clip is not None:
-        from qwenvl.integrations.clip import load_scorer
-
-        scorer = load_scorer(clip)
+    scorer = None if clip is None else _scorer(clip)
     settings = Settings(thresholds=limits)
     shards = (measured_samples(path, settings) for path in find_shards(src, deep=True))
     sample = calibrate.observe(islice(chain.from_iterable(shards), limit), limits, scorer)
@@ -81,3 +81,9 @@ def data_calibrate(
                 "no choice leaves that much: relax the other rules with --change, or accept a lower --target"
             )
     return 0 if best is not None else 1
+
+
+def _scorer(clip: str) -> "Scorer":
+    from qwenvl.integrations.clip import load_scorer
+
+    return load_scorer(clip)

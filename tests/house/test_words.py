@@ -43,8 +43,9 @@ ALLOWED = {
 
 
 PICTURES = re.compile(
-    r"""Picture[ ](?:\d|k\b|\{|\(\\d)|Picture\\s  # what the official code writes before each image of a chat
-    |latest_picture                            # an official method, and its fixture""",
+    r"""Picture[ ](?:\d|k\b|\{|\(\\d)|(?i:picture\)?\\s)  # what the official code writes before each image of a chat
+    |latest_picture                                 # an official method, and its fixture
+    |(?i:which[ ]picture|(?:in|of)[ ](?:this|the)[ ]pictures?[?])  # people's questions, as prompts""",
     re.VERBOSE,
 )
 """Pictures that stay pictures anywhere."""
@@ -69,6 +70,7 @@ SPOKEN = {
     "qwenvl/data/toy/streams.py": ('Dice("pictures",',),
     "qwenvl/demo/run.py": ("Which picture has", "the two pictures?"),
     "tests/data/test_dialogues.py": ('"picture" in',),
+    "tests/data/test_one_rule.py": ('"picture": "blue.png"',),
     "tests/data/toy/test_tasks.py": ("[picture]", "Which picture has", "the two pictures?", "of the picture is"),
 }  # fmt: skip
 """What people, columns of data sets, prompts and seeds say, by file."""
