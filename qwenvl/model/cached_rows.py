@@ -105,7 +105,7 @@ class Step:
             else:
                 found.append(_Written(self.cache, slab, rows, slots))
         for each in found:
-            each.index(self.lengths)
+            each.place(self.lengths)
         return found
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -115,7 +115,8 @@ class Step:
 
     def view(self, layer: int) -> list[View]:
         """See `KVCache`."""
-        return [view for each in self._slabs for view in each.views(layer)]
+        first, *others = self._slabs
+        return [*first.views[layer], *(view for each in others for view in each.views[layer])]
 
     def end(self) -> None:
         """The token of every row is read."""
@@ -129,11 +130,18 @@ class Step:
 
 
 class _Written:
-    """The rows of a step that stand in one slab: where they write, what they see."""
+    """The rows of a step that stand in one slab: where they write, what they see.
+
+    Neither moves while the step lasts, so all of it is made once.
+    """
 
     def __init__(self, cache: RowCache, slab: Slab, rows: slice, slots: slice) -> None:
         self.cache, self.slab = cache, slab
         self.rows, self.runs = rows, [(rows, slots)]
+        self.keys: list[Tensor] = []
+        """Of every layer, as a list of what `keys_at` counts: tokens, or numbers where keys lie by channel."""
+        self.values: list[Float[Tensor, "places head"]] = []
+        self.views: list[list[View]] = []
         self.keys_at: Int[Tensor, " written"]
         self.values_at: Int[Tensor, " written"]
         self.newest: Int[Tensor, " rows"]
@@ -143,7 +151,7 @@ class _Written:
         self.rows = slice(self.rows.start, rows.stop)
         self.runs.append((rows, slots))
 
-    def index(self, lengths: Int[Tensor, " batch"]) -> None:
+    def place(self, lengths: Int[Tensor, " batch"]) -> None:
         """Places of the new token: in the buffers, seen as rows of one head; in the mask, seen as a list."""
         lengths, keys, device = lengths[self.rows], self.slab.length, self.cache.device
         heads = torch.arange(self.cache.config.heads, device=device)
@@ -158,20 +166,28 @@ class _Written:
         unseen = torch.arange(keys, device=device) > lengths[:, None]
         mask = torch.zeros(unseen.shape, device=device, dtype=self.cache.dtype)
         self.mask = mask.masked_fill_(unseen, -torch.inf)[:, None, None]
+        for layer in range(self.slab.layers):
+            self._look(layer)
+
+    def _look(self, layer: int) -> None:
+        keys, values, first = self.slab.keys[layer], self.slab.values[layer], self.rows.start
+        width = values.shape[3]
+        self.keys.append(keys.transpose(2, 3).view(-1) if self.slab.by_channel else keys.view(-1, width))
+        self.values.append(values.view(-1, width))
+        self.views.append(
+            [
+                View(rows, keys[slots], values[slots], self.mask[rows.start - first : rows.stop - first])
+                for rows, slots in self.runs
+            ]
+        )
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        keys, values = self.slab.keys[layer], self.slab.values[layer]
-        width = values.shape[3]
-        values.view(-1, width).index_copy_(0, self.values_at, value[self.rows].reshape(-1, width))
-        if self.slab.by_channel:
-            keys.transpose(2, 3).view(-1).index_copy_(0, self.keys_at, key[self.rows].flatten())
-        else:
-            keys.view(-1, width).index_copy_(0, self.keys_at, key[self.rows].reshape(-1, width))
-
-    def views(self, layer: int) -> Iterable[View]:
-        keys, values, first = self.slab.keys[layer], self.slab.values[layer], self.rows.start
-        for rows, slots in self.runs:
-            yield View(rows, keys[slots], values[slots], self.mask[rows.start - first : rows.stop - first])
+        if len(key) > self.rows.stop - self.rows.start:
+            key, value = key[self.rows], value[self.rows]
+        width = value.shape[3]
+        self.values[layer].index_copy_(0, self.values_at, value.reshape(-1, width))
+        key = key.flatten() if self.slab.by_channel else key.reshape(-1, width)
+        self.keys[layer].index_copy_(0, self.keys_at, key)
 
     def go_on(self, more: bool) -> None:
         self.values_at += 1

@@ -1,14 +1,20 @@
-"""Weights in the order in which oneDNN's kernels read them, for answering on a CPU.
+"""Weights in the order in which a product reads them, for answering on a CPU.
 
-Packed once instead of at every product, a matrix is multiplied at the speed of memory, and each row of a product has
-the same bits however many rows stand beside it: in bfloat16 and in float32, for 4 rows and more, mostly from 1 on.
-Answers then do not depend on neighbours, and nobody pads rows outside this file. The operators are torch's own but
-private (inductor's freezing uses them), so every shape is tried against the plain product before it is trusted.
+Each row of a product then has the same bits however many rows stand beside it, so that answers do not depend on
+neighbours and nobody pads rows outside this file. There are two orders:
+
+    PackedLinear   oneDNN's: a matrix is read at the speed of memory instead of being packed at every product
+    TurnedLinear   a row for each input: for matrices in float32 that stay in the processor's cache, where starting
+                   oneDNN's product takes longer than the product
+
+Packed operators are torch's own but private (inductor's freezing uses them), and which bits a product has is nobody's
+promise, so every shape is tried before it is trusted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +31,10 @@ FEW = 4
 """Rows below which a product may have other bits, and of a large matrix takes no less time."""
 
 LARGE = 2**20
-"""Bytes from which a matrix is multiplied by `FEW` rows at least: one row is no faster there, in float32 slower."""
+"""Bytes from which a matrix is packed and multiplied by `FEW` rows at least: one row is no faster there."""
+
+PIECES = (192, 256, 384, 512)
+"""Inputs whose products a kernel sums up before it adds the sums (MKL: 192, or two halves of up to 384)."""
 
 TRIED = (1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 31, 33, 64)
 """Numbers of rows whose product is held against that of 128 rows."""
@@ -60,24 +69,33 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.least = least
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.training = False
+        self._pack(weight.detach())
+
+    def _pack(self, weight: Float[Tensor, "out width"]) -> None:
+        """Keep the matrix, in whatever order."""
         reorder, self._product = _operators()
-        self._packed: Tensor = reorder(weight.detach(), 8)
+        self._packed: Tensor = reorder(weight, 8)
+
+    def _plain(self) -> Float[Tensor, "out width"]:
+        """The matrix as it was."""
+        return self._packed.to_dense()
 
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
         count = rows.numel() // self.in_features
+        bias = self._parameters["bias"]  # at a third of the price of `self.bias`
         if count >= self.least:
-            return self._product(rows, self._packed, self.bias, "none", [], "")
+            return self._product(rows, self._packed, bias, "none", [], "")
         flat = rows.reshape(count, self.in_features)
         filled = flat.expand(self.least, -1) if count == 1 else F.pad(flat, (0, 0, 0, self.least - count))
-        product = self._product(filled, self._packed, self.bias, "none", [], "")
+        product = self._product(filled, self._packed, bias, "none", [], "")
         return product[:count].view(*rows.shape[:-1], self.out_features)
 
     def plain(self) -> nn.Linear:
         """The layer that was packed."""
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self._packed.to_dense())
+        layer.weight = nn.Parameter(self._plain())
         layer.register_parameter("bias", self.bias)
         return layer.eval()
 
@@ -96,12 +114,11 @@ class PackedLinear(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": self._packed.to_dense(), "_product": None}
+        return {**self.__dict__, "_packed": self._plain(), "_product": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        reorder, self._product = _operators()
-        self._packed = reorder(self._packed, 8)
+        self._pack(self._packed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         before = torch.empty(0, dtype=self._packed.dtype)
@@ -115,12 +132,56 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self._packed.to_dense()
+        destination[f"{prefix}weight"] = self._plain()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "a model packed for answering takes no other weights; call packed.unpack_(model) first."
         )
+
+
+class TurnedLinear(PackedLinear):
+    """A small matrix in float32 as a table with a row for each input.
+
+    One row is then a weighted sum of the table (`embedding_bag`), which costs half of what a product of `FEW` rows
+    does; more rows are a plain product, filled up to a multiple of `FEW`. Both multiply and add in one order, the
+    inputs one after another, and piece by piece.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, piece: int | None) -> None:
+        """`piece`: inputs whose products are summed up before the sums are added; None: one row is filled up too."""
+        self.piece = piece
+        super().__init__(weight, bias, least=1)
+
+    def _pack(self, weight: Float[Tensor, "out width"]) -> None:
+        self._packed, self._product = weight.T.contiguous(), torch.mm
+        self._inputs = torch.arange(self.in_features, dtype=torch.int32)
+        self._starts = self._inputs[:: self.piece or self.in_features].contiguous()
+
+    def _plain(self) -> Float[Tensor, "out width"]:
+        return self._packed.T.contiguous()
+
+    def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+        count, bias = rows.numel() // self.in_features, self._parameters["bias"]
+        if count == 1 and self.piece is not None:
+            product = self._one(rows)
+        else:
+            flat, lack = rows.reshape(count, self.in_features), -count % FEW
+            product = torch.mm(F.pad(flat, (0, 0, 0, lack)) if lack else flat, self._packed)[:count]
+        if bias is not None:
+            product = product + bias
+        return product.view(*rows.shape[:-1], self.out_features)
+
+    def _one(self, row: Float[Tensor, "*one width"]) -> Float[Tensor, "1 out"]:
+        sums = F.embedding_bag(
+            self._inputs, self._packed, self._starts, mode="sum", per_sample_weights=row.reshape(-1)
+        )
+        if len(self._starts) == 1:
+            return sums
+        product = sums[:1]
+        for place in range(1, len(self._starts)):
+            product = product + sums[place : place + 1]
+        return product
 
 
 def pack_(model: QwenVL) -> Report:
@@ -132,14 +193,14 @@ def pack_(model: QwenVL) -> Report:
     """
     if model.training:
         raise ValueError("only a model in evaluation mode is packed for answering; call model.eval() first.")
-    verdicts: dict[tuple[object, ...], int | str] = {}
+    verdicts: dict[tuple[object, ...], Way | str] = {}
     packed, refused = 0, []
     for parent, name in _matrices(model):
         layer: Any = getattr(parent, name)
         if isinstance(layer, PackedLinear):
             packed += 1
             continue
-        verdict: int | str = _unfit(layer)
+        verdict: Way | str = _unfit(layer)
         if not verdict:
             shape = (layer.weight.shape, layer.weight.dtype, layer.bias is None)
             if shape not in verdicts:
@@ -148,7 +209,7 @@ def pack_(model: QwenVL) -> Report:
         if isinstance(verdict, str):
             refused.append(verdict)
             continue
-        setattr(parent, name, PackedLinear(layer.weight, layer.bias, least=verdict))
+        setattr(parent, name, verdict(layer.weight, layer.bias))
         packed += 1
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
@@ -184,27 +245,49 @@ def _unfit(layer: nn.Linear) -> str:
     return ""
 
 
+Way: TypeAlias = Callable[[Tensor, nn.Parameter | None], PackedLinear]
+"""Packs a matrix and its bias."""
+
+
+def _ways(layer: nn.Linear) -> Iterator[Way]:
+    """How this matrix may be packed, the best way first."""
+    width = layer.in_features
+    if layer.weight.numel() * layer.weight.element_size() >= LARGE:
+        yield partial(PackedLinear, least=FEW)
+        return
+    if layer.weight.dtype == torch.float32:
+        pieces = {piece: None for piece in (*PIECES, -(-width // 2), width) if piece <= width}
+        for piece in (*pieces, None):
+            yield partial(TurnedLinear, piece=piece)
+    for least in (1, FEW):
+        yield partial(PackedLinear, least=least)
+
+
 @torch.no_grad()
-def _trial(layer: nn.Linear) -> int | str:
-    """The least number of rows from which the packed layer is right and always the same; why not, where it is not."""
+def _trial(layer: nn.Linear) -> Way | str:
+    """The first way in which products are right and those of a row always the same; why not, where there is none."""
     rows = torch.randn(128, layer.in_features, generator=torch.Generator().manual_seed(0)).to(
         layer.weight.dtype
     )
-    try:
-        packed = PackedLinear(layer.weight, layer.bias, least=1)
-        whole, plain = packed(rows), layer(rows)
-        same = {count: torch.equal(packed(rows[:count]), whole[:count]) for count in TRIED}
-        back = torch.equal(packed.plain().weight, layer.weight)
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
-        return f"this build of torch does not pack {layer.weight.dtype}: {str(error).splitlines()[0]}"
-    distance = (whole - plain).float().norm() / plain.float().norm().clamp(min=1e-30)
-    if not back or not distance < 8 * torch.finfo(plain.dtype).eps:
-        return f"packed products of {tuple(layer.weight.shape)} in {plain.dtype} are not those of the plain matrix"
-    large = layer.weight.numel() * layer.weight.element_size() >= LARGE
-    for least in (FEW,) if large else (1, FEW):
-        if all(equal for count, equal in same.items() if count >= least):
-            return least
-    return f"packed products of {tuple(layer.weight.shape)} in {plain.dtype} depend on the number of rows"
+    plain, failure = layer(rows), ""
+    for way in _ways(layer):
+        try:
+            packed = way(layer.weight, layer.bias)
+            whole = packed(rows)
+            exact = all(torch.equal(packed(rows[:count]), whole[:count]) for count in TRIED)
+            back = torch.equal(packed.plain().weight, layer.weight)
+        except (AttributeError, RuntimeError, NotImplementedError) as error:
+            failure = f"this build of torch does not pack {plain.dtype}: {str(error).splitlines()[0]}"
+            continue
+        what = f"packed products of {tuple(layer.weight.shape)} in {plain.dtype}"
+        distance = (whole - plain).float().norm() / plain.float().norm().clamp(min=1e-30)
+        if not back or not distance < 8 * torch.finfo(plain.dtype).eps:
+            failure = f"{what} are not those of the plain matrix"
+        elif not exact:
+            failure = f"{what} depend on the number of rows"
+        else:
+            return way
+    return failure
 
 
 def _operators() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -22,7 +22,8 @@ class Positions:
 
     def __init__(self, config: LLMConfig, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[float, Float[Tensor, "positions 2 1 pairs"]] = {}
+        """For each stretch, cosines and sines side by side, so that one look-up finds both."""
         self._scales = torch.empty(0, device=device)
 
     def rotation(
@@ -30,14 +31,11 @@ class Positions:
     ) -> tuple[Float[Tensor, "rows 1 tokens 1 pairs"], Float[Tensor, "rows 1 tokens 1 pairs"]]:
         """Cosines and sines of positions below `stop`; `alphas` is the stretch of each row (`llm.ntk_alpha`)."""
         if len(set(alphas)) == 1:
-            cos, sin = self._table(alphas[0], stop)
-            return cos[positions][:, None, :, None], sin[positions][:, None, :, None]
-        tables = [self._table(alpha, stop) for alpha in alphas]
-        found = (
-            torch.stack([table[which][own] for table, own in zip(tables, positions, strict=True)])
-            for which in (0, 1)
-        )
-        cos, sin = (each[:, None, :, None] for each in found)
+            found = self._table(alphas[0], stop)[positions]
+        else:
+            tables = [self._table(alpha, stop) for alpha in alphas]
+            found = torch.stack([table[own] for table, own in zip(tables, positions, strict=True)])
+        cos, sin = found.unsqueeze(1).unbind(3)  # (rows, 1, tokens, 2, 1, pairs)
         return cos, sin
 
     def query_scale(
@@ -51,14 +49,16 @@ class Positions:
             self._scales = torch.cat([self._scales, piece])
         return self._scales[positions][:, None, :, None]
 
-    def _table(self, alpha: float, stop: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._tables.get(alpha) or (torch.empty(0, device=self._device),) * 2
-        while len(cos) < stop:
+    def _table(self, alpha: float, stop: int) -> Float[Tensor, "positions 2 1 pairs"]:
+        table = self._tables.get(alpha)
+        start = 0 if table is None else len(table)
+        while table is None or start < stop:
             stretch = torch.tensor([alpha], device=self._device)
-            more = [each[0, 0, :, 0] for each in rotary_tables(self._piece(len(cos)), self._config, stretch)]
-            cos, sin = (torch.cat([cos, more[0]]), torch.cat([sin, more[1]])) if len(cos) else more
-            self._tables[alpha] = (cos, sin)
-        return cos, sin
+            both = rotary_tables(self._piece(start), self._config, stretch)
+            piece = torch.stack([each[0, 0] for each in both], dim=1)  # (PIECE, 2, 1, pairs)
+            table = piece if table is None else torch.cat([table, piece])
+            self._tables[alpha], start = table, len(table)
+        return table
 
     def _piece(self, start: int) -> Int[Tensor, "1 positions"]:
         return torch.arange(start, start + PIECE, device=self._device)[None]

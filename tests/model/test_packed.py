@@ -11,7 +11,7 @@ from torch import nn
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model import packed
-from qwenvl.model.packed import PackedLinear, Report, pack_, unpack_
+from qwenvl.model.packed import Report, pack_, unpack_
 from qwenvl.model.vlm import QwenVL
 
 CONFIG = ModelConfig(
@@ -48,13 +48,16 @@ def test_a_packed_model_computes_what_the_plain_one_does(dtype: torch.dtype):
 
 
 @both
-@pytest.mark.parametrize("width, out", [(32, 96), (192, 1000), (1100, 300), (2816, 200)])
+@pytest.mark.parametrize(
+    "width, out", [(32, 96), (192, 1000), (512, 192), (300, 70), (1100, 300), (2816, 200)]
+)
 def test_a_row_has_the_same_bits_beside_any_number_of_rows(dtype: torch.dtype, width: int, out: int):
     layer = nn.Linear(width, out).to(dtype).eval()
     with torch.no_grad():
-        least = packed._trial(layer)
-        assert least in (1, packed.FEW)
-        fast, rows = PackedLinear(layer.weight, layer.bias, least=least), torch.randn(256, width).to(dtype)
+        way = packed._trial(layer)
+        assert not isinstance(way, str), way
+        fast, rows = way(layer.weight, layer.bias), torch.randn(256, width).to(dtype)
+        assert isinstance(fast, packed.TurnedLinear) == (dtype == torch.float32 and width * out < 2**18)
         whole = fast(rows)
         for count in range(1, 65):
             assert torch.equal(fast(rows[:count]), whole[:count]), count
@@ -105,17 +108,17 @@ def test_kernels_that_fail_their_trial_leave_the_model_plain(fault: str, monkeyp
     def faulty_reorder(weight: torch.Tensor, rows: int) -> torch.Tensor:
         if fault == "raises":
             raise RuntimeError("needs avx512bw, avx512vl and avx512dq\nmore lines")
-        return reorder(weight * 1.001 if fault == "lossy" else weight, rows)
+        return reorder(weight * 1.01 if fault == "lossy" else weight, rows)
 
     def faulty_product(rows: torch.Tensor, *rest: object) -> torch.Tensor:
         result = product(rows, *rest)
         if fault == "wrong":
-            return result + 0.01
+            return result + 1
         if fault == "uneven" and rows.shape[0] == 7:
             return result.nextafter(torch.tensor(9.0))
         return result
 
-    model, plain, ids = build(), build(), torch.tensor([[3, 4, 5]])
+    model, plain, ids = build(torch.bfloat16), build(torch.bfloat16), torch.tensor([[3, 4, 5]])
     monkeypatch.setattr(packed, "_operators", operators)
     report = pack_(model)
     assert report.packed == 0 and report.plain == MATRICES and not report.exact
@@ -123,6 +126,22 @@ def test_kernels_that_fail_their_trial_leave_the_model_plain(fault: str, monkeyp
     assert report.reason and words.get(fault, "are not those of the plain matrix") in report.reason
     assert "\n" not in report.reason
     assert torch.equal(logits(model, ids), logits(plain, ids))
+
+
+@pytest.mark.parametrize("fault", ["another order", "no such operator"])
+def test_a_row_alone_is_filled_up_where_its_sum_has_other_bits(fault: str, monkeypatch: pytest.MonkeyPatch):
+    bag = torch.nn.functional.embedding_bag
+
+    def faulty(*args: object, **kwargs: object) -> torch.Tensor:
+        if fault == "no such operator":
+            raise RuntimeError("not on this machine")
+        return bag(*args, **kwargs).nextafter(torch.tensor(9.0))
+
+    monkeypatch.setattr(packed.F, "embedding_bag", faulty)
+    model = build()
+    assert pack_(model).exact
+    turned = [module for module in model.modules() if isinstance(module, packed.TurnedLinear)]
+    assert len(turned) == MATRICES and all(module.piece is None for module in turned)
 
 
 def test_what_is_no_plain_matrix_stays():
