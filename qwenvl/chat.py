@@ -26,6 +26,7 @@ from qwenvl.generate.running import Inboxes, Running
 from qwenvl.generate.text import StopStrings, TextDecoder
 from qwenvl.images import Source, preprocess
 from qwenvl.markup import Image, Segment, Turn
+from qwenvl.model.packed import pack_
 from qwenvl.model.vlm import QwenVL
 from qwenvl.options import Options, OptionValues, PromptFormat, changed
 from qwenvl.replies import Reply as Reply
@@ -75,7 +76,9 @@ class Assistant:
     ) -> "Assistant":
         """From a folder (ours or official), a hub id, or `tiny`, onto a device (auto, cpu, cuda, mps) in a precision.
 
-        A `runtime` made before takes the place of both names. Raises ValueError for what cannot be read.
+        A `runtime` made before takes the place of both names. On a CPU the model is packed for answering
+        (`model.packed`): whoever trains it unpacks it first, or takes `checkpoint.folder.load`. Raises ValueError for
+        what cannot be read.
         """
         if runtime is not None and (device, dtype) != ("auto", "auto"):
             raise ValueError(
@@ -85,7 +88,9 @@ class Assistant:
         place = folder.resolve(checkpoint)
         tokenizer = Tokenizer.load(place)
         prompt_format = PromptFormat.read(place)
-        return cls(folder.load(place, runtime), tokenizer, prompt_format)
+        model = folder.load(place, runtime)
+        pack_(model)
+        return cls(model, tokenizer, prompt_format)
 
     def ask(
         self,

@@ -23,7 +23,7 @@ prompt computes does not depend on the load."""
 AHEAD = 256
 """Tokens of an answer for which room is reserved at admission."""
 
-GROUP = 16
+GROUP = 8
 """Most prompts whose chunks are read together."""
 
 TOGETHER = 16

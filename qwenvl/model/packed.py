@@ -64,6 +64,8 @@ class PackedLinear(nn.Module):
     are refused with a ValueError: `unpack_` first.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, least: int) -> None:
         """`least`: the number of rows that fewer are filled up to."""
         super().__init__()
@@ -154,7 +156,7 @@ class TurnedLinear(PackedLinear):
         super().__init__(weight, bias, least=1)
 
     def _pack(self, weight: Float[Tensor, "out width"]) -> None:
-        self._packed, self._product = weight.T.contiguous(), torch.mm
+        self._packed = weight.T.contiguous()
         self._inputs = torch.arange(self.in_features, dtype=torch.int32)
         self._starts = self._inputs[:: self.piece or self.in_features].contiguous()
 
@@ -164,21 +166,18 @@ class TurnedLinear(PackedLinear):
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
         count, bias = rows.numel() // self.in_features, self._parameters["bias"]
         if count == 1 and self.piece is not None:
-            product = self._one(rows)
+            product = self._one(rows, bias)
         else:
             flat, lack = rows.reshape(count, self.in_features), -count % FEW
-            product = torch.mm(F.pad(flat, (0, 0, 0, lack)) if lack else flat, self._packed)[:count]
-        if bias is not None:
-            product = product + bias
-        return product.view(*rows.shape[:-1], self.out_features)
+            flat = F.pad(flat, (0, 0, 0, lack)) if lack else flat
+            product = torch.mm(flat, self._packed) if bias is None else torch.addmm(bias, flat, self._packed)
+        return product[:count].view(*rows.shape[:-1], self.out_features)
 
-    def _one(self, row: Float[Tensor, "*one width"]) -> Float[Tensor, "1 out"]:
+    def _one(self, row: Float[Tensor, "*one width"], bias: Tensor | None) -> Float[Tensor, "1 out"]:
         sums = F.embedding_bag(
             self._inputs, self._packed, self._starts, mode="sum", per_sample_weights=row.reshape(-1)
         )
-        if len(self._starts) == 1:
-            return sums
-        product = sums[:1]
+        product = sums[:1] if bias is None else bias + sums[:1]
         for place in range(1, len(self._starts)):
             product = product + sums[place : place + 1]
         return product

@@ -5,6 +5,7 @@ beside it: cosines of a few numbers and of many come from different instructions
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -51,14 +52,22 @@ class Positions:
 
     def _table(self, alpha: float, stop: int) -> Float[Tensor, "positions 2 1 pairs"]:
         table = self._tables.get(alpha)
-        start = 0 if table is None else len(table)
-        while table is None or start < stop:
-            stretch = torch.tensor([alpha], device=self._device)
-            both = rotary_tables(self._piece(start), self._config, stretch)
-            piece = torch.stack([each[0, 0] for each in both], dim=1)  # (PIECE, 2, 1, pairs)
+        while table is None or len(table) < stop:
+            start = 0 if table is None else len(table)
+            piece = _turned(self._config, alpha, start, self._device)
             table = piece if table is None else torch.cat([table, piece])
-            self._tables[alpha], start = table, len(table)
+            self._tables[alpha] = table
         return table
 
     def _piece(self, start: int) -> Int[Tensor, "1 positions"]:
         return torch.arange(start, start + PIECE, device=self._device)[None]
+
+
+@lru_cache(maxsize=64)
+def _turned(
+    config: LLMConfig, alpha: float, start: int, device: torch.device
+) -> Float[Tensor, "positions 2 1 pairs"]:
+    """A piece of a table, for engines that come and go."""
+    positions = torch.arange(start, start + PIECE, device=device)[None]
+    both = rotary_tables(positions, config, torch.tensor([alpha], device=device))
+    return torch.stack([each[0, 0] for each in both], dim=1)
