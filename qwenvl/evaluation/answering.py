@@ -1,4 +1,4 @@
-"""Questions on their way to a model, in batches of what can be asked together, and its answers.
+"""Questions on their way to a model, those together that can be asked so, and its answers.
 
     for answered in answers(asker, row, questions, batch=16):    the order is not that of the questions
         answered.predictions, answered.refused
@@ -18,7 +18,7 @@ from typing import Any
 
 from qwenvl.data.datasets.sample import Sample, StoredImage
 from qwenvl.data.stream.samples import Located
-from qwenvl.evaluation.asking import Asker
+from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.benchmarks import Benchmark
 from qwenvl.evaluation.metrics import multiple_choice
 from qwenvl.evaluation.predictions import Prediction
@@ -27,7 +27,7 @@ from qwenvl.markup import Content, Segment, segments_of, spell
 from qwenvl.markup import Image as ImageSegment
 
 WINDOW = 16
-"""Batches whose questions are sorted by length together: less padding, and still nearly in order."""
+"""Batches whose questions are sorted by length together: less filling up, and still nearly in order."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Answered:
-    """What became of a batch."""
+    """What became of some questions."""
 
     predictions: Sequence[Prediction]
     refused: Sequence[tuple[str, str]]
@@ -85,19 +85,24 @@ def _digest(image: StoredImage) -> str:
 
 
 def answers(asker: Asker, row: Benchmark, questions: Sequence[Planned], batch: int) -> Iterator[Answered]:
-    """The answers batch by batch, each about as long as the others of its batch."""
-    for chunk in _batches(questions, batch):
-        yield _answered(asker.asked_in(chunk[0].prompt_format), row, chunk)
+    """The answers as they come; at most `batch` are written at a time, the next joins where one ends."""
+    for alike in _kinds(questions, batch):
+        own = asker.asked_in(alike[0].prompt_format)
+        if row.decoding is not None and not alike[0].sample.options:
+            yield from _all_written(own, row, row.decoding, alike, batch)
+            continue
+        for at in range(0, len(alike), batch):
+            yield _compared(own, row, alike[at : at + batch])
 
 
-def _batches(questions: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
+def _kinds(questions: Sequence[Planned], batch: int) -> Iterator[list[Planned]]:
+    """Questions that are asked in one way, those of about one length near one another."""
     kinds: dict[tuple[str, bool], list[Planned]] = {}
     for each in questions:
         kinds.setdefault((each.prompt_format, bool(each.sample.options)), []).append(each)
     for alike in kinds.values():
-        for at in range(0, len(alike), WINDOW * batch):
-            window = sorted(alike[at : at + WINDOW * batch], key=_length)
-            yield from (window[k : k + batch] for k in range(0, len(window), batch))
+        windows = (alike[at : at + WINDOW * batch] for at in range(0, len(alike), WINDOW * batch))
+        yield [each for window in windows for each in sorted(window, key=_length)]
 
 
 def _length(question: Planned) -> tuple[int, int]:
@@ -105,26 +110,65 @@ def _length(question: Planned) -> tuple[int, int]:
     return images, len(spell(question.content))
 
 
-def _answered(asker: Asker, row: Benchmark, chunk: Sequence[Planned]) -> Answered:
+def _all_written(
+    asker: Asker, row: Benchmark, decoding: Decoding, questions: Sequence[Planned], batch: int
+) -> Iterator[Answered]:
+    """Answers that the model writes."""
+    asked: list[Planned] = []
+    refused: list[tuple[str, str]] = []
+
+    def prompts() -> Iterator[Prompt]:
+        for each in questions:
+            if (prompt := _asked(asker, row, each, refused)) is not None:
+                asked.append(each)
+                yield prompt
+
+    begin, clock = "".join(row.open_with), perf_counter()
+    for ended in asker.write_each(prompts(), decoding, rows=batch):
+        seconds, clock = (perf_counter() - clock) / len(ended), perf_counter()
+        said = [
+            (asked[place], Prediction(id="", raw=begin + each.text, plain=each.plain))
+            for place, each in ended
+        ]
+        yield Answered(_predictions(said, seconds), tuple(refused))
+        refused.clear()
+    if refused:
+        yield Answered((), tuple(refused))
+
+
+def _compared(asker: Asker, row: Benchmark, chunk: Sequence[Planned]) -> Answered:
+    """Answers that are given, of which the model finds one the likeliest; a batch of questions."""
     start = perf_counter()
     refused: list[tuple[str, str]] = []
-    asked: list[tuple[Planned, Prompt]] = []
-    for each in chunk:
-        try:
-            asked.append((each, _prompt(asker, row, each)))
-        except ValueError as error:
-            refused.append((each.sample.id, str(error)))
+    prompts = [(each, _asked(asker, row, each, refused)) for each in chunk]
+    asked = [(each, prompt) for each, prompt in prompts if prompt is not None]
     if not asked:
         return Answered((), refused)
-    said = _said(asker, row, asked)
-    seconds = (perf_counter() - start) / len(asked)
-    predictions = [
+    options = [_options(row, question.sample) for question, _ in asked]
+    found = asker.likelihoods([prompt for _, prompt in asked], options)
+    said = [
+        (question, _likeliest(logprobs, question.sample.letters))
+        for logprobs, (question, _) in zip(found, asked, strict=True)
+    ]
+    return Answered(_predictions(said, (perf_counter() - start) / len(asked)), refused)
+
+
+def _asked(asker: Asker, row: Benchmark, question: Planned, refused: list[tuple[str, str]]) -> Prompt | None:
+    """The prompt of a question, or None and why it cannot be asked."""
+    try:
+        return _prompt(asker, row, question)
+    except ValueError as error:
+        refused.append((question.sample.id, str(error)))
+        return None
+
+
+def _predictions(said: Sequence[tuple[Planned, Prediction]], seconds: float) -> list[Prediction]:
+    return [
         replace(
             each, id=question.sample.id, key=question.key, prompt=spell(question.content), seconds=seconds
         )
-        for (question, _), each in zip(asked, said, strict=True)
+        for question, each in said
     ]
-    return Answered(predictions, refused)
 
 
 def _prompt(asker: Asker, row: Benchmark, question: Planned) -> Prompt:
@@ -136,20 +180,6 @@ def _prompt(asker: Asker, row: Benchmark, question: Planned) -> Prompt:
         question.content, open_with=row.open_with, numbered=numbered, seed=seed, history=sample.history,
         system=sample.system,
     )  # fmt: skip
-
-
-def _said(asker: Asker, row: Benchmark, asked: Sequence[tuple[Planned, Prompt]]) -> list[Prediction]:
-    prompts = [prompt for _, prompt in asked]
-    if row.decoding is None or asked[0][0].sample.options:
-        options = [_options(row, question.sample) for question, _ in asked]
-        found = asker.likelihoods(prompts, options)
-        return [
-            _likeliest(logprobs, question.sample.letters)
-            for logprobs, (question, _) in zip(found, asked, strict=True)
-        ]
-    begin = "".join(row.open_with)
-    written = asker.write(prompts, row.decoding)
-    return [Prediction(id="", raw=begin + each.text, plain=each.plain) for each in written]
 
 
 def _options(row: Benchmark, sample: Sample) -> Sequence[str]:

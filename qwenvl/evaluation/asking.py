@@ -1,11 +1,11 @@
 """Asking a model as a benchmark asks (paper Table 9): a fixed prompt and decoding, many at a time, nothing judged here.
 
-content = [Image, Text]  --prompt-->  ids and pixels  --write-->  Written(text, plain)
+content = [Image, Text]  --prompt-->  ids and pixels  --write_each-->  Written(text, plain)
                                                       --likelihoods-->  log-probabilities of given options
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from qwenvl import markup
 from qwenvl.chat import Assistant
 from qwenvl.data.stream.images import opened
 from qwenvl.generate import engine, likelihood
-from qwenvl.generate.engine import End, Prompt
+from qwenvl.generate.engine import End, Engine, EngineConfig, Prompt, Token
 from qwenvl.generate.sampling import GREEDY, SamplingConfig
 from qwenvl.images import preprocess
 from qwenvl.markup import Content, Image, Turn
@@ -102,15 +102,49 @@ class Asker:
         return Prompt(ids=rendered.ids, pixels=tuple(map(self._read, rendered.images)), seed=seed)
 
     def write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        """The answers to one batch of prompts, in their order."""
-        settings = engine.Settings(
+        """The answers, in the order of the prompts, all of which are written together."""
+        ended = self.write_each(prompts, decoding, rows=max(1, len(prompts)))
+        found = dict(each for step in ended for each in step)
+        return [found[place] for place in range(len(prompts))]
+
+    def write_each(
+        self, prompts: Iterable[Prompt], decoding: Decoding, *, rows: int
+    ) -> Iterator[list[tuple[int, Written]]]:
+        """Answers as they end, step by step, each with the place of its prompt.
+
+        At most `rows` are written at a time; where one ends the next prompt is taken, so that a long answer holds back
+        nobody, and an image is encoded once for all. Raises ValueError as `engine.stream`, for the prompt at fault.
+        """
+        shared, settings = self._engine(rows), self._settings(decoding)
+        coming, places = enumerate(prompts), dict[int, int]()
+        tokens: dict[int, list[Token]] = {}
+        while True:
+            while len(places) < rows and (following := next(coming, None)) is not None:
+                place, prompt = following
+                places[shared.add(prompt, settings)] = place
+            if not places:
+                return
+            ended: list[tuple[int, Written]] = []
+            for token in shared.step():
+                tokens.setdefault(token.request, []).append(token)
+                if token.end is not None:
+                    place = places.pop(token.request)
+                    ended.append((place, self._written(tokens.pop(token.request), place)))
+            if ended:
+                yield ended
+
+    def _engine(self, rows: int) -> Engine:
+        """One for the prompts of a call: what is cached must not outlive weights that somebody may train."""
+        config = EngineConfig(rows=rows, prefix_tokens=0, packed=False, share=0, ahead=rows)
+        return Engine(self.assistant.model, config)
+
+    def _settings(self, decoding: Decoding) -> engine.Settings:
+        return engine.Settings(
             max_new_tokens=decoding.max_new_tokens,
             min_new_tokens=decoding.min_new_tokens,
             sampling=decoding.sampling,
             stop=self.assistant.stop,
         )
-        answers = engine.generate(self.assistant.model, prompts, settings)
-        return [self._written(answer) for answer in answers]
 
     def likelihoods(
         self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
@@ -133,10 +167,12 @@ class Asker:
         self._pixels.move_to_end(image)
         return self._pixels[image]
 
-    def _written(self, answer: engine.Answer) -> Written:
-        ids = answer.ids
-        if answer.end == "stop":
+    def _written(self, tokens: Sequence[Token], place: int) -> Written:
+        ids, end = tuple(token.id for token in tokens), tokens[-1].end or "length"
+        if end == "error":
+            raise ValueError(engine.not_numbers(self.assistant.model, f" for prompt {place}"))
+        if end == "stop":
             stop = max((s for s in self.assistant.stop if ids[-len(s) :] == s), key=len, default=())
             ids = ids[: len(ids) - len(stop)]
         decode = self.assistant.tokenizer.decode
-        return Written(decode(ids).strip(), decode(ids, skip_special=True).strip(), answer.end)
+        return Written(decode(ids).strip(), decode(ids, skip_special=True).strip(), end)

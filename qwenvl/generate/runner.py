@@ -22,7 +22,7 @@ from qwenvl.generate.visual import VisualCache, digest
 from qwenvl.model.cache import RowCache
 from qwenvl.model.cached_rows import Chunk, Step
 from qwenvl.model.llm import AttentionContext, attention_mask, ntk_alpha
-from qwenvl.model.packed import PackedLinear
+from qwenvl.model.packed import holds_plain
 from qwenvl.model.positions import Positions
 from qwenvl.model.vlm import QwenVL
 
@@ -74,9 +74,9 @@ class Runner:
         self.visual = VisualCache(model, visual_bytes)
         self.prefixes = PrefixCache(prefix_tokens)
         self.positions = Positions(model.config.llm, device_of(model))
-        self._read: dict[
-            tuple[object, ...], Request
-        ] = {}  # who has its whole prompt in the cache, by salt and key
+        self._plain = device_of(model).type == "cpu" and holds_plain(model.llm)
+        self._read: dict[tuple[object, ...], Request] = {}
+        """Who has its whole prompt in the cache, by salt and key."""
         self._step: Step | None = None
         self._stepping: list[Request] = []
 
@@ -247,9 +247,9 @@ class Runner:
 
     def _filled(self, rows: int) -> int:
         """Rows of a product that has the same bits as one of any other number: packed matrices see to it themselves."""
-        weight = self.model.llm.embed.weight
-        if weight.device.type != "cpu" or isinstance(self.model.llm.head, PackedLinear):
+        if not self._plain:
             return rows
+        weight = self.model.llm.embed.weight
         if weight.dtype == torch.float32:
             return -(-rows // 4) * 4
         return max(rows, 2, VisualCache.LEAST // weight.shape[1] ** 2 + 1)

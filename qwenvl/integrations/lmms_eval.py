@@ -7,7 +7,7 @@ and metrics: their numbers are not the paper's, `qwenvl eval` has those. This is
 every task can ask: images first, then the text; written answers, and likelihoods of given ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +71,11 @@ class QwenVL(lmms):
         """The answers, without control symbols, cut where a task's `until` says; in the order of the requests."""
         asked = [self._asked(*request.args) for request in requests]
         answers = [""] * len(asked)
-        for batch in _alike(asked, self.batch_size):
-            prompts = [self.asker.prompt(asked[index].content, seed=index) for index in batch]
-            written = self.asker.write(prompts, asked[batch[0]].decoding)
-            for index, answer in zip(batch, written, strict=True):
-                answers[index] = _cut(answer.plain, asked[index].until)
+        for decoding, alike in _alike(asked).items():
+            prompts = (self.asker.prompt(asked[index].content, seed=index) for index in alike)
+            for ended in self.asker.write_each(prompts, decoding, rows=self.batch_size):
+                for place, answer in ended:
+                    answers[alike[place]] = _cut(answer.plain, asked[alike[place]].until)
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -149,13 +149,12 @@ def _sampling(options: Mapping[str, Any]) -> SamplingConfig:
     return SamplingConfig(greedy=False, temperature=temperature, top_p=options.get("top_p") or 1.0)
 
 
-def _alike(asked: Sequence[_Asked], size: int) -> Iterator[list[int]]:
-    """Indices of requests that may be decoded together, in batches."""
+def _alike(asked: Sequence[_Asked]) -> dict[Decoding, list[int]]:
+    """Indices of requests that may be decoded together."""
     groups: dict[Decoding, list[int]] = {}
     for index, one in enumerate(asked):
         groups.setdefault(one.decoding, []).append(index)
-    for group in groups.values():
-        yield from (group[at : at + size] for at in range(0, len(group), size))
+    return groups
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -220,6 +220,11 @@ def unpack_(model: QwenVL) -> None:
             setattr(parent, name, layer.plain())
 
 
+def holds_plain(part: nn.Module) -> bool:
+    """Whether any matrix of this part is not packed, so that its rows have the same bits in some numbers only."""
+    return any(isinstance(layer, nn.Linear) for layer in part.modules())
+
+
 def _matrices(model: QwenVL) -> list[tuple[nn.Module, str]]:
     """Where every matrix hangs; the adapter's are used in parts (`adapter.third_of`) and left out.
 

@@ -63,6 +63,10 @@ class Loaded:
 
     engine: Steps
     preparer: "Preparer"
+    answers: str | None = None
+    """How far answers are those of the same requests alone (`generate.promise`); None: nobody tried."""
+    because: str | None = None
+    """Why not bit by bit."""
 
 
 class Api:
@@ -83,6 +87,8 @@ class Api:
         self.limits, self.log = limits or Limits(), log or Log()
         self._load = load
         self._preparer: Preparer | None = None
+        self.answers: str | None = None
+        """As in `Loaded`, once the model is loaded."""
         self.worker = Worker(
             self._loaded, on_ready=on_ready, on_failure=lambda error: self.log_failure(None, error)
         )
@@ -298,5 +304,7 @@ class Api:
 
     def _loaded(self) -> Steps:
         loaded = self._load()
-        self._preparer = loaded.preparer
+        self._preparer, self.answers = loaded.preparer, loaded.answers
+        if loaded.answers is not None:
+            self.log.info("engine", answers=loaded.answers, reason=loaded.because)
         return loaded.engine

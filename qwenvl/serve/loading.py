@@ -4,6 +4,7 @@ import torch
 
 from qwenvl.chat import Assistant
 from qwenvl.generate.engine import Engine, EngineConfig
+from qwenvl.generate.promise import promise
 from qwenvl.runtime import Runtime, ask_for_huge_pages, give_back_large_blocks
 from qwenvl.serve.app import Loaded
 from qwenvl.serve.requests import Preparer
@@ -25,4 +26,5 @@ def load(start: Start) -> Loaded:
         raw_orientation=start.raw_orientation,
         context=min(start.context or engine.stats().cache_capacity, engine.stats().cache_capacity),
     )
-    return Loaded(engine=engine, preparer=preparer)
+    found = promise(assistant.model)
+    return Loaded(engine=engine, preparer=preparer, answers=str(found), because=found.reason)

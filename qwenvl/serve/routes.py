@@ -46,7 +46,7 @@ def routes(api: "Api") -> list[Route]:
         get("/health", lambda request: _health(api)),
         get("/ready", lambda request: _ready(api)),
         get("/metrics", lambda request: Response(api.metrics.render(), media_type=CONTENT_TYPE)),
-        get("/version", lambda request: JSONResponse({"version": __version__})),
+        get("/version", lambda request: JSONResponse({"version": __version__, "answers": api.answers})),
         get("/v1/models", lambda request: JSONResponse({"object": "list", "data": _models(api)})),
         get("/v1/models/{name:path}", lambda request: _model(api, request.path_params["name"])),
         Route("/tokenize", _tokenize(api), methods=["POST"]),

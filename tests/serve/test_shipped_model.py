@@ -15,6 +15,11 @@ from qwenvl.chat import Assistant
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import scene
 from qwenvl.generate.engine import Engine, EngineConfig
+from qwenvl.serve.app import Api, ServeConfig
+from qwenvl.serve.auth import Guard
+from qwenvl.serve.loading import load
+from qwenvl.serve.logs import Log
+from qwenvl.serve.start import Start
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,18 @@ def test_a_client_that_goes_frees_the_cache(real: Running, stream: bool) -> None
     real.until(lambda: real.api.worker.stats.cache_tokens == 0 and real.api.admission.answers == 0)
     assert real.api.worker.stats.cache_held == 0
     assert real.api.worker.stats.generated_tokens - written < 4 * 2_000
+
+
+def test_the_log_and_version_tell_how_far_answers_are_those_alone() -> None:
+    said = io.StringIO()
+    start = Start(checkpoint="tiny", device="cpu", cache_tokens=4096)
+    api = Api(
+        lambda: load(start, None),
+        ServeConfig(name="tiny"),
+        guard=Guard.make(keys=None, loopback=True),
+        log=Log(said),
+    )
+    with serving(api) as running:
+        assert running.ask("GET", "/version").json["answers"] == "bit-equal to the request alone"
+    (line,) = [each for each in map(json.loads, said.getvalue().splitlines()) if each["event"] == "engine"]
+    assert line["answers"] == "bit-equal to the request alone" and line["reason"] is None
