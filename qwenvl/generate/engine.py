@@ -181,7 +181,9 @@ class Engine:
         self.runner.prepare(request)
         self._requests[number] = request
         length = len(prompt.ids)
-        self.scheduler.add(number, prompt=length, most=length + most, key=request.key, salt=salt)
+        self.scheduler.add(
+            number, prompt=length, most=length + most, key=request.key, salt=salt, cuts=request.cuts
+        )
         self._prompt_tokens += length
         return number
 

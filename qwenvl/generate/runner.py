@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qwenvl.generate.choosing import Row
-from qwenvl.generate.prefixes import Link, PrefixCache, links
+from qwenvl.generate.prefixes import Link, PrefixCache, cuts, links
 from qwenvl.generate.prompts import Prompt, device_of
-from qwenvl.generate.scheduler import CHUNK, padded
+from qwenvl.generate.scheduler import padded
 from qwenvl.generate.visual import VisualCache, digest
 from qwenvl.model.cache import RowCache
 from qwenvl.model.cached_rows import Chunk, Step
@@ -41,6 +41,8 @@ class Request(Row):
     """Digests of its images in order."""
     alpha: float = 1.0
     """Its stretch, `ntk_alpha` of its prompt."""
+    cuts: tuple[int, ...] = ()
+    """Where its chunks end besides at multiples of their length."""
     chain: list[Link] = field(default_factory=list)
     row: int | None = None
     """Its row in the cache."""
@@ -84,12 +86,12 @@ class Runner:
         """What is to be known of a request before it is scheduled."""
         model, queries = self.model, self.model.config.adapter.queries
         request.alpha = ntk_alpha(len(request.prompt), model.config.llm)
+        slots = [at for at, each in enumerate(request.prompt) if each == model.config.imgpad_id]
+        starts = slots[::queries]
+        request.cuts = cuts(zip(starts, (slot + 1 for slot in slots[queries - 1 :: queries]), strict=True))
         if self.prefixes.enabled:
-            slots = [at for at, each in enumerate(request.prompt) if each == model.config.imgpad_id][
-                ::queries
-            ]
-            placed = list(zip(request.images, slots, strict=True))
-            request.chain = links(request.prompt, placed, request.alpha, request.salt)
+            placed = list(zip(request.images, starts, strict=True))
+            request.chain = links(request.prompt, placed, request.cuts, request.alpha, request.salt)
 
     # === Rows ===
 
@@ -153,11 +155,11 @@ class Runner:
         rows = [request.row for request in requests if request.row is not None]
         self.cache.make_room(rows, start + tokens)
         order = self.cache.together(rows)
-        requests = sorted(requests, key=lambda each: order.index(each.row or 0))
-        lengths = [min(len(each.prompt) - start, CHUNK) for each in requests]
+        pairs = sorted(zip(requests, stops, strict=True), key=lambda pair: order.index(pair[0].row or 0))
+        requests, lengths = [each for each, _ in pairs], [stop - start for _, stop in pairs]
         chunk = Chunk(self.cache, order)
         chunk.begin(tokens)
-        hidden = self._embed(requests, start, tokens)
+        hidden = self._embed(requests, start, lengths)
         places = torch.arange(start, start + tokens, device=hidden.device)[None].expand(len(order), -1)
         context = self._context(
             requests, places, start + tokens, attention_mask(None, tokens, chunk, hidden), chunk
@@ -224,7 +226,7 @@ class Runner:
         self._read.setdefault((request.salt, request.key), request)
         for at in self.prefixes.lacks(request.chain):
             link = request.chain[at]
-            page = self.cache.snapshot(request.row, at * CHUNK, at * CHUNK + len(link.ids))
+            page = self.cache.snapshot(request.row, link.start, link.start + len(link.ids))
             self.prefixes.keep(link, page, request.last if at + 1 == len(request.chain) else None)
 
     # === Parts ===
@@ -255,14 +257,13 @@ class Runner:
         return max(rows, 2, VisualCache.LEAST // weight.shape[1] ** 2 + 1)
 
     def _embed(
-        self, requests: Sequence[Request], start: int, tokens: int
+        self, requests: Sequence[Request], start: int, lengths: Sequence[int]
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """Word embeddings of a chunk with the visual tokens in place; zeros behind its end."""
+        """Word embeddings of a chunk with the visual tokens in place, filled up with those of the first word."""
         pad, queries = self.model.config.imgpad_id, self.model.config.adapter.queries
-        ids = torch.zeros(len(requests), tokens, dtype=torch.long)
-        for place, request in enumerate(requests):
-            own = request.prompt[start : min(start + CHUNK, len(request.prompt))]
-            ids[place, : len(own)] = torch.tensor(own)
+        ids = torch.zeros(len(requests), padded(max(lengths)), dtype=torch.long)
+        for place, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+            ids[place, :length] = torch.tensor(request.prompt[start : start + length])
         hidden = self.model.llm.embed(ids.to(device_of(self.model)))
         for place, request in enumerate(requests):
             image, slot = divmod(request.prompt[:start].count(pad), queries)

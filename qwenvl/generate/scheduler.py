@@ -11,14 +11,14 @@ salt; salts take turns at admission.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypeAlias
 
 CHUNK = 128
-"""Tokens of a prompt that are read at once. Chunks begin at its multiples whatever else is going on, so that what a
-prompt computes does not depend on the load."""
+"""Tokens of a prompt that are read at once. Chunks end at its multiples, and at a prompt's own cuts, whatever else is
+going on, so that what a prompt computes does not depend on the load."""
 
 AHEAD = 256
 """Tokens of an answer for which room is reserved at admission."""
@@ -81,6 +81,7 @@ class _Job:
     key: Hashable
     """Requests of equal keys have equal prompts."""
     salt: bytes
+    cuts: tuple[int, ...] = ()
     length: int = 0
     """Tokens in its row."""
     known: int = 0
@@ -151,11 +152,23 @@ class Scheduler:
         """Whether a request of so many tokens, prompt and answer, can ever be finished."""
         return self.slot_tokens(most) <= self.capacity
 
-    def add(self, number: int, *, prompt: int, most: int, key: Hashable = None, salt: bytes = b"") -> None:
-        """Let a request wait; numbers grow. `most`: tokens of prompt and answer together, which must `fit`."""
+    def add(
+        self,
+        number: int,
+        *,
+        prompt: int,
+        most: int,
+        key: Hashable = None,
+        salt: bytes = b"",
+        cuts: tuple[int, ...] = (),
+    ) -> None:
+        """Let a request wait; numbers grow.
+
+        `most`: tokens of prompt and answer together, which must `fit`; `cuts`: where its chunks end too (`stop`).
+        """
         assert number not in self._jobs and 0 < prompt < most and self.fits(most)
         self._jobs[number] = _Job(
-            number, prompt, most, (salt, number if key is None else key), salt, known=prompt
+            number, prompt, most, (salt, number if key is None else key), salt, cuts, known=prompt
         )
         self._waiting.setdefault(salt, deque()).append(number)
 
@@ -271,7 +284,7 @@ class Scheduler:
     def _chunk(self, able: list[_Job]) -> Read:
         first = able[0]
         group = [job for job in able if _form(job) == _form(first)][:GROUP]
-        stops = tuple(min(job.prompt, job.length + CHUNK) for job in group)
+        stops = tuple(stop(job.length, job.prompt, job.cuts) for job in group)
         return Read(tuple(job.number for job in group), first.length, stops)
 
     def _running(self) -> list[_Job]:
@@ -283,7 +296,13 @@ class Scheduler:
 
 def _form(job: _Job) -> tuple[int, int]:
     """Where a job's next chunk begins, and its length filled up."""
-    return job.length, padded(min(job.prompt - job.length, CHUNK))
+    return job.length, padded(stop(job.length, job.prompt, job.cuts) - job.length)
+
+
+def stop(start: int, prompt: int, cuts: Iterable[int]) -> int:
+    """Where the chunk ends that begins at `start`: at a multiple of `CHUNK`, at a cut before it, or with the prompt."""
+    end = min(prompt, (start // CHUNK + 1) * CHUNK)
+    return next((cut for cut in cuts if start < cut < end), end)
 
 
 def padded(tokens: int) -> int:

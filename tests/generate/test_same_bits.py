@@ -75,7 +75,7 @@ _ALONE: dict[object, list[tuple[object, ...]]] = {}
 
 
 def alone(model: QwenVL, asked: Prompt, how: Settings) -> list[tuple[object, ...]]:
-    key = (id(model), asked.ids, len(asked.pixels), how)
+    key = (id(model), asked.ids, tuple(digest(each) for each in asked.pixels), how)
     if key not in _ALONE:
         engine = Engine(model, EngineConfig(rows=1, cache_tokens=1024, prefix_tokens=0, packed=False))
         number = engine.add(asked, how)
@@ -182,6 +182,27 @@ def test_prompts_that_begin_alike_share_whole_chunks(models):
         number = engine.add(one, Settings(max_new_tokens=2), salt=salt)
         cached.append(finish(engine)[number][0].cached)
     assert cached == [0, 256, 0, 0, 290]  # nothing across salts; the short one is stretched otherwise
+
+
+def test_another_question_about_an_image_begins_behind_it(models):
+    engine = Engine(
+        models["float32", False], EngineConfig(rows=1, cache_tokens=1024, prefix_tokens=2048, packed=False)
+    )
+    first = prompt(60, 4, 1)
+    end = 5 + QUERIES
+    cached = []
+    for ids, pixels in (
+        (first.ids, first.pixels),
+        ((*first.ids[:end], *range(20)), first.pixels),
+        ((*first.ids[:end], *range(30, 70)), (image(99),)),
+        ((7, *first.ids[1:]), first.pixels),
+    ):
+        one, how = Prompt(ids=ids, pixels=pixels), Settings(max_new_tokens=3, top_logprobs=2)
+        number = engine.add(one, how)
+        tokens = finish(engine)[number]
+        cached.append(tokens[0].cached)
+        assert said(tokens) == alone(models["float32", False], one, how)
+    assert cached == [0, end, 0, 0]
 
 
 def test_an_image_is_known_by_all_of_its_content():

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from qwenvl.generate.scheduler import CHUNK, Decode, Preempt, Quantum, Read, Scheduler, See, Start
+from qwenvl.generate.scheduler import CHUNK, Decode, Preempt, Quantum, Read, Scheduler, See, Start, stop
 from qwenvl.model.cache import bucket
 
 SECONDS = {Decode: 1.0, Read: 3.0, See: 5.0}
@@ -21,6 +21,7 @@ class Fake:
         self.most: dict[int, int] = {}
         self.written: dict[int, int] = {}
         self.images: dict[int, int] = {}
+        self.cuts: dict[int, tuple[int, ...]] = {}
         self.salts: dict[int, bytes] = {}
         self.places: list[tuple[int, bool]] = []  # every start: who, and whether for the first time
         self.preempted: dict[int, int] = {}
@@ -29,7 +30,8 @@ class Fake:
     def add(self, number: int, prompt: int, most: int, salt: bytes, images: int) -> None:
         self.prompts[number], self.most[number], self.images[number] = prompt, prompt + most, images
         self.salts[number], self.written[number] = salt, 0
-        self.scheduler.add(number, prompt=prompt, most=prompt + most, salt=salt)
+        self.cuts[number] = tuple(range(prompt // 3, prompt, CHUNK))[:images]
+        self.scheduler.add(number, prompt=prompt, most=prompt + most, salt=salt, cuts=self.cuts[number])
 
     def end(self, number: int) -> None:
         self.scheduler.remove(number)
@@ -55,10 +57,11 @@ class Fake:
             self.scheduler.done(quantum, SECONDS[See], seen=quantum.rows[:1])
             return quantum
         if isinstance(quantum, Read):
-            for row, stop in zip(quantum.rows, quantum.stops, strict=True):
-                assert quantum.start == self.rows[row] and quantum.start % CHUNK == 0
-                assert stop == min(self.prompts[row], quantum.start + CHUNK)
-                self.rows[row] = stop
+            for row, end in zip(quantum.rows, quantum.stops, strict=True):
+                assert quantum.start == self.rows[row] < end <= self.prompts[row]
+                assert quantum.start % CHUNK == 0 or quantum.start in self.cuts[row]
+                assert end == stop(quantum.start, self.prompts[row], self.cuts[row])
+                self.rows[row] = end
         else:
             for row in quantum.rows:
                 assert self.rows[row] >= self.prompts[row]
@@ -142,8 +145,9 @@ def test_running_rows_get_their_share():
     fake = Fake(scheduler)
     fake.add(0, 10, 200, b"", 0)
     fake.work()
-    fake.add(1, 4 * CHUNK, 5, b"", 1)
-    kinds = [type(fake.work()) for _ in range(20)]
+    fake.add(1, 3 * CHUNK, 5, b"", 1)
+    assert fake.cuts[1] == (CHUNK,)
+    kinds = [type(fake.work()) for _ in range(16)]
     assert kinds == [
         See,
         *[Decode] * 5,
@@ -152,10 +156,16 @@ def test_running_rows_get_their_share():
         Read,
         *[Decode] * 3,
         Read,
-        *[Decode] * 3,
-        Read,
         Decode,
     ]
+
+
+def test_chunks_end_at_multiples_and_at_cuts():
+    ends, start = [], 0
+    while start < 300:
+        start = stop(start, 300, (40, CHUNK, 200))
+        ends.append(start)
+    assert ends == [40, CHUNK, 200, 2 * CHUNK, 300]
 
 
 @pytest.mark.parametrize("phase", ["waiting", "started", "reading", "running"])
