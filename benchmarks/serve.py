@@ -10,7 +10,8 @@ and the least of the rounds counts, except gaps, of which the largest counts. On
     static      answers of mixed lengths in batches of 16 that end together, against rows that come and go   >= 2
     concurrent  16 requests one after another, against together; bfloat16, 12 layers x 1024                 >= 4
     gap         longest wait between two tokens while a request with 16 images is read, against none        <= 3
-    image       time to the first token about an image seen for the first time, against again               >= 4
+    image       time to the first token about an image seen for the first time, against again: with the
+                same question, and with another one                                                         >= 4
     http        tokens per second of the bare engine, against through HTTP, as a share; streams and whole   >= 0.9
     peer        8 clients ask about an image each: tokens per second, against `transformers serve`          >= 3
     start       seconds from starting the server to the first answer                                        <= 3
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, process_time, sleep
@@ -177,7 +178,7 @@ def gap(rounds: int) -> dict[str, Any]:
 
 
 def image(rounds: int) -> dict[str, Any]:
-    """One image and one question, then the same again."""
+    """One image and one question, then the same again, then another question about the image."""
     engine = Engine(tiny(), EngineConfig(rows=ROWS))
 
     def first_token(prompt: Prompt) -> float:
@@ -193,8 +194,20 @@ def image(rounds: int) -> dict[str, Any]:
         seen[number] = words(engine.model, 20, 100 + number, 1)
         return first_token(seen[number])
 
-    cold, warm = least(4 * rounds, new, lambda number: first_token(seen[number]))
-    return {"first_ms": cold * 1e3, "again_ms": warm * 1e3, "ratio": cold / warm}
+    def other(number: int) -> float:
+        asked = replace(
+            seen[number], ids=(*seen[number].ids[:-20], *words(engine.model, 20, 500 + number).ids)
+        )
+        return first_token(asked)
+
+    cold, warm, another = least(4 * rounds, new, lambda number: first_token(seen[number]), other)
+    return {
+        "first_ms": cold * 1e3,
+        "again_ms": warm * 1e3,
+        "another_question_ms": another * 1e3,
+        "ratio": cold / warm,
+        "ratio_another_question": cold / another,
+    }
 
 
 # === The server ===

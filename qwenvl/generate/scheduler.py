@@ -26,7 +26,7 @@ AHEAD = 256
 GROUP = 8
 """Most prompts whose chunks are read together."""
 
-TOGETHER = 16
+TOGETHER = 8
 """Chunks of a group have one length up to a multiple of this; shorter ones are filled up."""
 
 

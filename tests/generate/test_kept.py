@@ -81,13 +81,13 @@ def test_an_idle_engine_has_given_back_every_page_and_keeps_what_it_says(model: 
     pages = runner.prefixes._pages.values()
     kept = [each for page in pages for each in (page.tokens, page.last) if each is not None]
     assert stats.prefix_bytes == sum(each.untyped_storage().nbytes() for each in kept) > 0
-    assert len(pages) == 4 and all(page.tokens.shape[3] <= 128 for page in pages)
+    assert 512 - 128 < sum(page.tokens.shape[3] for page in pages) <= 512, "no more than it was given"
 
 
 def test_a_prefix_that_is_kept_again_counts_once() -> None:
     from qwenvl.generate.prefixes import Link
 
-    cache = PrefixCache(256)
+    cache = PrefixCache(2)
     for name in (b"a", b"a", b"b", b"c", b"b"):
-        cache.keep(Link(name, (1,)), torch.zeros(2, 2, 4, 1, 8), torch.zeros(32))
+        cache.keep(Link(name, 0, (1,)), torch.zeros(2, 2, 4, 1, 8), torch.zeros(32))
     assert cache.held_bytes == 2 * (2 * 2 * 4 * 8 + 32) * 4
