@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_kernels_that_fail_their_trial_leave_the_model_plain(fault: str, monkeyp
 def test_a_row_alone_is_filled_up_where_its_sum_has_other_bits(fault: str, monkeypatch: pytest.MonkeyPatch):
     bag = torch.nn.functional.embedding_bag
 
-    def faulty(*args: object, **kwargs: object) -> torch.Tensor:
+    def faulty(*args: Any, **kwargs: Any) -> torch.Tensor:
         if fault == "no such operator":
             raise RuntimeError("not on this machine")
         return bag(*args, **kwargs).nextafter(torch.tensor(9.0))

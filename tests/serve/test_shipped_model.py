@@ -125,7 +125,7 @@ def test_the_log_and_version_tell_how_far_answers_are_those_alone() -> None:
     said = io.StringIO()
     start = Start(checkpoint="tiny", device="cpu", cache_tokens=4096)
     api = Api(
-        lambda: load(start, None),
+        lambda: load(start),
         ServeConfig(name="tiny"),
         guard=Guard.make(keys=None, loopback=True),
         log=Log(said),
