@@ -106,9 +106,14 @@ def _get(package: Package, folder: Path, archives: Path | None) -> Got:
 
 
 def _copied(package: Package, archives: Path, empty: Path) -> Path:
-    source = archives / package.file
-    if not source.is_file():
-        raise ValueError(f"{archives} has no {package.file}")
+    """The archive under the name that we keep it by, or that apt-get gives it (`name_version_all.deb`)."""
+    named = [package.file]
+    if package.registry == "debian":
+        version = package.version.replace(":", "%3a")
+        named += [f"{package.name}_{version}_{machine}.deb" for machine in ("all", "amd64", "arm64")]
+    source = next((archives / name for name in named if (archives / name).is_file()), None)
+    if source is None:
+        raise ValueError(f"{archives} has no {' nor '.join(named[:2])}")
     return Path(shutil.copyfile(source, empty / package.file))
 
 

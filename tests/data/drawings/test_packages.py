@@ -45,6 +45,18 @@ def test_half_a_download_is_got_again(tmp_path: Path) -> None:
     assert got.news and (tmp_path / "out" / package.file).read_bytes() == whole
 
 
+def test_an_archive_is_found_by_the_name_that_apt_gave_it(tmp_path: Path) -> None:
+    package = made.debian(
+        tmp_path / "registry", "openclipart-svg", {"usr/share/a": b"a"}, version="1:0.18+dfsg-19"
+    )
+    ours = tmp_path / "registry" / package.file
+    ours.rename(ours.with_name("openclipart-svg_1%3a0.18+dfsg-19_all.deb"))
+    (got,) = get([package], tmp_path / "out", archives=tmp_path / "registry")
+    assert got.news and got.path == tmp_path / "out" / package.file
+    (lost,) = get([package], tmp_path / "other", archives=tmp_path)
+    assert "nor openclipart-svg_1%3a0.18+dfsg-19_all.deb" in lost.problem
+
+
 @pytest.mark.parametrize(
     ("script", "problem"),
     [

@@ -29,6 +29,7 @@ def test_every_held_out_drawing_is_kept_from_training() -> None:
         assert all(splits.is_held_out(source, key) for source, key in splits.split(name))
     for source in splits.HELD_OUT_SETS:
         assert splits.is_held_out(source, "a drawing without a noun")
+    assert splits.is_held_out("emojione", "egg"), "twemoji's once more"
     assert not splits.is_held_out("noto", "frog") and not splits.is_held_out("openclipart", "anything else")
 
 
