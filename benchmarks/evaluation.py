@@ -15,9 +15,9 @@ from time import process_time
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from qwenvl.evaluation.annotations.sample import Sample
 
 from qwenvl.chat import Assistant
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.asking import Asker, Decoding
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.runtime import Runtime
