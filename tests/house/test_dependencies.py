@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -131,7 +131,7 @@ def test_an_extra_that_a_message_names_is_there() -> None:
     assert {each for each in named if each[1] not in EXTRAS} == set()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _names_in(file: Path) -> frozenset[str]:
     """What a file of ours defines or imports."""
     nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
