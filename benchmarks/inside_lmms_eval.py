@@ -93,7 +93,7 @@ def write_task(folder: Path, questions: int) -> None:
 def by_the_kit(python: Path, folder: Path, model: str) -> float:
     """What lmms-eval says, in percent."""
     command = [
-        str(python), "-m", "lmms_eval", "--model", "qwenvl", "--model_args", f"pretrained={model},manner=raw",
+        str(python), "-m", "lmms_eval", "--model", "qwenvl", "--model_args", f"pretrained={model},prompt_format=raw",
         "--tasks", TASK, "--include_path", str(folder), "--batch_size", "16", "--device", "cpu",
         "--output_path", str(folder / "results"),
     ]  # fmt: skip
