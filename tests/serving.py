@@ -157,6 +157,11 @@ class Running:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
+    @property
+    def full(self) -> int:
+        """Connections whose clients leave so much unread that nothing more can be sent."""
+        return sum(each.flow.write_paused for each in list(self._server.server_state.connections))
+
     def until(self, there: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait for something to become true."""
         deadline = time.monotonic() + seconds

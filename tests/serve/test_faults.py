@@ -126,12 +126,12 @@ def test_a_client_that_does_not_read_holds_up_nobody(
     """Its tokens wait in its own list, everybody else's go on."""
     with unread(engine, assistant, says, seconds=60) as server:
         waiting = lambda: sum(len(job._written) for job in list(server.api.worker._jobs))  # noqa: E731
-        server.until(lambda: waiting() > 50)
+        server.until(lambda: server.full == 1)
         says("It is a cat.")
         before = waiting()
         assert server.chat().text == "It is a cat."
-        assert waiting() > before and server.api.admission.answers == 2  # the other one is where it was
-        assert server.api.metrics.gone._value.get() == 0
+        server.until(lambda: waiting() > before and server.full == 1 and server.api.admission.answers == 2)
+        assert server.api.metrics.gone._value.get() == 0  # the other one is where it was
     until_idle(server, engine)
 
 
