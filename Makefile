@@ -5,6 +5,7 @@
 # make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
 # make clients  the clients of OpenAI's API against `qwenvl serve tiny`, printed into docs/SERVING.md
 # make soak   half an hour of clients that do everything wrong (half a minute of it is in make test)
+# make coverage  which lines and branches of qwenvl/ the tests run, in the processes that they start too (an hour)
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made
 SHELL   := /bin/bash
@@ -14,7 +15,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help docs demo data-demo compat clients soak test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs coverage demo data-demo compat clients soak test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -39,6 +40,13 @@ soak: $(VENV)/.test
 
 clients: $(VENV)/.test
 	@$(BIN)/python benchmarks/clients.py --write
+
+# Without the hook that checks shapes, and with what torch.compile traces left out: both rewrite what is measured.
+coverage: export OMP_NUM_THREADS ?= 1
+coverage: $(VENV)/.test
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) --dist loadfile --timeout 3000 -m "not compile"
+	@$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report
 
 lint: $(VENV)/.test
 	@$(MAKE) --no-print-directory --keep-going check-style check-layers

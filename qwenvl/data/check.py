@@ -4,7 +4,6 @@ Reads what training reads, by the same reader (`data.layouts`): a sample with a 
 guessed at. Every image is opened once.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,13 @@ from functools import cached_property
 from qwenvl.data.faults import FIXES, Unusable
 from qwenvl.data.formats import Example
 from qwenvl.data.layouts import TrainingSample, read
+from qwenvl.data.messages import NUMBERED
 from qwenvl.data.records import Dialogue, GroundedCaption, OcrPage, Record, Referring
 from qwenvl.data.stream.samples import Located, Sample
 from qwenvl.images import exif_orientation, open_image
 from qwenvl.markup import Box, Image, Quad, Segment, Text
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
-
-_NUMBERED = re.compile(r"Picture\s*(\d{1,9})\s*:\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +146,7 @@ def _number_faults(asked: Sequence[Sequence[Segment | str]]) -> Iterator[tuple[s
         for before, part in zip(["", *content], content, strict=False):
             if isinstance(part, Image):
                 text = before.text if isinstance(before, Text) else before if isinstance(before, str) else ""
-                number = _NUMBERED.search(text)
+                number = NUMBERED.search(text)
                 written.append(int(number[1]) if number else None)
     if any(written) and written != list(range(1, len(written) + 1)):
         said = ", ".join("none" if number is None else str(number) for number in written)

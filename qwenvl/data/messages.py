@@ -41,10 +41,12 @@ ASKED: Mapping[str, str] = MappingProxyType(
 MARK = "<image>"
 """Where an image stands that is given beside the text."""
 
+NUMBERED = re.compile(r"Picture\s*(\d{1,9})\s*:\s*$", re.IGNORECASE)
+"""The number of an image, at the end of the text before it."""
+
 _SPEAKER, _SAID = ("from", "role"), ("value", "content", "text")
 _LOSS = ("loss", "weight", "train")
 _AROUND_MARK = re.compile(rf"{MARK}[ \t]*(?:\r?\n)?")
-_NUMBERED = re.compile(r"(?i:picture)\s*(\d{1,9})\s*:\s*$")
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def _unnumbered(turns: Sequence[Turn]) -> list[Turn]:
         for part in turn.content:
             shown += isinstance(part, Image)
             before = content[-1] if content and isinstance(part, Image) else None
-            if isinstance(before, Text) and (written := _NUMBERED.search(before.text)):
+            if isinstance(before, Text) and (written := NUMBERED.search(before.text)):
                 if int(written[1]) != shown:
                     raise Unusable("image numbers", f"calls image {shown} {written[0]!r}.")
                 content[-1] = Text(before.text[: written.start()])
