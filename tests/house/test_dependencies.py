@@ -15,8 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 IMPORTED_AS = {
-    "pillow": "PIL", "import-linter": "grimp", "pytest-timeout": "", "pytest-xdist": "", "coverage": "", "ruff": "", "mypy": "",
-    "hatchling": "", "jinja2": "jinja2", "mkdocs": "", "mkdocs-material": "", "mkdocstrings": "",
+    "pillow": "PIL", "import-linter": "grimp", "pytest-timeout": "", "pytest-xdist": "", "coverage": "", "ruff": "",
+    "mypy": "", "hatchling": "", "jinja2": "jinja2", "mkdocs": "", "mkdocs-material": "", "mkdocstrings": "",
 }  # fmt: skip
 """Package -> the module it is imported as, where that is another name; "" for tools that are run, not imported."""
 
