@@ -52,9 +52,10 @@ def library() -> Any:
 
 def opened(path: Path) -> Any:
     """The open file (`pyarrow.parquet.ParquetFile`); raises ValueError where it is none."""
+    reader = library()
     try:
-        return library().ParquetFile(path)
-    except _failures() as error:
+        return reader.ParquetFile(path)
+    except _failures(ValueError) as error:  # a name of a column that is no UTF-8, too
         raise ValueError(
             f"{path} cannot be read as parquet ({_short(error)}); get a fresh copy of it."
         ) from None
@@ -96,7 +97,9 @@ def read_group(path: Path, group: int) -> Any:
 
 
 def row_of(table: Any, row: int) -> dict[str, Any]:
-    """One row of a table, as `read_rows` gives it."""
+    """One row of a table, as `read_rows` gives it. Raises ValueError where there is none: the file has changed."""
+    if row >= table.num_rows:
+        raise ValueError(f"there is no row {row} among {table.num_rows}; the file has changed")
     return next(rows_of(table.slice(row, 1)))
 
 

@@ -285,3 +285,20 @@ def test_a_damaged_row_group_costs_no_other(tmp_path: Path) -> None:
     assert read_sample(tmp_path / "a.parquet", 2, 0).columns["text"] == "behind"
     with pytest.raises(Unusable, match="damaged parquet"):
         read_sample(tmp_path / "a.parquet", 1, 0)
+
+
+def test_a_name_of_a_column_that_is_no_text_is_a_damaged_file(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"caption": "x"}])
+    (tmp_path / "a.parquet").write_bytes(
+        (tmp_path / "a.parquet").read_bytes().replace(b"caption", b"ca\x99tion")
+    )
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as parquet"):
+        sample_index(tmp_path / "a.parquet")
+    (skipped,) = found_in(tmp_path / "a.parquet")
+    assert isinstance(skipped, Skipped) and skipped.kind == "damaged parquet"
+
+
+def test_a_row_that_is_no_longer_there_is_told(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"caption": "x"}])
+    with pytest.raises(Unusable, match="there is no row 1 among 1; the file has changed"):
+        read_sample(tmp_path / "a.parquet", 0, 1)
