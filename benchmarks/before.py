@@ -5,7 +5,7 @@
 
 Both checkouts answer in processes of their own, of one thread, each by its own benchmarks (`cleaning.py`, `pages.py`,
 `loader.py`, `step.py`), in turn and with turns changed, round by round; a figure is the best of the rounds. A ratio
-above 1 says how many times as much this version does. `html` needs Chromium and counts its time too.
+above 1 says how many times as much this version does. `html` and `articles` need Chromium and count its time too.
 """
 
 import argparse
@@ -97,10 +97,10 @@ def pdf(folder: Path) -> Callable[[], float]:
     return lambda: _per_second(read)
 
 
-def html(folder: Path) -> Callable[[], float]:
+def html(folder: Path, without: bytes = b"$^") -> Callable[[], float]:
     import pages
 
-    files = [pages.html_file(number) for number in range(10)]
+    files = [re.sub(without, b"", pages.html_file(number), flags=re.DOTALL) for number in range(10)]
     browser = pages.Browser(seconds=60.0).__enter__()  # as long as the process lives
 
     def read() -> int:
@@ -108,6 +108,10 @@ def html(folder: Path) -> Callable[[], float]:
 
     read()
     return lambda: _per_second(read, pages.cpu_of_descendants)
+
+
+def articles(folder: Path) -> Callable[[], float]:
+    return html(folder, without=rb"<table>.*</table>")
 
 
 def loader(folder: Path) -> Callable[[], float]:
@@ -140,6 +144,7 @@ TASKS: dict[str, tuple[Task, str]] = {
     "drawn": (drawn, "drawn pages/s at 1,024 px"),
     "pdf": (pdf, "PDF pages/s"),
     "html": (html, "HTML pages/s"),
+    "articles": (articles, "the same without their tables"),
     "loader": (loader, "documents/s of one loader process"),
     "step": (step, "runs/s of step.py --small, whole command"),
     "ask": (ask, "runs/s of qwenvl ask tiny, whole command"),
