@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MARK = "<!-- table of benchmarks/clients.py -->"
 QUESTION = "Where is the small green triangle?"
 NEEDED = {
     "openai": ["openai"],
@@ -220,21 +219,17 @@ def main() -> int:
         answers = ask(args.child[1], base64.b64decode(sys.stdin.buffer.read()))
         print(json.dumps({"package": package, "version": version(package), "answers": answers}))
         return 0
+    from tables import put, table  # beside this file; not in the client's environment
+
     image = photo()
     with server() as url:
         started = time.monotonic()
         rows = [tried(name, args.place.absolute(), url, image) for name in args.only]
         print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-    table = [
-        "| client | asked | result |",
-        "| --- | --- | --- |",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    print("\n".join(table))
+    found = table(("client", "asked", "result"), rows)
+    print(found)
     if args.write:
-        document = ROOT / "docs" / "SERVING.md"
-        before, _, after = document.read_text("utf-8").partition(MARK)
-        document.write_text("\n".join([before + MARK, *table, MARK]) + after.partition(MARK)[2], "utf-8")
+        put(found, ROOT / "docs" / "SERVING.md", "benchmarks/clients.py")
     return int(any("equal" not in result for *_, result in rows))
 
 

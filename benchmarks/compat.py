@@ -18,6 +18,8 @@ import venv
 from importlib.resources import files
 from pathlib import Path
 
+from tables import put, table
+
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("5.0.0", "5.4.0", "5.9.0", "5.14.1", "5.15.1", "5.24.0")
 TESTS = [f"tests/integrations/test_{name}.py" for name in ("processor", "transformers", "transformers_model")]
@@ -30,8 +32,6 @@ STAND_INS = {
     "fetch_hub_objects_for_ci.py": "def url_to_local_path(url, *_, **__): return url",
 }
 """What the tests of the source package import and do not bring."""
-
-MARK = "<!-- table of benchmarks/compat.py -->"
 
 
 def main() -> int:
@@ -50,17 +50,10 @@ def main() -> int:
     common = pytest_in(python, ["tests/compat/common_checks.py"], [str(source_tests(place, newest))])
     rows.append((f"transformers {newest}", "its common tests", common))
     rows.append(("TRL", "SFTTrainer, five ways", sft(python)))
-    table = [
-        "| library | what ran | result |",
-        "| --- | --- | --- |",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    print("\n".join(table))
+    found = table(("library", "what ran", "result"), rows)
+    print(found)
     if args.write:
-        document = ROOT / "docs" / "COMPATIBILITY.md"
-        before, _, after = document.read_text("utf-8").partition(MARK)
-        rest = after.partition(MARK)[2]
-        document.write_text("\n".join([before + MARK, *table, MARK]) + rest, "utf-8")
+        put(found, ROOT / "docs" / "COMPATIBILITY.md", "benchmarks/compat.py")
     return int(any("failed" in result or "error" in result for _, _, result in rows))
 
 

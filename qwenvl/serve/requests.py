@@ -5,7 +5,7 @@ Everything here may take its time (a photo of 40 megapixels is a second) and run
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -14,10 +14,11 @@ from qwenvl import markup
 from qwenvl.chat import Assistant
 from qwenvl.generate.choosing import Settings
 from qwenvl.generate.prompts import Prompt, longest_row
-from qwenvl.generate.sampling import GREEDY, SamplingConfig
+from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.generate.text import StopStrings
 from qwenvl.images import preprocess
 from qwenvl.markup import SYSTEM, Image, Rendered
+from qwenvl.options import DRAWS, PENALTIES, Options
 from qwenvl.serve.errors import invalid
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_source
@@ -229,20 +230,12 @@ class Preparer:
 
     def _sampling(self, wanted: Wanted) -> SamplingConfig:
         """The likeliest token, unless something in the request asks for a draw: then as the checkpoint says."""
-        drawn = {
-            n: v for n in ("temperature", "top_k", "top_p", "min_p") if (v := getattr(wanted, n)) is not None
-        }
-        greedy = not drawn or drawn.get("temperature", 1.0) < COLDEST
-        chosen: dict[str, Any] = {
-            "frequency_penalty": wanted.frequency_penalty,
-            "presence_penalty": wanted.presence_penalty,
-            "logit_bias": wanted.logit_bias,
-        }
-        if wanted.repetition_penalty is not None:
-            chosen["repetition_penalty"] = wanted.repetition_penalty
-        own = self.assistant.prompt_format.sampling
+        given = {name: getattr(wanted, name) for name in (*DRAWS, *PENALTIES)}
+        if wanted.temperature is not None and wanted.temperature < COLDEST:
+            given["temperature"] = 0
         try:
-            sampling = replace(GREEDY, **chosen) if greedy else replace(own, greedy=False, **drawn, **chosen)
+            options = Options(**given, logit_bias=wanted.logit_bias)
+            sampling = options.sampling(self.assistant.prompt_format.sampling)
             sampling.check_vocabulary(self.assistant.model.config.llm.vocab_size)
         except ValueError as error:
             raise invalid(str(error), str(error).partition(" ")[0]) from None
