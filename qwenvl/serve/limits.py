@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, fields
 
+MOST = {"stops": 16, "stop_characters": 256, "top_logprobs": 20}
+"""What the engine looks for and tells at most (`generate.text`, `generate.choosing`), read here without torch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What is beyond a limit is refused with 400, 413, 429 or 431, never cut.
 
-    Raises ValueError for a number below 1 or no time at all.
+    Raises ValueError for a number below 1 or beyond what the engine can do (`MOST`), and for no time at all.
     """
 
     # === Connections ===
@@ -92,3 +95,8 @@ class Limits:
             if not (value > 0 if field.type is float else value >= 1) or value == float("inf"):
                 least = "seconds above 0" if field.type is float else "a number of at least 1"
                 raise ValueError(f"The limit {field.name} is {value!r}; expected {least}.")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"The limit {name} is {getattr(self, name)}; the engine can do {most} at most."
+                )

@@ -7,6 +7,7 @@ in the log, or refused where the server is strict.
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwenvl.generate.text import checked_stop
 from qwenvl.serve.errors import invalid
 from qwenvl.serve.fields import Fields
 from qwenvl.serve.limits import Limits
@@ -227,7 +228,10 @@ def _stop(given: Fields, limits: Limits) -> tuple[str, ...]:
             f"stop takes at most {limits.stops} strings of at most {limits.stop_characters} characters.",
             "stop",
         )
-    return tuple(dict.fromkeys(strings))
+    try:
+        return tuple(dict.fromkeys(checked_stop(strings)))
+    except ValueError as error:
+        raise invalid(str(error), "stop") from None
 
 
 def _logit_bias(given: Fields, limits: Limits) -> tuple[tuple[int, float], ...]:

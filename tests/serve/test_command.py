@@ -20,7 +20,9 @@ from qwenvl.chat import Assistant
 from qwenvl.cli.serve import serve
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import scene
-from qwenvl.serve.limits import Limits
+from qwenvl.generate.choosing import TOP_LOGPROBS
+from qwenvl.generate.text import STOP_LENGTH, STOP_STRINGS
+from qwenvl.serve.limits import MOST, Limits
 from qwenvl.serve.metrics import Metrics
 from qwenvl.serve.schema import IGNORED
 
@@ -80,6 +82,9 @@ def test_the_shipped_model_answers_a_stream_with_boxes(assistant: Assistant) -> 
         (["tiny", "--port", "70000"], "--port is 70000; expected 0 to 65535."),
         (["tiny", "--rows", "0"], "--rows is 0"),
         (["tiny", "--queue", "0"], "queue is 0"),
+        (["tiny", "--stops", "17"], "stops is 17; the engine can do 16 at most"),
+        (["tiny", "--stop-characters", "257"], "the engine can do 256 at most"),
+        (["tiny", "--top-logprobs", "21"], "the engine can do 20 at most"),
         (["tiny", "--keys", "/nonexistent/keys"], "/nonexistent/keys"),
         (["tiny", "--cors", "*"], "CORS for *"),
         (["tiny", "--allow-media-host", "http://a/b"], "is not HOST[:PORT]"),
@@ -94,6 +99,10 @@ def test_what_cannot_be_served_is_said_before_a_model_is_read(
     assert main(["serve", *args]) == 2
     errors = capsys.readouterr().err
     assert said in errors and errors.count("\n") == 1, errors
+
+
+def test_limits_of_the_engine_are_the_engine_s() -> None:
+    assert {"stops": STOP_STRINGS, "stop_characters": STOP_LENGTH, "top_logprobs": TOP_LOGPROBS} == MOST
 
 
 def test_a_model_that_is_none_and_a_port_that_is_taken(

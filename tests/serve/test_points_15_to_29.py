@@ -75,7 +75,7 @@ def test_p18_stop(server: Running, engine: ScriptedEngine, says: Say) -> None:
     assert server.chat(stop=["ree", "wo. Th"]).text == "One. T"
     answer = server.chat(stop=[f"x{n}" for n in range(14)] + ["本"])
     assert answer.text == "One. Two. Three. 日" and answer.json["choices"][0]["finish_reason"] == "stop"
-    for value in (7, [7], ["a", ""], {"a": 1}, ["x"] * 17, "x" * 257):
+    for value in (7, [7], ["a", ""], {"a": 1}, ["x"] * 17, "x" * 257, "\ufffd"):
         refused(server, "stop", stop=value)
 
 
