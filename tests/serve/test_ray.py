@@ -55,7 +55,7 @@ def test_two_replicas_answer_and_stream(tmp_path: Path) -> None:
 
 
 def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5):
