@@ -75,7 +75,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("kind", "said"), FAULTS)
-def test_fault(tmp_path: Path, kind: str, said) -> None:
+def test_f70_fault(tmp_path: Path, kind: str, said) -> None:
     Image.effect_noise((300, 200), 40).save(tmp_path / "whole.png")
     turned = Image.Exif()
     turned[0x0112] = 6

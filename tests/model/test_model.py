@@ -181,7 +181,7 @@ def test_a_copy_of_a_row_goes_its_own_way(model):
     assert store.rows == [] and store.tokens == 0 and not store._slabs
 
 
-def test_a_cache_grows_by_buckets_and_gives_the_same(model):
+def test_f47_a_cache_grows_by_buckets_and_gives_the_same(model):
     """Across several bucket borders, one token at a time, in the precision whose attention reads whole buckets."""
     assert [bucket(n) for n in (1, 64, 65, 512, 513, 769)] == [64, 64, 128, 512, 768, 1024]
     small = deepcopy(model).to(torch.bfloat16)

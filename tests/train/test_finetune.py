@@ -52,9 +52,11 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
+WORDS = ("finetune", BASE, "--device", "cpu", "--batch", 2, "--lr", 1e-2)
+
+
 def run(data: Path, out: Path, *options: object) -> int:
-    words = ["finetune", BASE, "--data", data, "--out", out, "--device", "cpu", "--batch", 2, "--lr", 1e-2]
-    return main([str(word) for word in [*words, *options]])
+    return main([str(word) for word in [*WORDS, "--data", data, "--out", out, *options]])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -176,6 +178,26 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, lora: b
         torch.testing.assert_close(tensor, weights(tmp_path / "one" / "model")[key], rtol=1e-2, atol=1e-3)
 
 
+def test_two_processes_of_torchrun_learn_what_one_learns(data: Path, tmp_path: Path) -> None:
+    """Checked and written by the first alone, and one model comes out."""
+    assert run(data, tmp_path / "one", "--epochs", 2, "--show-every", 0) == 0
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "qwenvl")
+    words = (*WORDS, "--data", data, "--out", tmp_path / "two", "--epochs", 2, "--show-every", 0)
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("verified: ") == 1 and done.stdout.split() == [str(tmp_path / "two" / "model")]
+    one, two = ([line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two"))
+    assert len(one) == 4 and two == pytest.approx(one, rel=1e-5)
+    for key, tensor in weights(tmp_path / "two" / "model").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "one" / "model")[key], rtol=1e-2, atol=1e-3)
+
+
 def test_what_would_learn_nothing_is_told_before_the_first_update(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -216,7 +238,7 @@ def test_f13_few_samples_are_several_updates_and_the_losses_are_told(
 
 
 @pytest.mark.parametrize("precision", ["auto", "float16", "bfloat16"])
-def test_f16_the_result_is_kept_in_a_precision_that_holds_it(
+def test_f16_f100_the_result_is_kept_in_a_precision_that_holds_it(
     data: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture
 ) -> None:
     """The checkpoint is stored in float16, as `tiny` is; float16 would put half of what moved back where it was."""
@@ -235,7 +257,7 @@ def test_f16_the_result_is_kept_in_a_precision_that_holds_it(
         assert f"{precision} keeps" in printed.err and facts["verified"] <= 0.1
 
 
-def test_f16_a_precision_that_does_not_hold_it_is_not_the_end(
+def test_f16_f100_a_precision_that_does_not_hold_it_is_not_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The bound belongs to the check: the model is kept as it was trained, with a warning, status 0."""

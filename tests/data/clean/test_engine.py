@@ -215,7 +215,7 @@ for number, source in enumerate(sys.argv[2:]):
 """In a process of its own: the hook that checks every annotation keeps what it compiled."""
 
 
-def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
+def test_f15_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     """F-15: what shards hold is counted against a bound that no other work on the machine moves."""
     pairs = planted(3, share=0.0)
     for shards in (2, 12):
