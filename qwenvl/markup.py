@@ -128,18 +128,11 @@ _TAGS = {Image: "img", Ref: "ref", Box: "box", Quad: "quad"}
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a dialogue by "user", "assistant" or "system"; without `loss` training learns nothing of it.
-
-    Raises ValueError for another role, which no model has learned to hear.
-    """
+    """One turn of a dialogue by "user", "assistant" or "system"; without `loss` training learns nothing of it."""
 
     role: str
     content: tuple[Segment | str, ...]
     loss: bool = True
-
-    def __post_init__(self) -> None:
-        if self.role not in ("user", "assistant", "system"):
-            raise ValueError(f"a turn is from {self.role!r}; expected 'user', 'assistant' or 'system'.")
 
 
 def segments_of(content: Content) -> list[Segment]:
