@@ -209,7 +209,8 @@ def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record
 
 def _is_record(columns: Mapping[str, Any], sample: Sample) -> bool:
     """Whether `kind` says which record it is, and not which kind of image lies beside the columns in its shard."""
-    return "kind" in columns and (columns["kind"] in KINDS or "image" in columns or not sample.images)
+    named = [*KINDS].count(columns.get("kind", ""))  # whatever its type is
+    return "kind" in columns and bool(named or "image" in columns or not sample.images)
 
 
 def _numbered(record: Record) -> Record:
