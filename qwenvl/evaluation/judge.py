@@ -17,6 +17,7 @@ from typing import Any
 from qwenvl.data.datasets.annotations import field, load_lines
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics.touchstone import Reply
+from qwenvl.evaluation.predictions import appending
 from qwenvl.parsing import MAX_LINE, parse_json
 
 PLACES = (1, 2)
@@ -69,7 +70,7 @@ def from_file(path: Path) -> dict[tuple[str, int], str]:
     replies: dict[tuple[str, int], str] = {}
     for number, record in enumerate(load_lines(path), start=1):
         where = f"{path} line {number}"
-        key = str(field(record, "id", where)), int(field(record, "place", where))
+        key = str(field(record, "id", where)), field(record, "place", where)
         if key[1] not in PLACES or key in replies:
             raise ValueError(
                 f"{where}: question {key[0]} place {key[1]} is unknown or there twice; places are 1 and 2."
@@ -121,14 +122,18 @@ def replies(
     recorded: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[tuple[str, int], str]:
-    """Ask what `recorded` does not hold yet, and record every reply there as it comes; a silent judge leaves a gap."""
-    known = from_file(recorded) if recorded.exists() else {}
-    with recorded.open("a", encoding="utf-8") as file:
+    """Ask what `recorded` does not hold yet, and record every reply there as it comes; a silent judge leaves a gap.
+
+    A line that a killed run left half written is asked for again. Raises ValueError while another run records there.
+    """
+    with appending(recorded) as file:
+        known = from_file(recorded)
         for number, inquiry in enumerate(asked, start=1):
             key = inquiry.id, inquiry.place
             if key not in known and (said := endpoint.reply(inquiry.prompt)) is not None:
                 known[key] = said
-                file.write(json.dumps({**inquiry.__dict__, "reply": said}, ensure_ascii=False) + "\n")
+                line = json.dumps({**inquiry.__dict__, "reply": said}, ensure_ascii=False) + "\n"
+                file.write(line.encode())
                 file.flush()
             if progress is not None:
                 progress(number, len(asked))

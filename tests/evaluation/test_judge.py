@@ -110,6 +110,19 @@ def test_a_judge_that_takes_too_long_is_counted_and_asked_again_later(
     assert set(judge.replies(inquiries, patient, recorded)) == {(k, place) for k in "12" for place in (1, 2)}
 
 
+def test_replies_go_on_behind_a_line_that_a_killed_run_left_half_written(
+    asked: tuple[list, dict[str, str]], url: str, tmp_path: Path
+) -> None:
+    samples, said = asked
+    inquiries = [inquiry for inquiry in judge.inquiries(samples, said) if inquiry.id in ("1", "2")]
+    endpoint, recorded = judge.Endpoint(url=url, timeout=20), tmp_path / "replies.jsonl"
+    whole = judge.replies(inquiries, endpoint, recorded)
+    lines = recorded.read_bytes()
+    recorded.write_bytes(lines[:-20])
+    assert judge.replies(inquiries, endpoint, recorded) == whole
+    assert recorded.read_bytes() == lines
+
+
 def test_a_silent_judge_leaves_a_gap(asked: tuple[list, dict[str, str]], tmp_path: Path) -> None:
     endpoint = judge.Endpoint(url="http://127.0.0.1:9/v1", timeout=1)
     assert judge.replies(list(judge.inquiries(*asked)), endpoint, tmp_path / "r.jsonl") == {}
