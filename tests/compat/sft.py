@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
 
 def main() -> None:
     """Two updates each; a loss that is no number ends the run."""
+    losses = []
     for way, (rows, settings, others) in WAYS.items():
         with tempfile.TemporaryDirectory() as out:
             config = SFTConfig(
@@ -44,9 +45,10 @@ def main() -> None:
                 max_length=None, disable_tqdm=True, **settings,
             )  # fmt: skip
             trainer = SFTTrainer(sys.argv[1], config, train_dataset=Dataset.from_list(rows), **others)
-            loss = trainer.train().training_loss
-        assert loss == loss, way
-        print(f"SFTTrainer, {way}: loss {loss:.2f}")
+            losses.append(trainer.train().training_loss)
+        assert losses[-1] == losses[-1], way
+        print(f"SFTTrainer, {way}: loss {losses[-1]:.2f}")
+    print(f"{len(losses)} train, losses from {min(losses):.2f} to {max(losses):.2f}")
 
 
 if __name__ == "__main__":
