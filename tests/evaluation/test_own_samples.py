@@ -79,12 +79,13 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
             asked[made.ids, made.seed] = by_text[spell(content)].removeprefix("".join(how["open_with"]))
             return made
 
-        def write(self: Asker, prompts: Any, decoding: Any) -> list[Written]:
-            said = [asked[each.ids, each.seed] for each in prompts]
-            return [Written(text, text, "stop") for text in said]
+        def write_each(self: Asker, prompts: Any, decoding: Any, *, rows: int) -> Any:
+            for place, each in enumerate(prompts):
+                said = asked[each.ids, each.seed]
+                yield [(place, Written(said, said, "stop"))]
 
         monkeypatch.setattr(Asker, "prompt", prompt)
-        monkeypatch.setattr(Asker, "write", write)
+        monkeypatch.setattr(Asker, "write_each", write_each)
 
     return install
 

@@ -120,7 +120,8 @@ class Job:
         """Ordinal, rule and reason of those that lose to others, and to which; None before the first pass has told."""
         try:
             return [
-                (k, rule, why, before) for k, rule, why, before in read_json(self.at("survey", "losers.json"))
+                (ordinal, rule, why, before and (before[0], before[1]))
+                for ordinal, rule, why, before in read_json(self.at("survey", "losers.json"))
             ]
         except (OSError, ValueError, TypeError):
             return None
