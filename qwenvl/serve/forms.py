@@ -100,7 +100,10 @@ class Chat:
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
         text = answer.piece()
-        return chunks.delta(index, {"content": text}, self._logprobs(answer, writing)) if text else b""
+        if not text and answer.finish_reason is None:
+            return b""
+        told = self._logprobs(answer, writing)
+        return chunks.delta(index, {"content": text}, told) if text or (told and told["content"]) else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -156,7 +159,10 @@ class Plain:
         """See `Form`."""
         offset = self._echoed(index, writing) + answer.sent
         text = answer.piece()
-        return chunks.text(index, text, self._logprobs(answer, writing, offset)) if text else b""
+        if not text and answer.finish_reason is None:
+            return b""
+        told = self._logprobs(answer, writing, offset)
+        return chunks.text(index, text, told) if text or (told and told["tokens"]) else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
