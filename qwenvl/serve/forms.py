@@ -102,8 +102,8 @@ class Chat:
         text = answer.piece()
         if not text and answer.finish_reason is None:
             return b""
-        told = self._logprobs(answer, writing)
-        return chunks.delta(index, {"content": text}, told) if text or (told and told["content"]) else b""
+        logprobs = self._logprobs(answer, writing)
+        return chunks.delta(index, {"content": text}, logprobs) if text or (logprobs and logprobs["content"]) else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -161,8 +161,8 @@ class Plain:
         text = answer.piece()
         if not text and answer.finish_reason is None:
             return b""
-        told = self._logprobs(answer, writing, offset)
-        return chunks.text(index, text, told) if text or (told and told["tokens"]) else b""
+        logprobs = self._logprobs(answer, writing, offset)
+        return chunks.text(index, text, logprobs) if text or (logprobs and logprobs["tokens"]) else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
