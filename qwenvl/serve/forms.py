@@ -103,7 +103,11 @@ class Chat:
         if not text and answer.finish_reason is None:
             return b""
         logprobs = self._logprobs(answer, writing)
-        return chunks.delta(index, {"content": text}, logprobs) if text or (logprobs and logprobs["content"]) else b""
+        return (
+            chunks.delta(index, {"content": text}, logprobs)
+            if text or (logprobs and logprobs["content"])
+            else b""
+        )
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
