@@ -112,6 +112,20 @@ def visit(browser: Any, server: Running) -> Iterator[Callable[..., Visit]]:
         each.context.close()
 
 
+@pytest.mark.parametrize("width", [320, 375])
+def test_labels_stay_on_a_phones_screen(
+    visit: Callable[..., Visit], says: Callable[[str], None], squares: Path, width: int
+) -> None:
+    says("<ref>the small square at the right</ref><box>(850,200),(990,600)</box>")
+    own = visit(viewport={"width": width, "height": 700})
+    own.shows(squares)
+    own.asks("What is there?")
+    label = own.page.locator(".label").bounding_box()
+    image = own.page.locator("#shown").bounding_box()
+    assert image["x"] <= label["x"] and label["x"] + label["width"] <= image["x"] + image["width"] + 1
+    assert own.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_boxes_are_drawn_where_they_belong(
     visit: Callable[..., Visit], says: Callable[[str], None], squares: Path
 ) -> None:
