@@ -23,7 +23,7 @@ def raw(tmp_path: Path) -> Path:
     """So many shards that none of the runs below is through before it is stopped."""
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "image.jpg").write_bytes(planted(1, share=0.0)[0].image)
-    lines = [json.dumps({"image": "image.jpg", "text": f"a small red dog, number {k}"}) for k in range(30)]
+    lines = [json.dumps({"image": "image.jpg", "text": f"a small red dog, number {k}"}) for k in range(300)]
     for shard in range(400):
         (tmp_path / "raw" / f"{shard:03}.jsonl").write_text("\n".join(lines))
     return tmp_path / "raw"
