@@ -10,7 +10,7 @@ from PIL import Image as pillow
 from PIL import ImageEnhance
 
 from qwenvl.data.toy.worlds import Dice
-from qwenvl.images import RGB, WHITE, over
+from qwenvl.images import RGB, WHITE
 
 SIDED = frozenset(
     ("left", "right", "arrow", "arrows", "flag", "letter", "letters", "number", "numbers", "digit", "text", "clock",
@@ -40,11 +40,6 @@ def posed(image: pillow.Image, dice: Dice, size: int, *, name: str = "") -> UInt
     place = [dice.below(size - side + 1) for side in sides]
     canvas.paste(cut, (place[0], place[1]), cut)
     return np.asarray(in_other_light(canvas, dice))
-
-
-def on_white(image: pillow.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The whole drawing (RGBA) squashed to a square, white where it is transparent: how it is judged."""
-    return np.asarray(over(image, WHITE).resize((size, size), pillow.Resampling.BICUBIC))
 
 
 def cut_out(image: pillow.Image) -> pillow.Image:
