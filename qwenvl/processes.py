@@ -56,7 +56,7 @@ class Worker(SpawnProcess):
     def start(self) -> None:
         """Start it with `SIGNALS` blocked: one that comes while it still imports waits until `listen`."""
         resource_tracker.ensure_running()  # else it would be started in between, and unblock them
-        with _blocked():
+        with deaf():
             super().start()
 
     def run(self) -> None:
@@ -108,12 +108,19 @@ def end_workers() -> None:
 
 
 @contextmanager
-def _blocked() -> Iterator[None]:
-    """Let `SIGNALS` to this thread wait; a process that is started meanwhile begins with them blocked."""
+def deaf() -> Iterator[None]:
+    """Let `SIGNALS` to this thread wait; a process or thread that is started meanwhile never hears them.
+
+    What a library puts in the place of a handler meanwhile is taken back.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory, Settings
 from qwenvl.data.records import Pair
-from qwenvl.processes import Workers, stopping
+from qwenvl.processes import Workers, deaf, stopping
 
 Executor: TypeAlias = Literal["inline", "process", "ray"]
 
@@ -42,8 +42,7 @@ def workers(executor: Executor, number: int, settings: Settings) -> Iterator[Map
     if number < 1:
         raise ValueError(f"{number} workers; expected at least 1.")
     kinds = {"inline": _inline, "process": _processes, "ray": _on_ray}
-    # Ray has handlers of its own once it is there, which abort: ours is put behind them.
-    with kinds[executor](number, settings) as handed_out, stopping():
+    with stopping(), kinds[executor](number, settings) as handed_out:
         yield handed_out
 
 
@@ -110,6 +109,7 @@ def _on_ray(number: int, settings: Settings) -> Iterator[Map]:
     started = not ray.is_initialized()
     if started:
         _join_or_start(ray, number)
+    pending: list[Any] = []
     try:
         shared = ray.put(settings)
         actors = _actors(ray, settings.scorer)
@@ -118,7 +118,6 @@ def _on_ray(number: int, settings: Settings) -> Iterator[Map]:
 
         def handed_out(work: Work, jobs: Sequence[Job]) -> Iterator[Any]:
             waiting = enumerate(jobs)
-            pending: list[Any] = []
             while True:
                 for place, job in islice(waiting, ahead - len(pending)):
                     pending.append(
@@ -126,24 +125,37 @@ def _on_ray(number: int, settings: Settings) -> Iterator[Map]:
                     )
                 if not pending:
                     return
-                done, pending = ray.wait(pending, num_returns=1)
+                done, pending[:] = ray.wait(pending, num_returns=1)
                 yield _result(ray, done[0])
 
         yield handed_out
     finally:
+        _cancel(ray, pending)
         if started:
             ray.shutdown()
 
 
+def _cancel(ray: Any, pending: Sequence[Any]) -> None:
+    """Interrupt the tasks that nobody waits for any more; each puts away what it has begun."""
+    for each in pending:
+        ray.cancel(each)
+    if pending:
+        ray.wait(pending, num_returns=len(pending), timeout=10)
+
+
 def _join_or_start(ray: Any, number: int) -> None:
-    """The cluster that RAY_ADDRESS or `ray start` names, else a Ray of this machine that nobody outside can reach."""
+    """The cluster that RAY_ADDRESS or `ray start` names, else a Ray of this machine that nobody outside can reach.
+
+    A signal to the group reaches this process alone: a raylet that ended by itself would take this process with it
+    (status 1), as would Ray's own handler of SIGTERM.
+    """
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(
-            address="local", num_cpus=number, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet
-        )
+    with deaf():
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError:
+            local = {"num_cpus": number, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            ray.init(address="local", **local, **quiet)
 
 
 def _result(ray: Any, done: Any) -> Any:
