@@ -36,13 +36,21 @@ def stopping() -> Iterator[None]:
         yield
         return
 
+    asked = False
+
     def stop(*_: object) -> None:
+        nonlocal asked
+        asked = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way
         raise Stopped
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:
+        if asked:  # a library on the way may have turned it into another exit: Ray makes it one of status 1
+            raise Stopped from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

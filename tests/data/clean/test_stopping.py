@@ -12,6 +12,7 @@ import pytest
 
 from qwenvl.cli import main
 from qwenvl.data.synth.rawpairs import planted
+from qwenvl.processes import Stopped, deaf, stopping
 
 from .test_engine import wait_until_gone
 
@@ -69,3 +70,31 @@ def test_workers_without_an_executor_that_has_some_are_refused(
 ) -> None:
     assert main(["data", "clean", str(raw), str(tmp_path / "out"), "--workers", "4"]) == 2
     assert "--workers 4 says how many --executor process or ray has" in capsys.readouterr().err
+
+
+def test_what_a_library_makes_of_the_stop_is_still_the_stop() -> None:
+    """Ray turns the exit that comes up while it waits into one of status 1."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped), stopping():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise SystemExit(1) from None
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit) as other, stopping():
+        raise SystemExit(3)
+    assert other.value.code == 3
+
+
+def test_what_is_started_deaf_keeps_no_handler_and_hears_no_signal() -> None:
+    """A library that is started meanwhile may neither take our handler away nor start processes that a signal ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    with deaf():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=0.3)
+    child.kill()
+    child.communicate()
+    assert signal.getsignal(signal.SIGTERM) is before
