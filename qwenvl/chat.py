@@ -77,8 +77,8 @@ class Assistant:
         """From a folder (ours or official), a hub id, or `tiny`, onto a device (auto, cpu, cuda, mps) in a precision.
 
         A `runtime` made before takes the place of both names. On a CPU the model is packed for answering
-        (`model.packed`): whoever trains it unpacks it first, or takes `checkpoint.folder.load`. Raises ValueError for
-        what cannot be read.
+        (`model.packed`); whatever else is done with it, training or moving, begins by making it plain again, which
+        answers more slowly. Raises ValueError for what cannot be read.
         """
         if runtime is not None and (device, dtype) != ("auto", "auto"):
             raise ValueError(

@@ -47,7 +47,7 @@ class EngineConfig:
     prefix_tokens: int | None = None
     """Tokens of prompts that are kept for others that begin alike; None: a quarter of `cache_tokens`."""
     packed: bool = True
-    """Pack the model's matrices in place on a CPU (`model.packed`): it is then for answering only."""
+    """Pack the model's matrices in place on a CPU (`model.packed`); they are plain again for whoever looks at them."""
     share: float = 1.0
     """Time for running answers, as a multiple of what newcomers have just taken; 0 reads all prompts first."""
     ahead: int = 4

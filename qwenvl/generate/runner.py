@@ -76,7 +76,7 @@ class Runner:
         self.visual = VisualCache(model, visual_bytes)
         self.prefixes = PrefixCache(prefix_tokens)
         self.positions = Positions(model.config.llm, device_of(model))
-        self._plain = device_of(model).type == "cpu" and holds_plain(model.llm)
+        self._plain = True
         self._read: dict[tuple[object, ...], Request] = {}
         """Who has its whole prompt in the cache, by salt and key."""
         self._step: Step | None = None
@@ -97,6 +97,7 @@ class Runner:
 
     def start(self, request: Request) -> int:
         """Give a request its row; returns how many tokens of its prompt are in it."""
+        self._plain = device_of(self.model).type == "cpu" and holds_plain(self.model.llm)  # as it is now
         twin = self._read.get((request.salt, request.key))
         if twin is not None and twin.row is not None:
             request.row, request.last = self.cache.fork(twin.row, len(request.prompt)), twin.last

@@ -3,18 +3,20 @@
 Each row of a product then has the same bits however many rows stand beside it, so that answers do not depend on
 neighbours and nobody pads rows outside this file. There are two orders:
 
-    PackedLinear   oneDNN's: a matrix is read at the speed of memory instead of being packed at every product
-    TurnedLinear   a row for each input: for matrices in float32 that stay in the processor's cache, where starting
-                   oneDNN's product takes longer than the product
+    Blocked   oneDNN's: a matrix is read at the speed of memory instead of being packed at every product
+    Turned    a row for each input: for matrices in float32 that stay in the processor's cache, where starting
+              oneDNN's product takes longer than the product
 
 Packed operators are torch's own but private (inductor's freezing uses them), and which bits a product has is nobody's
-promise, so every shape is tried before it is trusted.
+promise, so every shape is tried before it is trusted. Products are all that a packed layer is for: to anybody who asks
+for something else it is the plain one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -57,92 +59,43 @@ class Report:
         return self.packed > 0 and not self.plain
 
 
-class PackedLinear(nn.Module):
-    """`nn.Linear` for answering: its matrix is packed, and nowhere else.
+class Order(Protocol):
+    """A matrix as its products read it."""
 
-    `state_dict` gives the plain weight, bit for bit; copies and pickles are packed again. Training, moving and loading
-    are refused with a ValueError: `unpack_` first.
-    """
+    def product(
+        self, rows: Float[Tensor, "*rows width"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "*rows out"]:
+        """What `nn.Linear` computes."""
 
-    bias: nn.Parameter | None
+    def plain(self) -> Float[Tensor, "out width"]:
+        """The matrix as it was, in memory of its own."""
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, least: int) -> None:
+
+class Blocked(Order):
+    """oneDNN's own order."""
+
+    def __init__(self, weight: Float[Tensor, "out width"], *, least: int) -> None:
         """`least`: the number of rows that fewer are filled up to."""
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.least = least
-        self.register_parameter("bias", bias)
-        self.training = False
-        self._pack(weight.detach())
-
-    def _pack(self, weight: Float[Tensor, "out width"]) -> None:
-        """Keep the matrix, in whatever order."""
         reorder, self._product = _operators()
+        (self._out, self._width), self._least = weight.shape, least
         self._packed: Tensor = reorder(weight, 8)
 
-    def _plain(self) -> Float[Tensor, "out width"]:
-        """The matrix as it was."""
+    def product(
+        self, rows: Float[Tensor, "*rows width"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "*rows out"]:
+        count = rows.numel() // self._width
+        if count >= self._least:
+            return self._product(rows, self._packed, bias, "none", [], "")
+        flat = rows.reshape(count, self._width)
+        filled = flat.expand(self._least, -1) if count == 1 else F.pad(flat, (0, 0, 0, self._least - count))
+        product = self._product(filled, self._packed, bias, "none", [], "")
+        return product[:count].view(*rows.shape[:-1], self._out)
+
+    def plain(self) -> Float[Tensor, "out width"]:
         return self._packed.to_dense()
 
-    def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
-        count = rows.numel() // self.in_features
-        bias = self._parameters["bias"]  # at a third of the price of `self.bias`
-        if count >= self.least:
-            return self._product(rows, self._packed, bias, "none", [], "")
-        flat = rows.reshape(count, self.in_features)
-        filled = flat.expand(self.least, -1) if count == 1 else F.pad(flat, (0, 0, 0, self.least - count))
-        product = self._product(filled, self._packed, bias, "none", [], "")
-        return product[:count].view(*rows.shape[:-1], self.out_features)
 
-    def plain(self) -> nn.Linear:
-        """The layer that was packed."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self._plain())
-        layer.register_parameter("bias", self.bias)
-        return layer.eval()
-
-    def train(self, mode: bool = True) -> "PackedLinear":
-        """Raises ValueError for `mode`: there is no gradient to a packed matrix."""
-        if mode:
-            raise ValueError(
-                "a model packed for answering cannot be trained; call packed.unpack_(model) first."
-            )
-        return self
-
-    def extra_repr(self) -> str:
-        """As `nn.Linear` prints itself."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": self._plain(), "_product": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pack(self._packed)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        before = torch.empty(0, dtype=self._packed.dtype)
-        after = fn(before)
-        if (after.device, after.dtype) != (before.device, before.dtype):
-            raise ValueError(
-                f"a model packed for answering stays on the CPU in {before.dtype}; call packed.unpack_(model) before "
-                f"it goes to {after.device} in {after.dtype}."
-            )
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self._plain()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(
-            "a model packed for answering takes no other weights; call packed.unpack_(model) first."
-        )
-
-
-class TurnedLinear(PackedLinear):
+class Turned(Order):
     """A small matrix in float32 as a table with a row for each input.
 
     One row is then a weighted sum of the table (`embedding_bag`), which costs half of what a product of `FEW` rows
@@ -150,32 +103,32 @@ class TurnedLinear(PackedLinear):
     inputs one after another, and piece by piece.
     """
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, piece: int | None) -> None:
+    def __init__(self, weight: Float[Tensor, "out width"], *, piece: int | None) -> None:
         """`piece`: inputs whose products are summed up before the sums are added; None: one row is filled up too."""
+        self._out, self._width = weight.shape
         self.piece = piece
-        super().__init__(weight, bias, least=1)
+        self._table = weight.T.clone(memory_format=torch.contiguous_format)
+        self._inputs = torch.arange(self._width, dtype=torch.int32, device=weight.device)
+        self._starts = self._inputs[:: piece or self._width].contiguous()
 
-    def _pack(self, weight: Float[Tensor, "out width"]) -> None:
-        self._packed = weight.T.contiguous()
-        self._inputs = torch.arange(self.in_features, dtype=torch.int32)
-        self._starts = self._inputs[:: self.piece or self.in_features].contiguous()
-
-    def _plain(self) -> Float[Tensor, "out width"]:
-        return self._packed.T.contiguous()
-
-    def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
-        count, bias = rows.numel() // self.in_features, self._parameters["bias"]
+    def product(
+        self, rows: Float[Tensor, "*rows width"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "*rows out"]:
+        count = rows.numel() // self._width
         if count == 1 and self.piece is not None:
             product = self._one(rows, bias)
         else:
-            flat, lack = rows.reshape(count, self.in_features), -count % FEW
+            flat, lack = rows.reshape(count, self._width), -count % FEW
             flat = F.pad(flat, (0, 0, 0, lack)) if lack else flat
-            product = torch.mm(flat, self._packed) if bias is None else torch.addmm(bias, flat, self._packed)
-        return product[:count].view(*rows.shape[:-1], self.out_features)
+            product = torch.mm(flat, self._table) if bias is None else torch.addmm(bias, flat, self._table)
+        return product[:count].view(*rows.shape[:-1], self._out)
+
+    def plain(self) -> Float[Tensor, "out width"]:
+        return self._table.T.clone(memory_format=torch.contiguous_format)
 
     def _one(self, row: Float[Tensor, "*one width"], bias: Tensor | None) -> Float[Tensor, "1 out"]:
         sums = F.embedding_bag(
-            self._inputs, self._packed, self._starts, mode="sum", per_sample_weights=row.reshape(-1)
+            self._inputs, self._table, self._starts, mode="sum", per_sample_weights=row.reshape(-1)
         )
         product = sums[:1] if bias is None else bias + sums[:1]
         for place in range(1, len(self._starts)):
@@ -183,23 +136,88 @@ class TurnedLinear(PackedLinear):
         return product
 
 
+class PackedLinear(nn.Linear):
+    """An `nn.Linear` whose matrix is packed for as long as nothing but products is asked of it.
+
+    Whoever asks for anything else (parameters, state, a copy, another device or precision, gradients) makes it the
+    plain layer again, in place: the class, the `nn.Parameter` and every bit of it are those that were packed.
+    """
+
+    _order: Order
+    _emptied: nn.Parameter
+    """The layer's own parameter, without its numbers."""
+
+    @classmethod
+    def pack_(cls, layer: nn.Linear, way: "Way") -> None:
+        """Pack a plain layer in place."""
+        with torch.inference_mode(False), torch.no_grad():
+            weight = layer.weight
+            order = way(weight.detach())
+            weight.data = weight.data.new_empty(0)
+        layer._parameters["weight"] = None  # keeps its place before the bias
+        layer.__dict__.update(_order=order, _emptied=weight)
+        layer.__class__ = cls
+
+    def plain_(self) -> None:
+        """Make it the plain layer again."""
+        kept = self.__dict__
+        order, weight = kept.pop("_order"), kept.pop("_emptied")
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+        with torch.inference_mode(False), torch.no_grad():
+            weight.data = order.plain()
+        self._parameters["weight"] = weight
+
+    def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+        if torch.is_grad_enabled() and (rows.requires_grad or self._emptied.requires_grad):
+            self.plain_()
+            return F.linear(rows, self.weight, self.bias)
+        return self._order.product(rows, self.__dict__["_parameters"]["bias"])
+
+    @property
+    def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
+        """What torch reads for everything that a module does with its parameters."""
+        self.plain_()
+        return self._parameters
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]
+        """The parameter of the plain layer."""
+        self.plain_()
+        return self.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        probe = torch.empty(1, dtype=self._emptied.dtype, device=self._emptied.device)
+        if fn(probe) is probe and not probe.is_shared():
+            return self  # it is where it shall be
+        self.plain_()
+        return self._apply(fn, recurse)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles."""
+        self.plain_()
+        return self.__reduce_ex__(protocol)
+
+
 def pack_(model: QwenVL) -> Report:
     """Pack the matrices of the language model and of the ViT in place, one by one: memory never holds two copies.
 
-    A matrix that is no plain one on the CPU in float32 or bfloat16 (quantised, adapted by LoRA, cut over processes)
-    stays what it is, and so do all of a shape that does not pass its trial. The model is for answering then: whoever
-    trains it meanwhile must not pack it. Raises ValueError for a model in training mode.
+    A matrix that is no plain one on the CPU in float32 or bfloat16 (quantised, adapted by LoRA, cut over processes) or
+    that two layers share stays what it is, and so do all of a shape that does not pass its trial. A layer is packed for
+    products alone (`PackedLinear`): the first look at the model's parameters makes all plain again, and until then a
+    parameter that was taken before is empty. Raises ValueError for a model in training mode.
     """
     if model.training:
         raise ValueError("only a model in evaluation mode is packed for answering; call model.eval() first.")
+    owners = Counter(id(own) for part in model.modules() for own in part.__dict__["_parameters"].values())
     verdicts: dict[tuple[object, ...], Way | str] = {}
     packed, refused = 0, []
-    for parent, name in _matrices(model):
-        layer: Any = getattr(parent, name)
+    for layer in _matrices(model):
         if isinstance(layer, PackedLinear):
             packed += 1
             continue
         verdict: Way | str = _unfit(layer)
+        if not verdict and owners[id(layer.weight)] > 1:
+            verdict = "a matrix that two layers share is not packed"
         if not verdict:
             shape = (layer.weight.shape, layer.weight.dtype, layer.bias is None)
             if shape not in verdicts:
@@ -208,35 +226,29 @@ def pack_(model: QwenVL) -> Report:
         if isinstance(verdict, str):
             refused.append(verdict)
             continue
-        setattr(parent, name, verdict(layer.weight, layer.bias))
+        PackedLinear.pack_(layer, verdict)
         packed += 1
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
 
-def unpack_(model: QwenVL) -> None:
+def unpack_(model: nn.Module) -> None:
     """Plain matrices again, bit for bit, one by one."""
-    for parent, name in _matrices(model):
-        if isinstance(layer := getattr(parent, name), PackedLinear):
-            setattr(parent, name, layer.plain())
+    for part in model.modules():
+        if isinstance(part, PackedLinear):
+            part.plain_()
 
 
 def holds_plain(part: nn.Module) -> bool:
     """Whether any matrix of this part is not packed, so that its rows have the same bits in some numbers only."""
-    return any(isinstance(layer, nn.Linear) for layer in part.modules())
+    return any(
+        isinstance(layer, nn.Linear) and not isinstance(layer, PackedLinear) for layer in part.modules()
+    )
 
 
-def _matrices(model: QwenVL) -> list[tuple[nn.Module, str]]:
-    """Where every matrix hangs; the adapter's are used in parts (`adapter.third_of`) and left out.
-
-    Names and not the layers, which a list would keep in memory.
-    """
-    return [
-        (parent, name)
-        for part in (model.vision, model.llm)
-        for parent in part.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, nn.Linear | PackedLinear)
-    ]
+def _matrices(model: QwenVL) -> list[nn.Linear]:
+    """The adapter's are used in parts (`adapter.third_of`) and left out."""
+    parts = (*model.vision.modules(), *model.llm.modules())
+    return [layer for layer in parts if isinstance(layer, nn.Linear)]
 
 
 def _unfit(layer: nn.Linear) -> str:
@@ -249,22 +261,22 @@ def _unfit(layer: nn.Linear) -> str:
     return ""
 
 
-Way: TypeAlias = Callable[[Tensor, nn.Parameter | None], PackedLinear]
-"""Packs a matrix and its bias."""
+Way: TypeAlias = Callable[[Tensor], Order]
+"""Packs a matrix."""
 
 
 def _ways(layer: nn.Linear) -> Iterator[Way]:
     """How this matrix may be packed, the best way first."""
     width = layer.in_features
     if layer.weight.numel() * layer.weight.element_size() >= LARGE:
-        yield partial(PackedLinear, least=FEW)
+        yield partial(Blocked, least=FEW)
         return
     if layer.weight.dtype == torch.float32:
         pieces = {piece: None for piece in (*PIECES, -(-width // 2), width) if piece <= width}
         for piece in (*pieces, None):
-            yield partial(TurnedLinear, piece=piece)
+            yield partial(Turned, piece=piece)
     for least in (1, FEW):
-        yield partial(PackedLinear, least=least)
+        yield partial(Blocked, least=least)
 
 
 @torch.no_grad()
@@ -276,10 +288,12 @@ def _trial(layer: nn.Linear) -> Way | str:
     plain, failure = layer(rows), ""
     for way in _ways(layer):
         try:
-            packed = way(layer.weight, layer.bias)
-            whole = packed(rows)
-            exact = all(torch.equal(packed(rows[:count]), whole[:count]) for count in TRIED)
-            back = torch.equal(packed.plain().weight, layer.weight)
+            order = way(layer.weight)
+            whole = order.product(rows, layer.bias)
+            exact = all(
+                torch.equal(order.product(rows[:count], layer.bias), whole[:count]) for count in TRIED
+            )
+            back = torch.equal(order.plain(), layer.weight)
         except (AttributeError, RuntimeError, NotImplementedError) as error:
             failure = f"this build of torch does not pack {plain.dtype}: {str(error).splitlines()[0]}"
             continue

@@ -1,6 +1,8 @@
 """LoRA on any part: what we train, save and merge is what transformers + PEFT load and merge."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 import qwenvl
 from qwenvl.checkpoint import folder
-from qwenvl.integrations.peft import Lora, add_lora, load_lora, merge, save_lora
+from qwenvl.integrations.peft import Lora, add_lora, load_lora, merge, quantize_, save_lora, targets
 from qwenvl.runtime import Runtime
 
 BASE = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
@@ -62,3 +64,41 @@ def test_adapters_and_merged_weights_load_in_transformers_and_peft(
     logits = theirs.merge_and_unload()(input_ids=ids, pixel_values=pixels).logits
     for merged in (whole(input_ids=ids, pixel_values=pixels).logits, again(ids, pixels), logits):
         assert torch.allclose(merged, expected, atol=1e-3)
+
+
+@pytest.fixture
+def bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for bitsandbytes: layers of another type, which keep the weights that they were given."""
+
+    class Linear4bit(torch.nn.Linear):
+        def __init__(
+            self, width: int, out: int, *, bias: bool, compute_dtype: torch.dtype, **_: object
+        ) -> None:
+            super().__init__(width, out, bias=bias, dtype=compute_dtype, device="meta")
+
+    def stored(weight: torch.Tensor, **_: object) -> torch.nn.Parameter:
+        return torch.nn.Parameter(weight, requires_grad=False)
+
+    layers = SimpleNamespace(Linear4bit=Linear4bit, Params4bit=stored)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(nn=layers))
+
+
+def test_the_model_of_an_assistant_is_adapted_and_quantised_as_any_other(ours: Path, bits: None) -> None:
+    plain = qwenvl.load(ours, CPU)
+    ids, pixels = shown(plain.config)
+    wanted = plain(ids, pixels)
+
+    def packed() -> qwenvl.QwenVL:
+        return qwenvl.Assistant.load(ours, CPU).model
+
+    lora = Lora(rank=2, dropout=0.0, parts=("vision", "adapter", "llm"))
+    assert targets(packed(), lora) == targets(plain, lora)
+    model = packed()
+    adapted = add_lora(model, lora)
+    assert torch.equal(model(ids, pixels), wanted)
+    model(ids, pixels).square().sum().backward()
+    learning = {name: each for name, each in adapted.named_parameters() if each.requires_grad}
+    assert learning and all(each.grad is not None for each in learning.values())
+    model = packed()
+    assert quantize_(model, device=torch.device("cpu")) == quantize_(plain, device=torch.device("cpu")) > 0
+    assert torch.equal(model(ids, pixels), wanted)

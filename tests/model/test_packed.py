@@ -1,18 +1,21 @@
 """Packed matrices: the plain ones' numbers, the same bits beside any neighbours, nothing lost, nothing doubled."""
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model import packed
-from qwenvl.model.packed import Report, pack_, unpack_
+from qwenvl.model.packed import PackedLinear, Report, pack_, unpack_
 from qwenvl.model.vlm import QwenVL
 
 CONFIG = ModelConfig(
@@ -30,6 +33,10 @@ both = pytest.mark.parametrize("dtype", packed.DTYPES, ids=str)
 def build(dtype: torch.dtype = torch.float32) -> QwenVL:
     torch.manual_seed(0)
     return QwenVL(CONFIG).to(dtype).eval()
+
+
+def packed_layers(model: QwenVL) -> int:
+    return sum(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
 @torch.no_grad()
@@ -57,8 +64,9 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(dtype: torch.dtype, w
     with torch.no_grad():
         way = packed._trial(layer)
         assert not isinstance(way, str), way
-        fast, rows = way(layer.weight, layer.bias), torch.randn(256, width).to(dtype)
-        assert isinstance(fast, packed.TurnedLinear) == (dtype == torch.float32 and width * out < 2**18)
+        packed.PackedLinear.pack_(layer, way)
+        fast, rows = cast(PackedLinear, layer), torch.randn(256, width).to(dtype)
+        assert isinstance(fast._order, packed.Turned) == (dtype == torch.float32 and width * out < 2**18)
         whole = fast(rows)
         for count in range(1, 65):
             assert torch.equal(fast(rows[:count]), whole[:count]), count
@@ -66,35 +74,186 @@ def test_a_row_has_the_same_bits_beside_any_number_of_rows(dtype: torch.dtype, w
         assert fast(rows[:0]).shape == (0, out) and fast(rows[:6].view(2, 3, width)).shape == (2, 3, out)
 
 
-@both
-def test_saving_unpacking_and_copying_give_the_plain_weights_bit_for_bit(dtype: torch.dtype):
-    plain, fast = build(dtype), build(dtype)
-    pack_(fast)
-    for other in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        state = other.state_dict()
-        assert state.keys() == plain.state_dict().keys()
-        assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
-        assert torch.equal(logits(other, torch.tensor([[3]])), logits(fast, torch.tensor([[3]])))
-    unpack_(fast)
-    assert [type(module) for module in fast.modules()] == [type(module) for module in plain.modules()]
-    assert torch.equal(logits(fast, torch.tensor([[3]])), logits(plain, torch.tensor([[3]])))
-    fast.train()
+# === A packed model is a model: whatever is asked of it is answered as by the plain one ===
 
 
-def test_training_moving_and_loading_a_packed_model_are_refused():
-    model, state = build(), build().state_dict()
-    with pytest.raises(ValueError, match="only a model in evaluation mode is packed"):
-        pack_(build().train())
-    pack_(model)
-    with pytest.raises(ValueError, match=r"cannot be trained; call packed.unpack_"):
-        model.train()
-    with pytest.raises(
-        ValueError, match=r"stays on the CPU in torch.float32; .* goes to cpu in torch.bfloat16"
+def pickled(model: QwenVL) -> QwenVL:
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_a_file(model: QwenVL) -> QwenVL:
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def loaded(model: QwenVL) -> QwenVL:
+    torch.manual_seed(5)
+    model.load_state_dict(QwenVL(CONFIG).state_dict())
+    return model
+
+
+def drawn_again(model: QwenVL) -> QwenVL:
+    torch.manual_seed(6)
+    return model.apply(lambda part: isinstance(part, nn.Linear) and nn.init.normal_(part.weight))
+
+
+def edited(model: QwenVL) -> QwenVL:
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.mul_(2)
+    return model
+
+
+def called_with_others(model: QwenVL) -> Any:
+    ids, others = torch.tensor([[3, 4]]), {name: 2 * each for name, each in model.named_parameters()}
+    return torch.func.functional_call(model, others, (ids,))
+
+
+def learned(model: QwenVL) -> QwenVL:
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1)
+    model(torch.tensor([[3, 4, 5]])).square().sum().backward()
+    optimizer.step()
+    return model
+
+
+def learned_without_train(model: QwenVL) -> QwenVL:
+    model(torch.tensor([[3, 4, 5]])).square().sum().backward()
+    for each in model.parameters():
+        each.data -= 0.1 * (0 if each.grad is None else each.grad)
+    return model
+
+
+def pruned(model: QwenVL) -> Any:
+    prune.l1_unstructured(model.llm.head, "weight", amount=0.5)
+    return model.llm.head.weight
+
+
+def of_a_part(model: QwenVL) -> QwenVL:
+    model.llm.blocks[1].to(torch.float64)
+    return model
+
+
+ASKED: dict[str, Callable[[QwenVL], Any]] = {
+    "parameters": lambda model: list(model.parameters()),
+    "their names": lambda model: [name for name, _ in model.named_parameters()],
+    "one by name": lambda model: model.get_parameter("llm.head.weight"),
+    "an optimizer's groups": lambda model: torch.optim.AdamW(model.parameters()).param_groups[0]["params"],
+    "a vector of all": lambda model: nn.utils.parameters_to_vector(model.parameters()),
+    "state_dict": lambda model: model.state_dict(),
+    "state_dict with its parameters": lambda model: model.state_dict(keep_vars=True),
+    "load_state_dict": loaded,
+    "an edited state_dict": edited,
+    "train": lambda model: model.train(),
+    "requires_grad_": lambda model: [each.requires_grad for each in model.requires_grad_(False).parameters()],
+    "learning": learned,
+    "learning in evaluation mode": learned_without_train,
+    "gradients": lambda model: torch.autograd.grad(model(torch.tensor([[3]])).sum(), [model.llm.head.weight]),
+    "half": lambda model: model.half(),
+    "double": lambda model: model.double(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "to meta": lambda model: model.to("meta"),
+    "to meta in another precision": lambda model: model.to("meta", torch.bfloat16),
+    "to_empty": lambda model: model.to_empty(device="meta"),
+    "a part elsewhere": of_a_part,
+    "share_memory": lambda model: [each.is_shared() for each in model.share_memory().parameters()],
+    "deepcopy": copy.deepcopy,
+    "copy of a layer": lambda model: copy.copy(model.llm.head).weight,
+    "pickle": pickled,
+    "torch.save": through_a_file,
+    "apply": drawn_again,
+    "functional_call": called_with_others,
+    "pruning": pruned,
+    "another matrix": lambda model: (
+        setattr(model.llm.head, "weight", nn.Parameter(torch.ones(50, 32))) or model
+    ),
+    "its memory": lambda model: sum(each.nbytes for each in (*model.parameters(), *model.buffers())),
+}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two results hold the same: types, places, and every bit that has a place."""
+    if isinstance(one, nn.Module):
+        states, modules = (
+            same(one.state_dict(), other.state_dict()),
+            zip(one.modules(), other.modules(), strict=True),
+        )
+        return states and all((type(a), a.training) == (type(b), b.training) for a, b in modules)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if not isinstance(one, torch.Tensor):
+        return one == other
+    if (type(one), one.device, one.dtype, one.requires_grad) != (
+        type(other),
+        other.device,
+        other.dtype,
+        other.requires_grad,
     ):
-        model.to(torch.bfloat16)
-    with pytest.raises(ValueError, match="takes no other weights"):
-        model.load_state_dict(state)
-    assert model.eval().to("cpu", torch.float32) is model
+        return False
+    return one.shape == other.shape if one.is_meta else torch.equal(one, other)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_whatever_is_asked_of_a_packed_model_is_as_of_the_plain_one(
+    precision: torch.dtype, asked: Callable[[QwenVL], Any]
+):
+    plain, fast = build(precision), build(precision)
+    assert pack_(fast).exact
+    assert same(asked(fast), asked(plain))
+    assert same(fast, plain), "and it goes on as the plain one"
+
+
+def test_what_moves_nothing_leaves_it_packed():
+    model = build()
+    report = pack_(model)
+    model.eval().to("cpu", torch.float32).float().cpu().to(memory_format=torch.contiguous_format)
+    assert repr(model.llm.head) == "PackedLinear(in_features=32, out_features=50, bias=False)"
+    logits(model, torch.tensor([[3]]))
+    assert packed_layers(model) == MATRICES and pack_(model) == report
+
+
+def test_an_optimizer_made_before_the_packing_trains_the_model_after_it():
+    """A model that is asked in the middle of its training: the parameters are the same objects throughout."""
+    plain, fast = build(), build()
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in (plain, fast)]
+    before = list(fast.parameters())
+    for model in (plain, fast):
+        model(torch.tensor([[3, 4, 5]])).square().sum().backward()
+    pack_(fast)
+    logits(fast, torch.tensor([[3]]))
+    assert packed_layers(fast) == MATRICES and fast.llm.head._emptied.numel() == 0
+    unpack_(fast)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert all(one is other for one, other in zip(before, fast.parameters(), strict=True)) and same(
+        fast, plain
+    )
+
+
+def test_a_model_that_was_packed_and_made_plain_in_inference_mode_learns():
+    model = build()
+    with torch.inference_mode():
+        pack_(model)
+        unpack_(model)
+    assert same(learned(model), learned(build()))
+
+
+def test_a_matrix_that_two_layers_share_stays():
+    model = build()
+    model.llm.head.weight = model.llm.embed.weight
+    report = pack_(model)
+    assert report.plain == 1 and report.reason == "a matrix that two layers share is not packed"
+    assert model.llm.embed.weight.numel() == 50 * 32
+
+
+def test_a_model_in_training_is_not_packed():
+    with pytest.raises(
+        ValueError, match=r"only a model in evaluation mode is packed.*call model.eval\(\) first"
+    ):
+        pack_(build().train())
 
 
 @pytest.mark.parametrize("fault", ["missing", "raises", "wrong", "uneven", "lossy"])
@@ -141,8 +300,9 @@ def test_a_row_alone_is_filled_up_where_its_sum_has_other_bits(fault: str, monke
     monkeypatch.setattr(packed.F, "embedding_bag", faulty)
     model = build()
     assert pack_(model).exact
-    turned = [module for module in model.modules() if isinstance(module, packed.TurnedLinear)]
-    assert len(turned) == MATRICES and all(module.piece is None for module in turned)
+    orders = [layer._order for layer in model.modules() if isinstance(layer, PackedLinear)]
+    turned = [order for order in orders if isinstance(order, packed.Turned)]
+    assert len(turned) == MATRICES and all(order.piece is None for order in turned)
 
 
 def test_what_is_no_plain_matrix_stays():
@@ -163,8 +323,6 @@ MEMORY = """
 import resource, torch
 from torch import nn
 from qwenvl.model import packed
-from qwenvl.model.packed import PackedLinear
-
 class Parts(nn.Module):
     def __init__(self):
         super().__init__()
