@@ -22,7 +22,7 @@ from qwenvl.generate.visual import VisualCache, digest
 from qwenvl.model.cache import RowCache
 from qwenvl.model.cached_rows import Chunk, Step
 from qwenvl.model.llm import AttentionContext, attention_mask, ntk_alpha
-from qwenvl.model.packed import holds_plain
+from qwenvl.model.packed import all_packed, matrices
 from qwenvl.model.positions import Positions
 from qwenvl.model.vlm import QwenVL
 
@@ -76,6 +76,7 @@ class Runner:
         self.visual = VisualCache(model, visual_bytes)
         self.prefixes = PrefixCache(prefix_tokens)
         self.positions = Positions(model.config.llm, device_of(model))
+        self._matrices = matrices(model.llm)
         self._plain = True
         self._read: dict[tuple[object, ...], Request] = {}
         """Who has its whole prompt in the cache, by salt and key."""
@@ -97,7 +98,7 @@ class Runner:
 
     def start(self, request: Request) -> int:
         """Give a request its row; returns how many tokens of its prompt are in it."""
-        self._plain = device_of(self.model).type == "cpu" and holds_plain(self.model.llm)  # as it is now
+        self._plain = self.cache.device.type == "cpu" and not all_packed(self._matrices)  # as it is now
         twin = self._read.get((request.salt, request.key))
         if twin is not None and twin.row is not None:
             request.row, request.last = self.cache.fork(twin.row, len(request.prompt)), twin.last

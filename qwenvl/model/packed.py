@@ -13,7 +13,7 @@ for something else it is the plain one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -201,6 +201,8 @@ class PackedLinear(nn.Linear):
 def pack_(model: QwenVL) -> Report:
     """Pack the matrices of the language model and of the ViT in place, one by one: memory never holds two copies.
 
+    The adapter's are used in parts (`adapter.third_of`) and left out.
+
     A matrix that is no plain one on the CPU in float32 or bfloat16 (quantised, adapted by LoRA, cut over processes) or
     that two layers share stays what it is, and so do all of a shape that does not pass its trial. A layer is packed for
     products alone (`PackedLinear`): the first look at the model's parameters makes all plain again, and until then a
@@ -211,7 +213,7 @@ def pack_(model: QwenVL) -> Report:
     owners = Counter(id(own) for part in model.modules() for own in part.__dict__["_parameters"].values())
     verdicts: dict[tuple[object, ...], Way | str] = {}
     packed, refused = 0, []
-    for layer in _matrices(model):
+    for layer in (*matrices(model.vision), *matrices(model.llm)):
         if isinstance(layer, PackedLinear):
             packed += 1
             continue
@@ -238,17 +240,14 @@ def unpack_(model: nn.Module) -> None:
             part.plain_()
 
 
-def holds_plain(part: nn.Module) -> bool:
-    """Whether any matrix of this part is not packed, so that its rows have the same bits in some numbers only."""
-    return any(
-        isinstance(layer, nn.Linear) and not isinstance(layer, PackedLinear) for layer in part.modules()
-    )
+def all_packed(layers: Iterable[nn.Linear]) -> bool:
+    """Whether rows of these layers' products have the same bits in any number."""
+    return all(isinstance(layer, PackedLinear) for layer in layers)
 
 
-def _matrices(model: QwenVL) -> list[nn.Linear]:
-    """The adapter's are used in parts (`adapter.third_of`) and left out."""
-    parts = (*model.vision.modules(), *model.llm.modules())
-    return [layer for layer in parts if isinstance(layer, nn.Linear)]
+def matrices(part: nn.Module) -> list[nn.Linear]:
+    """Every matrix of a part, packed or not."""
+    return [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
 
 
 def _unfit(layer: nn.Linear) -> str:

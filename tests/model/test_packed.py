@@ -93,9 +93,13 @@ def loaded(model: QwenVL) -> QwenVL:
     return model
 
 
-def drawn_again(model: QwenVL) -> QwenVL:
+def drawn_again(model: QwenVL) -> nn.Module:
+    def draw(part: nn.Module) -> None:
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight)
+
     torch.manual_seed(6)
-    return model.apply(lambda part: isinstance(part, nn.Linear) and nn.init.normal_(part.weight))
+    return model.apply(draw)
 
 
 def edited(model: QwenVL) -> QwenVL:
@@ -209,7 +213,7 @@ def test_whatever_is_asked_of_a_packed_model_is_as_of_the_plain_one(
 def test_what_moves_nothing_leaves_it_packed():
     model = build()
     report = pack_(model)
-    model.eval().to("cpu", torch.float32).float().cpu().to(memory_format=torch.contiguous_format)
+    model.eval().to("cpu", torch.float32).float().cpu()
     assert repr(model.llm.head) == "PackedLinear(in_features=32, out_features=50, bias=False)"
     logits(model, torch.tensor([[3]]))
     assert packed_layers(model) == MATRICES and pack_(model) == report
@@ -224,7 +228,7 @@ def test_an_optimizer_made_before_the_packing_trains_the_model_after_it():
         model(torch.tensor([[3, 4, 5]])).square().sum().backward()
     pack_(fast)
     logits(fast, torch.tensor([[3]]))
-    assert packed_layers(fast) == MATRICES and fast.llm.head._emptied.numel() == 0
+    assert packed_layers(fast) == MATRICES and cast(PackedLinear, fast.llm.head)._emptied.numel() == 0
     unpack_(fast)
     for optimizer in optimizers:
         optimizer.step()
