@@ -10,8 +10,9 @@ and the least of the rounds counts, except gaps, of which the largest counts. On
     static      answers of mixed lengths in batches of 16 that end together, against rows that come and go   >= 2
     concurrent  16 requests one after another, against together; bfloat16, 12 layers x 1024                 >= 4
     gap         longest wait between two tokens while a request with 16 images is read, against none        <= 3
-    image       time to the first token about an image seen for the first time, against again: with the
-                same question, and with another one                                                         >= 4
+    image       from the bytes of a request to its first token: about an image seen for the first time, against
+                again, with the same question and with another one; a drawing in PNG, 448 x 448, and a
+                JPEG of 1280 x 960                                                                          >= 4
     http        tokens per second of the bare engine, against through HTTP, as a share; streams and whole   >= 0.9
     peer        8 clients ask about an image each: tokens per second, against `transformers serve`          >= 3
     start       seconds from starting the server to the first answer                                        <= 3
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, process_time, sleep
@@ -44,6 +45,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import load, resolve
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.toy.paint import render
@@ -51,7 +53,12 @@ from qwenvl.data.toy.worlds import scene
 from qwenvl.generate.engine import Engine, EngineConfig, Settings
 from qwenvl.generate.prompts import Prompt
 from qwenvl.model.vlm import QwenVL
+from qwenvl.parsing import parse_json
 from qwenvl.runtime import Runtime
+from qwenvl.serve.forms import Chat
+from qwenvl.serve.limits import Limits
+from qwenvl.serve.requests import Preparer
+from qwenvl.tokenizer import Tokenizer
 
 ROWS = 16
 
@@ -178,36 +185,44 @@ def gap(rounds: int) -> dict[str, Any]:
 
 
 def image(rounds: int) -> dict[str, Any]:
-    """One image and one question, then the same again, then another question about the image."""
-    engine = Engine(tiny(), EngineConfig(rows=ROWS))
+    """From the bytes of a request to its first token: an image and a question, the same again, another question."""
+    assistant = Assistant(tiny(), Tokenizer.load(resolve("tiny")))
+    engine, form = Engine(assistant.model, EngineConfig(rows=ROWS)), Chat()
+    preparer = Preparer(assistant=assistant, limits=Limits())
 
-    def first_token(prompt: Prompt) -> float:
+    def first_token(seed: int, question: str, **how: Any) -> tuple[float, float]:
+        """Processor seconds: before the engine, and altogether."""
+        content = [*about(seed, **how)[:1], {"type": "text", "text": question}]
+        message = {"role": "user", "content": content}
+        body = json.dumps({"messages": [message], "max_tokens": 1}).encode()
         start = process_time()
-        engine.add(prompt, Settings(max_new_tokens=1))
+        wanted = form.read(parse_json(body, "The body"), preparer.limits, strict=False)
+        (row,) = form.prepare(preparer, wanted, b"", None).rows
+        prepared = process_time() - start
+        engine.add(row.prompt, row.settings)
         Timeline().run(engine)
-        return process_time() - start
+        return prepared, process_time() - start
 
-    first_token(words(engine.model, 20, 1, 1))
-    seen: dict[int, Prompt] = {}
+    def figures(name: str, base: int, **how: Any) -> dict[str, float]:
+        asked = ("Where is the small green triangle?", "What is shown here?", "How many circles are there?")
+        first_token(base, asked[1], **how)
+        times: list[list[tuple[float, float]]] = [[], [], []]
+        for seed in range(base + 1, base + 1 + 8 * rounds):
+            for place, question in enumerate((asked[0], asked[0], asked[2])):
+                times[place].append(first_token(seed, question, **how))
+        found = {}
+        for kind, some in zip(("first", "again", "another_question"), times, strict=True):
+            prepare, whole = (min(each) * 1e3 for each in zip(*some, strict=True))
+            found |= {f"{name}_{kind}_ms": whole, f"{name}_{kind}_before_the_engine_ms": prepare}
+        first = found[f"{name}_first_ms"]
+        return {
+            **found,
+            f"{name}_ratio": first / found[f"{name}_again_ms"],
+            f"{name}_ratio_another_question": first / found[f"{name}_another_question_ms"],
+        }
 
-    def new(number: int) -> float:
-        seen[number] = words(engine.model, 20, 100 + number, 1)
-        return first_token(seen[number])
-
-    def other(number: int) -> float:
-        asked = replace(
-            seen[number], ids=(*seen[number].ids[:-20], *words(engine.model, 20, 500 + number).ids)
-        )
-        return first_token(asked)
-
-    cold, warm, another = least(4 * rounds, new, lambda number: first_token(seen[number]), other)
-    return {
-        "first_ms": cold * 1e3,
-        "again_ms": warm * 1e3,
-        "another_question_ms": another * 1e3,
-        "ratio": cold / warm,
-        "ratio_another_question": cold / another,
-    }
+    photo = figures("photo", 5000, size=(1280, 960), form="JPEG")
+    return {**figures("drawing", 1000), **photo}
 
 
 # === The server ===
@@ -349,11 +364,11 @@ def peer(rounds: int, python: str) -> dict[str, Any]:
     return {"qwenvl_tokens_s": 1 / mine, "transformers_tokens_s": 1 / theirs, "ratio": theirs / mine}
 
 
-def about(seed: int) -> list[Any]:
+def about(seed: int, size: tuple[int, int] = (448, 448), form: str = "PNG") -> list[Any]:
     """A question about a scene of the toy world."""
     file = io.BytesIO()
-    Image.fromarray(render(scene(seed, 3, "test"), 448)).save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(render(scene(seed, 3, "test"), 448)).resize(size).save(file, form)
+    url = f"data:image/{form.lower()};base64," + base64.b64encode(file.getvalue()).decode()
     image = {"type": "image_url", "image_url": {"url": url}}
     return [image, {"type": "text", "text": "Where is the small green triangle?"}]
 

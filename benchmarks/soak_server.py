@@ -16,8 +16,7 @@ from typing import Any
 from soak_memory import held
 
 from qwenvl.serve.limits import Limits
-from qwenvl.serve.media import Upload
-from qwenvl.serve.recent import RecentImages
+from qwenvl.serve.recent import RecentImages, Seen
 
 SAYS = "held "
 """What the line begins with that tells what is held."""
@@ -69,9 +68,9 @@ class LeakingImages(RecentImages):
         super().__init__(budget)
         self._leak, self._leaked = leak, []  # type: ignore[var-annotated]
 
-    def put(self, key: bytes, upload: Upload) -> None:
+    def put(self, key: bytes, seen: Seen) -> None:
         """See `RecentImages`."""
-        super().put(key, upload)
+        super().put(key, seen)
         if self._leak:
             self._leaked.append(bytearray(self._leak))
 

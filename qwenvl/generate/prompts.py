@@ -21,6 +21,8 @@ class Prompt:
     ids: tuple[int, ...]
     pixels: tuple[Float32[np.ndarray, "3 side side"], ...] = ()
     """As `images.preprocess` makes them. Prompts may share images: each is encoded once."""
+    digests: tuple[bytes, ...] = ()
+    """`visual.digest` of each image, from who has computed them already."""
     seed: int = 0
     """Together with `Settings.seed`, all that random draws for this row depend on."""
 
@@ -55,6 +57,11 @@ def check(prompt: Prompt, number: int, model: QwenVL) -> None:
         raise ValueError(
             f"prompt {number} has {slots} image placeholders but {len(prompt.pixels)} images; every image needs "
             f"{queries}. Build ids with markup.render()."
+        )
+    if prompt.digests and len(prompt.digests) != len(prompt.pixels):
+        raise ValueError(
+            f"prompt {number} has {len(prompt.digests)} digests of {len(prompt.pixels)} images; give one of each, or "
+            "none."
         )
     for image in prompt.pixels:
         if image.ndim != 3 or image.shape != (3, *[config.vision.image_size] * 2):

@@ -18,7 +18,7 @@ from qwenvl.generate.choosing import Row
 from qwenvl.generate.prefixes import Link, PrefixCache, cuts, links
 from qwenvl.generate.prompts import Prompt, device_of
 from qwenvl.generate.scheduler import padded
-from qwenvl.generate.visual import VisualCache, digest
+from qwenvl.generate.visual import VisualCache, digest, salted
 from qwenvl.model.cache import RowCache
 from qwenvl.model.cached_rows import Chunk, Step
 from qwenvl.model.llm import AttentionContext, attention_mask, ntk_alpha
@@ -54,7 +54,8 @@ class Request(Row):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.images = tuple(digest(pixels, self.salt) for pixels in self.asked.pixels)
+        names = self.asked.digests or map(digest, self.asked.pixels)
+        self.images = tuple(salted(name, self.salt) for name in names)
 
     @property
     def key(self) -> tuple[object, ...]:

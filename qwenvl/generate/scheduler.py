@@ -251,19 +251,27 @@ class Scheduler:
                     job.reserved = needed
                     break
                 # Who was pre-empted once has room for all it may need, so that it neither grows nor goes again.
-                young = [each for each in self._jobs_admitted() if not each.preempted]
-                return self._preempt(young[-1])
+                youngest = [each for each in self._jobs_admitted() if not each.preempted][-1]
+                if youngest.started:
+                    return self._preempt(youngest)
+                self._wait_again(youngest)
         return None
 
     def _preempt(self, job: _Job) -> Preempt:
-        self._admitted.remove(job.number)
-        job.preempted, job.reserved, job.length, job.started = job.preempted + 1, 0, 0, False
-        queue = self._waiting.setdefault(job.salt, deque())
-        queue.appendleft(job.number)
-        self._waiting[job.salt] = deque(sorted(queue))  # numbers follow one another as requests come
-        self._waiting.move_to_end(job.salt, last=False)
+        self._wait_again(job)
+        job.preempted, job.length, job.started = job.preempted + 1, 0, False
         self.preemptions += 1
         return Preempt(job.number)
+
+    def _wait_again(self, job: _Job) -> None:
+        """Its place and its room are for others."""
+        self._admitted.remove(job.number)
+        job.reserved = 0
+        queue = self._waiting.setdefault(job.salt, deque())
+        self._waiting[job.salt] = deque(
+            sorted([job.number, *queue])
+        )  # numbers follow one another as requests come
+        self._waiting.move_to_end(job.salt, last=False)
 
     # === Reading ===
 

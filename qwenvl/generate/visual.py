@@ -1,7 +1,8 @@
 """Visual tokens, each image encoded once and kept while there is room.
 
 An image is known by a digest of all that decides about its visual tokens: its pixels as floats, byte for byte, their
-type and shape. Entries are pinned while a request still needs them; of the others the longest unused go first.
+type and shape; and of a salt, which keeps users apart. Entries are pinned while a request still needs them; of the
+others the longest unused go first.
 """
 
 from collections import Counter, OrderedDict
@@ -21,10 +22,16 @@ IMAGES_AT_ONCE = 4
 """Images that pass through the vision encoder together, to bound its memory and the time of a slice."""
 
 
-def digest(pixels: Float32[np.ndarray, "3 side side"], salt: bytes = b"") -> bytes:
-    """What an image is known by, among requests of one salt: how fast an answer comes tells nothing across keys."""
-    form = f"{pixels.dtype.str} {pixels.shape} {len(salt)} ".encode() + salt
-    return sha256(form + np.ascontiguousarray(pixels).tobytes()).digest()
+def digest(pixels: Float32[np.ndarray, "3 side side"]) -> bytes:
+    """What an image is known by."""
+    seen = sha256(f"{pixels.dtype.str} {pixels.shape} ".encode())
+    seen.update(np.ascontiguousarray(pixels).data)
+    return seen.digest()
+
+
+def salted(name: bytes, salt: bytes) -> bytes:
+    """What it is known by among requests of one salt: how fast an answer comes tells nothing across keys."""
+    return sha256(f"{len(salt)} ".encode() + salt + name).digest()
 
 
 class VisualCache:

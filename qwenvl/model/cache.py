@@ -23,6 +23,9 @@ from torch import Tensor
 from qwenvl.config import LLMConfig
 from qwenvl.model.decode_attention import keys_by_channel
 
+SMALL = 2**17
+"""Bytes of a row's keys in one layer up to which its memory is kept for the next: to clear it is cheaper than pages."""
+
 
 def bucket(tokens: int) -> int:
     """The length of the buffer that holds so many tokens: a multiple of 64, beyond 512 of 256."""
@@ -64,7 +67,7 @@ class Slab:
     """Rows of one bucket side by side: for every layer a buffer of keys and one of values.
 
     On Linux a slot takes memory when it is first written and gives it back when it is cleared, whatever its
-    neighbours do; elsewhere a slab is as large as it is.
+    neighbours do, unless rows are `SMALL`; elsewhere a slab is as large as it is.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Slab:
     ) -> None:
         self.slots, self.length, self.layers = slots, length, config.layers
         self.free = list(range(slots))
+        self.small = config.hidden * length * dtype.itemsize <= SMALL
         shape = (slots, config.heads, length, config.head_width)
         # In memory keys may stand channel by channel, as `decode_attention` reads them.
         self.by_channel = keys_by_channel(device, dtype)
@@ -93,7 +97,7 @@ class Slab:
     def clear(self, slot: int, layer: int) -> None:
         """Zeros again: what is left behind could hold numbers that are none, which no mask hides."""
         for place, buffers in ((layer, self.keys), (self.layers + layer, self.values)):
-            if not (self._maps and self._maps[place].clear(slot)):
+            if self.small or not (self._maps and self._maps[place].clear(slot)):
                 buffers[layer][slot].zero_()
 
     def give(self, slot: int) -> None:
@@ -178,6 +182,7 @@ class RowCache:
         """Tokens that the slots of all rows have room for."""
         return sum(row.bucket for row in self._rows.values())
 
+    @torch.inference_mode()
     def free(self, row: int) -> None:
         """Let a row go; nobody else moves."""
         gone = self._rows.pop(row)
@@ -273,7 +278,7 @@ class RowCache:
 
     def _give(self, slab: Slab, slot: int) -> None:
         slab.give(slot)
-        if len(slab.free) == slab.slots:
+        if len(slab.free) == slab.slots and not slab.small:
             self._slabs[slab.length].remove(slab)
             if not self._slabs[slab.length]:
                 del self._slabs[slab.length]

@@ -264,7 +264,8 @@ def attention_mask(
     if segments is None and start == 0:
         return None
     if segments is None:
-        segments = torch.zeros(1, start + tokens, dtype=torch.long, device=hidden.device)
+        mask = hidden.new_full((1, 1, tokens, start + tokens), -torch.inf).triu_(start + 1)
+        return mask if cache is None else hide_unwritten(mask, cache, hidden)
     assert segments.shape[1] == start + tokens, "segments of all tokens, those in the cache too"
     mask = dense_mask(segments[:, -tokens:], segments, hidden)
     return mask if cache is None else hide_unwritten(mask, cache, hidden)

@@ -83,6 +83,7 @@ class Blocked(Order):
     def product(
         self, rows: Float[Tensor, "*rows width"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "*rows out"]:
+        """See `Order`."""
         count = rows.numel() // self._width
         if count >= self._least:
             return self._product(rows, self._packed, bias, "none", [], "")
@@ -92,6 +93,7 @@ class Blocked(Order):
         return product[:count].view(*rows.shape[:-1], self._out)
 
     def plain(self) -> Float[Tensor, "out width"]:
+        """See `Order`."""
         return self._packed.to_dense()
 
 
@@ -114,6 +116,7 @@ class Turned(Order):
     def product(
         self, rows: Float[Tensor, "*rows width"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "*rows out"]:
+        """See `Order`."""
         count = rows.numel() // self._width
         if count == 1 and self.piece is not None:
             product = self._one(rows, bias)
@@ -124,6 +127,7 @@ class Turned(Order):
         return product[:count].view(*rows.shape[:-1], self._out)
 
     def plain(self) -> Float[Tensor, "out width"]:
+        """See `Order`."""
         return self._table.T.clone(memory_format=torch.contiguous_format)
 
     def _one(self, row: Float[Tensor, "*one width"], bias: Tensor | None) -> Float[Tensor, "1 out"]:

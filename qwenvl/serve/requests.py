@@ -16,14 +16,15 @@ from qwenvl.generate.choosing import Settings
 from qwenvl.generate.prompts import Prompt, longest_row
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.generate.text import StopStrings
+from qwenvl.generate.visual import digest
 from qwenvl.images import preprocess
 from qwenvl.markup import SYSTEM, Image, Rendered
 from qwenvl.options import DRAWS, PENALTIES, Options
 from qwenvl.serve.errors import invalid
 from qwenvl.serve.limits import Limits
-from qwenvl.serve.media import Fetches, RefusedMedia, Upload, open_upload, read_source
+from qwenvl.serve.media import Fetches, RefusedMedia, open_upload, read_source
 from qwenvl.serve.messages import Dialogue, ImagePart, dialogue
-from qwenvl.serve.recent import RecentImages
+from qwenvl.serve.recent import RecentImages, Seen
 from qwenvl.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest, Wanted
 from qwenvl.serve.worker import Row
 from qwenvl.tokenizer import Tokenizer
@@ -85,14 +86,14 @@ class Preparer:
 
         Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer.
         """
-        uploads: dict[ImagePart, tuple[Image, Upload]] = {}
+        seen: dict[ImagePart, tuple[Image, Seen]] = {}
         talk = dialogue(
             request.messages,
-            lambda part: self._open(part, uploads, salt, fetched),
+            lambda part: self._open(part, seen, salt, fetched),
             continued=request.continued,
         )
         rendered = self.render(talk)
-        opened = {id(image): upload for image, upload in uploads.values()}
+        opened = {id(image): each for image, each in seen.values()}
         shown = [opened[id(image)] for image in rendered.images]
         size = self.assistant.model.config.vision.image_size
         pixels = {id(image): preprocess(image.source, size) for image in rendered.images}  # type: ignore[arg-type]
@@ -100,10 +101,12 @@ class Preparer:
         self._require_place(len(rendered.ids), images, "messages")
         return self._prepared(
             request,
-            [(rendered.ids, tuple(pixels[id(image)] for image in rendered.images))],
+            [rendered.ids],
+            pixels=tuple(pixels[id(image)] for image in rendered.images),
+            digests=tuple(each.digest for each in shown),
             image_tokens=images,
-            sizes=tuple((upload.width, upload.height) for upload in shown),
-            turned=tuple(upload.orientation > 1 and not self.raw_orientation for upload in shown),
+            sizes=tuple((each.upload.width, each.upload.height) for each in shown),
+            turned=tuple(each.upload.orientation > 1 and not self.raw_orientation for each in shown),
         )
 
     def completion(self, request: CompletionRequest) -> Prepared:
@@ -120,7 +123,7 @@ class Preparer:
             for prompt in (request.prompts if request.echo else ())
             for _ in range(request.n)
         ]
-        return self._prepared(request, [(ids, ()) for ids in prompts], echoed=tuple(echoed))
+        return self._prepared(request, prompts, echoed=tuple(echoed))
 
     def tokenize(self, request: TokenizeRequest) -> list[int]:
         """The ids of a text, or of messages with the frame around them; images are counted, not opened."""
@@ -150,24 +153,25 @@ class Preparer:
     def _open(
         self,
         part: ImagePart,
-        uploads: dict[ImagePart, tuple[Image, Upload]],
+        opened: dict[ImagePart, tuple[Image, Seen]],
         salt: bytes,
         fetched: Fetches | None,
     ) -> Image:
-        known = next((each for other, each in uploads.items() if other.url == part.url), None)
+        known = next((each for other, each in opened.items() if other.url == part.url), None)
         if known is None:
             side = self.assistant.model.config.vision.image_size
             try:
                 data = read_source(part.url, self.limits, fetched)
                 key = self._recent.key(data, salt)
-                upload = self._recent.get(key)
-                if upload is None:
+                seen = self._recent.get(key)
+                if seen is None:
                     upload = open_upload(data, self.limits, raw=self.raw_orientation, side=side)
-                    self._recent.put(key, upload)
+                    seen = Seen(upload, digest(preprocess(upload.image, side)))
+                    self._recent.put(key, seen)
             except RefusedMedia as error:
                 raise invalid(str(error), part.param, "invalid_image") from None
-            known = (Image(upload.image), upload)
-        uploads[part] = known
+            known = (Image(seen.upload.image), seen)
+        opened[part] = known
         return known[0]
 
     def _ids(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,23 +196,28 @@ class Preparer:
         )
 
     def _prepared(
-        self, wanted: Wanted, prompts: Sequence[tuple[tuple[int, ...], Any]], **said: Any
+        self,
+        wanted: Wanted,
+        prompts: Sequence[tuple[int, ...]],
+        pixels: tuple[Any, ...] = (),
+        digests: tuple[bytes, ...] = (),
+        **said: Any,
     ) -> Prepared:
         seed = secrets.randbits(31) if wanted.seed is None else wanted.seed
         ends = self.assistant.stop
         rows = tuple(
             Row(
-                prompt=Prompt(ids=ids, pixels=pixels, seed=number),
+                prompt=Prompt(ids=ids, pixels=pixels, digests=digests, seed=number),
                 settings=self._settings(wanted, len(ids), seed),
                 grammar=self.assistant.grammar if wanted.grounded else None,
             )
-            for ids, pixels in prompts
+            for ids in prompts
             for number in range(wanted.n)
         )
         return Prepared(
             **{"image_tokens": 0, **said},
             rows=rows,
-            prompt_tokens=sum(len(ids) for ids, _ in prompts),
+            prompt_tokens=sum(map(len, prompts)),
             seed=seed,
             stop=wanted.stop,
             ends=ends,

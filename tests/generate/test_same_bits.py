@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.generate import scheduler
 from qwenvl.generate.engine import Engine, EngineConfig, Settings, Token
-from qwenvl.generate.prompts import Prompt
+from qwenvl.generate.prompts import Prompt, check
 from qwenvl.generate.sampling import SamplingConfig
-from qwenvl.generate.visual import VisualCache, digest
+from qwenvl.generate.visual import VisualCache, digest, salted
 from qwenvl.model.packed import pack_
 from qwenvl.model.vlm import QwenVL
 
@@ -205,12 +205,20 @@ def test_another_question_about_an_image_begins_behind_it(models):
     assert cached == [0, end, 0, 0]
 
 
-def test_an_image_is_known_by_all_of_its_content():
+def test_an_image_is_known_by_all_of_its_content(models):
     pixels = image(0)
     other = pixels.copy()
     other[2, -1, -1] += 1e-6
     assert digest(pixels) == digest(pixels.copy())
-    assert len({digest(pixels), digest(other), digest(pixels, b"key"), digest(pixels[:, ::-1])}) == 4
+    assert len({digest(pixels), digest(other), digest(pixels[:, ::-1])}) == 3
+    with pytest.raises(ValueError, match="prompt 3 has 2 digests of 1 images; give one of each, or none"):
+        check(
+            Prompt(ids=(IMGPAD,) * QUERIES, pixels=(pixels,), digests=(b"a", b"b")),
+            3,
+            models["float32", False],
+        )
+    names = {salted(digest(pixels), salt) for salt in (b"", b"key", b"another")}
+    assert len(names) == 3 and salted(b"ab", b"c") != salted(b"b", b"ca")
 
 
 def test_visual_tokens_stay_within_their_bytes_but_for_those_in_use(models):

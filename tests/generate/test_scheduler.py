@@ -178,3 +178,24 @@ def test_who_goes_leaves_nothing(phase: str):
     fake.end(0)
     scheduler.remove(0)
     assert scheduler.next() is None and not scheduler.busy and scheduler.reserved == 0
+
+
+def test_who_has_not_begun_gives_its_place_back_without_being_pre_empted():
+    """Admitted, but its row was never given: there is nothing to take away. Found by the machine above, rarely."""
+    scheduler = Scheduler(rows=3, capacity=1024, slot_tokens=bucket, ahead=3)
+    fake = Fake(scheduler)
+    asked = [
+        (178, 219, 0),
+        (1, 148, 1),
+        (243, 295, 0),
+        (1, 2, 1),
+        (365, 155, 1),
+        (265, 123, 0),
+        (231, 300, 1),
+    ]
+    asked += [(335, 109, 0), (56, 1, 1), (56, 1, 1), (2, 82, 1), (125, 231, 0), (112, 201, 0)]
+    for number, (prompt, most, salt) in enumerate(asked):
+        fake.add(number, prompt, most, b"a" * salt, 0)
+    while fake.work() is not None:
+        assert scheduler.preemptions == sum(fake.preempted.values())
+    assert sorted(fake.ended) == list(range(len(asked)))

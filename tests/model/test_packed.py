@@ -114,14 +114,14 @@ def called_with_others(model: QwenVL) -> Any:
     return torch.func.functional_call(model, others, (ids,))
 
 
-def learned(model: QwenVL) -> QwenVL:
+def trained(model: QwenVL) -> QwenVL:
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1)
     model(torch.tensor([[3, 4, 5]])).square().sum().backward()
     optimizer.step()
     return model
 
 
-def learned_without_train(model: QwenVL) -> QwenVL:
+def trained_in_evaluation_mode(model: QwenVL) -> QwenVL:
     model(torch.tensor([[3, 4, 5]])).square().sum().backward()
     for each in model.parameters():
         each.data -= 0.1 * (0 if each.grad is None else each.grad)
@@ -150,8 +150,8 @@ ASKED: dict[str, Callable[[QwenVL], Any]] = {
     "an edited state_dict": edited,
     "train": lambda model: model.train(),
     "requires_grad_": lambda model: [each.requires_grad for each in model.requires_grad_(False).parameters()],
-    "learning": learned,
-    "learning in evaluation mode": learned_without_train,
+    "training": trained,
+    "training in evaluation mode": trained_in_evaluation_mode,
     "gradients": lambda model: torch.autograd.grad(model(torch.tensor([[3]])).sum(), [model.llm.head.weight]),
     "half": lambda model: model.half(),
     "double": lambda model: model.double(),
@@ -242,7 +242,7 @@ def test_a_model_that_was_packed_and_made_plain_in_inference_mode_learns():
     with torch.inference_mode():
         pack_(model)
         unpack_(model)
-    assert same(learned(model), learned(build()))
+    assert same(trained(model), trained(build()))
 
 
 def test_a_matrix_that_two_layers_share_stays():

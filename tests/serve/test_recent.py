@@ -4,15 +4,17 @@ import io
 import pickle
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from PIL import Image as pillow
 from serving import Running, shown, text
 
+from qwenvl.generate import runner
 from qwenvl.serve import requests
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.media import Upload, open_upload
-from qwenvl.serve.recent import RecentImages
+from qwenvl.serve.recent import RecentImages, Seen
 
 PNG = Callable[..., bytes]
 
@@ -20,20 +22,27 @@ PNG = Callable[..., bytes]
 def test_an_image_sent_again_is_opened_once(
     server: Running, png: PNG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    real = requests.open_upload
+    """Nor digested again: the engine knows it by what was found then, and sees it once."""
+    opened, digested = [], []
+    real, digest = requests.open_upload, requests.digest
 
     def counted(data: bytes, *args: object, **more: object) -> Upload:
         opened.append(data)
         return real(data, *args, **more)  # type: ignore[arg-type]
 
+    def digested_too(pixels: Any) -> bytes:
+        digested.append(pixels)
+        return digest(pixels)
+
     monkeypatch.setattr(requests, "open_upload", counted)
+    for place in (requests, runner):
+        monkeypatch.setattr(place, "digest", digested_too)
     first, second = png(91), png(92, width=50)
     for image in (first, second, first, first, second):
         answer = server.chat([shown(image), text("What?")])
         size = [[50, 30]] if image is second else [[40, 30]]
         assert answer.json["choices"][0]["message"]["qwenvl"]["image_sizes"] == size
-    assert opened == [first, second]
+    assert opened == [first, second] and len(digested) == 2
 
 
 def test_keys_do_not_share() -> None:
@@ -43,7 +52,9 @@ def test_keys_do_not_share() -> None:
 
 
 def test_what_was_not_seen_for_long_goes_first() -> None:
-    one = lambda: Upload(image=pillow.new("RGB", (10, 10)), width=10, height=10, orientation=1)  # noqa: E731
+    def one() -> Seen:
+        return Seen(Upload(image=pillow.new("RGB", (10, 10)), width=10, height=10, orientation=1), b"digest")
+
     recent = RecentImages(budget=3 * 400)
     for name in (b"a", b"b", b"c"):
         recent.put(name, one())
@@ -59,7 +70,7 @@ def test_what_was_not_seen_for_long_goes_first() -> None:
         each.start()
     for each in threads:
         each.join()
-    assert recent.held_bytes == 1200 and len(recent._uploads) == 3
+    assert recent.held_bytes == 1200 and len(recent._images) == 3
 
 
 def test_what_is_kept_is_counted_in_bytes_of_memory() -> None:
@@ -74,5 +85,5 @@ def test_what_is_kept_is_counted_in_bytes_of_memory() -> None:
         < 100
     )
     recent = RecentImages()
-    recent.put(b"a", upload)
+    recent.put(b"a", Seen(upload, b"digest"))
     assert recent.held_bytes == 4 * 56 * 56
