@@ -27,6 +27,7 @@ def serve(
     rows: int = 16,
     context: int | None = None,
     cache_tokens: int | None = None,
+    prefix_tokens: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -56,6 +57,8 @@ def serve(
         rows: Answers written together.
         context: Most tokens of prompt and answer together; what the model reads at most otherwise.
         cache_tokens: Tokens of all rows together that the cache holds; what half of the free memory holds otherwise.
+        prefix_tokens: Tokens of prompts kept for others that begin alike, 0 for none; a quarter of the cache otherwise,
+            one longest row at most.
         device: auto, cpu, cuda or mps.
         dtype: auto, float32, bfloat16 or float16.
         threads: Threads of the engine on a CPU; as many as there are cores otherwise.
@@ -80,6 +83,7 @@ def serve(
         rows=rows,
         context=context,
         cache_tokens=cache_tokens,
+        prefix_tokens=prefix_tokens,
         device=device,
         dtype=dtype,
         threads=threads,

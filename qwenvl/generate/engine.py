@@ -45,7 +45,8 @@ class EngineConfig:
     visual_bytes: int = 256 * 2**20
     """Visual tokens that are kept."""
     prefix_tokens: int | None = None
-    """Tokens of prompts that are kept for others that begin alike; None: a quarter of `cache_tokens`."""
+    """Tokens of prompts that are kept for others that begin alike; None: a quarter of `cache_tokens`, at most as many as
+    the longest row has."""
     packed: bool = True
     """Pack the model's matrices in place on a CPU (`model.packed`); they are plain again for whoever looks at them."""
     share: float = 1.0
@@ -124,7 +125,9 @@ class Engine:
         if self.config.packed:
             pack_(model)
         capacity = self.config.cache_tokens or tokens_for(model, self.config.rows)
-        prefixes = capacity // 4 if self.config.prefix_tokens is None else self.config.prefix_tokens
+        prefixes = self.config.prefix_tokens
+        if prefixes is None:
+            prefixes = min(capacity // 4, longest_row(model))
         self.runner = Runner(
             model, rows=self.config.rows, visual_bytes=self.config.visual_bytes, prefix_tokens=prefixes
         )

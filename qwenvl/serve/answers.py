@@ -4,6 +4,7 @@ A stream sends what `piece` returns after every token, a whole answer is what re
 same steps (`generate.text`), so that they are the same text.
 """
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class Answer:
         self._fresh = ""  # text that `piece` has not returned
         self._sure = 0  # bytes of the answer that are text for good, white space before it included
         self._reached = 0  # tokens that `reached` has returned
-        self._bytes = 0  # bytes of these
+        self._bytes = self._begun = 0  # bytes and characters of these
+        self._characters = getincrementaldecoder("utf-8")("replace")
         self.tokens: list[Any] = []
         self.finish_reason: str | None = None
         self.cached = 0
@@ -57,25 +59,23 @@ class Answer:
         text, self._fresh = self._fresh, ""
         return text
 
-    def reached(self) -> list[Any]:
-        """The tokens up to the end of the sure text that were not returned yet.
+    def reached(self) -> tuple[list[Any], list[int]]:
+        """The tokens up to the end of the sure text that were not returned yet, and where in the text each begins.
 
-        One that reaches beyond it belongs where it begins, at the end.
+        One that reaches beyond the end belongs where it begins, once the answer is over; one that begins inside a
+        character, where that begins. White space that the text was stripped of counts.
         """
-        start = self._reached
+        start, places = self._reached, []
         while self._reached < len(self.tokens):
-            size = len(self._tokenizer.token_bytes(self.tokens[self._reached].id))
-            over = self._bytes + size > self._sure
+            spelled = self._tokenizer.token_bytes(self.tokens[self._reached].id)
+            over = self._bytes + len(spelled) > self._sure
             if self._bytes >= self._sure or (over and self.finish_reason is None):
                 break
-            self._bytes += size
+            places.append(self._begun)
+            self._begun += len(self._characters.decode(spelled))
+            self._bytes += len(spelled)
             self._reached += 1
-        return self.tokens[start : self._reached]
-
-    @property
-    def sent(self) -> int:
-        """Characters that `piece` has returned."""
-        return len(self._decoder.text) - len(self._fresh)
+        return self.tokens[start : self._reached], places
 
     @property
     def text(self) -> str:
@@ -108,21 +108,18 @@ def chat_logprobs(tokens: Sequence[Any], top: int, tokenizer: Tokenizer) -> list
     ]
 
 
-def plain_logprobs(tokens: Sequence[Any], top: int, tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
-    """As plain completions have them; `offset`: characters before the first of these tokens."""
-    texts = [_text(token.id, tokenizer) for token in tokens]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+def plain_logprobs(
+    tokens: Sequence[Any], places: Sequence[int], top: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """As plain completions have them; `places`: characters before each token."""
     return {
-        "tokens": texts,
+        "tokens": [_text(token.id, tokenizer) for token in tokens],
         "token_logprobs": [max(token.logprob, LOWEST) for token in tokens],
         "top_logprobs": [
             {_text(each, tokenizer): max(logprob, LOWEST) for each, logprob in token.top[:top]}
             for token in tokens
         ],
-        "text_offset": offsets,
+        "text_offset": list(places),
     }
 
 

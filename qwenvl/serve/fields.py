@@ -5,6 +5,7 @@ temperature = given.number("temperature", 0, 2)      # a float, or None where it
 given.rest()                                         # names of keys that nobody asked for
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,18 +16,29 @@ SHOWN = 60
 """Characters of a wrong value that its message repeats."""
 
 
+_INDEX = re.compile(r"\[\d+\]")
+
+
 class Fields:
     """The keys of one JSON object; null is the same as absent. Every method raises ApiError 400 with `param` set."""
 
-    def __init__(self, data: Any, where: str = "") -> None:
+    def __init__(self, data: Any, where: str = "", *, within: "Fields | None" = None) -> None:
+        """`within`: the object around it, whose `unread` speaks for both."""
         if not isinstance(data, Mapping):
             raise invalid(f"{where or 'The body'} is {shown(data)}; expected a JSON object.", where or None)
         self.where = where
         self._left = dict(data)
+        self._inside: list[Fields] = []
+        if within is not None:
+            within._inside.append(self)
 
     def path(self, name: str) -> str:
         """The key with the keys around it: `messages[2].content`."""
         return f"{self.where}.{name}" if self.where else name
+
+    def has(self, name: str) -> bool:
+        """Whether a key is there and not null, and nobody took it."""
+        return self._left.get(name) is not None
 
     def take(self, name: str) -> Any:
         """The value as it is; None where it is absent or null."""
@@ -35,6 +47,16 @@ class Fields:
     def rest(self) -> tuple[str, ...]:
         """The keys that nobody took, without those that say nothing (null)."""
         return tuple(name for name, value in self._left.items() if value is not None)
+
+    def pass_over(self, *names: str) -> None:
+        """Keys that are known and change nothing."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def unread(self) -> tuple[str, ...]:
+        """What `rest` says of this object and of all inside it, with the keys around; places in lists are left out."""
+        own = [_INDEX.sub("[]", self.path(name)) for name in self.rest()]
+        return tuple(dict.fromkeys([*own, *(path for each in self._inside for path in each.unread())]))
 
     def refuse(self, name: str, value: Any, expected: str) -> ApiError:
         """The error that `name` is `value` where something else was expected."""
@@ -102,7 +124,7 @@ class Fields:
             return None
         if not isinstance(value, Mapping):
             raise self.refuse(name, value, "an object")
-        return Fields(value, self.path(name))
+        return Fields(value, self.path(name), within=self)
 
 
 def shown(value: Any) -> str:

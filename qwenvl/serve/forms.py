@@ -41,10 +41,22 @@ class Form(Protocol):
 
     def piece(self, chunks: Chunks, index: int, answer: Answer, writing: "Writing") -> bytes:
         """What became sure of choice `index`; nothing, where nothing did."""
-        ...
+        text = answer.piece()
+        if not text and answer.finish_reason is None:
+            return b""
+        logprobs = self.logprobs(index, answer, writing)
+        return self.event(chunks, index, text, logprobs) if text or any((logprobs or {}).values()) else b""
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: "Writing") -> bytes:
         """What ends choice `index`."""
+        ...
+
+    def event(self, chunks: Chunks, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
+        """An event with more of the text of choice `index`."""
+        ...
+
+    def logprobs(self, index: int, answer: Answer, writing: "Writing") -> dict[str, Any] | None:
+        """Log-probabilities of the tokens reached since the last call; None where none were asked for."""
         ...
 
     def choice(self, index: int, answer: Answer, writing: "Writing") -> dict[str, Any]:
@@ -71,7 +83,7 @@ class Writing:
         }
 
 
-class Chat:
+class Chat(Form):
     """POST /v1/chat/completions."""
 
     prefix, object, chunk, strip = "chatcmpl", "chat.completion", "chat.completion.chunk", True
@@ -97,17 +109,9 @@ class Chat:
         roles = [chunks.delta(i, {"role": "assistant", "content": ""}) for i in range(len(prepared.rows))]
         return b"".join(roles)
 
-    def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+    def event(self, chunks: Chunks, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         """See `Form`."""
-        text = answer.piece()
-        if not text and answer.finish_reason is None:
-            return b""
-        logprobs = self._logprobs(answer, writing)
-        return (
-            chunks.delta(index, {"content": text}, logprobs)
-            if text or (logprobs and logprobs["content"])
-            else b""
-        )
+        return chunks.delta(index, {"content": text}, logprobs)
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -125,18 +129,19 @@ class Chat:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer, writing),
+            "logprobs": self.logprobs(index, answer, writing),
             "finish_reason": answer.finish_reason,
         }
 
-    def _logprobs(self, answer: Answer, writing: Writing) -> dict[str, Any] | None:
+    def logprobs(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any] | None:
+        """See `Form`."""
         if writing.top_logprobs is None:
             return None
-        listed = chat_logprobs(answer.reached(), writing.top_logprobs, writing.tokenizer)
+        listed = chat_logprobs(answer.reached()[0], writing.top_logprobs, writing.tokenizer)
         return {"content": listed, "refusal": None}
 
 
-class Plain:
+class Plain(Form):
     """POST /v1/completions: the text goes on where the prompt ends, white space and all."""
 
     prefix, object, chunk, strip = "cmpl", "text_completion", "text_completion", False
@@ -159,14 +164,9 @@ class Plain:
         """See `Form`."""
         return b"".join(chunks.text(i, text) for i, text in enumerate(prepared.echoed))
 
-    def piece(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
+    def event(self, chunks: Chunks, index: int, text: str, logprobs: dict[str, Any] | None) -> bytes:
         """See `Form`."""
-        offset = self._echoed(index, writing) + answer.sent
-        text = answer.piece()
-        if not text and answer.finish_reason is None:
-            return b""
-        logprobs = self._logprobs(answer, writing, offset)
-        return chunks.text(index, text, logprobs) if text or (logprobs and logprobs["tokens"]) else b""
+        return chunks.text(index, text, logprobs)
 
     def end(self, chunks: Chunks, index: int, answer: Answer, writing: Writing) -> bytes:
         """See `Form`."""
@@ -178,14 +178,13 @@ class Plain:
         return {
             "index": index,
             "text": echoed + answer.text,
-            "logprobs": self._logprobs(answer, writing, len(echoed)),
+            "logprobs": self.logprobs(index, answer, writing),
             "finish_reason": answer.finish_reason,
         }
 
-    def _echoed(self, index: int, writing: Writing) -> int:
-        return len(writing.prepared.echoed[index]) if writing.prepared.echoed else 0
-
-    def _logprobs(self, answer: Answer, writing: Writing, offset: int) -> dict[str, Any] | None:
+    def logprobs(self, index: int, answer: Answer, writing: Writing) -> dict[str, Any] | None:
+        """See `Form`."""
         if writing.top_logprobs is None:
             return None
-        return plain_logprobs(answer.reached(), writing.top_logprobs, writing.tokenizer, offset)
+        tokens, places = answer.reached()
+        return plain_logprobs(tokens, places, writing.top_logprobs, writing.tokenizer)

@@ -19,7 +19,8 @@ def load(start: Start) -> Loaded:
         torch.set_num_threads(start.threads)
     runtime = Runtime.detect(device=start.device, dtype=start.dtype)
     assistant = Assistant.load(start.checkpoint, runtime)
-    engine = Engine(assistant.model, EngineConfig(rows=start.rows, cache_tokens=start.cache_tokens))
+    config = EngineConfig(rows=start.rows, cache_tokens=start.cache_tokens, prefix_tokens=start.prefix_tokens)
+    engine = Engine(assistant.model, config)
     preparer = Preparer(
         assistant=assistant,
         limits=start.limits,

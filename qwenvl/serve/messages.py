@@ -25,6 +25,9 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Type of a part that is text -> the key that holds it."""
 
+PASSED_OVER = ("name", "qwenvl", "refusal", "annotations", "audio", "reasoning_content")
+"""Keys of a message that change nothing: a client sends an answer back with all that came with it."""
+
 IMAGES = ("image_url", "input_image")
 """Types of a part that is an image; both spellings of the API (chat completions, responses)."""
 
@@ -48,11 +51,14 @@ class Message:
     parts: tuple[Part, ...]
 
 
-def read_messages(value: list[Any] | None, limits: Limits, *, continued: bool = False) -> tuple[Message, ...]:
+def read_messages(given: Fields, limits: Limits, *, continued: bool = False) -> tuple[Message, ...]:
     """The messages of a request; `continued`: the last is an answer to go on with. Raises ApiError."""
+    value = given.items("messages", limits.messages, "messages")
     if not value:
         raise invalid("messages is missing or empty; give one message at least.", "messages")
-    messages = [_message(each, f"messages[{index}]", limits) for index, each in enumerate(value)]
+    messages = [
+        _message(Fields(each, f"messages[{index}]", within=given), limits) for index, each in enumerate(value)
+    ]
     images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     if images > limits.images:
         raise invalid(f"The request has {images} images; at most {limits.images} are taken.", "messages")
@@ -77,9 +83,8 @@ def read_messages(value: list[Any] | None, limits: Limits, *, continued: bool = 
     return tuple(messages)
 
 
-def _message(value: Any, where: str, limits: Limits) -> Message:
-    given = Fields(value, where)
-    role = given.take("role")
+def _message(given: Fields, limits: Limits) -> Message:
+    where, role = given.where, given.take("role")
     if role in ("tool", "function"):
         raise invalid(
             f"{where} has the role {role}; this model has no tools, only system, developer, user and assistant.",
@@ -87,10 +92,10 @@ def _message(value: Any, where: str, limits: Limits) -> Message:
         )
     if not isinstance(role, str) or role not in ROLES:
         raise given.refuse("role", role, "system, developer, user or assistant")
-    if given.take("tool_calls") or given.take("function_call"):
+    if given.items("tool_calls", limits.parts, "calls") or given.inside("function_call"):
         raise invalid(f"{where} calls tools; this model has none.", f"{where}.tool_calls")
     content = given.take("content")
-    given.take("name")
+    given.pass_over(*PASSED_OVER)
     if content is None and role == "assistant":
         return Message(role=ROLES[role], parts=())
     if isinstance(content, str):
@@ -101,17 +106,18 @@ def _message(value: Any, where: str, limits: Limits) -> Message:
         raise invalid(
             f"{where}.content has {len(content)} parts; at most {limits.parts} are taken.", f"{where}.content"
         )
-    parts = [_part(each, f"{where}.content[{index}]") for index, each in enumerate(content)]
+    parts = [_part(each, f"{where}.content[{index}]", given) for index, each in enumerate(content)]
     image = next((part for part in parts if isinstance(part, ImagePart)), None)
     if image is not None and role != "user":
         raise invalid(f"An image stands in a message of the {role}; only a user shows images.", image.param)
     return Message(role=ROLES[role], parts=tuple(parts))
 
 
-def _part(value: Any, where: str) -> Part:
+def _part(value: Any, where: str, within: Fields) -> Part:
     if isinstance(value, str):
         return value
-    given = Fields(value, where)
+    given = Fields(value, where, within=within)
+    given.pass_over("detail", "annotations")
     kind = given.text("type")
     if kind in TEXTS:
         text = given.text(TEXTS[kind])
@@ -123,7 +129,8 @@ def _part(value: Any, where: str) -> Part:
         raise invalid(f"{where}.type is {shown(kind)}; this model reads {expected}.", f"{where}.type")
     url = given.take("image_url")
     if isinstance(url, dict):
-        inner = Fields(url, f"{where}.image_url")
+        inner = Fields(url, f"{where}.image_url", within=given)
+        inner.pass_over("detail")
         url = inner.text("url")
     if not isinstance(url, str):
         raise given.refuse("image_url", url, "a data URL, or an object that holds one as url")

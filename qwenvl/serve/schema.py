@@ -107,20 +107,19 @@ def read_chat(data: Any, limits: Limits, *, strict: bool = False) -> ChatRequest
     """Raises ApiError 400 with one sentence."""
     given = Fields(data)
     continued = given.flag("continue_final_message") or False
-    messages = read_messages(
-        given.items("messages", limits.messages, "messages"), limits, continued=continued
-    )
+    messages = read_messages(given, limits, continued=continued)
     logprobs, top = given.flag("logprobs"), given.integer("top_logprobs", 0, limits.top_logprobs)
     if top and not logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
     form = given.inside("response_format")
     grounded = _response_format(form) if form else False
-    _no_tools(given)
+    _no_tools(given, limits)
     modalities = given.items("modalities", 8, "words")
     if modalities is not None and modalities != ["text"]:
         raise given.refuse("modalities", modalities, '["text"]; this model only writes')
-    if given.take("audio") is not None or given.take("web_search_options") is not None:
-        raise invalid("audio and web_search_options are not supported: this model only writes.", "audio")
+    for name in ("audio", "web_search_options"):
+        if given.take(name) is not None:
+            raise invalid(f"{name} is not supported: this model only writes; leave it out.", name)
     wanted = _wanted(given, limits, strict, grounded=grounded, top_logprobs=(top or 0) if logprobs else None)
     return ChatRequest(**wanted, messages=messages, continued=continued)
 
@@ -151,16 +150,15 @@ def read_completion(data: Any, limits: Limits, *, strict: bool = False) -> Compl
 def read_tokenize(data: Any, limits: Limits) -> TokenizeRequest:
     """Raises ApiError 400 with one sentence."""
     given = Fields(data)
-    prompt = given.text("prompt")
-    value = given.items("messages", limits.messages, "messages")
-    if (prompt is None) == (value is None):
+    prompt, messages = given.text("prompt"), given.has("messages")
+    if (prompt is None) != messages:
         raise invalid("Give either prompt or messages.", "prompt")
     if prompt is not None and len(prompt) > limits.characters:
         raise invalid(f"prompt is longer than {limits.characters:,} characters.", "prompt")
     return TokenizeRequest(
         model=given.text("model"),
         prompt=prompt,
-        messages=read_messages(value, limits) if value is not None else (),
+        messages=read_messages(given, limits) if messages else (),
         strings=given.flag("return_token_strs") or False,
     )
 
@@ -176,6 +174,10 @@ def _wanted(
     newer, older = (given.integer(name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens"))
     stream = given.flag("stream") or False
     options = given.inside("stream_options")
+    if options is not None and not stream:
+        raise invalid("stream_options needs stream to be true; leave it out otherwise.", "stream_options")
+    include_usage = options is not None and bool(options.flag("include_usage"))
+    own_grounded = own is not None and bool(own.flag("grounded"))
     wanted = {
         "model": given.text("model"),
         "max_tokens": newer if newer is not None else older,
@@ -192,14 +194,13 @@ def _wanted(
         "stop": _stop(given, limits),
         "n": given.integer("n", 1, limits.answers) or 1,
         "stream": stream,
-        "include_usage": stream and bool(options and options.flag("include_usage")),
+        "include_usage": include_usage,
         "top_logprobs": top_logprobs,
-        "grounded": grounded or bool(own and own.flag("grounded")),
+        "grounded": grounded or own_grounded,
     }
     if given.flag("ignore_eos"):
         wanted["min_tokens"] = limits.tokens
-    unknown = [name for name in given.rest() if name not in IGNORED]
-    unknown += [own.path(name) for name in own.rest()] if own else []
+    unknown = [name for name in given.unread() if name not in IGNORED]
     if len(unknown) > limits.unknown_keys:
         raise invalid(
             f"The request has {len(unknown)} keys that are unknown here; at most {limits.unknown_keys} are ignored."
@@ -262,14 +263,18 @@ def _response_format(form: Fields) -> bool:
     return kind == "boxes"
 
 
-def _no_tools(given: Fields) -> None:
-    tools, functions = given.take("tools"), given.take("functions")
-    choice, call = given.take("tool_choice"), given.take("function_call")
-    if (tools and choice != "none") or (functions and call != "none"):
-        name = "tools" if tools else "functions"
-        raise invalid(
-            f"{name} are not supported: this model has not learned to call any; leave them out.", name
-        )
+def _no_tools(given: Fields, limits: Limits) -> None:
+    for name, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+        tools = given.items(name, limits.parts, name)
+        chosen = given.take(choice)
+        if chosen not in (None, "none", "auto"):
+            raise given.refuse(
+                choice, chosen, '"none" or "auto": this model has not learned to call any tool'
+            )
+        if tools and chosen != "none":
+            raise invalid(
+                f"{name} are not supported: this model has not learned to call any; leave them out.", name
+            )
 
 
 def _prompts(given: Fields, limits: Limits) -> tuple[str | tuple[int, ...], ...]:

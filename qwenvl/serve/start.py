@@ -33,6 +33,7 @@ class Start:
     rows: int = 16
     context: int | None = None
     cache_tokens: int | None = None
+    prefix_tokens: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
@@ -46,6 +47,7 @@ class Start:
             ("rows", 1, 4_096),
             ("context", 2, 1 << 20),
             ("cache_tokens", 64, 1 << 30),
+            ("prefix_tokens", 0, 1 << 30),
             ("threads", 1, 4_096),
             ("drain", 0, 86_400),
         ):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.generate import engine
 from qwenvl.generate import prompts as prompts_module
-from qwenvl.generate.engine import Answer, Prompt, Settings, generate, stream
+from qwenvl.generate.engine import Answer, EngineConfig, Prompt, Settings, generate, stream
 from qwenvl.generate.likelihood import score
 from qwenvl.generate.sampling import SamplingConfig
 from qwenvl.model.llm import ntk_alpha
@@ -236,3 +237,14 @@ def test_the_longest_row_ends_the_answer(model: QwenVL, monkeypatch: pytest.Monk
     prompt = Prompt(ids=(1,) * 382)
     answer = generate(model, [prompt], Settings(max_new_tokens=50))[0]
     assert len(answer.ids) == 2 and answer.end == "length"
+
+
+@pytest.mark.parametrize(
+    ("cache", "own", "kept"), [(None, None, 32_768), (4_096, None, 1_024), (4_096, 64, 64)]
+)
+def test_prefixes_take_a_quarter_of_the_cache_and_one_longest_row_at_most(
+    model: QwenVL, monkeypatch: pytest.MonkeyPatch, cache: int | None, own: int | None, kept: int
+):
+    monkeypatch.setattr(engine, "tokens_for", lambda model, rows: 1_000_000)
+    config = EngineConfig(cache_tokens=cache, prefix_tokens=own, packed=False)
+    assert engine.Engine(model, config).runner.prefixes._budget == kept

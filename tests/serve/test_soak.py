@@ -85,12 +85,13 @@ from soak_memory import Round, held, kept
 from soak_server import LeakingImages
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.media import open_upload
+from qwenvl.serve.recent import Seen
 recent, limits, rounds = LeakingImages(1 << 20, int(sys.argv[1])), Limits(), []
 for number in range(1, 6_001):
     file = io.BytesIO()
     Image.fromarray(np.frombuffer(number.to_bytes(48, "big"), np.uint8).reshape(4, 4, 3)).save(file, "BMP")
     data = file.getvalue()
-    recent.put(recent.key(data, b""), open_upload(data, limits, side=56))
+    recent.put(recent.key(data, b""), Seen(open_upload(data, limits, side=56), bytes(32)))
     if number % 300 == 0:
         rounds.append(Round(images=number, held=held()))
 print(json.dumps(kept(rounds)))
