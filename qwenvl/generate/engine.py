@@ -45,7 +45,7 @@ class EngineConfig:
     visual_bytes: int = 256 * 2**20
     """Visual tokens that are kept."""
     prefix_tokens: int | None = None
-    """Tokens of prompts that are kept for others that begin alike; None: a quarter of `cache_tokens`, at most as many as
+    """Tokens of prompts that are kept for others that begin alike; None: a quarter of `cache_tokens`, and no more than
     the longest row has."""
     packed: bool = True
     """Pack the model's matrices in place on a CPU (`model.packed`); they are plain again for whoever looks at them."""
