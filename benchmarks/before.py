@@ -10,6 +10,7 @@ above 1 says how many times as much this version does. `html` and `articles` nee
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 Task = Callable[[Path], Callable[[], float]]
 """Makes ready what is measured, in a folder of its own; what it returns measures once."""
@@ -101,13 +103,21 @@ def html(folder: Path, without: bytes = b"$^") -> Callable[[], float]:
     import pages
 
     files = [re.sub(without, b"", pages.html_file(number), flags=re.DOTALL) for number in range(10)]
-    browser = pages.Browser(seconds=60.0).__enter__()  # as long as the process lives
+    browser = _browser()
 
     def read() -> int:
         return sum(isinstance(browser.page(file), pages.Page) for file in files)
 
     read()
     return lambda: _per_second(read, pages.cpu_of_descendants)
+
+
+@functools.cache
+def _browser() -> Any:
+    """One for both tasks, as long as the process lives: Playwright allows one in a thread."""
+    import pages
+
+    return pages.Browser(seconds=60.0).__enter__()
 
 
 def articles(folder: Path) -> Callable[[], float]:

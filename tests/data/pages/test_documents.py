@@ -235,19 +235,22 @@ class NoChromium:
             buffer = BytesIO()
             clip = wish["clip"]
             image = Image.new("RGB", self.size, "white")
-            for text, *box in [] if self.blank else self.shown["lines"]:
+            for text, *box, _ in [] if self.blank else self.shown["lines"]:
                 if text not in self.unseen:
                     image.paste("black", (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
             left, top = clip["x"], clip["y"]
             self.clips.append((left, top, left + clip["width"], top + clip["height"]))
             image.crop(self.clips[-1]).save(buffer, "JPEG")
             return {"data": base64.b64encode(buffer.getvalue()).decode()}
+        if method == "Runtime.evaluate":
+            assert wish is not None
+            return {"result": {"value": self.evaluate(wish["expression"])}}
         processes = [{"id": 0, "type": "browser"}]
         return {"processInfo": processes, "frameTree": {"frame": {"id": "f"}}}
 
     def evaluate(self, program: str) -> Any:
-        self.blank = program == html.WITHOUT_TEXT
-        if self.blank or program == html.WITH_TEXT:
+        self.blank = html.WITHOUT_TEXT in program
+        if self.blank or html.WITH_TEXT in program:
             return None if self.blank else self.address
         found = self.message.pop(0)
         if found is None:  # a page that never ends: until somebody kills the browser
@@ -287,7 +290,11 @@ def test_what_the_page_tells_becomes_upright_quads_inside_the_window(
 ) -> None:
     message = {
         "height": 900,
-        "lines": [["in", 10, 20, 110, 40], ["cut", 10, 590, 110, 610], ["last", 0, 580, 9, 600]],
+        "lines": [
+            ["in", 10, 20, 110, 40, None],
+            ["cut", 10, 590, 110, 610, None],
+            ["last", 0, 580, 9, 600, None],
+        ],
     }
     played(message)
     with Browser(size=(800, 600), limits=ANY, executable="none") as browser:
@@ -299,7 +306,8 @@ def test_what_the_page_tells_becomes_upright_quads_inside_the_window(
 
 def test_a_short_page_is_not_filled_up_and_the_rules_judge_it(played: Callable[..., NoChromium]) -> None:
     played(
-        {"height": 300, "lines": [["few", 0, 0, 9, 9]]}, {"height": 300, "lines": [["x" * 30, 0, 0, 9, 9]]}
+        {"height": 300, "lines": [["few", 0, 0, 9, 9, None]]},
+        {"height": 300, "lines": [["x" * 30, 0, 0, 9, 9, None]]},
     )
     with Browser(size=(800, 600), executable="none") as browser:
         few, enough = browser.page(b"few"), browser.page(b"x")
@@ -309,7 +317,7 @@ def test_a_short_page_is_not_filled_up_and_the_rules_judge_it(played: Callable[.
 
 def test_f44_a_page_of_few_lines_is_as_tall_as_the_rule_wants(played: Callable[..., NoChromium]) -> None:
     """F-44: content 200 px high was "a side below 224 px", though the window is 1,366 px high."""
-    played(*[{"height": 200, "lines": [["x" * 30, 10, 10, 300, 30]]}] * 2)
+    played(*[{"height": 200, "lines": [["x" * 30, 10, 10, 300, 30, None]]}] * 2)
     with Browser(executable="none") as browser:
         page = browser.page(b"<p>x")
     assert isinstance(page, Page) and page.image.size == (1024, 224) and len(page.lines) == 1
@@ -322,7 +330,8 @@ def test_f103_lines_of_a_web_page_that_leave_no_ink_are_dropped_and_counted(
     played: Callable[..., NoChromium],
 ) -> None:
     chromium = played(
-        {"height": 300, "lines": [["seen", 10, 10, 900, 30], ["white", 10, 50, 900, 70]]}, unseen=("white",)
+        {"height": 300, "lines": [["seen", 10, 10, 900, 30, None], ["white", 10, 50, 900, 70, None]]},
+        unseen=("white",),
     )
     with Browser(limits=ANY, executable="none") as browser:
         page = browser.page(b"<p>x")
@@ -339,7 +348,7 @@ def test_of_a_web_page_whose_lines_are_seen_the_beginnings_alone_are_photographe
     played: Callable[..., NoChromium],
 ) -> None:
     chromium = played(
-        {"height": 300, "lines": [["one", 40, 10, 900, 30], ["two", 48, 250, 800, 270]]},
+        {"height": 300, "lines": [["one", 40, 10, 900, 30, None], ["two", 48, 250, 800, 270, None]]},
         {"height": 300, "lines": []},
     )
     with Browser(limits=ANY, executable="none") as browser:
@@ -349,7 +358,7 @@ def test_of_a_web_page_whose_lines_are_seen_the_beginnings_alone_are_photographe
 
 
 def test_a_page_that_hangs_costs_its_browser_and_no_other_page(played: Callable[..., NoChromium]) -> None:
-    fine = {"height": 300, "lines": [["fine", 0, 0, 9, 9]]}
+    fine = {"height": 300, "lines": [["fine", 0, 0, 9, 9, None]]}
     actor = played(fine, None, fine)
     with Browser(seconds=0.2, limits=ANY, executable="none") as browser:
         found = [browser.page(b"<p>x") for _ in range(3)]
@@ -420,6 +429,95 @@ def test_f103_what_leaves_no_ink_is_not_read(browser: Browser, style: str) -> No
         "painted</p><svg width=300 height=40><text y=20>drawn</text></svg>".encode()
     )
     assert lines(page) == ["seen", "pale, but there", "painted", "drawn"]
+
+
+BEHIND = "<div style='position:relative'><p>never shown</p>{}</div>"
+OVER = "pointer-events:none;position:absolute;left:0;top:0;width:300px;height:40px"
+DARK = "linear-gradient(45deg,red,navy)"
+PICTURE = "<svg width='300' height='40'><path d='M0 0L300 40M0 40L300 0' stroke='red'/></svg>"
+
+
+@with_browser
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<p style='text-indent:-999px;overflow:hidden'>never shown</p>",
+        "<p style='font-size:0'>never shown</p>",
+        "<p style='transform:translateX(-999px)'>never shown</p>",
+        "<p style='transform:rotateY(180deg);backface-visibility:hidden'>never shown</p>",
+        "<p style='height:0;overflow:hidden'>never shown</p>",
+        "<p style='position:absolute;clip:rect(0,0,0,0)'>never shown</p>",
+        "<p style='mask:linear-gradient(transparent,transparent)'>never shown</p>",
+        "<p style='content-visibility:hidden'>never shown</p>",
+        "<p style='background:url(\"data:image/svg+xml,never\");color:transparent'>never shown</p>",
+        "<p style='color:red;border-left:40px solid red;text-indent:-30px;background:red'>n</p>",
+        BEHIND.format(f"<div style='{OVER};outline:20px solid red;outline-offset:-20px'></div>"),
+        BEHIND.format(f"<div style='{OVER};box-shadow:inset 0 0 9px 9px red;background:tan'></div>"),
+        "<p style='color:white;text-decoration:underline red'>never shown</p>",
+        "<style>#f::first-line{color:white}</style><p id=f>never shown</p>",
+        "<style>#g::before{content:'';position:absolute;width:60px;height:9px;background:red}</style>"
+        "<p id=g style='color:white'>never shown</p>",
+        "<style>@media all{@supports(color:red){#h{color:white;background:"
+        + DARK + " 0 0/4px 4px}}}</style><p id=h style='color:transparent'>never shown</p>",
+        BEHIND.format(f"<div style='{OVER};background:teal'></div>"),
+        BEHIND.format(f"<div style='{OVER};background:{DARK}'></div>"),
+        BEHIND.format(f"<div style='{OVER};border:20px solid red;box-sizing:border-box'></div>"),
+        BEHIND.format(f"<div style='{OVER};background:white'>{PICTURE}</div>"),
+        BEHIND.format(f"<input style='{OVER}' value=other>"),
+        f"<div style='position:relative'><p style='color:white'>never shown</p><div style='{OVER};width:50px;"
+        "background:#ddd'></div></div>",
+        f"<div style='position:relative'><p style='color:white'>never shown</p><div style='{OVER};border-radius:50%;"
+        "width:60px;background:teal'></div></div>",
+        f"<div style='position:relative'><div style='{OVER}'><template shadowrootmode=closed>"
+        f"<div style='{OVER};background:white'>{PICTURE}</div></template></div><p>never shown</p></div>",
+    ],
+)  # fmt: skip
+def test_f103_hidden_where_something_else_is_painted(browser: Browser, hidden: str) -> None:
+    """What is coloured where a line stands is no proof of its letters: a border, a shadow, an image laid over them."""
+    page = browser.page(f"<!doctype html><p>before</p>{hidden}<p>after</p>".encode())
+    assert [line for line in lines(page) if line in ("before", "n", "never shown", "after")] == [
+        "before",
+        "after",
+    ]
+
+
+@with_browser
+@pytest.mark.parametrize(
+    ("page", "photographs"),
+    [
+        ("<style>p{color:#333}</style><p>Plain <a href=x>words</a> are <u>seen</u> <mark>at once</mark></p>"
+         "<table border=1><tr><td>cell</td><td style='background:#eee'>cell</td></tr></table>", 1),
+        ("<p style='background:#224;color:#fff;border-radius:4px;box-shadow:0 1px 3px #000;padding:9px'>a card</p>", 1),
+        ("<p>seen<p style='filter:none;color:white'>not</p>", 3),  # the beginnings, then what is in doubt
+        ("<p style='filter:blur(0.1px)'>a doubt</p>", 2),
+        ("<p>words</p><div style='position:absolute;inset:0'></div>", 1),  # what paints nothing covers nothing
+    ],
+)  # fmt: skip
+def test_a_page_of_plain_words_is_photographed_once(
+    browser: Browser, page: str, photographs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    photograph = Browser._photograph
+    monkeypatch.setattr(Browser, "_photograph", lambda *given: taken.append(given) or photograph(*given))
+    assert lines(browser.page(f"<!doctype html>{page}".encode())) and len(taken) == photographs
+
+
+@with_browser
+def test_words_of_one_run_are_one_line(browser: Browser) -> None:
+    """Words are not asked for one by one; wide spaces and words broken over lines come out as if they were."""
+    page = browser.page(
+        "<!doctype html><meta charset=utf-8><style>p{font:16px sans-serif;width:160px;margin:4px}</style>"
+        "<p>one  two\nthree four five six seven eight nine ten</p><p style='word-spacing:40px'>far apart</p>"
+        "<p>re-entry-point-of-the-whole</p><p style='text-transform:capitalize'>each word</p>"
+        "<p>中文 and 中文</p>".encode()
+    )
+    found = lines(page)
+    assert " ".join(found).startswith("one two three four five six seven eight nine ten far apart re-entry")
+    at = found.index("far")
+    assert "".join(found[at + 2 : -2]) == "re-entry-point-of-the-whole" and len(found) >= at + 6
+    assert found[-2:] == ["Each Word", "中文 and 中文"]
+    assert isinstance(page, Page)
+    check_ink(page, slack=0.3)
 
 
 @with_browser

@@ -19,6 +19,8 @@ FAINT = 24
 LEAST = 0.004
 """Share of the middle of a line's box that ink covers at least; a row of dots covers 0.02."""
 
+CLEAR, PLENTY = 64, 0.02
+"""The same for a word that stands alone on its ground: more than what a JPEG smears over from what is beside it."""
 
 GRID = 16
 """Pixels of a side of a JPEG's blocks, where colours are stored at half the resolution."""
@@ -56,6 +58,20 @@ def around(lines: Sequence[Line], size: tuple[int, int], longest: float = math.i
     return *first, min(size[0], last[0]), min(size[1], last[1])
 
 
+def has_letters(image: Image.Image, word: Sequence[float]) -> bool:
+    """Whether the beginning of a word's box has two colours: where the ground has one, the other is that of letters."""
+    left, top, right, bottom = word
+    part = image.crop(_inner(left, top, min(right, left + 4 * (bottom - top)), bottom, image.size))
+    if 0 in part.size:
+        return False
+    counts, least = part.histogram(), max(2.0, PLENTY * part.width * part.height)
+    darker = (
+        sum(counts[256 * band : 256 * band + max(0, lightest - CLEAR)])
+        for band, (_, lightest) in enumerate(part.getextrema())
+    )
+    return any(number >= least for number in darker)
+
+
 def _differs(image: Image.Image, blank: Image.Image | None, box: Box) -> bool:
     left, top, right, bottom = box
     beginning = (left, top, min(right, left + 8 * (bottom - top)), bottom)
@@ -86,7 +102,10 @@ def _enough(ink: int | np.integer, size: int) -> bool:
 def _middle(line: Line, size: tuple[int, int]) -> Box:
     """The pixels of a line's box, without a rim into which the letters of its neighbours may reach."""
     x, y = [point[0] for point in line.quad], [point[1] for point in line.quad]
-    left, top, right, bottom = min(x), min(y), max(x), max(y)
+    return _inner(min(x), min(y), max(x), max(y), size)
+
+
+def _inner(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Box:
     rim = 0.12 * min(bottom - top, right - left)
     left, top = max(0, int(left + rim)), max(0, int(top + rim))
     right, bottom = min(size[0], math.ceil(right - rim)), min(size[1], math.ceil(bottom - rim))
