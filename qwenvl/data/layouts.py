@@ -149,8 +149,9 @@ def read(sample: Sample, *, format: str = "", epoch: int = 0, strict: bool = Tru
             "broken record", f"the format is {named_format!r}; expected one of {', '.join(get_args(Format))}."
         )
     named = [str(image.source) for image in images(record)]
+    names = dict.fromkeys([*named, *offered])
     lookup = Lookup(sample, dict.fromkeys([*offered, *named]), strict=strict)
-    placed = {name: lookup(name) for name in [*named, *offered]}
+    placed = {name: lookup(name) for name in names}
     _require_used(sample, {placed[name] for name in named}, [placed[name] for name in offered])
     _require_read(columns, named)
     return TrainingSample(

@@ -80,8 +80,10 @@ class Lookup:
 
     def _member(self, name: str) -> Located | Path | None:
         images = self._sample.images
+        if name in images:
+            return images[name]
         base = Path(name).name
-        return images.get(name) or next((images[key] for key in images if Path(key).name == base), None)
+        return next((images[key] for key in images if Path(key).name == base), None)
 
     def _file(self, name: str) -> Path:
         """A file below one of the folders that data may name. Raises Unusable where there is none."""

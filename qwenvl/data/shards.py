@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -42,7 +43,12 @@ UNREAD = frozenset({".zst", ".bz2", ".xz", ".lz4"})
 
 def suffix_of(path: Path) -> str | None:
     """The end of the name that makes the file a shard, None where it is none."""
-    name = path.name.lower()
+    return _suffix_of(path.name)
+
+
+@lru_cache(maxsize=1024)
+def _suffix_of(name: str) -> str | None:
+    name = name.lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default=None)
 
 

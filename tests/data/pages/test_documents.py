@@ -434,7 +434,7 @@ def test_f103_what_leaves_no_ink_is_not_read(browser: Browser, style: str) -> No
 BEHIND = "<div style='position:relative'><p>never shown</p>{}</div>"
 OVER = "pointer-events:none;position:absolute;left:0;top:0;width:300px;height:40px"
 DARK = "linear-gradient(45deg,red,navy)"
-PICTURE = "<svg width='300' height='40'><path d='M0 0L300 40M0 40L300 0' stroke='red'/></svg>"
+CROSS = "<svg width='300' height='40'><path d='M0 0L300 40M0 40L300 0' stroke='red'/></svg>"
 
 
 @with_browser
@@ -462,14 +462,14 @@ PICTURE = "<svg width='300' height='40'><path d='M0 0L300 40M0 40L300 0' stroke=
         BEHIND.format(f"<div style='{OVER};background:teal'></div>"),
         BEHIND.format(f"<div style='{OVER};background:{DARK}'></div>"),
         BEHIND.format(f"<div style='{OVER};border:20px solid red;box-sizing:border-box'></div>"),
-        BEHIND.format(f"<div style='{OVER};background:white'>{PICTURE}</div>"),
+        BEHIND.format(f"<div style='{OVER};background:white'>{CROSS}</div>"),
         BEHIND.format(f"<input style='{OVER}' value=other>"),
         f"<div style='position:relative'><p style='color:white'>never shown</p><div style='{OVER};width:50px;"
         "background:#ddd'></div></div>",
         f"<div style='position:relative'><p style='color:white'>never shown</p><div style='{OVER};border-radius:50%;"
         "width:60px;background:teal'></div></div>",
         f"<div style='position:relative'><div style='{OVER}'><template shadowrootmode=closed>"
-        f"<div style='{OVER};background:white'>{PICTURE}</div></template></div><p>never shown</p></div>",
+        f"<div style='{OVER};background:white'>{CROSS}</div></template></div><p>never shown</p></div>",
     ],
 )  # fmt: skip
 def test_f103_hidden_where_something_else_is_painted(browser: Browser, hidden: str) -> None:
