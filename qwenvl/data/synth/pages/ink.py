@@ -64,12 +64,13 @@ def has_letters(image: Image.Image, word: Sequence[float]) -> bool:
     part = image.crop(_inner(left, top, min(right, left + 4 * (bottom - top)), bottom, image.size))
     if 0 in part.size:
         return False
-    counts, least = part.histogram(), max(2.0, PLENTY * part.width * part.height)
-    darker = (
-        sum(counts[256 * band : 256 * band + max(0, lightest - CLEAR)])
-        for band, (_, lightest) in enumerate(part.getextrema())
-    )
-    return any(number >= least for number in darker)
+    least = max(2.0, PLENTY * part.width * part.height)
+    for colour in part.split():
+        levels = colour.histogram()
+        lightest = max(level for level, count in enumerate(levels) if count)
+        if sum(levels[: max(0, lightest - CLEAR)]) >= least:
+            return True
+    return False
 
 
 def _differs(image: Image.Image, blank: Image.Image | None, box: Box) -> bool:
