@@ -1,0 +1,323 @@
+"""Linear layers whose weights stay integers in memory, on the best kernels of torch for a CPU.
+
+What a layer computes is said by `integers.Integers`; how, by the first way in `WAYS` that passes a trial on this
+machine (docs/EXPERIMENTS.md has the figures):
+
+    Digits    8 bits times two digits of 8 bits of each activation, summed exactly in int32 (oneDNN): weights are read
+              once, activations keep 15 bits, and a row has the same bits beside any others
+    Nibbles   4 bits by torch's kernel, in bfloat16; many rows multiply weights dequantised a few at a time
+    Plain     the formula: any device, any precision; and what the others are held to
+
+A product that saturates without a word (oneDNN without VNNI) fails its trial, which asks for the largest sums.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qwenvl.model.integers import Integers, Kind
+
+MANY = 64
+"""Rows from which weights of 4 bits are dequantised: torch's kernel takes as long for each row, a product does not."""
+
+STRIP = 4
+"""Blocks of outputs dequantised at a time: they stay in the processor's cache until they are multiplied."""
+
+ROWS = 256
+"""Rows multiplied at a time by 8 bits: two digits of them make int32 sums of twice as many."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A matrix of integers in the order of one kernel; says `integers` as it was given them."""
+
+    def __init__(self, integers: Integers) -> None: ...
+
+    def integers(self) -> Integers:
+        """The same integers again."""
+
+    def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        """Rows times the matrix."""
+
+
+class Plain:
+    """The formula: levels in bytes, or two in a byte, and a weight made of them for every product."""
+
+    def __init__(self, integers: Integers) -> None:
+        levels = integers.levels
+        self.kind, self.scales, self.zeros = integers.kind, integers.scales, integers.zeros
+        self.levels = levels if self.kind == "int8" else levels[:, ::2] | (levels[:, 1::2] << 4)
+
+    def integers(self) -> Integers:
+        levels = self.levels
+        if self.kind == "int4":
+            levels = torch.stack([levels & 15, levels >> 4], dim=2).flatten(1)
+        return Integers(kind=self.kind, levels=levels, scales=self.scales, zeros=self.zeros)
+
+    def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        return F.linear(rows, self.integers().dequantised(rows.dtype))
+
+
+class Digits:
+    """8 bits: each activation is two digits of 8 bits, of its row's largest and of what that leaves."""
+
+    def __init__(self, integers: Integers) -> None:
+        if integers.kind != "int8" or integers.zeros is not None or integers.scales.shape[1] != 1:
+            raise ValueError("only weights of 8 bits with one scale a row are multiplied digit by digit.")
+        self.scales = integers.scales[:, 0].float().contiguous()
+        self.none = torch.zeros(len(self.scales), dtype=torch.int32)
+        self.packed = torch.ops.onednn.qlinear_prepack.default(integers.levels, None)
+
+    def integers(self) -> Integers:
+        levels = self.packed.to_dense().T.contiguous()
+        return Integers(kind="int8", levels=levels, scales=self.scales[:, None])
+
+    def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        if len(rows) > ROWS:
+            return torch.cat([self.product(few) for few in rows.split(ROWS)])
+        exact = rows.float()
+        unit = (exact.abs().amax(1, keepdim=True) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+        scaled = exact / unit
+        first = scaled.round()
+        second = ((scaled - first) * 254).round_()  # half a unit to either side, in steps of a 254th
+        digits = torch.cat([first, second]).add_(128).to(torch.uint8)
+        sums = torch.ops.onednn.qlinear_pointwise.default(
+            digits, 1.0, 128, self.packed, self.scales, self.none, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        large, small = sums.chunk(2)
+        return torch.add(large, small, alpha=1 / 254).mul_(unit).to(rows.dtype)
+
+
+class Nibbles:
+    """4 bits in the order of torch's kernel for a CPU; scales and products are bfloat16."""
+
+    def __init__(self, integers: Integers) -> None:
+        self.out, self.width = integers.levels.shape
+        self.group, self.zeros = integers.group, integers.zeros
+        if integers.kind != "int4" or self.out % 64:
+            raise ValueError("torch's kernel of 4 bits takes whole blocks of 64 rows.")
+        pack, self._product = torch.ops.aten._convert_weight_to_int4pack_for_cpu.default, _nibble_product()
+        self.rows, self.packed = _rows_of_a_block(), torch.empty(self.out, self.width // 2, dtype=torch.uint8)
+        for start in range(0, self.out, 512):  # 32 bits a weight on the way; any 64 rows are packed alike
+            few = slice(start, start + 512)
+            self.packed[few] = pack(integers.levels[few].int(), 1)
+        scales = integers.scales.float()
+        self.exact = None if torch.equal(scales.bfloat16().float(), scales) else integers.scales
+        pairs = torch.stack([scales, (8 - integers.offsets()) * scales], dim=2)
+        self.pairs = pairs.transpose(0, 1).bfloat16().contiguous()  # (groups, out, scale and shift)
+
+    def integers(self) -> Integers:
+        low, high = (part.unflatten(0, (-1, 64)) for part in (self.packed & 15, self.packed >> 4))
+        both = torch.cat([each.reshape(len(each), self.width, 32) for each in (low, high)], dim=2)
+        levels = both[:, :, self.rows.argsort()].transpose(1, 2).reshape(self.out, self.width)
+        scales = self.pairs[..., 0].T.float() if self.exact is None else self.exact
+        return Integers(kind="int4", levels=levels.contiguous(), scales=scales, zeros=self.zeros)
+
+    def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        few = rows.bfloat16().contiguous()
+        if len(rows) < MANY:
+            return self._product(few, self.packed, self.group, self.pairs).to(rows.dtype)
+        product = few.new_empty(len(rows), self.out)
+        blocks, weight = self.out // 64, few.new_empty(self.width, STRIP * 64)
+        for start in range(0, blocks, STRIP):
+            stop = min(start + STRIP, blocks)
+            strip = weight.view(-1)[: self.width * 64 * (stop - start)].view(self.width, -1)
+            for block in range(start, stop):
+                self._fill(strip[:, 64 * (block - start) :][:, :64], block)
+            product[:, 64 * start : 64 * stop] = few @ strip
+        return product.to(rows.dtype)
+
+    def _fill(self, weight: Float[Tensor, "width 64"], block: int) -> None:
+        """The transposed weights of 64 outputs, level times scale plus shift, in the order of outputs."""
+        scale, shift = self.pairs[:, 64 * block : 64 * block + 64].unbind(2)  # (groups, 64)
+        shift = shift - 8 * scale
+        packed = self.packed[64 * block : 64 * block + 64].view(self.width, 32)
+        for half, levels in enumerate((packed & 15, packed >> 4)):
+            rows = self.rows[32 * half : 32 * half + 32]
+            grouped = levels.to(torch.bfloat16).view(-1, self.group, 32)
+            made = torch.addcmul(shift[:, None, rows], grouped, scale[:, None, rows])
+            weight[:, rows] = made.view(self.width, 32)
+
+
+@cache
+def _rows_of_a_block() -> Tensor:
+    """Which rows of 64 the low halves of the bytes hold, then the high ones: found by packing their numbers."""
+    pack, number = (
+        torch.ops.aten._convert_weight_to_int4pack_for_cpu.default,
+        torch.arange(64)[:, None].expand(64, 2),
+    )
+    digits = [pack((number // 16**place % 16).int().contiguous(), 1).view(2, 32)[0] for place in (0, 1)]
+    low, high = ((digits[0] >> shift & 15) + 16 * (digits[1] >> shift & 15) for shift in (0, 4))
+    return torch.cat([low, high]).long()
+
+
+def _nibble_product() -> Callable[..., Tensor]:
+    return torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+
+WAYS: Mapping[Kind, tuple[Any, ...]] = {"int8": (Digits, Plain), "int4": (Nibbles, Plain)}
+"""How a matrix may be multiplied on a CPU, the best way first."""
+
+TRIED = (1, 2, 5, 17, MANY, 130)
+"""Numbers of rows whose products are tried."""
+
+
+def store_of(integers: Integers) -> Store:
+    """The integers in the order of the best kernel for them; their memory is the caller's no longer."""
+    ways = WAYS[integers.kind] if integers.levels.device.type == "cpu" else (Plain,)
+    shape = (integers.kind, *integers.levels.shape, integers.group, integers.zeros is not None)
+    made: Store = next(way for way in ways if not _fails(way, *shape))(integers)
+    return made
+
+
+@cache
+def _fails(way: Any, kind: Kind, out: int, width: int, group: int, shifted: bool) -> str:
+    """Why this way cannot be trusted with matrices of this shape; empty where it can. At most two blocks of rows."""
+    if way is Plain:
+        return ""
+    few = out if out % 64 else 64 * (1 + (out > 64))
+    draw = torch.Generator().manual_seed(0)
+    integers = _extreme(kind, (few, width), group, shifted, draw)
+    rows = torch.randn(max(TRIED), width, generator=draw)
+    rows[0], rows[1] = 1.0, torch.where(integers.levels[0] > 0, 1.0, -1.0)
+    try:
+        store = way(integers)
+        again = store.integers()
+        if not (torch.equal(again.levels, integers.levels) and torch.equal(again.scales, integers.scales)):
+            return "the integers do not come back"
+        wanted = rows.double() @ integers.dequantised().double().T
+        for count in TRIED:
+            off = (store.product(rows[:count]).double() - wanted[:count]).norm(dim=1)
+            if not bool((off <= _allowed(kind) * wanted[:count].norm(dim=1)).all()):
+                return f"products of {count} rows are not those of the formula"
+    except (AttributeError, RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _allowed(kind: Kind) -> float:
+    """Of a row's norm: activations in 15 bits, or rows, scales and products in bfloat16."""
+    return 2e-4 if kind == "int8" else 1e-2
+
+
+def _extreme(
+    kind: Kind, shape: tuple[int, int], group: int, shifted: bool, draw: torch.Generator
+) -> Integers:
+    """Integers at random, of which the first two rows make the largest sums."""
+    out, width = shape
+    if kind == "int8":
+        levels = torch.randint(-127, 128, shape, generator=draw, dtype=torch.int8)
+        levels[0], levels[1] = 127, -127
+        return Integers(kind="int8", levels=levels, scales=torch.rand(out, 1, generator=draw) + 0.5)
+    levels = torch.randint(0, 16, shape, generator=draw, dtype=torch.uint8)
+    scales = (torch.rand(out, width // group, generator=draw) + 0.5).bfloat16().float()
+    zeros = torch.randint(1, 17, scales.shape, generator=draw, dtype=torch.uint8) if shifted else None
+    return Integers(kind="int4", levels=levels, scales=scales, zeros=zeros)
+
+
+class QuantizedLinear(nn.Module):
+    """A frozen linear layer of integers. Gradients pass to its inputs, through the weights that the integers mean.
+
+    `state_dict` gives these weights, as those of a plain layer; it takes none. Moved to another device or precision it
+    computes there, its integers stay the same.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, integers: Integers, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """`dtype`: of the weights that are meant."""
+        super().__init__()
+        self.out_features, self.in_features = integers.levels.shape
+        self.kind, self.dtype = integers.kind, dtype
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
+        self.store = store_of(integers)
+
+    @property
+    def weight(self) -> Float[Tensor, "out width"]:
+        """The weights that are meant, made anew."""
+        return self.store.integers().dequantised(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the integers and what belongs to them."""
+        tensors = [each for each in vars(self.store).values() if isinstance(each, Tensor)]
+        packed = [each.numel() * each.element_size() for each in tensors]
+        return sum(packed) + (0 if self.bias is None else self.bias.nbytes)
+
+    def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+        flat = rows.reshape(-1, self.in_features)
+        product = _Product.apply(flat, self) if flat.requires_grad else self.product(flat)
+        if (bias := self._parameters["bias"]) is not None:
+            product = product + bias
+        return product.view(*rows.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        """Rows times the weights, without the bias."""
+        return self.store.product(rows)
+
+    def extra_repr(self) -> str:
+        """As `nn.Linear` prints itself, and how it multiplies."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"kind={self.kind}, by={type(self.store).__name__}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "store": self.store.integers()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.store = store_of(state["store"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        super()._apply(fn, recurse)
+        integers = self.store.integers()
+        after = fn(torch.empty(0, dtype=self.dtype, device=integers.levels.device))
+        self.dtype = after.dtype
+        if after.device != integers.levels.device:
+            moved = {
+                name: None if each is None else each.to(after.device)
+                for name, each in (
+                    ("levels", integers.levels),
+                    ("scales", integers.scales),
+                    ("zeros", integers.zeros),
+                )
+            }
+            self.store = store_of(Integers(kind=self.kind, **moved))  # type: ignore[arg-type]
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            "a quantised layer takes no other weights; load the checkpoint that is not quantised."
+        )
+
+
+class _Product(torch.autograd.Function):
+    """Rows times a frozen matrix: nothing is kept for the way back but the layer."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.product(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.layer.weight.to(gradient.dtype), None
+
+
+def quantized_in(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """The quantised layers of a model, by name."""
+    return {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
