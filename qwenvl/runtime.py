@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +57,10 @@ _MALLOC = {"MMAP_THRESHOLD": (-3, 12 << 20), "TRIM_THRESHOLD": (-1, 32 << 20)}
 pages of its own, most of what a step of a model takes does not. The second is what glibc comes to by itself."""
 
 
+_asked: dict[str, int] = {}
+"""What has been asked for, by name."""
+
+
 def give_back_large_blocks() -> None:
     """Let what a large image took go back to the system as soon as it is closed.
 
@@ -69,6 +75,45 @@ def give_back_large_blocks() -> None:
     for name, (parameter, value) in _MALLOC.items():
         if f"MALLOC_{name}_" not in os.environ:
             mallopt(parameter, value)
+            _asked[name] = value
+
+
+@contextmanager
+def tight_memory() -> Iterator[None]:
+    """While what is large is made piece by piece: every piece goes back to the system when it is let go.
+
+    glibc keeps up to 32 MB at a time for later, in holes between what stays. After the block it does so again, or what
+    `give_back_large_blocks` has asked for.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    free = {name: number for name, (number, _) in _MALLOC.items() if f"MALLOC_{name}_" not in os.environ}
+    for number in free.values():
+        mallopt(number, 128 << 10)
+    try:
+        yield
+    finally:
+        trim(0)
+        for name, number in free.items():
+            mallopt(number, _asked.get(name, 32 << 20))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could be had now; None where nobody tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -21,17 +21,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from qwenvl.checkpoint import names
-from qwenvl.checkpoint.gptq import dequantised
+from qwenvl.checkpoint.layers import SETTING, whole_weights
 from qwenvl.checkpoint.official import from_official, is_official, to_official
+from qwenvl.checkpoint.room import put_quantized, require_memory
 from qwenvl.checkpoint.weights import Stored, stored_tensors
+from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
 from qwenvl.files import inside, locked, swapped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_json
-from qwenvl.runtime import Runtime
+from qwenvl.runtime import Runtime, tight_memory
 
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
@@ -53,15 +54,13 @@ BESIDE = (
         "eos_token_id",
         "bos_token_id",
         "pad_token_id",
+        SETTING,
     ),
 )
 """Keys that the ecosystem writes beside the shape; they change nothing here."""
 
 MAX_SETTINGS = 16 << 20
 """Bytes of a config.json."""
-
-SHARD_BYTES = 4_000_000_000
-"""Weights above this are split over several files."""
 
 OFFICIAL_CONFIG = "official_config.json"
 """The config.json of the official folder that ours was converted from, so that it can be written back as it was."""
@@ -120,7 +119,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 def read_config(folder: Path) -> ModelConfig:
     """The model's shape, from our own or an official config.json."""
-    values = _settings(folder)
+    values = settings(folder)
     if not isinstance(values, dict):
         raise ValueError(
             f"{folder}/config.json holds {type(values).__name__}; expected an object with the model's shape."
@@ -137,16 +136,32 @@ def read_config(folder: Path) -> ModelConfig:
     )
 
 
-def load(checkpoint: str | Path, runtime: Runtime | None = None) -> QwenVL:
-    """Build the model of a folder, a hub id or `tiny`, in evaluation mode.
+def load(checkpoint: str | Path, runtime: Runtime | None = None, *, dequantise: bool = False) -> QwenVL:
+    """Build the model of a folder, a hub id or `tiny`, in evaluation mode; tensor by tensor.
 
-    Raises ValueError for a missing or truncated file and for missing, unknown or misshapen tensors, by name.
+    Quantised layers stay integers, unless `dequantise`: then they are the plain weights that the integers mean.
+    Raises ValueError for a missing or truncated file, for missing, unknown or misshapen tensors, by name, and for a
+    model that the memory does not hold.
     """
     runtime, folder = runtime or Runtime.detect(), resolve(checkpoint)
     model, stored = our_tensors(folder)
-    state = {name: each.read().to(runtime.device, runtime.dtype) for name, each in stored.items()}
-    model.load_state_dict(state, assign=True)
+    kept = {name: each.integers for name, each in stored.items() if each.integers and not dequantise}
+    require_memory(stored, kept, runtime, folder)
+    plain = {name: each for name, each in stored.items() if name not in kept}
+    with tight_memory():
+        state = {name: each.read().to(runtime.device, runtime.dtype) for name, each in plain.items()}
+        model.load_state_dict(
+            state, assign=True, strict=False
+        )  # the names have been checked; the integers follow
+        for name, read in kept.items():
+            put_quantized(model, name.removesuffix(".weight"), read(), runtime)
     return model.eval()
+
+
+def quantized_parts(checkpoint: str | Path) -> frozenset[str]:
+    """The parts of a checkpoint with quantised layers, of `vision`, `adapter`, `llm`; no value is read."""
+    _, stored = our_tensors(resolve(checkpoint))
+    return frozenset(name.partition(".")[0] for name, each in stored.items() if each.integers)
 
 
 def save(model: QwenVL, folder: str | Path, *, sidecars: Path | None = None) -> None:
@@ -186,7 +201,7 @@ def _write_converted_config(
     ours = values["model_type"] == MODEL_TYPE
     if ours:
         write_config(unfinished, values)
-    remembered = folder / ("config.json" if is_official(_settings(folder)) else OFFICIAL_CONFIG)
+    remembered = folder / ("config.json" if is_official(settings(folder)) else OFFICIAL_CONFIG)
     (unfinished / OFFICIAL_CONFIG).unlink(missing_ok=True)
     official = read_json(remembered, limit=MAX_SETTINGS) if remembered.exists() else {}
     kept = (
@@ -208,9 +223,10 @@ def our_tensors(folder: Path) -> tuple[QwenVL, dict[str, Stored]]:
     _require_filled(config, stored, folder)
     with torch.device("meta"):
         model = QwenVL(config)
-    values = _settings(folder)
+    values = settings(folder)
+    stored = whole_weights(stored, values, config, str(folder))
     if is_official(values):
-        stored = renamed(dequantised(stored, values, config, str(folder)), names.OFFICIAL, config)
+        stored = renamed(stored, names.OFFICIAL, config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names.check_names(expected, {name: each.shape for name, each in stored.items()}, str(folder))
     return model, {name: stored[name] for name in expected}
@@ -227,7 +243,7 @@ def _require_filled(config: ModelConfig, stored: Mapping[str, Stored], folder: P
         )
 
 
-def _settings(folder: Path) -> Any:
+def settings(folder: Path) -> Any:
     """The values of config.json."""
     return read_json(folder / "config.json", limit=MAX_SETTINGS)
 
@@ -338,36 +354,6 @@ def _put_in_place(unfinished: Path, target: Path) -> None:
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Write config.json."""
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def write_tensors(folder: Path, stored: Mapping[str, Stored]) -> None:
-    """Write the weights, one shard in memory at a time, with an index when they need more than one file."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, each in stored.items():
-        if filled + each.size > SHARD_BYTES and shards[-1]:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += each.size
-    files = [
-        "model.safetensors" if len(shards) == 1 else f"model-{n:05}-of-{len(shards):05}.safetensors"
-        for n in range(1, len(shards) + 1)
-    ]
-    for file, members in zip(files, shards, strict=True):
-        save_file(
-            {name: stored[name].read().contiguous() for name in members}, folder / file, {"format": "pt"}
-        )
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(each.size for each in stored.values())},
-            "weight_map": {
-                name: file for file, members in zip(files, shards, strict=True) for name in members
-            },
-        }
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2) + "\n", encoding="utf-8"
-        )
 
 
 def copy_sidecars(source: Path | None, target: Path) -> None:

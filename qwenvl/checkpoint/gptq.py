@@ -1,4 +1,4 @@
-"""Qwen-VL-Chat-Int4: language-model weights of 4 bits (GPTQ), made into float16 when read.
+"""Layers of 4 bits as Qwen-VL-Chat-Int4 stores them (GPTQ), to integers and back.
 
 A linear layer of `in` to `out` channels is stored as
 
@@ -11,15 +11,12 @@ A linear layer of `in` to `out` channels is stored as
 and weight[o, i] = scales[g, o] * (q[i, o] - zero[g, o]) with g = g_idx[i].
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from jaxtyping import Float16, Int, Int32
+from jaxtyping import Float16, Int, Int32, UInt8
 from torch import Tensor
 
 from qwenvl.checkpoint.weights import Stored
-from qwenvl.config import ModelConfig
+from qwenvl.model.integers import ZERO, Integers
 
 BITS = 4
 PER_WORD = 32 // BITS
@@ -29,53 +26,29 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 """The tensors that together are one weight."""
 
 
-def dequantised(
-    stored: Mapping[str, Stored], official: Mapping[str, Any], config: ModelConfig, where: str
-) -> dict[str, Stored]:
-    """The tensors of an official folder with every GPTQ layer as one float16 weight; others stay as they are.
-
-    `official` is the folder's config.json. Raises ValueError for another method or number of bits, a layer that is
-    not whole, and a bias that this model has no place for and is not zero.
-    """
-    layers = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
-    if not layers:
-        return dict(stored)
-    method = official.get("quantization_config", {})
-    if method.get("bits", BITS) != BITS or method.get("quant_method", "gptq") != "gptq":
-        raise ValueError(
-            f"{where} is quantised by {method.get('quant_method', 'gptq')} to {method.get('bits')} bits; expected gptq "
-            f"and {BITS}. Use the checkpoint that is not quantised."
-        )
-    result = {name: each for name, each in stored.items() if name.rpartition(".")[0] not in layers}
-    for layer in layers:
-        parts = [stored.get(f"{layer}.{part}") for part in PARTS]
-        result[f"{layer}.weight"] = _weight([each for each in parts if each is not None], layer, where)
-        bias = stored.get(f"{layer}.bias")
-        if bias is None:
-            continue
-        if layer.endswith("c_attn") or config.llm.bias:
-            result[f"{layer}.bias"] = bias
-        elif bias.read().any():
-            raise ValueError(
-                f"{where} has a bias in {layer} that its config.json denies (no_bias); copy the folder again."
-            )
-    return result
-
-
-def _weight(parts: list[Stored], layer: str, where: str) -> Stored:
-    """One layer's weight, unpacked when read."""
+def stored_weight(parts: list[Stored], layer: str, where: str) -> Stored:
+    """One layer's weight, unpacked when read. Raises ValueError for tensors that are not one layer."""
     shapes = [each.shape for each in parts]
     if len(parts) == len(PARTS) and all(len(shape) == 2 for shape in shapes[:3]):
         (rows, out), groups = shapes[0], shapes[1][0]
         whole = shapes[1:] == [(groups, out // PER_WORD), (groups, out), (rows * PER_WORD,)]
     else:
         whole = False
-    if not whole:
+    if not whole or rows * PER_WORD % groups:
         raise ValueError(
             f"{where} holds {layer} as {', '.join(map(str, shapes))}; expected qweight, qzeros, scales and g_idx of "
             "one GPTQ layer. Copy the folder again."
         )
-    return Stored((out, rows * PER_WORD), torch.float16, lambda: unpack(*(each.read() for each in parts)))
+    qweight, qzeros, scales, g_idx = parts
+    width = rows * PER_WORD
+    in_order = torch.equal(g_idx.read().long(), torch.arange(width) // (width // groups))
+    return Stored(
+        (out, width),
+        torch.float16,
+        lambda: unpack(*(each.read() for each in parts)),
+        (lambda: integers_of(qweight.read(), qzeros.read(), scales.read())) if in_order else None,
+        out * width // 2 + 6 * out * groups,  # a scale as it is, and as the kernel wants it
+    )
 
 
 def unpack(
@@ -84,9 +57,56 @@ def unpack(
     scales: Float16[Tensor, "groups out"],
     g_idx: Int[Tensor, " in"],
 ) -> Float16[Tensor, "out in"]:
-    """The weight of a layer, each number the nearest float16 to scale times (q - zero)."""
+    """The weight of a layer, each number the nearest float16 to scale times (q - zero); groups in any order."""
+    numbers, zeros, groups = _numbers(qweight), _zeros(qzeros), g_idx.long()
+    return (scales.float()[groups] * (numbers.int() - zeros[groups]).float()).half().T.contiguous()
+
+
+def integers_of(
+    qweight: Int32[Tensor, "words out"],
+    qzeros: Int32[Tensor, "groups packed"],
+    scales: Float16[Tensor, "groups out"],
+) -> Integers:
+    """The same layer as integers, of which none is rounded; groups are neighbours."""
+    zeros = _zeros(qzeros)
+    symmetric = bool((zeros == ZERO).all())
+    return Integers(
+        kind="int4",
+        levels=_numbers(qweight).T.contiguous(),
+        scales=scales.T.contiguous(),
+        zeros=None if symmetric else zeros.T.to(torch.uint8).contiguous(),
+    )
+
+
+def parts_of(integers: Integers) -> dict[str, Tensor]:
+    """The tensors that are stored; the way back of `integers_of`."""
+    width = integers.levels.shape[1]
+    zeros = integers.offsets().to(torch.uint8) - 1
+    return {
+        "qweight": _words(integers.levels.T.contiguous()),
+        "qzeros": _words(zeros).T.contiguous(),
+        "scales": integers.scales.half().T.contiguous(),
+        "g_idx": (torch.arange(width) // integers.group).int(),
+    }
+
+
+def _numbers(qweight: Int32[Tensor, "words out"]) -> UInt8[Tensor, "in out"]:
+    """One of eight at a time: all at once would take eight times the memory of the words."""
+    numbers = torch.empty(len(qweight) * PER_WORD, qweight.shape[1], dtype=torch.uint8)
+    for place in range(PER_WORD):
+        numbers[place::PER_WORD] = (qweight >> (BITS * place)) & (2**BITS - 1)
+    return numbers
+
+
+def _zeros(qzeros: Int32[Tensor, "groups packed"]) -> Int32[Tensor, "groups out"]:
     shifts = torch.arange(0, 32, BITS, dtype=torch.int32)
-    numbers = ((qweight[:, None, :] >> shifts[:, None]) & (2**BITS - 1)).flatten(0, 1)  # (in, out)
-    zeros = ((qzeros[:, :, None] >> shifts) & (2**BITS - 1)).flatten(1) + 1  # (groups, out)
-    groups = g_idx.long()
-    return (scales.float()[groups] * (numbers - zeros[groups])).half().T.contiguous()
+    return ((qzeros[:, :, None] >> shifts) & (2**BITS - 1)).flatten(1) + 1
+
+
+def _words(numbers: UInt8[Tensor, "many other"]) -> Int32[Tensor, "words other"]:
+    """Eight neighbours along the first axis in each word."""
+    grouped = numbers.unflatten(0, (-1, PER_WORD))
+    words = torch.zeros(len(grouped), numbers.shape[1], dtype=torch.int32)
+    for place in range(PER_WORD):
+        words |= grouped[:, place].int() << (BITS * place)
+    return words

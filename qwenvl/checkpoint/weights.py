@@ -1,12 +1,16 @@
 """Weight files, read tensor by tensor: `.safetensors` or `.bin` (nothing is unpickled), whole or sharded."""
 
+import json
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -15,6 +19,7 @@ from torch import Tensor
 from qwenvl.checkpoint import names
 from qwenvl.config import ModelConfig
 from qwenvl.files import component, open_regular
+from qwenvl.model.integers import Integers
 from qwenvl.parsing import read_json
 from qwenvl.terminal import printable
 
@@ -24,10 +29,11 @@ MAX_INDEX = 256 << 20
 STEMS = ("model.safetensors", "pytorch_model.bin")
 """Weight files, the first that is there, whole or with an index of shards."""
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+"""Their names of types -> ours."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    integers: Callable[[], Integers] | None = None
+    """Reads the integers of a quantised matrix; `read` then gives the weights that they mean."""
+    packed: int = 0
+    """Bytes that these integers take in memory."""
 
     @property
     def size(self) -> int:
@@ -48,7 +58,14 @@ class Stored:
         if layout is names.same:
             return self
         shape = tuple(layout(torch.empty(self.shape, device="meta"), config).shape)
-        return Stored(shape, self.dtype, lambda: layout(self.read(), config))
+        integers = self.integers
+        return Stored(
+            shape,
+            self.dtype,
+            lambda: layout(self.read(), config),
+            None if integers is None else lambda: _rows_laid_out(integers(), layout, config),
+            self.packed,
+        )
 
 
 def stored_tensors(folder: Path, stems: Iterable[str] = STEMS) -> dict[str, Stored]:
@@ -96,14 +113,31 @@ def _stored_in(file: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _safetensors(file: Path) -> dict[str, Stored | None]:
-    opened = safe_open(file, framework="pt")
+    opened = safe_open(file, framework="pt")  # checks the header against the file's length
+    with open_regular(file) as source:
+        (length,) = struct.unpack("<Q", source.read(8))
+        header = json.loads(source.read(length))
     found: dict[str, Stored | None] = {}
     for name in opened.keys():  # noqa: SIM118 - not a mapping
-        part = opened.get_slice(name)
-        dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
-        read = partial(opened.get_tensor, name)
-        found[name] = None if dtype is None else Stored(tuple(part.get_shape()), dtype, read)
+        dtype, shape = SAFETENSORS_DTYPES.get(header[name]["dtype"]), tuple(header[name]["shape"])
+        if dtype is None:
+            found[name] = None
+            continue
+        start, stop = header[name]["data_offsets"]
+        found[name] = Stored(
+            shape, dtype, partial(_read, file, 8 + length + start, stop - start, dtype, shape)
+        )
     return found
+
+
+def _read(file: Path, place: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor in memory of its own: mapped pages of a file would stay beside what is made of them."""
+    data = torch.empty(size, dtype=torch.uint8)
+    with open_regular(file) as source:
+        source.seek(place)
+        if size and cast(BufferedReader, source).readinto(data.numpy().data) != size:
+            raise ValueError(f"{file} has become shorter while it was read; copy it again from its source.")
+    return data.view(dtype).view(shape)
 
 
 def _unpickled(file: Path) -> dict[str, Stored | None]:
@@ -121,3 +155,10 @@ def _of_tensor(tensor: Tensor) -> Stored | None:
     if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
         return None
     return Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
+
+
+def _rows_laid_out(integers: Integers, layout: names.Layout, config: ModelConfig) -> Integers:
+    """The same integers with their rows in another order."""
+    zeros = None if integers.zeros is None else layout(integers.zeros, config)
+    levels, scales = layout(integers.levels, config), layout(integers.scales, config)
+    return Integers(kind=integers.kind, levels=levels, scales=scales, zeros=zeros)

@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "data synth html": "OCR pages with a quad for every line: out of saved web pages",
     "data check": "what is wrong with a fine-tuning file: count, example, fix",
     "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
+    "quantize": "weights of 8 or 4 bits, in layouts that other tools read",
     "parity": "compare with recorded outputs of the official model, case by case",
     "eval run": "a benchmark of the paper, or the toy world, with a model",
     "eval score": "answers from a file, scored without a model",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     import torch
 
@@ -178,6 +178,7 @@ def _checked(
 
     base = resolve(checkpoint)
     model = read_config(base)
+    _require_weights(base, config.trains, adapters)
     report = _usable(data, images, Tokenizer.load(base), model.adapter.queries, config.sequence_length)
     if report is None:
         return None, None
@@ -198,6 +199,22 @@ def _checked(
         ),
         report,
     )
+
+
+def _require_weights(base: Path, trains: "Collection[str]", adapters: "Adapters | None") -> None:
+    """Raises ValueError where integers would have to learn."""
+    from qwenvl.checkpoint.folder import quantized_parts
+
+    integers = quantized_parts(base)
+    if adapters is None and (frozen := sorted(integers & set(trains))):
+        raise ValueError(
+            f"{base} is quantised and the weights of its {frozen[0]} cannot learn; train adapters on them with --lora, "
+            "or start from the checkpoint that it was made from."
+        )
+    if adapters is not None and adapters.quantized and "llm" in integers:
+        raise ValueError(
+            f"{base} is quantised already; --lora trains adapters on its integers, without --qlora."
+        )
 
 
 def _foretell(

@@ -5,15 +5,19 @@ with `PeftModel.from_pretrained` on top of `AutoModelForImageTextToText` as well
 """
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
+from qwenvl.model.quantized import QuantizedLinear
 from qwenvl.model.vlm import QwenVL
 
 TARGETS = {
@@ -55,7 +59,7 @@ def targets(model: nn.Module, lora: Lora) -> list[str]:
 
     Raises ValueError for an ending that matches none, and for a part in which none matches.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear | QuantizedLinear)]
     found: list[str] = []
     for ending in lora.modules or sorted({end for part in lora.parts for end in TARGETS[part]}):
         wanted = re.compile(rf"(?:{'|'.join(lora.parts)})\.(?:.*\.)?{re.escape(ending)}")
@@ -96,7 +100,8 @@ def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
         bias="none",
         task_type=None,
     )
-    return get_peft_model(wrapped, config)
+    with _over_integers(config):
+        return get_peft_model(wrapped, config)
 
 
 def save_lora(adapted: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -110,7 +115,20 @@ def save_lora(adapted: PeftModel, folder: Path, weights: Mapping[str, Tensor] | 
 
 def load_lora(model: QwenVL, folder: Path) -> PeftModel:
     """Put the saved adapters of `folder` into `model`, in place."""
-    return PeftModel.from_pretrained(QwenVLForConditionalGeneration.wrap(model), str(folder))
+    config = LoraConfig.from_pretrained(str(folder))
+    with _over_integers(config):
+        return PeftModel.from_pretrained(
+            QwenVLForConditionalGeneration.wrap(model), str(folder), config=config
+        )
+
+
+@contextmanager
+def _over_integers(config: LoraConfig) -> Iterator[None]:
+    """Tell PEFT how an adapter sits on a quantised layer, which it does not know and warns of."""
+    config._register_custom_module({QuantizedLinear: LoraLinear})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
+        yield
 
 
 def merge(adapted: PeftModel) -> None:

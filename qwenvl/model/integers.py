@@ -7,7 +7,7 @@ A matrix of `out` rows is kept as one small integer a weight, and one scale for 
 Everything else about quantised layers (kernels, folders, reports) is held to this formula.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ ZERO = 8
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Shares of a group's range that are tried for its scale of 4 bits: to clip one large weight may serve the others."""
 
-ROWS = 512
+ROWS = 128
 """Rows rounded at a time: what is computed on the way stays small beside the result."""
 
 
@@ -54,6 +54,11 @@ class Integers:
     def group(self) -> int:
         """Weights that share a scale."""
         return self.levels.shape[1] // self.scales.shape[1]
+
+    def to(self, device: torch.device) -> "Integers":
+        """The same on another device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return replace(self, levels=self.levels.to(device), scales=self.scales.to(device), zeros=zeros)
 
     def offsets(self) -> Float[Tensor, "out groups"]:
         """The zero of each group, as a number."""

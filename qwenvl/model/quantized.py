@@ -233,7 +233,7 @@ class QuantizedLinear(nn.Module):
         """`dtype`: of the weights that are meant."""
         super().__init__()
         self.out_features, self.in_features = integers.levels.shape
-        self.kind, self.dtype = integers.kind, dtype
+        self.kind, self.dtype, self.device = integers.kind, dtype, integers.levels.device
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         )
@@ -279,19 +279,10 @@ class QuantizedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
         super()._apply(fn, recurse)
-        integers = self.store.integers()
-        after = fn(torch.empty(0, dtype=self.dtype, device=integers.levels.device))
+        after = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         self.dtype = after.dtype
-        if after.device != integers.levels.device:
-            moved = {
-                name: None if each is None else each.to(after.device)
-                for name, each in (
-                    ("levels", integers.levels),
-                    ("scales", integers.scales),
-                    ("zeros", integers.zeros),
-                )
-            }
-            self.store = store_of(Integers(kind=self.kind, **moved))  # type: ignore[arg-type]
+        if after.device != self.device:
+            self.store, self.device = store_of(self.store.integers().to(after.device)), after.device
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

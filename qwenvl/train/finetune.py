@@ -290,7 +290,7 @@ def require_gradients(
 def _merge(job: Finetuning) -> None:
     """The checkpoint with the saved adapters merged in, written; what moved in merging is told."""
     assert job.adaptation is not None
-    model, tokenizer = folder.load(job.base, job.runtime), Tokenizer.load(job.base)
+    model, tokenizer = folder.load(job.base, job.runtime, dequantise=True), Tokenizer.load(job.base)
     adapted = job.adaptation.load(model, job.out / "adapter")
     before = supervised_logits(model, tokenizer, job.shown)
     job.adaptation.merge(adapted)

@@ -303,7 +303,7 @@ def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) 
     if folder.exists():
         return
     runtime = Runtime.detect(device="cpu", dtype="float32")
-    model = checkpoint.load(init, runtime)
+    model = checkpoint.load(init, runtime, dequantise=True)
     for run_dir, stage in stages.items():
         trained = checkpoint.load(run_dir / "model", runtime)
         for part in stage.trains:
@@ -356,7 +356,7 @@ def _train_stage(
     watch: Watch | None,
 ) -> None:
     runtime = dataclasses.replace(runtime, device=distributed.own_device(runtime.device))
-    model = checkpoint.load(init, runtime)
+    model = checkpoint.load(init, runtime, dequantise=True)
     # who asks the model, while it learns too, shows it images of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
     train(model, Tokenizer.load(init), stage, run_dir, runtime, parallel=parallel, watch=watch)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwenvl.checkpoint import folder as checkpoint
+from qwenvl.checkpoint import writing
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
@@ -141,7 +142,7 @@ def test_every_form_of_official_weights(official, tmp_path, form):
 
 
 def test_large_weights_are_sharded_and_read_again(official, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 300_000)
     checkpoint.convert(official, tmp_path / "sharded")
     files = sorted(f.name for f in (tmp_path / "sharded").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
@@ -427,11 +428,11 @@ def left_in(folder: Path) -> list[str]:
 def test_a_full_disk_leaves_nothing(tmp_path, ours, monkeypatch):
     before = (ours / "model.safetensors").read_bytes()
 
-    def full(tensors, file, metadata=None):
+    def full(tensors, file):
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writing, "write_file", full)
     model = QwenVL(config())
     message = refused(lambda: checkpoint.save(model, tmp_path / "new"))
     assert message == (
@@ -450,7 +451,7 @@ def test_a_full_disk_as_safetensors_says_it(tmp_path, monkeypatch):
             'Error while serializing: IoError(Os { code: 28, message: "No space left on device" })'
         )
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writing, "write_file", full)
     refused(lambda: checkpoint.save(QwenVL(config()), tmp_path / "new"), "the disk is full")
     assert left_in(tmp_path) == []
 
@@ -484,7 +485,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", stopped)
+    monkeypatch.setattr(writing, "write_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(QwenVL(config()), tmp_path / "new")
     assert left_in(tmp_path) == []

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint.gptq import unpack
+from qwenvl.checkpoint import names
+from qwenvl.checkpoint.gptq import PARTS, integers_of, parts_of, unpack
+from qwenvl.model.quantized import quantized_in
 from qwenvl.runtime import Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
@@ -81,7 +83,44 @@ def copy(folders, tmp_path) -> Path:
 def test_a_4_bit_folder_is_the_model_it_means(folders):
     four, sixteen = (checkpoint.load(folder, CPU).state_dict() for folder in folders)
     assert four.keys() == sixteen.keys()
-    assert all(torch.equal(four[name], sixteen[name]) for name in four)
+    assert all(torch.equal(four[name].half(), sixteen[name].half()) for name in four)
+    whole = checkpoint.load(folders[0], CPU, dequantise=True).state_dict()
+    assert all(torch.equal(whole[name], sixteen[name]) for name in whole)
+
+
+def test_it_runs_on_its_integers_which_are_those_of_the_file(folders):
+    model = checkpoint.load(folders[0], CPU)
+    layers = quantized_in(model)
+    assert len(layers) == 2 * 5 and all(name.startswith("llm.blocks.") for name in layers)
+    stored = load_file(folders[0] / "model.safetensors")
+    for block, name in ((block, name) for block in range(2) for name in LAYERS):
+        ours, layout = names.ours(f"transformer.h.{block}.{name}.weight", names.OFFICIAL)
+        integers = layers[ours.removesuffix(".weight")].store.integers()
+        parts = {part: stored[f"transformer.h.{block}.{name}.{part}"] for part in PARTS}
+        wanted = integers_of(parts["qweight"], parts["qzeros"], parts["scales"])
+        for part in ("levels", "scales", "zeros"):
+            assert torch.equal(getattr(integers, part), layout(getattr(wanted, part), model.config)), name
+        assert torch.equal(integers.dequantised().half(), layout(unpack(**parts), model.config))
+        back = parts_of(wanted)
+        assert back.keys() == parts.keys() and all(torch.equal(back[part], parts[part]) for part in parts)
+
+
+def test_its_logits_are_those_of_the_weights_that_it_means(folders):
+    four, sixteen = (checkpoint.load(folder, CPU) for folder in folders)
+    ids = torch.randint(0, 500, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        got, wanted = four(ids), sixteen(ids)
+    assert (got - wanted).norm() < 0.02 * wanted.norm()  # the kernel's bfloat16, through two blocks
+
+
+def test_channels_in_another_order_are_made_into_plain_weights(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["transformer.h.0.mlp.w2.g_idx"] = tensors["transformer.h.0.mlp.w2.g_idx"].flip(0).contiguous()
+    save_file(tensors, copy / "model.safetensors")
+    model = checkpoint.load(copy, CPU)
+    assert "llm.blocks.0.mlp.gate" not in quantized_in(model) and len(quantized_in(model)) == 9
+    parts = [tensors[f"transformer.h.0.mlp.w2.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")]
+    assert torch.equal(model.llm.blocks[0].mlp.gate.weight, unpack(*parts).float())
 
 
 def test_it_converts_to_an_ordinary_checkpoint(folders, tmp_path):
@@ -133,4 +172,7 @@ def test_another_method(copy, change):
     values = json.loads((copy / "config.json").read_text())
     values["quantization_config"] |= change
     (copy / "config.json").write_text(json.dumps(values))
-    refused(copy, "expected gptq and 4. Use the checkpoint that is not quantised.")
+    refused(
+        copy,
+        "expected gptq and 4, or compressed-tensors int-quantized. Use the checkpoint that is not quantised.",
+    )

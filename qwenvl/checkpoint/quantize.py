@@ -1,0 +1,207 @@
+"""A checkpoint with weights of 8 or 4 bits: rounded matrix by matrix, written in layouts that other tools read.
+
+What is rounded are the matrices of the language model's blocks, as in Qwen-VL-Chat-Int4, and on request those of the
+vision encoder's blocks and the head, to 8 bits. Everything else is kept, float32 as bfloat16.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwenvl.checkpoint import folder, gptq, names
+from qwenvl.checkpoint.layers import SETTING, named
+from qwenvl.checkpoint.official import is_official, to_official
+from qwenvl.checkpoint.weights import Stored, stored_tensors
+from qwenvl.checkpoint.writing import write_tensors
+from qwenvl.config import ModelConfig
+from qwenvl.model.integers import Integers, Kind, group_for, rounded
+from qwenvl.runtime import tight_memory
+from qwenvl.tokenizer import Tokenizer
+
+LLM = re.compile(r"llm\.blocks\.\d+\.(attention\.(qkv|out)|mlp\.(up|gate|down))\.weight")
+VISION = re.compile(r"vision\.blocks\.\d+\.(attention\.(qkv|out)|up|down)\.weight")
+HEAD = re.compile(r"llm\.head\.weight")
+
+EXACT = ("adapter.position",)
+"""Tables that are computed, not learned, and keep their bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which matrices become integers."""
+
+    to: Kind
+    """Those of the language model's blocks."""
+    vision: bool = False
+    """Those of the vision encoder's blocks too, to 8 bits."""
+    head: bool = False
+    """The head too, to 8 bits."""
+
+    def kind_of(self, name: str) -> Kind | None:
+        """What the tensor of this name (ours) becomes; None: it is kept."""
+        if LLM.fullmatch(name):
+            return self.to
+        eight = (self.vision and VISION.fullmatch(name)) or (self.head and HEAD.fullmatch(name))
+        return "int8" if eight else None
+
+
+def quantize(source: str | Path, target: str | Path, plan: Plan) -> None:
+    """Write the model of `source` with weights of 8 or 4 bits; one matrix is in memory at a time.
+
+    The folder has the official form where the model has one, else ours. It appears only when it is whole. Raises
+    ValueError for a checkpoint that is quantised already, incomplete, or beside a vocabulary of another.
+    """
+    place = folder.resolve(source)
+    model, stored = folder.our_tensors(place)
+    config = model.config
+    _require_plain(place, stored)
+    _require_own_vocabulary(place, config)
+    four = [each.shape[1] for name, each in stored.items() if plan.kind_of(name) == "int4"]
+    group = group_for(set(four)) if four else 0
+    values, table = _form(place, config, stored)
+    tensors: dict[str, Stored] = {}
+    for ours, each in stored.items():
+        name, layout = (
+            (ours, names.same) if table is None else names.foreign(ours, table) or (ours, names.same)
+        )
+        tensor = each.laid_out(layout, config)
+        kind = plan.kind_of(ours)
+        if kind is None:
+            tensors[name] = tensor if ours in EXACT else _narrow(tensor)
+        else:
+            tensors |= _parts(name.removesuffix(".weight"), tensor, kind, group)
+    for layer in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        tensors.setdefault(f"{layer}.bias", _zeros(tensors[f"{layer}.qweight"].shape[1]))
+    with folder.new_folder(Path(target)) as unfinished, tight_memory():
+        write_tensors(unfinished, tensors)
+        folder.copy_sidecars(place, unfinished)
+        (unfinished / folder.OFFICIAL_CONFIG).unlink(missing_ok=True)
+        folder.write_config(unfinished, {**values, SETTING: _method(plan, group, table is not None)})
+
+
+def size_of(checkpoint: str | Path) -> int:
+    """Bytes of the weights of a checkpoint."""
+    return sum(each.size for each in stored_tensors(folder.resolve(checkpoint)).values())
+
+
+def _require_plain(place: Path, stored: Mapping[str, Stored]) -> None:
+    if any(each.integers for each in stored.values()) or SETTING in folder.settings(place):
+        raise ValueError(
+            f"{place} is quantised already, and would only lose by it again; quantise the checkpoint that it was "
+            "made from."
+        )
+
+
+def _require_own_vocabulary(place: Path, config: ModelConfig) -> None:
+    """Raises ValueError when the vocabulary beside the weights is not the one of this model."""
+    if not (place / "qwen.tiktoken").exists():
+        return
+    imgpad = Tokenizer.load(place).imgpad
+    if imgpad != config.imgpad_id or imgpad >= config.llm.vocab_size:
+        raise ValueError(
+            f"the vocabulary in {place} numbers <imgpad> {imgpad} but its model of {config.llm.vocab_size:,} words "
+            f"expects {config.imgpad_id}; put the qwen.tiktoken there that belongs to this checkpoint."
+        )
+
+
+def _form(
+    place: Path, config: ModelConfig, stored: Mapping[str, Stored]
+) -> tuple[dict[str, Any], Mapping[str, names.Map] | None]:
+    """The values of config.json and the table of names: official ones, or None where the model has no such form."""
+    values = folder.settings(place)
+    if is_official(values):
+        return dict(values), names.OFFICIAL
+    try:
+        return to_official(config, named(stored["llm.embed.weight"].dtype)), names.OFFICIAL
+    except ValueError:
+        return {"model_type": folder.MODEL_TYPE, **config.to_dict()}, None
+
+
+def _narrow(each: Stored) -> Stored:
+    """Bits as they are; of float32, bfloat16."""
+    if each.dtype not in (torch.float32, torch.float64):
+        return each
+    return Stored(each.shape, torch.bfloat16, lambda: each.read().bfloat16())
+
+
+def _zeros(out: int) -> Stored:
+    return Stored((out,), torch.float16, lambda: torch.zeros(out, dtype=torch.float16))
+
+
+def _parts(layer: str, weight: Stored, kind: Kind, group: int) -> dict[str, Stored]:
+    """The tensors of one layer; rounded when the first of them is read, and kept until the last one has been."""
+    out, width = weight.shape
+    if kind == "int8":
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "weight": ((out, width), torch.int8),
+            "weight_scale": ((out, 1), torch.float32),
+        }
+    else:
+        groups, words = width // group, (width // gptq.PER_WORD, out)
+        shapes = {
+            "qweight": (words, torch.int32),
+            "qzeros": ((groups, out // gptq.PER_WORD), torch.int32),
+            "scales": ((groups, out), torch.float16),
+            "g_idx": ((width,), torch.int32),
+        }
+    made: dict[str, Tensor] = {}
+
+    def read(part: str) -> Tensor:
+        if part not in made:
+            try:
+                integers = rounded(weight.read(), kind, group=group)
+            except ValueError as error:
+                raise ValueError(f"{layer} cannot be rounded: {error}") from None
+            made.update(_tensors(integers))
+        return made.pop(part)
+
+    return {
+        f"{layer}.{part}": Stored(shape, dtype, _reader(read, part))
+        for part, (shape, dtype) in shapes.items()
+    }
+
+
+def _reader(read: Callable[[str], Tensor], part: str) -> Callable[[], Tensor]:
+    return lambda: read(part)
+
+
+def _tensors(integers: Integers) -> dict[str, Tensor]:
+    if integers.kind == "int4":
+        return gptq.parts_of(integers)
+    return {"weight": integers.levels, "weight_scale": integers.scales}
+
+
+def _method(plan: Plan, group: int, official: bool) -> dict[str, Any]:
+    """The `quantization_config`, in the words of the tools that read it."""
+    if plan.to == "int4":
+        inside = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj")
+        return {
+            "quant_method": "gptq",
+            "bits": gptq.BITS,
+            "group_size": group,
+            "sym": True,
+            "desc_act": False,
+            **({"modules_in_block_to_quantize": [[name] for name in inside]} if official else {}),
+        }
+    kept = [] if plan.vision else ["re:.*visual.*" if official else "re:vision.*"]
+    kept += [] if plan.head else ["lm_head" if official else "llm.head"]
+    kept += [] if official else ["re:adapter.*"]
+    whole = {"num_bits": 8, "type": "int", "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**whole, "strategy": "channel", "dynamic": False},
+                "input_activations": {**whole, "strategy": "token", "dynamic": True},
+            }
+        },
+        "ignore": kept,
+    }

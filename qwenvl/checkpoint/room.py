@@ -1,0 +1,52 @@
+"""Whether a model fits into memory, said before it is read; and quantised layers in their places."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from qwenvl.checkpoint.weights import Stored
+from qwenvl.model.integers import Integers
+from qwenvl.model.quantized import QuantizedLinear
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime, free_memory
+
+SPARE = 1.05
+"""What reading takes beside the model: one matrix on its way, and the allocator's own."""
+
+
+def put_quantized(model: QwenVL, layer: str, integers: Integers, runtime: Runtime) -> None:
+    """The layer of that name, without values so far but its bias, as integers on the runtime's device."""
+    parent, _, name = layer.rpartition(".")
+    empty = model.get_submodule(layer)
+    assert isinstance(empty, nn.Linear), layer
+    made = QuantizedLinear(integers, empty.bias, runtime.dtype)
+    setattr(model.get_submodule(parent), name, made.to(runtime.device))
+
+
+def bytes_of(stored: Mapping[str, Stored], kept: Iterable[str], runtime: Runtime) -> int:
+    """Memory of the model: plain tensors in the runtime's precision, layers of `kept` as integers."""
+    integers = set(kept)
+    total = 0
+    for name, each in stored.items():
+        count = each.size // each.dtype.itemsize
+        total += each.packed if name in integers else count * runtime.dtype.itemsize
+    return total
+
+
+def require_memory(stored: Mapping[str, Stored], kept: Iterable[str], runtime: Runtime, folder: Path) -> None:
+    """Raises ValueError when the model is larger than the memory that is free, and says what would fit."""
+    free, need = free_memory(runtime.device), int(SPARE * bytes_of(stored, kept, runtime))
+    if free is None or need <= free:
+        return
+    smaller = (
+        "quantise it (`qwenvl quantize ... --to int4`)"
+        if not list(kept)
+        else "quantise its vision encoder too"
+    )
+    if runtime.dtype.itemsize > 2:
+        smaller = f"load it in bfloat16 (--dtype bfloat16) or {smaller}"
+    raise ValueError(
+        f"{folder} needs {need / 1e9:,.1f} GB in {str(runtime.dtype).removeprefix('torch.')} and {free / 1e9:,.1f} GB "
+        f"are free on {runtime.device}; {smaller}, or free some."
+    )

@@ -1,0 +1,38 @@
+"""`qwenvl quantize`: a checkpoint with weights of 8 or 4 bits."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def quantize(
+    checkpoint: str,
+    /,
+    *,
+    to: Literal["int8", "int4"],
+    out: Path,
+    vision: Literal["kept", "int8"] = "kept",
+    head: Literal["kept", "int8"] = "kept",
+) -> int:
+    """Write a checkpoint whose language model has weights of 8 or 4 bits; every other command reads it.
+
+    One matrix is in memory at a time. int8 has one scale a row and is stored as compressed-tensors does
+    (`int-quantized`); int4 has one scale for 128 weights (64 or 32 where rows do not divide) and is stored as
+    Qwen-VL-Chat-Int4 is (GPTQ). The folder has the official form where the model has one. Adapters are trained on it by
+    `qwenvl finetune --lora`.
+
+    Args:
+        checkpoint: A model folder (ours or official), a hub id, or `tiny`.
+        to: Bits of the matrices in the language model's blocks.
+        out: The folder to write; one that holds a model is replaced, anything else is refused.
+        vision: The matrices of the vision encoder's blocks: as they are, or 8 bits.
+        head: The output head: as it is, or 8 bits.
+    """
+    from qwenvl.checkpoint.quantize import Plan, size_of
+    from qwenvl.checkpoint.quantize import quantize as written
+    from qwenvl.terminal import printable
+
+    before = size_of(checkpoint)
+    written(checkpoint, out, Plan(to=to, vision=vision == "int8", head=head == "int8"))
+    after = size_of(out)
+    print(f"{printable(out)}: {to}, {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB")
+    return 0
