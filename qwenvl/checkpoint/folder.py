@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.layers import SETTING, whole_weights
 from qwenvl.checkpoint.official import from_official, is_official, to_official
-from qwenvl.checkpoint.room import put_quantized, require_memory
+from qwenvl.checkpoint.placing import put_quantized, require_memory
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig

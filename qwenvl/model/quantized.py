@@ -54,12 +54,14 @@ class Plain:
         self.levels = levels if self.kind == "int8" else levels[:, ::2] | (levels[:, 1::2] << 4)
 
     def integers(self) -> Integers:
+        """The same integers again."""
         levels = self.levels
         if self.kind == "int4":
             levels = torch.stack([levels & 15, levels >> 4], dim=2).flatten(1)
         return Integers(kind=self.kind, levels=levels, scales=self.scales, zeros=self.zeros)
 
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        """Rows times the matrix, in their own precision."""
         return F.linear(rows, self.integers().dequantised(rows.dtype))
 
 
@@ -74,10 +76,12 @@ class Digits:
         self.packed = torch.ops.onednn.qlinear_prepack.default(integers.levels, None)
 
     def integers(self) -> Integers:
+        """The same integers again."""
         levels = self.packed.to_dense().T.contiguous()
         return Integers(kind="int8", levels=levels, scales=self.scales[:, None])
 
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        """Rows times the matrix, the sums exact."""
         if len(rows) > ROWS:
             return torch.cat([self.product(few) for few in rows.split(ROWS)])
         exact = rows.float()
@@ -103,8 +107,8 @@ class Nibbles:
             raise ValueError("torch's kernel of 4 bits takes whole blocks of 64 rows.")
         pack, self._product = torch.ops.aten._convert_weight_to_int4pack_for_cpu.default, _nibble_product()
         self.rows, self.packed = _rows_of_a_block(), torch.empty(self.out, self.width // 2, dtype=torch.uint8)
-        for start in range(0, self.out, 512):  # 32 bits a weight on the way; any 64 rows are packed alike
-            few = slice(start, start + 512)
+        for start in range(0, self.out, 128):  # 32 bits a weight on the way; any 64 rows are packed alike
+            few = slice(start, start + 128)
             self.packed[few] = pack(integers.levels[few].int(), 1)
         scales = integers.scales.float()
         self.exact = None if torch.equal(scales.bfloat16().float(), scales) else integers.scales
@@ -112,6 +116,7 @@ class Nibbles:
         self.pairs = pairs.transpose(0, 1).bfloat16().contiguous()  # (groups, out, scale and shift)
 
     def integers(self) -> Integers:
+        """The same integers again, their rows in their own order."""
         low, high = (part.unflatten(0, (-1, 64)) for part in (self.packed & 15, self.packed >> 4))
         both = torch.cat([each.reshape(len(each), self.width, 32) for each in (low, high)], dim=2)
         levels = both[:, :, self.rows.argsort()].transpose(1, 2).reshape(self.out, self.width)
@@ -119,6 +124,7 @@ class Nibbles:
         return Integers(kind="int4", levels=levels.contiguous(), scales=scales, zeros=self.zeros)
 
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
+        """Rows times the matrix, in bfloat16."""
         few = rows.bfloat16().contiguous()
         if len(rows) < MANY:
             return self._product(few, self.packed, self.group, self.pairs).to(rows.dtype)
@@ -299,7 +305,9 @@ class _Product(torch.autograd.Function):
     """Rows times a frozen matrix: nothing is kept for the way back but the layer."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, layer: QuantizedLinear) -> Tensor:
+    def forward(
+        ctx: Any, rows: Float[Tensor, "rows width"], layer: QuantizedLinear
+    ) -> Float[Tensor, "rows out"]:
         ctx.layer = layer
         return layer.product(rows)
 

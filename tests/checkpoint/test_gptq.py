@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_channels_in_another_order_are_made_into_plain_weights(copy):
     model = checkpoint.load(copy, CPU)
     assert "llm.blocks.0.mlp.gate" not in quantized_in(model) and len(quantized_in(model)) == 9
     parts = [tensors[f"transformer.h.0.mlp.w2.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx")]
-    assert torch.equal(model.llm.blocks[0].mlp.gate.weight, unpack(*parts).float())
+    gate: Any = model.get_submodule("llm.blocks.0.mlp.gate")
+    assert torch.equal(gate.weight, unpack(*parts).float())
 
 
 def test_it_converts_to_an_ordinary_checkpoint(folders, tmp_path):

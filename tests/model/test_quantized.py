@@ -113,7 +113,7 @@ def test_activations_far_from_the_others_cost_8_bits_nothing():
     wanted = rows.double() @ layer.weight.double().T + layer.bias.double()
     assert distance(layer(rows), wanted) < quantized._allowed("int8")
     zero = torch.zeros(1, 512)
-    assert torch.equal(layer(zero)[0], layer.bias)
+    assert torch.equal(layer(zero)[0], layer.get_parameter("bias"))
 
 
 def test_a_product_that_saturates_is_not_trusted(monkeypatch):
@@ -138,7 +138,7 @@ def test_torch_without_these_kernels_computes_by_the_formula(monkeypatch):
     for kind in ("int8", "int4"):
         layer, rows = layer_of(kind), torch.randn(3, 96)
         assert isinstance(layer.store, Plain)
-        assert distance(layer(rows), rows @ layer.weight.T + layer.bias) < 1e-6
+        assert distance(layer(rows), rows @ layer.weight.T + layer.get_parameter("bias")) < 1e-6
     quantized._fails.cache_clear()
 
 
@@ -146,6 +146,7 @@ def test_torch_without_these_kernels_computes_by_the_formula(monkeypatch):
 def test_gradients_pass_through_the_weights_that_are_meant(kind):
     layer, rows = layer_of(kind), torch.randn(2, 3, 96, requires_grad=True)
     (layer(rows) * torch.arange(128.0)).sum().backward()
+    assert rows.grad is not None
     assert torch.allclose(
         rows.grad, (torch.arange(128.0) @ layer.weight).expand(2, 3, 96), rtol=1e-5, atol=1e-4
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 import qwenvl
 from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.cli import main
 from qwenvl.data.conversations import read_conversations
 from qwenvl.data.stream.sources import SourceConfig
@@ -122,6 +124,37 @@ def test_qlora(
         return
     assert run(data, tmp_path / "out", "--qlora", "--rank", 4, "--epochs", 0.5) == 0
     assert changed(tmp_path / "out" / "model")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_adapters_learn_on_integers(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: Literal["int8", "int4"]
+) -> None:
+    """A quantised checkpoint: gradients pass through its integers, which stay; merged, it is a plain model."""
+    pytest.importorskip("peft")
+    base = tmp_path / "small"
+    quantize(BASE, base, Plan(to=kind))
+    words = [str(each) for each in (*WORDS, "--data", data, "--out", tmp_path / "out", "--modules")]
+    words[1] = str(base)
+    options = ["attention.qkv", "mlp.down", "--rank", "4", "--epochs", "6", "--json", "--lora"]
+    assert main([*words, *options]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["merged"] < 1e-4 and facts["loss"][1] < 0.5 * facts["loss"][0]
+    whole, merged = folder.load(base, CPU, dequantise=True).state_dict(), tmp_path / "out" / "model"
+    moved = {
+        name
+        for name, each in folder.load(merged, CPU).state_dict().items()
+        if not torch.equal(each, whole[name])
+    }
+    assert moved == {
+        f"llm.blocks.{block}.{each}.weight" for block in (0, 1) for each in ("attention.qkv", "mlp.down")
+    }
+    assert main(words[:-1]) == 2
+    assert (
+        "is quantised and the weights of its llm cannot learn; train adapters on" in capsys.readouterr().err
+    )
+    assert main([*words[:-1], "--qlora"]) == 2
+    assert "is quantised already; --lora trains adapters on its integers" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
