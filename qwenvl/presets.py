@@ -52,7 +52,7 @@ def drawings(vocab_size: int, imgpad_id: int) -> ModelConfig:
     The first four blocks of the vision encoder have the shape of `tiny`'s, which they start from.
     """
     return ModelConfig(
-        vision=VisionConfig(width=160, layers=6, heads=5, mlp_width=512, image_size=168),
+        vision=VisionConfig(width=160, layers=4, heads=5, mlp_width=512, image_size=168),
         adapter=AdapterConfig(queries=36, heads=8),
         llm=LLMConfig(
             vocab_size=vocab_size, hidden=256, layers=4, heads=4, mlp_width=704, sequence_length=1024

@@ -1,23 +1,33 @@
 """Naming drawings: what a small ViT learns before it meets the language model (counterpart of OpenCLIP, Table 1).
 
-    drawing on some ground -> ViT -> patches weighed by what they show -> a score for every common label
+    drawing on some ground -> ViT -> patches weighed by what they show -> a score for every noun and common word
 
-Softmax over the labels, a drawing's own labels in shares (`data.drawings.labels`): as in contrastive learning an image
-is told apart from everything else that is said of images, with all labels of the collection in the place of the other
-texts of a batch. The scores go when the stage is done; the labels stay beside its log.
+Softmax over the nouns, of the drawings that show one, and softmax over the words, a drawing's own in shares
+(`data.drawings.labels`): as in contrastive learning an image is told apart from everything else that is said of images.
+Three drawings of four are of a noun. What is easy comes first: large on white and few patches, which are read in a
+quarter of the time; poses grow (`POSED`), and images (`GROWTH`). The scores go when the stage is done; the words stay
+beside its log.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image as pillow
 from torch import Tensor, nn
 
-from qwenvl.data.drawings.labels import LEAST, SETS, common_labels, labels_of
-from qwenvl.data.drawings.streams import Place, drawing_at, image_of, shards, training
-from qwenvl.data.stream.images import square
+from qwenvl.data.drawings.collection import Drawing
+from qwenvl.data.drawings.labels import LEAST, SETS, common_labels, labels_of, noun_number
+from qwenvl.data.drawings.poses import cut_out, posed
+from qwenvl.data.drawings.splits import nouns
+from qwenvl.data.drawings.streams import Place, shards, training
+from qwenvl.data.stream.order import Order
+from qwenvl.data.toy.worlds import Dice
 from qwenvl.files import atomic
 from qwenvl.images import normalise
 from qwenvl.model.vlm import QwenVL
@@ -29,12 +39,27 @@ from qwenvl.train.flops import vision_flops
 from qwenvl.train.objectives import Loss, Objective
 from qwenvl.train.stages import StageConfig
 
+GROWTH = ((0.5, 0.5), (0.75, 0.75), (1.0, 1.0))
+"""Up to this share of the updates, images of this share of the stage's side."""
+
+POSED = 0.7
+"""Share of the updates over which poses grow from none to their full strength."""
+
+NAMED = 3
+"""Drawings of four that show a noun, where there are any of the others."""
+
+WORDS = 0.3
+"""Weight of the words beside that of the nouns."""
+
+KEPT = 96
+"""Pixels of the longer side of cut-outs that are kept in memory."""
+
 MISSING = -1
-"""In the place of a label, where a drawing has fewer than another of its batch."""
+"""In the place of a label, where a drawing has none, or fewer than another of its batch."""
 
 
 class Namer(nn.Module):
-    """Scores of labels: every label from a sum of patches, and the patches weighed by one score of their own."""
+    """Scores of labels: all of them from a sum of patches, and the patches weighed by one score of their own."""
 
     def __init__(self, width: int, labels: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -48,66 +73,151 @@ class Namer(nn.Module):
     def forward(
         self, patches: Float[Tensor, "images patches vision_width"]
     ) -> Float[Tensor, "images labels"]:
-        """Scores before the softmax."""
+        """Scores before the softmax, of the nouns and behind them of the words."""
         patches = self.norm(patches)
         shares = self.weight(patches).softmax(dim=1)  # (images, patches, 1)
         return self.scores((shares * patches).sum(dim=1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Drawings and what they are called."""
+
+    pixels: Float32[np.ndarray, "images 3 side side"]
+    nouns: Int64[np.ndarray, " images"]
+    """Numbers of nouns, or `MISSING`."""
+    words: Int64[np.ndarray, "images most"]
+    """Numbers of words, or `MISSING`."""
+    shares: Float32[np.ndarray, "images most"]
+    """Of each word; 1 in all, or 0 where no word of a drawing is common."""
+
+
+class Lesson:
+    """Batches of a stage: pure functions of the numbers of its documents."""
+
+    def __init__(self, place: Place, stage: StageConfig, patch: int) -> None:
+        """Raises ValueError where there is nothing to tell apart."""
+        self.place, self.stage, self.patch = place, stage, patch
+        drawings = training(place)
+        self.words = common_labels(drawings)
+        if not self.words:
+            raise ValueError(
+                f"no word is common to {LEAST} of the {len(drawings)} drawings of {place.folder} and to {SETS} sets, "
+                "so there is nothing to tell apart; fetch more sets."
+            )
+        self._number = {word: k for k, word in enumerate(self.words)}
+        named = [each for each in drawings if noun_number(each) is not None]
+        others = [each for each in drawings if noun_number(each) is None]
+        self._parts = (named or others, others or named)
+        self._orders = [
+            Order(len(part), None, "naming", kind, place.seed) for kind, part in enumerate(self._parts)
+        ]
+
+    def drawing(self, index: int) -> Drawing:
+        """The drawing of a document: of a noun or any other, in turn, each once in an epoch of its kind."""
+        turn, rest = divmod(index, 4)
+        kind, drawn = (0, NAMED * turn + rest) if rest < NAMED else (1, (4 - NAMED) * turn + rest - NAMED)
+        _, number = self._orders[kind](drawn)
+        return self._parts[kind][number]
+
+    def progress(self, index: int) -> float:
+        """Share of the updates that come before the one of a document."""
+        return min(1.0, index // self.stage.documents / max(1, self.stage.optim.steps))
+
+    def side(self, index: int) -> int:
+        """Pixels of the images of the update that a document is in: whole patches."""
+        share = next(share for until, share in GROWTH if self.progress(index) < until or until == 1)
+        return max(1, round(self.stage.image_size * share / self.patch)) * self.patch
+
+    def image(self, index: int) -> UInt8[np.ndarray, "side side 3"]:
+        """The drawing of a document as it stands there."""
+        drawing, strength = self.drawing(index), min(1.0, self.progress(index) / POSED)
+        dice = Dice("naming", self.place.seed, index)
+        return posed(_kept(drawing), dice, self.side(index), name=drawing.en, strength=strength)
+
+    def __call__(self, documents: Sequence[int]) -> Batch:
+        """The documents of a micro-batch."""
+        drawings = [self.drawing(index) for index in documents]
+        known = [
+            {self._number[word]: share for word, share in labels_of(each).items() if word in self._number}
+            for each in drawings
+        ]
+        most = max(1, *map(len, known))
+        words = np.full((len(known), most), MISSING, np.int64)
+        shares = np.zeros((len(known), most), np.float32)
+        for row, each in enumerate(known):
+            words[row, : len(each)] = [*each]
+            shares[row, : len(each)] = np.array([*each.values()], np.float32) / max(sum(each.values()), 1e-9)
+        numbers = [noun_number(each) for each in drawings]
+        return Batch(
+            pixels=np.stack([normalise(self.image(index)) for index in documents]),
+            nouns=np.array([MISSING if number is None else number for number in numbers], np.int64),
+            words=words,
+            shares=shares,
+        )
+
+
+@lru_cache(maxsize=16384)
+def _kept(drawing: Drawing) -> pillow.Image:
+    """The cut-out of a drawing, no larger than it is shown."""
+    image = cut_out(drawing.image())
+    ratio = KEPT / max(image.size)
+    sides = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    return image.resize(sides, pillow.Resampling.BOX) if ratio < 1 else image
+
+
 def naming(
     model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
 ) -> Objective:
-    """Cross-entropy of the labels of drawings. Raises ValueError for a stage that reads anything else."""
-    place = _place(stage)
-    drawings = training(place)
-    labels = common_labels(drawings)
-    if not labels:
-        raise ValueError(
-            f"no word is common to {LEAST} of the {len(drawings)} drawings of {place.folder} and to {SETS} sets, so "
-            "there is nothing to tell apart; fetch more sets."
-        )
+    """Cross-entropy of the nouns and words of drawings. Raises ValueError for a stage that reads anything else."""
+    place, vision = _place(stage), model.config.vision
+    lesson = Lesson(place, stage, vision.patch_size)
     if run_dir is not None:
         require_same_shards(shards(place), run_dir / "data.json")
-        _note(labels, run_dir / "labels.json")
-    number = {label: k for k, label in enumerate(labels)}
-    config = model.config.at(stage.image_size)
-    head = Namer(config.vision.width, len(labels), torch.Generator().manual_seed(stage.seed))
-    head.to(model.vision.position.device)
+        _note(lesson.words, run_dir / "labels.json")
+    labels = len(nouns()) + len(lesson.words)
+    head = Namer(vision.width, labels, torch.Generator().manual_seed(stage.seed))
+    device = model.vision.position.device
+    head.to(device)
 
-    def batch(documents: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        shares = [labels_of(drawing_at(place, index)) for index in documents]
-        known = [
-            {number[label]: share for label, share in each.items() if label in number} for each in shares
-        ]
-        most = max(1, *map(len, known))
-        which = np.full((len(known), most), MISSING, np.int64)
-        shared = np.zeros((len(known), most), np.float32)
-        for row, each in enumerate(known):
-            which[row, : len(each)] = [*each]
-            shared[row, : len(each)] = np.array([*each.values()], np.float32) / max(sum(each.values()), 1e-9)
-        squares = [square(image_of(place, index, stage.image_size), stage.image_size) for index in documents]
-        return np.stack([normalise(each) for each in squares]), which, shared
-
-    def loss(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Loss:
-        pixels, which, shared = (
-            on_device(torch.from_numpy(each), head.scores.bias.device) for each in arrays
+    def loss(batch: Batch) -> Loss:
+        pixels, named, words, shares = (
+            on_device(torch.from_numpy(each), device)
+            for each in (batch.pixels, batch.nouns, batch.words, batch.shares)
         )
-        likely = head(model.vision(pixels)).float().log_softmax(dim=-1)  # (images, labels)
-        own = likely.gather(1, which.clamp_min(0))
-        patches = len(arrays[0]) * config.vision.patches
+        scores = head(model.vision(pixels)).float()  # (images, labels)
+        of_nouns, of_words = scores.split([len(nouns()), len(lesson.words)], dim=1)
+        missed = nn.functional.cross_entropy(of_nouns, named, ignore_index=MISSING, reduction="sum")
+        said = of_words.log_softmax(dim=-1).gather(1, words.clamp_min(0))
+        unsaid = -(said * shares).sum()
+        images, patches = (
+            len(batch.pixels),
+            len(batch.pixels) * (batch.pixels.shape[-1] // vision.patch_size) ** 2,
+        )
+        has_noun, has_word = batch.nouns != MISSING, (batch.shares > 0).any(axis=1)
+        wrong = ((of_nouns.argmax(dim=1) != named) & (named != MISSING)).sum()
         return Loss(
-            total=-(own * shared).sum(),
-            supervised=int((arrays[2] > 0).any(axis=1).sum()),
+            total=missed + WORDS * unsaid,
+            supervised=int((has_noun | has_word).sum()),
             tokens=patches,
-            images=len(arrays[0]),
+            images=images,
             row_tokens=patches,
+            by_source={
+                "nouns": (missed.detach(), int(has_noun.sum())),
+                "nouns_wrong": (wrong.float(), int(has_noun.sum())),
+                "words": (unsaid.detach(), int(has_word.sum())),
+            },
         )
 
     def flops(seen: Mapping[str, float]) -> float:
-        return vision_flops(config, True, True, seen["images"])
+        images = seen["images"]
+        side = round((seen["tokens"] / max(1, images)) ** 0.5) * vision.patch_size
+        return vision_flops(model.config.at(side or stage.image_size), True, True, images)
 
     module = nn.ModuleDict({"vision": model.vision, "head": head})
-    return Objective(module=module, batch=batch, loss=loss, flops=flops)
+    return Objective(
+        module=module, batch=lesson, loss=loss, flops=flops, sources=("nouns", "nouns_wrong", "words")
+    )
 
 
 def _place(stage: StageConfig) -> Place:
@@ -122,7 +232,5 @@ def _place(stage: StageConfig) -> Place:
 def _note(labels: Sequence[str], file: Path) -> None:
     if file.exists() and read_json(file) == labels:
         return
-    import json
-
     with atomic(file) as out:
         out.write(json.dumps(labels, ensure_ascii=False).encode())

@@ -22,24 +22,30 @@ SMALLEST = 0.4
 """Longest side of a drawing in sides of its image, at the least."""
 
 
-def posed(image: pillow.Image, dice: Dice, size: int, *, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
-    """The drawing (RGBA) on a square of `size` pixels; mirrored now and then where `name` allows it."""
+def posed(
+    image: pillow.Image, dice: Dice, size: int, *, name: str = "", strength: float = 1.0
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The drawing (RGBA) on a square of `size` pixels; mirrored now and then where `name` allows it.
+
+    At `strength` 0 it fills the square, on white; towards 1 everything differs more, and more often.
+    """
     cut = cut_out(image)
-    if dice.chance(0.4) and SIDED.isdisjoint(name.lower().split()):
+    if dice.chance(0.4 * strength) and SIDED.isdisjoint(name.lower().split()):
         cut = cut.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
-    cut = turned(inked(cut, dice) if dice.chance(0.5) else cut, dice)
-    longest = size * (SMALLEST + (1 - SMALLEST) * dice.share() ** 0.7)
-    stretch = 0.85 + 0.3 * dice.share() if dice.chance(0.5) else 1.0
+    cut = turned(inked(cut, dice) if dice.chance(0.5 * strength) else cut, dice, strength)
+    longest = size * (1 - strength * (1 - SMALLEST) * (1 - dice.share() ** 0.7))
+    stretch = 1 + strength * (0.3 * dice.share() - 0.15) if dice.chance(0.5) else 1.0
     scale = longest / max(cut.width * stretch, cut.height)
     sides = [
         min(size, max(4, round(cut.width * stretch * scale))),
         min(size, max(4, round(cut.height * scale))),
     ]
     cut = cut.resize((sides[0], sides[1]), pillow.Resampling.BILINEAR, reducing_gap=2.0)
-    canvas = ground(dice, size, beside=tone(cut))
-    place = [dice.below(size - side + 1) for side in sides]
+    plain = not dice.chance(strength)
+    canvas = pillow.new("RGB", (size, size), WHITE) if plain else ground(dice, size, beside=tone(cut))
+    place = [round((size - side) * (0.5 + strength * (dice.share() - 0.5))) for side in sides]
     canvas.paste(cut, (place[0], place[1]), cut)
-    return np.asarray(in_other_light(canvas, dice))
+    return np.asarray(in_other_light(canvas, dice, strength))
 
 
 def cut_out(image: pillow.Image) -> pillow.Image:
@@ -67,11 +73,11 @@ def repainted(image: pillow.Image, colour: RGB) -> pillow.Image:
     return painted
 
 
-def turned(image: pillow.Image, dice: Dice) -> pillow.Image:
+def turned(image: pillow.Image, dice: Dice, strength: float = 1.0) -> pillow.Image:
     """Leaning a little, now and then."""
-    if not dice.chance(0.3):
+    if not dice.chance(0.3 * strength):
         return image
-    return cut_out(image.rotate(30 * dice.share() - 15, pillow.Resampling.BILINEAR, expand=True))
+    return cut_out(image.rotate(strength * (30 * dice.share() - 15), pillow.Resampling.BILINEAR, expand=True))
 
 
 def tone(image: pillow.Image) -> float:
@@ -102,12 +108,12 @@ def ground(dice: Dice, size: int, *, beside: float) -> pillow.Image:
     return pillow.fromarray(levels).resize((size, size), pillow.Resampling.BICUBIC)
 
 
-def in_other_light(image: pillow.Image, dice: Dice) -> pillow.Image:
+def in_other_light(image: pillow.Image, dice: Dice, strength: float = 1.0) -> pillow.Image:
     """Brighter, paler, of less contrast or out of focus, now and then."""
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        if dice.chance(0.3):
+        if dice.chance(0.3 * strength):
             image = change(image).enhance(0.6 + 0.8 * dice.share())
-    if dice.chance(0.1):
+    if dice.chance(0.1 * strength):
         small = max(16, round(image.width * (0.35 + 0.4 * dice.share())))
         image = image.resize((small, small), pillow.Resampling.BILINEAR).resize(
             image.size, pillow.Resampling.BILINEAR
