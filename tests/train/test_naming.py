@@ -14,13 +14,15 @@ from qwenvl.checkpoint.initialise import load_vision_
 from qwenvl.cli import main
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.drawings import streams
+from qwenvl.data.drawings.labels import noun_number
+from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.formats import Example
 from qwenvl.data.stream.sources import SourceConfig, Stream
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loop import train
-from qwenvl.train.naming import naming
+from qwenvl.train.naming import MISSING, naming
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 LETTERS = Tokenizer({bytes([value]): value for value in range(256)})
@@ -64,22 +66,54 @@ def two_drawings_make_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_are_learned(tmp_path: Path) -> None:
     objective = naming(small(), LETTERS, stage(fetched(tmp_path / "drawings")), run_dir=tmp_path)
-    labels = json.loads((tmp_path / "labels.json").read_text())
-    assert {"cat", "animal", "vehicle"} <= set(labels), "what noto and lucide both say"
+    words = json.loads((tmp_path / "labels.json").read_text())
+    assert {"cat", "animal", "vehicle"} <= set(words), "what noto and lucide both say"
     batch = objective.batch(range(8))
-    shares = batch[2]
-    entropy = -(shares * np.log(np.where(shares > 0, shares, 1))).sum() / 8
+    assert {nouns()[number].noun for number in batch.nouns if number != MISSING} <= {
+        "cat",
+        "dog",
+        "car",
+        "bus",
+        "key",
+        "umbrella",
+        "house",
+    }
+    entropy = -(batch.shares * np.log(np.where(batch.shares > 0, batch.shares, 1))).sum() / 8
     optimizer = torch.optim.AdamW(objective.module.parameters(), 3e-3)
     losses = []
     for _ in range(50):
         made = objective.loss(batch)
         assert made.supervised == made.images == 8
-        losses.append(made.total.item() / 8)
+        losses.append({name: float(total) / count for name, (total, count) in made.by_source.items()})
         optimizer.zero_grad()
         made.total.backward()
         optimizer.step()
-    assert abs(losses[0] - np.log(len(labels))) < 0.2, "at first every label is as likely"
-    assert losses[-1] - entropy < 0.2 * (losses[0] - entropy)
+    first, last = losses[0], losses[-1]
+    assert abs(first["nouns"] - np.log(len(nouns()))) < 0.3 > abs(first["words"] - np.log(len(words))), (
+        "all alike"
+    )
+    assert last["nouns_wrong"] == 0 and last["nouns"] < 0.2 * first["nouns"]
+    assert last["words"] - entropy < 0.25 * (first["words"] - entropy)
+
+
+def test_three_drawings_of_four_are_of_a_noun_and_each_is_drawn_once_in_an_epoch(tmp_path: Path) -> None:
+    lesson = naming(small(), LETTERS, stage(fetched(tmp_path))).batch
+    drawn = [lesson.drawing(index) for index in range(56)]
+    named = [each.name for each in drawn if noun_number(each) is not None]
+    others = [each.name for each in drawn if noun_number(each) is None]
+    assert len(named) == 42 and set(others) == {"noto/grinning-cat", "lucide/grinning-cat"}
+    assert len(set(named[:14])) == 14 == len(set(named[14:28])), "seven nouns in two sets"
+
+
+def test_images_grow_and_poses_too(tmp_path: Path) -> None:
+    lesson = naming(small(), LETTERS, stage(fetched(tmp_path)).changed({"image_size": 56})).batch
+    steps = (0, 14, 15, 22, 23, 29)
+    sides = [lesson(range(8 * step, 8 * step + 4)).pixels.shape[-1] for step in steps]
+    assert sides == [28, 28, 42, 42, 56, 56]
+    first, last = lesson.image(0), lesson.image(8 * 29)
+    assert (first[[0, -1]] == 255).all(axis=-1).any(), "on white"
+    assert first.shape == (28, 28, 3) and last.shape == (56, 56, 3)
+    assert np.array_equal(last, lesson.image(8 * 29)), "a function of the number"
 
 
 def test_a_stopped_run_goes_on_with_the_same_weights_and_refuses_other_drawings(
