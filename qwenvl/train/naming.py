@@ -4,7 +4,7 @@
 
 Softmax over the nouns, of the drawings that show one, and softmax over the words, a drawing's own in shares
 (`data.drawings.labels`): as in contrastive learning an image is told apart from everything else that is said of images.
-Three drawings of four are of a noun. What is easy comes first: large on white and few patches, which are read in a
+What is easy comes first: large on white and few patches, which are read in a
 quarter of the time; poses grow (`POSED`), and images (`GROWTH`). The scores go when the stage is done; the words stay
 beside its log.
 """
@@ -25,8 +25,7 @@ from qwenvl.data.drawings.collection import Drawing
 from qwenvl.data.drawings.labels import LEAST, SETS, common_labels, labels_of, noun_number
 from qwenvl.data.drawings.poses import cut_out, posed
 from qwenvl.data.drawings.splits import nouns
-from qwenvl.data.drawings.streams import Place, shards, training
-from qwenvl.data.stream.order import Order
+from qwenvl.data.drawings.streams import Place, drawing_at, shards, training
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.files import atomic
 from qwenvl.images import normalise
@@ -44,9 +43,6 @@ GROWTH = ((0.5, 0.5), (0.75, 0.75), (1.0, 1.0))
 
 POSED = 0.7
 """Share of the updates over which poses grow from none to their full strength."""
-
-NAMED = 3
-"""Drawings of four that show a noun, where there are any of the others."""
 
 WORDS = 0.3
 """Weight of the words beside that of the nouns."""
@@ -106,19 +102,6 @@ class Lesson:
                 "so there is nothing to tell apart; fetch more sets."
             )
         self._number = {word: k for k, word in enumerate(self.words)}
-        named = [each for each in drawings if noun_number(each) is not None]
-        others = [each for each in drawings if noun_number(each) is None]
-        self._parts = (named or others, others or named)
-        self._orders = [
-            Order(len(part), None, "naming", kind, place.seed) for kind, part in enumerate(self._parts)
-        ]
-
-    def drawing(self, index: int) -> Drawing:
-        """The drawing of a document: of a noun or any other, in turn, each once in an epoch of its kind."""
-        turn, rest = divmod(index, 4)
-        kind, drawn = (0, NAMED * turn + rest) if rest < NAMED else (1, (4 - NAMED) * turn + rest - NAMED)
-        _, number = self._orders[kind](drawn)
-        return self._parts[kind][number]
 
     def progress(self, index: int) -> float:
         """Share of the updates that come before the one of a document."""
@@ -131,13 +114,13 @@ class Lesson:
 
     def image(self, index: int) -> UInt8[np.ndarray, "side side 3"]:
         """The drawing of a document as it stands there."""
-        drawing, strength = self.drawing(index), min(1.0, self.progress(index) / POSED)
+        drawing, strength = drawing_at(self.place, index), min(1.0, self.progress(index) / POSED)
         dice = Dice("naming", self.place.seed, index)
         return posed(_kept(drawing), dice, self.side(index), name=drawing.en, strength=strength)
 
     def __call__(self, documents: Sequence[int]) -> Batch:
         """The documents of a micro-batch."""
-        drawings = [self.drawing(index) for index in documents]
+        drawings = [drawing_at(self.place, index) for index in documents]
         known = [
             {self._number[word]: share for word, share in labels_of(each).items() if word in self._number}
             for each in drawings

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from qwenvl.data.drawings.collection import Drawing, opened
+from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.scenes import Props, Scene, props, scene
 from qwenvl.data.drawings.telling import ASK, dialogue, in_words, records, which_image
@@ -29,6 +30,9 @@ from qwenvl.tokenizer import Tokenizer
 
 SIZE = 112
 """Pixels a side of a drawing alone."""
+
+NAMED = 3
+"""Drawings that show a noun, for each of the others: of 37,600 drawings of npm one in seven does."""
 
 CHINESE = 0.4
 """Share of the captions that are Chinese, where a drawing has a name in both languages."""
@@ -53,9 +57,18 @@ def _training(folder: Path, licences: str) -> Sequence[Drawing]:
     return drawings
 
 
+@lru_cache(maxsize=4)
+def _kinds(folder: Path, licences: str) -> tuple[Sequence[Drawing], Sequence[Drawing]]:
+    """The drawings of a noun, and all others; the one for the other where there is none."""
+    drawings = _training(folder, licences)
+    named = [each for each in drawings if noun_number(each) is not None]
+    others = [each for each in drawings if noun_number(each) is None]
+    return named or others, others or named
+
+
 @lru_cache(maxsize=8)
-def _order(size: int, seed: int) -> Order:
-    return Order(size, None, "drawings", seed)
+def _order(size: int, kind: int, seed: int) -> Order:
+    return Order(size, None, "drawings", kind, seed)
 
 
 def training(place: Place) -> Sequence[Drawing]:
@@ -64,9 +77,11 @@ def training(place: Place) -> Sequence[Drawing]:
 
 
 def drawing_at(place: Place, index: int) -> Drawing:
-    """The drawing of a document: each once an epoch, in an order of that epoch."""
-    drawings = training(place)
-    _, number = _order(len(drawings), place.seed)(index)
+    """The drawing of a document: three times one of a noun, then any other, each once in an epoch of its kind."""
+    turn, rest = divmod(index, NAMED + 1)
+    kind, drawn = (0, NAMED * turn + rest) if rest < NAMED else (1, turn)
+    drawings = _kinds(place.folder, place.licences)[kind]
+    _, number = _order(len(drawings), kind, place.seed)(drawn)
     return drawings[number]
 
 
