@@ -22,7 +22,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loop import train
-from qwenvl.train.naming import MISSING, naming
+from qwenvl.train.naming import MISSING, Lesson, naming
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 LETTERS = Tokenizer({bytes([value]): value for value in range(256)})
@@ -106,7 +106,8 @@ def test_three_drawings_of_four_are_of_a_noun_and_each_is_drawn_once_in_an_epoch
 
 
 def test_images_grow_and_poses_too(tmp_path: Path) -> None:
-    lesson = naming(small(), LETTERS, stage(fetched(tmp_path)).changed({"image_size": 56})).batch
+    read = stage(fetched(tmp_path)).changed({"image_size": 56})
+    lesson = Lesson(read.data[0].place(read.seed), read, 14)
     steps = (0, 14, 15, 22, 23, 29)
     sides = [lesson(range(8 * step, 8 * step + 4)).pixels.shape[-1] for step in steps]
     assert sides == [28, 28, 42, 42, 56, 56]
