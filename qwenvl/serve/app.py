@@ -28,12 +28,14 @@ from qwenvl.serve.auth import Guard, Refused
 from qwenvl.serve.bodies import Bodies, ClientGone, Receive, Send
 from qwenvl.serve.errors import ApiError, busy, failed, invalid
 from qwenvl.serve.exchange import Exchange, send_error
+from qwenvl.serve.fields import culprit
 from qwenvl.serve.limits import Limits
 from qwenvl.serve.logs import Log
 from qwenvl.serve.media import Fetched, Fetches, remote_url
 from qwenvl.serve.metrics import Metrics
 from qwenvl.serve.routes import QUIET, methods_of, of_router, routes
 from qwenvl.serve.worker import Job, Steps, Worker
+from qwenvl.terminal import printable
 
 if TYPE_CHECKING:  # torch comes with it, and is loaded by the thread that loads the model
     from qwenvl.serve.requests import Preparer
@@ -244,7 +246,10 @@ class Api:
         try:
             return parse_json(body, "The body", limit=self.limits.body_bytes, values=self.limits.values)
         except ValueError as error:
-            raise invalid(str(error)) from None
+            where = culprit(body)
+            raise invalid(
+                str(error).replace("The body", printable(where or "The body")[:100], 1), where
+            ) from None
 
     async def in_pool(self, function: Callable[..., T], *args: Any) -> T:
         """What takes its time, in a thread of the pool, so that the event loop does not."""

@@ -5,6 +5,7 @@ temperature = given.number("temperature", 0, 2)      # a float, or None where it
 given.rest()                                         # names of keys that nobody asked for
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ SHOWN = 60
 """Characters of a wrong value that its message repeats."""
 
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -125,6 +127,43 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.refuse(name, value, "an object")
         return Fields(value, self.path(name), within=self)
+
+
+class _Refused:
+    """Stands for a number that no machine type holds."""
+
+
+LONGEST_SEARCH = 2**20
+"""Bytes of a refused body in which its wrong value is looked for."""
+
+
+def culprit(body: bytes) -> str | None:
+    """Where in a body that JSON's reader refused the first number or text is that cannot be: `messages[0].content`.
+
+    None where the fault is another one, or where the body is long.
+    """
+
+    def whole(digits: str) -> Any:
+        return int(digits) if len(digits) < 19 or -(2**63) <= int(digits[:40]) < 2**64 else _Refused()
+
+    def real(digits: str) -> Any:
+        return _Refused() if float(digits) in (float("inf"), float("-inf")) else 0.0
+
+    try:
+        reader = json.JSONDecoder(parse_int=whole, parse_float=real, parse_constant=lambda name: _Refused())
+        found = reader.decode(body.decode("utf-8-sig")) if len(body) <= LONGEST_SEARCH else None
+    except (ValueError, RecursionError):
+        return None
+    left = [("", found)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, _Refused) or (isinstance(value, str) and _HALVES.search(value)):
+            return path or None
+        if isinstance(value, list):
+            left += reversed([(f"{path}[{at}]", each) for at, each in enumerate(value)])
+        elif isinstance(value, dict):
+            left += reversed([(f"{path}.{name}" if path else name, each) for name, each in value.items()])
+    return None
 
 
 def shown(value: Any) -> str:

@@ -8,6 +8,7 @@ import pytest
 from serving import Running, ScriptedEngine, api_over, serving
 
 from qwenvl.chat import Assistant
+from qwenvl.serve.fields import culprit
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -70,3 +71,37 @@ def test_keys_inside_messages_and_parts_are_named_or_refused(
         "messages[].content[].cache_control",
         "stream_options.include_obfuscation",
     ]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["1" + "0" * 30, "-9223372036854775809", "NaN", "1e999", '"\\ud800"', '["a", "\\udfff"]']
+)
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("temperature", '{"messages": [], "temperature": %s}'),
+        ("messages[0].content", '{"messages": [{"role": "user", "content": %s}]}'),
+        ("qwenvl.grounded", '{"qwenvl": {"grounded": %s, "more": [1, {}]}}'),
+    ],
+)  # fmt: skip
+def test_what_no_reader_of_json_takes_is_named_by_its_place(
+    server: Running, param: str, body: str, wrong: str
+) -> None:
+    where = f"{param}[1]" if wrong[0] == "[" else param
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
+        answer = server.ask("POST", path, (body % wrong).encode())
+        assert answer.status == 400 and answer.error["param"] == where
+        assert answer.error["message"].startswith(where)
+
+
+def test_a_place_is_looked_for_in_what_can_be_read_only() -> None:
+    assert culprit(b'{"a": 1, "b": [NaN]}') == "b[0]"
+    for body in (
+        b'{"a": ',
+        b"\xff",
+        b"NaN",
+        b'{"a": 1}',
+        b"[" * 100_000,
+        b'{"a": NaN, "b": "%s"}' % (b"x" * 2**20),
+    ):
+        assert culprit(body) is None
