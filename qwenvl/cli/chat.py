@@ -130,9 +130,10 @@ def _opened(path: str, shown: "Screen | None") -> "Source":
     from qwenvl.images import open_image
     from qwenvl.terminal import printable
 
-    image = open_image(_path(path, "/image PATH"))
+    place = _path(path, "/image PATH")
+    image = open_image(place)
     print(
-        f"({printable(path)}, {image.width} x {image.height}: goes with your next question)", file=sys.stderr
+        f"({printable(place)}, {image.width} x {image.height}: goes with your next question)", file=sys.stderr
     )
     _show(shown, image)
     return image

@@ -30,7 +30,7 @@ class BodyTooLarge(ApiError):
     def __init__(self, limits: Limits) -> None:
         super().__init__(
             413,
-            f"The body is larger than {limits.body_bytes:,} bytes, the limit here; send smaller images.",
+            f"The body is larger than {limits.body_bytes:,} bytes, the limit here; send less text or smaller images.",
             code="body_too_large",
             headers={"Connection": "close"},
         )
