@@ -8,8 +8,10 @@ import base64
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,8 +156,15 @@ class Running:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
-        assert not self._thread.is_alive()
+        self._thread.join(30)
+        if self._thread.is_alive():
+            frames = sys._current_frames()
+            stand = [
+                "".join(traceback.format_stack(frames[each.ident]))
+                for each in threading.enumerate()
+                if each.ident in frames
+            ]
+            raise AssertionError("the server did not end; its threads stand at:\n" + "\n".join(stand))
 
     @property
     def full(self) -> int:

@@ -516,7 +516,7 @@ def test_a13_slow_hosts_hold_up_who_fetches_and_nobody_else(
         ThreadPoolExecutor(2) as clients,
     ):
         answers = [clients.submit(asked, running, number) for number in range(2)]
-        running.until(lambda: running.api._fetching._work_queue.qsize() == 1)
+        running.until(lambda: len(waiting) == 25 and running.api._fetching._work_queue.qsize() == 1)
         time.sleep(0.06)
         held.set()
         assert sorted(each.result().status for each in answers) == [200, 429]
