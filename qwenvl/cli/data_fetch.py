@@ -39,7 +39,7 @@ def data_fetch(
     import sys
     from functools import partial
 
-    from qwenvl.data.drawings import debian, iconify, index, packages
+    from qwenvl.data.drawings import debian, fonts, iconify, index, packages
     from qwenvl.files import owned
 
     if not 8 <= side <= 4096 or processes < 1:
@@ -59,6 +59,8 @@ def data_fetch(
         if not there:
             raise ValueError(f"no package could be had: {got[0].problem}; see `qwenvl data fetch --help`.")
         table = {package.name: package for package in wanted}
+        if letters := fonts.keep(there, out):
+            tell(f"fonts     {letters} that draw Chinese, for signs in scenes")
         made = index.make(
             collections, table, there, out, side=side, processes=processes, report=partial(_tell_set, tell)
         )

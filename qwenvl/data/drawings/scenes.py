@@ -2,8 +2,8 @@
 
 A scene is a function of (seed, index) and of what was fetched. Things never touch; the box of a thing is the extent of
 what is opaque in it, that of a sign the extent of its plate, in whole pixels of the canvas. Photographs of a person's
-own stand behind scenes where the fetched folder has a folder `photographs`. Signs are in what fonts the machine has: in
-English everywhere, in Chinese where a font draws it.
+own stand behind scenes where the fetched folder has a folder `photographs`. Signs are in the fonts of the machine, in
+Chinese in those of the fetched folder (`fonts`).
 """
 
 from collections import defaultdict
@@ -17,10 +17,11 @@ from jaxtyping import UInt8
 from PIL import Image as pillow
 from PIL import ImageDraw
 
+from qwenvl.data.drawings import fonts
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, repainted
 from qwenvl.data.drawings.splits import Noun, noun, nouns
-from qwenvl.data.synth.pages.fonts import Face, Fonts
+from qwenvl.data.synth.pages.fonts import Face
 from qwenvl.data.synth.pages.scenery import Backgrounds
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.images import RGB
@@ -167,7 +168,7 @@ def scene(held: Props, seed: int, index: int, *, side: int = SIDE) -> Scene:
     taken: list[Corners] = []
     sign = None
     if dice.chance(0.35):
-        sign = _sign(canvas, dice, taken)
+        sign = _sign(held.folder, canvas, dice, taken)
     things = []
     scale = side / SIDE
     for drawing, shown in wanted:
@@ -258,11 +259,12 @@ def _place(size: tuple[int, int], side: int, taken: Sequence[Corners], dice: Dic
 # === Signs ===
 
 
-def _sign(canvas: pillow.Image, dice: Dice, taken: list[Corners]) -> Sign | None:
+def _sign(folder: Path, canvas: pillow.Image, dice: Dice, taken: list[Corners]) -> Sign | None:
     """A word on a plate, painted; None where no place was found."""
-    chinese = bool(_faces()["zh"]) and dice.chance(0.4)
+    faces = _faces(folder)
+    chinese = bool(faces["zh"]) and dice.chance(0.4)
     text = dice.pick(WORDS_ZH) if chinese else _english(dice)
-    face = dice.pick(_faces()["zh" if chinese else "en"])
+    face = dice.pick(faces["zh" if chinese else "en"])
     height = round((15 + dice.below(10)) * canvas.width / SIDE)
     plate = _plate(face, text, height, dice.below(len(PLATES)))
     place = _place(plate.size, canvas.width, taken, dice)
@@ -301,13 +303,10 @@ def _plate(face: Face, text: str, height: int, colours: int) -> pillow.Image:
 
 
 @cache
-def _faces() -> Mapping[str, Sequence[Face]]:
-    """Up to four faces of each language; none for Chinese where no font draws it."""
-    fonts = Fonts.find()
-    return {
-        "en": (Face(""), *fonts["en"][:3]),
-        "zh": [face for face in fonts["zh"] if face.covers("".join(WORDS_ZH))][:4],
-    }
+def _faces(folder: Path) -> Mapping[str, Sequence[Face]]:
+    """The faces of each language; none for Chinese where no font draws it."""
+    found = fonts.faces(folder)
+    return {**found, "zh": [face for face in found["zh"] if face.covers("".join(WORDS_ZH))]}
 
 
 # === Grounds ===

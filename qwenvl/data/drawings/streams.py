@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from qwenvl.data.drawings import fonts
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
@@ -191,6 +192,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
 
 
 def shards(place: Place) -> Mapping[str, tuple[int, int]]:
-    """The index of the drawings: its bytes and how many are trained on, which must stay for a run to go on."""
+    """What must stay for a run to go on: the index, its bytes and how many are trained on, and the fonts of signs."""
     drawings, index = training(place), place.folder / "index.jsonl"
-    return {str(index): (index.stat().st_size, len(drawings))}
+    letters = {str(file): (file.stat().st_size, 1) for file in fonts.files(place.folder)}
+    return {str(index): (index.stat().st_size, len(drawings)), **letters}
