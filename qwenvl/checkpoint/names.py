@@ -87,6 +87,27 @@ QWEN_7B: Mapping[str, Map] = {
 }
 """Qwen-7B, the initialisation of the language model in stage 1."""
 
+_LLAMA = "model.layers.{i}"
+
+LLAMA: Mapping[str, Map] = {
+    "model.embed_tokens.weight": Map("llm.embed.weight"),
+    f"{_LLAMA}.input_layernorm.weight": Map("llm.blocks.{i}.norm_1.weight"),
+    **_both(
+        f"{_LLAMA}.self_attn.qkv_proj",
+        "llm.blocks.{i}.attention.qkv",
+        llm_stacked_to_heads,
+        llm_heads_to_stacked,
+    ),
+    **_both(f"{_LLAMA}.self_attn.o_proj", "llm.blocks.{i}.attention.out"),
+    f"{_LLAMA}.post_attention_layernorm.weight": Map("llm.blocks.{i}.norm_2.weight"),
+    **_both(f"{_LLAMA}.mlp.up_proj", "llm.blocks.{i}.mlp.up"),
+    **_both(f"{_LLAMA}.mlp.gate_proj", "llm.blocks.{i}.mlp.gate"),
+    **_both(f"{_LLAMA}.mlp.down_proj", "llm.blocks.{i}.mlp.down"),
+    "model.norm.weight": Map("llm.norm.weight"),
+    "lm_head.weight": Map("llm.head.weight"),
+}
+"""The language model as others' Llama: the same arithmetic, with queries, keys and values stacked."""
+
 _BLOCK, _POOL = "transformer.visual.transformer.resblocks.{i}", "transformer.visual.attn_pool"
 
 OFFICIAL: Mapping[str, Map] = {

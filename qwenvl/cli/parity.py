@@ -1,9 +1,25 @@
 """`qwenvl parity`: the certificate that this model equals the official one."""
 
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
+
+DOORS: Mapping[str, str] = {
+    "transformers": "qwenvl.integrations.huggingface.door",
+    "vllm": "qwenvl.integrations.vllm.door",
+}
+"""Program -> module with `opened(folder)`, a `qwenvl.parity.through.Door`."""
 
 
-def parity(paths: tuple[Path, ...], /, *, json: bool = False, device: str = "cpu") -> int:
+def parity(
+    paths: tuple[Path, ...],
+    /,
+    *,
+    json: bool = False,
+    device: str = "cpu",
+    through: Literal["ours", "transformers", "vllm"] = "ours",
+) -> int:
     """Compare with recorded outputs of the official model and print, per case, the largest difference.
 
     A folder of fixtures or any part of one: a model folder, the tokenizer's, the preprocessing's, `sampling.json`.
@@ -16,9 +32,21 @@ def parity(paths: tuple[Path, ...], /, *, json: bool = False, device: str = "cpu
         paths: Files or folders in the format of the golden fixtures.
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
+        through: Ask another program that serves the models for their recorded answers: ids and log-probabilities.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
     from qwenvl.parity import certificate
 
-    return certificate.run(paths, json=json, device=device)
+    door = None if through == "ours" else _door(through)
+    return certificate.run(paths, json=json, device=device, door=door)
+
+
+def _door(program: str) -> Any:
+    """Raises ValueError where the program is not installed."""
+    try:
+        return importlib.import_module(DOORS[program]).opened
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            f"--through {program} needs it installed (no module {missing.name}): see docs/COMPATIBILITY.md."
+        ) from None

@@ -85,8 +85,10 @@ def _case_has(cases: Any, field: str) -> bool:
     return isinstance(cases, list) and any(isinstance(case, Mapping) and field in case for case in cases)
 
 
+MODELS = "qwenvl.parity.models"
+
 READERS: Mapping[str, Callable[[Any], bool]] = {
-    "qwenvl.parity.models": _is_model,
+    MODELS: _is_model,
     "qwenvl.parity.preprocess": _is_preprocess,
     "qwenvl.parity.sampling": _is_sampling,
     "qwenvl.parity.release": _is_release,
@@ -96,10 +98,11 @@ READERS: Mapping[str, Callable[[Any], bool]] = {
 """Module with `certify(path) -> Iterator[Result]`, and whether the content of a JSON file is for it; first wins."""
 
 
-def certify(paths: Sequence[str | Path]) -> Iterator[Result]:
+def certify(paths: Sequence[str | Path], door: Any = None) -> Iterator[Result]:
     """The results of every fixture under `paths`, in order; a fixture named twice is read once.
 
-    Raises ValueError, before any case is run, for a path that is missing or holds no fixture.
+    With a `door` (`through.Door`), those of the models' answers through it. Raises ValueError, before any case is run,
+    for a path that is missing or holds no fixture, and for a door where none holds a model.
     """
     jobs: dict[Path, str | None] = {}
     for path in map(Path, paths):
@@ -112,8 +115,13 @@ def certify(paths: Sequence[str | Path]) -> Iterator[Result]:
         jobs |= {fixture.resolve(): reader for fixture, reader in found.items()}
     if not jobs:
         raise ValueError("no fixtures were named; give the golden folder, or a part of it.")
+    if door is not None and MODELS not in jobs.values():
+        raise ValueError("none of the fixtures is a model; the answers of models are what a door can show.")
     for fixture, reader in jobs.items():
-        yield from _read(fixture, reader)
+        if door is None:
+            yield from _read(fixture, reader)
+        elif reader == MODELS:
+            yield from _read(fixture, "qwenvl.parity.through", door)
 
 
 def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
@@ -124,7 +132,7 @@ def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
         return
     if path.is_file():
         reader = _reader(path)
-        folder = reader in ("qwenvl.parity.models", "qwenvl.parity.preprocess")
+        folder = reader in (MODELS, "qwenvl.parity.preprocess")
         yield (path.parent if folder else path), reader
         return
     cases = path / "cases.json"
@@ -132,7 +140,7 @@ def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
         yield path, _reader(cases)
         return
     if (path / "meta.json").is_file() and (path / "config.json").is_file():  # a model that lost its cases
-        yield path, "qwenvl.parity.models"
+        yield path, MODELS
         return
     if _is_release_folder(path):
         yield path, "qwenvl.parity.release"
@@ -156,7 +164,7 @@ def _reader(file: Path) -> str | None:
     return next((reader for reader, recognises in READERS.items() if recognises(data)), None)
 
 
-def _read(fixture: Path, reader: str | None) -> Iterator[Result]:
+def _read(fixture: Path, reader: str | None, *door: Any) -> Iterator[Result]:
     """The results of one fixture: at least one, and FAIL instead of an exception."""
     name = f"{fixture.parent.name}/{fixture.name}"
     if reader is None:
@@ -164,7 +172,7 @@ def _read(fixture: Path, reader: str | None) -> Iterator[Result]:
         return
     count = 0
     try:
-        for result in importlib.import_module(reader).certify(fixture):
+        for result in importlib.import_module(reader).certify(fixture, *door):
             count += 1
             yield result
     except NotHere as missing:
@@ -197,10 +205,10 @@ def counts(results: Iterable[Result]) -> str:
     return ", ".join(f"{tally[status]} {status}" for status in shown)
 
 
-def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu") -> int:
+def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu", door: Any = None) -> int:
     """Prints the certificate of `paths` on standard output and returns the exit status.
 
-    Models compute on `device`, in float32. Raises ValueError where `certify` does and for a device that is not there.
+    Models compute on `device`, in float32; through a `door`, where that program computes. Raises ValueError where `certify` does and for a device that is not there.
     """
     import sys
 
@@ -212,7 +220,7 @@ def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu") ->
     progress = Console(stderr=True)
     results = []
     with runtime.device, progress.status("reading fixtures") as status:
-        for result in certify(paths):
+        for result in certify(paths, door):
             results.append(result)
             status.update(f"{len(results)} cases: {result.case[:60]}")
     if json:
