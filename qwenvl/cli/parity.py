@@ -1,6 +1,7 @@
 """`qwenvl parity`: the certificate that this model equals the official one."""
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -38,15 +39,16 @@ def parity(
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
     from qwenvl.parity import certificate
 
-    door = None if through == "ours" else _door(through)
+    door = None if through == "ours" else _door(through, device)
     return certificate.run(paths, json=json, device=device, door=door)
 
 
-def _door(program: str) -> Any:
-    """Raises ValueError where the program is not installed."""
-    try:
-        return importlib.import_module(DOORS[program]).opened
-    except ModuleNotFoundError as missing:
+def _door(program: str, device: str) -> Any:
+    """Raises ValueError where the program is not installed, and for a device: the program has its own."""
+    if device != "cpu":
         raise ValueError(
-            f"--through {program} needs it installed (no module {missing.name}): see docs/COMPATIBILITY.md."
-        ) from None
+            f"--device {device} is of our own models; --through {program} computes where that does."
+        )
+    if importlib.util.find_spec(program) is None:
+        raise ValueError(f"--through {program}: {program} is not installed here; see docs/COMPATIBILITY.md.")
+    return importlib.import_module(DOORS[program]).opened

@@ -208,7 +208,8 @@ def counts(results: Iterable[Result]) -> str:
 def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu", door: Any = None) -> int:
     """Prints the certificate of `paths` on standard output and returns the exit status.
 
-    Models compute on `device`, in float32; through a `door`, where that program computes. Raises ValueError where `certify` does and for a device that is not there.
+    Models compute on `device`, in float32, or, through a `door`, where that program does. Raises ValueError where
+    `certify` does and for a device that is not there.
     """
     import sys
 

@@ -18,7 +18,7 @@ from qwenvl.parity.certificate import NotHere, Result
 from qwenvl.parity.fixture import Case, Fixture, read_cases
 
 Answers = Callable[[Sequence[tuple[Sequence[int], Sequence[Path]]], int], list[tuple[list[int], list[float]]]]
-"""Prompts (ids with placeholders, files of images) and a number of tokens -> (ids, log-probabilities) of each answer."""
+"""Prompts (ids with placeholders, files of images), a number of tokens -> (ids, log-probabilities) of each answer."""
 
 Door = Callable[[Path], AbstractContextManager[Answers]]
 """Opens a model folder in the other program; it and `Answers` raise ValueError for what the program does not serve."""

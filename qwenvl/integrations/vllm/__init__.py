@@ -3,9 +3,9 @@
     LLM("Qwen/Qwen-VL-Chat").generate({"prompt": ..., "multi_modal_data": {"image": [...]}})
     vllm serve FOLDER                         # images as content parts of /v1/chat/completions
 
-vLLM calls `register` in each of its processes, whatever model it serves; it is quick and says nothing. vLLM's own classes
-change every month or two, so the versions that `make vllm` tried are a window (docs/VLLM.md); in any other, a folder of
-ours is refused in a sentence and every other model is served as if this package were not there.
+vLLM calls `register` in each of its processes, whatever model it serves; it is quick and says nothing. vLLM's classes
+change every month or two, so the versions that `make vllm` tried are a window (docs/VLLM.md); in any other, a folder
+of ours is refused in a sentence and every other model is served as if this package were not there.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The model under vLLM's interface: our vision encoder and adapter before vLLM's own blocks, whose pages and kernels it keeps.
+"""The model under vLLM's interface: our vision encoder and adapter before vLLM's own blocks, kernels and pages.
 
 Under tensor parallelism every process holds the whole encoder (2 of 9.6 billion parameters) and a share of the language
 model.
@@ -98,6 +98,11 @@ class QwenVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
         """The language model's tensors as vLLM's Llama names them; those of vision and adapter are put in place."""
         parts = {**dict(self.named_parameters()), "adapter.position": getattr(self.adapter, "position", None)}
         for foreign, tensor in weights:
+            if foreign.endswith(".qweight"):
+                raise ValueError(
+                    "these weights are packed in 4 bits (GPTQ), which is not served through vLLM; unpack them first: "
+                    "`qwenvl convert FOLDER NEW`."
+                )
             name, layout = names.ours(foreign, names.OFFICIAL) or (foreign, names.same)
             found[name] = tuple(layout(tensor.to("meta"), self.shape).shape)
             if found[name] != expected.get(name):

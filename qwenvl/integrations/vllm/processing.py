@@ -1,6 +1,7 @@
 """Images on their way into vLLM: pixels as everywhere in this project, and `<imgpad>` between `<img>` and `</img>`."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,9 @@ class Processor(BaseMultiModalProcessor[Info]):
         return [PromptReplacement(modality="image", target=place, replacement=details)]
 
     def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
-        """Places are found by their ids alone: vLLM would else look for them in the text, where anyone can spell them."""
+        """Places are found by their ids alone: vLLM would else look in the text, where anyone can spell them."""
         images, start, end = len(mm_prompt_updates.get("image", ())), *self._place()
-        places = sum(pair == (start, end) for pair in zip(token_ids, token_ids[1:], strict=False))
+        places = sum(pair == (start, end) for pair in pairwise(token_ids))
         if places != images:
             raise ValueError(
                 f"the prompt has {places} places for images ({PLACE}) but {images} images are given; give as many, in "

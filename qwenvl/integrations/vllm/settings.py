@@ -1,4 +1,4 @@
-"""What vLLM has to know about a folder before it loads it: how prompts are read, how long they may be, where answers end."""
+"""What vLLM has to know about a folder before it loads it: how prompts are read and how long, where answers end."""
 
 from functools import partial
 from typing import Any

@@ -15,7 +15,7 @@ from qwenvl.markup import Image
 
 TEMPLATE = (
     "{% for message in messages %}{% for part in message.content %}{% endfor %}{% endfor %}"
-    "{#- ChatML, spelled from objects by PromptTokenizer.apply_chat_template; the loops tell vLLM that it takes parts. -#}"
+    "{#- ChatML, spelled from objects by PromptTokenizer.apply_chat_template; the loops say that it takes parts. -#}"
 )
 """Stands where a template in Jinja would."""
 
