@@ -3,6 +3,7 @@
 # make data-demo  raw pairs with planted defects, cleaned in every way that must agree
 # make docs   the guides and the API reference as a static site in build/site
 # make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
+# make vllm   our models inside vLLM, in environments of its own (2.5 GB each), printed into docs/VLLM.md
 # make clients  the clients of OpenAI's API against `qwenvl serve tiny`, printed into docs/SERVING.md
 # make soak   half an hour of clients that do everything wrong (half a minute of it is in make test)
 # make coverage  which lines and branches of qwenvl/ the tests run, in the processes that they start too (an hour)
@@ -15,7 +16,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH   := torch>=2.9,<2.14
 WORKERS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help docs coverage demo data-demo compat clients soak test lint format clean check-style check-types check-layers check-tests same-python
+.PHONY: help docs coverage demo data-demo compat clients vllm soak test lint format clean check-style check-types check-layers check-tests same-python
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -34,6 +35,9 @@ test: same-python $(VENV)/.test
 
 compat: $(VENV)/.test
 	@$(BIN)/python benchmarks/compat.py --write
+
+vllm: $(VENV)/.core
+	@$(BIN)/python benchmarks/inside_vllm.py --write
 
 soak: $(VENV)/.test
 	@$(BIN)/python benchmarks/soak.py
@@ -89,7 +93,7 @@ format: $(VENV)/.test
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- set-up: a virtual environment, once; again only when pyproject.toml changes ----

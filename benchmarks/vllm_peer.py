@@ -1,4 +1,4 @@
-"""vLLM on a CPU for `benchmarks/decode.py --vllm`: runs in vLLM's own environment and answers line by line.
+"""vLLM on a CPU for `decode.py --vllm` and `inside_vllm.py --speed`: runs in vLLM's own environment, line by line.
 
 Reads one JSON object per line, {"batch": rows, "prompt": tokens, "new": tokens, "round": number}, and writes one:
 processor seconds of the prefill, and of each step that wrote a token for every row.
@@ -15,15 +15,20 @@ from typing import Any
 import torch
 from vllm import LLM, SamplingParams, __version__
 
+VOCABULARY = Path(__file__).parents[1] / "tests" / "golden" / "models" / "tiny_q4" / "qwen.tiktoken"
+
 
 def start(shape: dict[str, Any]) -> LLM:
     """An engine over random weights of this shape, which needs a folder with a config and nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
+        ours = shape["model_type"] == "qwenvl"
+        if ours:
+            Path(folder, VOCABULARY.name).write_bytes(VOCABULARY.read_bytes())
         return LLM(
             folder,
             load_format="dummy",
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not ours,  # who takes images needs a vocabulary
             dtype="bfloat16",
             max_model_len=2048,
             max_num_seqs=16,

