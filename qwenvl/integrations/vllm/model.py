@@ -5,7 +5,7 @@ model.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,14 @@ class QwenVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        settings = vllm_config.model_config
+        settings, marks = vllm_config.model_config, cast(SupportsMultiModal, self)
         self.shape: ModelConfig = settings.hf_config.shape
-        with self._mark_tower_model(vllm_config, "image"):
+        with marks._mark_tower_model(vllm_config, "image"):
             self.vision = VisionTransformer(self.shape.vision)
-            self.adapter = Adapter(self.shape.adapter, self.shape.vision.width, self.shape.llm.hidden)
-            self.adapter.position = self.adapter.position.to(self.adapter.query.dtype)
-        with self._mark_language_model(vllm_config):
+            adapter = Adapter(self.shape.adapter, self.shape.vision.width, self.shape.llm.hidden)
+            adapter.position = adapter.position.to(adapter.query.dtype)
+            self.adapter = adapter
+        with marks._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config,
                 hf_config=text_config(self.shape.llm, settings.max_model_len),

@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.config import LLMConfig, ModelConfig
-from qwenvl.integrations.vllm import MODE
+from qwenvl.integrations.vllm.plugin import MODE
 from qwenvl.options import PromptFormat
 from qwenvl.tokenizer import SPECIALS
 
