@@ -10,8 +10,8 @@ of ours is refused in a sentence and every other model is served as if this pack
 
 from typing import Any
 
-FIRST, LAST = (0, 28), (0, 32)
-"""The oldest and the newest minor version that were tried."""
+FIRST, LAST = (0, 32), (0, 32)
+"""The oldest and the newest minor version that were tried (`make vllm`)."""
 
 DROPPED = (0, 24)
 """The first version of vLLM without its own class for official folders; those before keep theirs."""
@@ -50,7 +50,7 @@ def untried(version: str) -> str | None:
         return None
     first, last, behind = (".".join(map(str, each)) for each in (FIRST, LAST, (LAST[0], LAST[1] + 1)))
     return (
-        f"Qwen-VL runs in vLLM {first} to {last}, which were tried; this is {version}. "
+        f"Qwen-VL runs in vLLM {first}{f' to {last}' * (first != last)}, as tried; this is {version}. "
         f'Install another (pip install "vllm>={first},<{behind}"), or answer with `qwenvl serve`.'
     )
 
