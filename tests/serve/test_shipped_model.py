@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from serving import Running, api_over, serving, shown, text
 from qwenvl.chat import Assistant
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import scene
+from qwenvl.generate import scheduler
 from qwenvl.generate.engine import Engine, EngineConfig
 from qwenvl.serve.app import Api, ServeConfig
 from qwenvl.serve.auth import Guard
@@ -134,3 +136,18 @@ def test_the_log_and_version_tell_how_far_answers_are_those_alone() -> None:
         assert running.ask("GET", "/version").json["answers"] == "bit-equal to the request alone"
     (line,) = [each for each in map(json.loads, said.getvalue().splitlines()) if each["event"] == "engine"]
     assert line["answers"] == "bit-equal to the request alone" and line["reason"] is None
+
+
+def test_who_is_pre_empted_writes_on_as_if_nothing_had_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through HTTP: four answers need more of the cache than there is."""
+    monkeypatch.setattr(scheduler, "AHEAD", 16)
+    config = EngineConfig(rows=4, cache_tokens=256, prefix_tokens=0)
+    said = [f"Tell me {number} long tales." for number in range(4)]
+    own = Assistant.load("tiny", device="cpu")
+    with serving(api_over(Engine(own.model, config), own)) as running, ThreadPoolExecutor(4) as clients:
+        long = {"max_tokens": 60, "min_tokens": 60}
+        alone = [running.chat(each, **long).text for each in said]
+        together = list(clients.map(lambda each: running.chat(each, **long).text, said))
+        preempted = running.ask("GET", "/metrics").body.decode()
+    assert together == alone and all(alone)
+    assert "\nqwenvl:num_preemptions_total 0.0" not in preempted
