@@ -16,13 +16,11 @@ from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.neighbours import neighbours
 from qwenvl.data.drawings.scenes import SIDE, props, scene
 from qwenvl.data.drawings.splits import SPLITS, Noun, noun, nouns
-from qwenvl.data.drawings.telling import ASK
+from qwenvl.data.drawings.telling import ASK, WHAT
 from qwenvl.data.records import Language, Question, Referring
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.images import WHITE, over
 from qwenvl.markup import Image
-
-QUESTIONS: dict[Language, str] = {"en": "What is this?", "zh": "这是什么？"}
 
 SCENES = 200
 """Questions about scenes of each split; `--limit` takes the first of them."""
@@ -40,7 +38,7 @@ def naming(language: Language) -> Callable[[Source], list[Sample]]:
         return checked(
             (
                 Sample(
-                    id=f"{split}/{drawing.name}", images=(_on_white(drawing),), text=QUESTIONS[language],
+                    id=f"{split}/{drawing.name}", images=(_on_white(drawing),), text=WHAT[language],
                     answers=shown.names(language), group=split,
                     beside={name: noun(id).names(language)[:1] for name, id in said.items()},
                 )
@@ -64,7 +62,7 @@ def choosing(size: int) -> Callable[[Source], list[Sample]]:
         return checked(
             (
                 Sample(
-                    id=f"{split}/{drawing.name}", images=(_on_white(drawing),), text=QUESTIONS["en"], options=options,
+                    id=f"{split}/{drawing.name}", images=(_on_white(drawing),), text=WHAT["en"], options=options,
                     answers=tuple(name_of_option(numbers[each.id]) for each in _same(shown, among)), group=split,
                     beside={name: (name_of_option(numbers[id]),) for name, id in said.items()},
                 )

@@ -20,9 +20,9 @@ from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.scenes import Props, Scene, props, scene
-from qwenvl.data.drawings.telling import ASK, dialogue, in_words, records, which_image
+from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, naming, records, which_image
 from qwenvl.data.formats import Example, example, task
-from qwenvl.data.records import Caption
+from qwenvl.data.records import Caption, Language, Question, Record
 from qwenvl.data.stream.order import Order
 from qwenvl.data.tasks import example_of, formats_of, task_of
 from qwenvl.data.toy.worlds import Dice
@@ -34,6 +34,9 @@ SIZE = 112
 
 NAMED = 3
 """Drawings that show a noun, for each of the others: of 37,600 drawings of npm one in seven does."""
+
+ASKED = 0.5
+"""Share of the names that answer a question; the others are captions."""
 
 CHINESE = 0.4
 """Share of the captions that are Chinese, where a drawing has a name in both languages."""
@@ -93,16 +96,20 @@ def image_of(place: Place, index: int, size: int = SIZE) -> UInt8[ndarray, "size
 
 
 def names_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
-    """A drawing and what it is called, in one of its languages (format 1)."""
-    drawing = drawing_at(place, index)
-    chinese = drawing.zh and (not drawing.en or Dice("language", place.seed, index).chance(CHINESE))
-    record = Caption(
-        image=Image(image_of(place, index)),
-        text=drawing.zh if chinese else drawing.en,
-        language="zh" if chinese else "en",
-        source=drawing.source,
-    )
+    """A drawing and what it is called, in one of its languages: its caption, or the answer (formats 1 and 2)."""
+    drawing, dice = drawing_at(place, index), Dice("language", place.seed, index)
+    names, image = _names(drawing), Image(image_of(place, index))
+    language: Language = "zh" if "zh" in names and ("en" not in names or dice.chance(CHINESE)) else "en"
+    record: Record = Caption(image=image, text=names[language], language=language, source=drawing.source)
+    if dice.chance(ASKED):
+        record = Question(image=image, question=WHAT[language], answer=names[language], source=drawing.source)
     return example_of(record, tokenizer, queries)
+
+
+def _names(drawing: Drawing) -> Mapping[Language, str]:
+    """What a drawing is called in the languages that it has a name in."""
+    names: dict[Language, str] = {"en": drawing.en, "zh": drawing.zh}
+    return {language: name for language, name in names.items() if name}
 
 
 CAPTIONS = ("caption", "caption", "grounded_caption")
@@ -169,8 +176,11 @@ def _told(
 
 
 def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
-    """A dialogue: one scene and questions about it, or two and which of them shows what."""
+    """A dialogue: one drawing and its names, one scene and questions about it, or two and which of them shows what."""
     dice = Dice("chat", place.seed, index)
+    if dice.chance(0.3):
+        drawn = naming(Image(image_of(place, index)), _names(drawing_at(place, index)), dice)
+        return example_of(drawn, tokenizer, queries)
     first, held = scene_at(place, 2 * index)
     if dice.chance(0.3):
         second, _ = scene_at(place, 2 * index + 1)

@@ -22,6 +22,9 @@ from qwenvl.data.records import (
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
 
+WHAT: Mapping[Language, str] = {"en": "What is this?", "zh": "这是什么？"}
+"""The question about an image of one thing."""
+
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 NUMBERS_ZH = ("零", "一", "两", "三", "四", "五")
 
@@ -223,7 +226,7 @@ PLACES = (("on the left", "左边", 0, 1), ("on the right", "右边", 0, -1), ("
 def what_is(scene: Scene, held: Props, image: Image, language: Language, dice: Dice) -> Record | None:
     """What stands at an edge, or alone."""
     if len(scene.things) == 1:
-        thing, asked = scene.things[0], "这是什么？" if language == "zh" else "What is this?"
+        thing, asked = scene.things[0], WHAT[language]
     else:
         place, place_zh, axis, sign = dice.pick(PLACES)
         order = sorted(scene.things, key=lambda thing: sign * _middle(thing)[axis])
@@ -332,6 +335,17 @@ def in_words(scene: Scene, seed: int) -> str:
     )
     Dice("words", seed, scene.name).shuffle(noted)
     return "; ".join(f"{name} ({at.x1},{at.y1}),({at.x2},{at.y2})" for name, at in noted) + "."
+
+
+def naming(image: Image, names: Mapping[Language, str], dice: Dice) -> Dialogue:
+    """A dialogue about one drawing: what it is, in each of its languages, in any order."""
+    order = list(names)
+    dice.shuffle(order)
+    turns: list[Turn] = []
+    for language in order:
+        shown = () if turns else (image,)
+        turns += [Turn("user", (*shown, Text(WHAT[language]))), Turn("assistant", (Text(names[language]),))]
+    return Dialogue(turns=tuple(turns), source="drawings")
 
 
 CHATTED = ("count", "exists", "color", "what", "where", "read", "caption", "refer") * 2
