@@ -164,10 +164,12 @@ def test_no_drawing_that_is_held_out_is_ever_drawn(tmp_path: Path) -> None:
         assert {each.name for each in drawn} == {each.name for each in streams.training(place)}
 
 
-def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(tmp_path: Path) -> None:
+def test_documents_are_captions_and_answers_in_two_languages_and_a_function_of_their_number(
+    tmp_path: Path,
+) -> None:
     stream = Stream(sources=(row(fetched(tmp_path)),), tokenizer=LETTERS, queries=4, longest=200, seed=5)
     again = Stream(sources=stream.sources, tokenizer=LETTERS, queries=4, longest=200, seed=5)
-    answers = set()
+    answers, asked = set(), set()
     for position in range(40):
         made, same = stream(position).made, again(position).made
         assert isinstance(made, Example) and isinstance(same, Example)
@@ -175,9 +177,26 @@ def test_documents_are_captions_in_two_languages_and_a_function_of_their_number(
         assert np.array_equal(np.asarray(made.images[0].source), np.asarray(same.images[0].source))
         answer = LETTERS.decode([label for label in made.labels if label >= 0])
         prompt = LETTERS.decode(made.ids)
-        assert ("in Chinese:" in prompt) == (not answer.isascii())
+        chinese = not answer.isascii()
+        caption, question = ("in Chinese:", "这是什么？") if chinese else ("in English:", "What is this?")
+        assert (caption in prompt) != (question in prompt)
         answers.add(answer.removesuffix("<|endoftext|>"))
-    assert {" car", " umbrella", "猫"} <= answers
+        asked.add((chinese, question in prompt))
+    assert {" car", " umbrella", "猫"} <= answers and len(asked) == 4
+
+
+def test_dialogues_name_one_drawing_too_in_each_of_its_languages(tmp_path: Path) -> None:
+    place = row(fetched(tmp_path)).place(5)
+    named = []
+    for index in range(40):
+        text = LETTERS.decode(streams.chats_document(place, LETTERS, 4, index).ids)
+        if text.count("<img>") == 1 and text.count("<|im_start|>user") == 2 and text.count("is this?") == 1:
+            named.append((streams.drawing_at(place, index), text))
+    assert all(f"assistant\n{drawing.en}<|im_end|>" in text for drawing, text in named)
+    assert all(
+        f"assistant\n{drawing.zh}<|im_end|>" in text and "这是什么？" in text for drawing, text in named
+    )
+    assert 5 < len(named) < 25
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Training documents made of fetched drawings: document number `index` is a pure function of (seed, index).
 
 drawn_text      a scene in words, and the records about it without an image      the language model's own pre-training
-names           a drawing on some ground, and its name as its caption            stage 1, and the naming of nouns before
+names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
-drawn_chats     a dialogue in ChatML about one scene or two                      stage 3
+drawn_chats     a dialogue in ChatML about one drawing, one scene or two         stage 3
 """
 
 from collections.abc import Callable, Mapping, Sequence
