@@ -12,6 +12,9 @@ def quantize(
     out: Path,
     vision: Literal["kept", "int8"] = "kept",
     head: Literal["kept", "int8"] = "kept",
+    report: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> int:
     """Write a checkpoint whose language model has weights of 8 or 4 bits; every other command reads it.
 
@@ -26,13 +29,25 @@ def quantize(
         out: The folder to write; one that holds a model is replaced, anything else is refused.
         vision: The matrices of the vision encoder's blocks: as they are, or 8 bits.
         head: The output head: as it is, or 8 bits.
+        report: Scenes of the toy world that both models are asked about: logits, answers, scores, seconds; 0: none.
+        device: Where the models of the report compute: auto, cpu, cuda or mps.
+        dtype: The precision of what is not rounded there: auto, float32, bfloat16 or float16.
     """
     from qwenvl.checkpoint.quantize import Plan, size_of
     from qwenvl.checkpoint.quantize import quantize as written
     from qwenvl.terminal import printable
 
+    if report < 0:
+        raise ValueError(f"--report is {report}; expected a number of scenes, or 0 for no report.")
     before = size_of(checkpoint)
     written(checkpoint, out, Plan(to=to, vision=vision == "int8", head=head == "int8"))
     after = size_of(out)
     print(f"{printable(out)}: {to}, {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB")
+    if report:
+        from qwenvl.chat import Assistant
+        from qwenvl.parity.rounding import compared, measured
+
+        whole = measured(Assistant.load(checkpoint, device=device, dtype=dtype), report)
+        small = measured(Assistant.load(out, device=device, dtype=dtype), report, whole.answers)
+        print("\n".join(compared(whole, small).lines()))
     return 0
