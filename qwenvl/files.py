@@ -166,13 +166,16 @@ def _same(file: int, path: Path) -> bool:
         return False
 
 
-def clear_unfinished(folder: Path) -> int:
-    """Removes what killed calls of `atomic` left in a folder and below it, and returns how many; for its owner."""
+def clear_unfinished(folder: Path, of: str = "") -> int:
+    """Removes what killed calls of `atomic` left in a folder and below it, and returns how many; for its owner.
+
+    With `of` only what was to become a file of this name: for whoever owns no more than that.
+    """
     found = [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
         for name in names
-        if _UNFINISHED.fullmatch(name)
+        if _UNFINISHED.fullmatch(name) and (not of or name.startswith(f".{of}."))
     ]
     for path in found:
         path.unlink(missing_ok=True)

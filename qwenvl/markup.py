@@ -125,6 +125,9 @@ Content: TypeAlias = str | Segment | Iterable[Segment | str]
 
 _TAGS = {Image: "img", Ref: "ref", Box: "box", Quad: "quad"}
 
+ROLES = ("user", "assistant", "system")
+"""Who speaks in a dialogue."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -133,6 +136,10 @@ class Turn:
     role: str
     content: tuple[Segment | str, ...]
     loss: bool = True
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"a turn has the role {self.role!r}; expected one of {', '.join(ROLES)}.")
 
 
 def segments_of(content: Content) -> list[Segment]:

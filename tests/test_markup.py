@@ -293,7 +293,7 @@ def test_parse_never_raises_loses_text_or_opens_an_image(text: str) -> None:
 
 @given(HOSTILE, HOSTILE)
 def test_no_text_reaches_special_ids(text: str, system: str) -> None:
-    """Whatever a user, a system message, a phrase or a role spells, the frame is what the objects say."""
+    """Whatever a user, a system message or a phrase spells, the frame is what the objects say."""
     tokenizer = tiny()
 
     def specials(rendered: Rendered) -> list[int]:
@@ -301,9 +301,15 @@ def test_no_text_reaches_special_ids(text: str, system: str) -> None:
 
     assert specials(markup.render(text, tokenizer, QUERIES)) == []
     assert specials(markup.render([Ref(text)], tokenizer, QUERIES)) == [tokenizer.ref, tokenizer.ref_end]
-    turns = markup.number_images([Turn("user", (text, Ref(system))), Turn(text, (system,))])
+    turns = markup.number_images([Turn("user", (text, Ref(system))), Turn("assistant", (system,))])
     rendered = markup.render_chat(turns, tokenizer, QUERIES, system=system)
     harmless = markup.render_chat(
-        [Turn("user", ("x", Ref("x"))), Turn("x", ("x",))], tokenizer, QUERIES, system="x"
+        [Turn("user", ("x", Ref("x"))), Turn("assistant", ("x",))], tokenizer, QUERIES, system="x"
     )
     assert specials(rendered) == specials(harmless)
+
+
+@pytest.mark.parametrize("role", ["foo", "", "User", "tool", "human", "user\n", "<|im_start|>"])
+def test_a_turn_of_nobody_is_refused(role: str) -> None:
+    with pytest.raises(ValueError, match="expected one of user, assistant, system"):
+        Turn(role, ("Hello",))

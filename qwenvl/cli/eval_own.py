@@ -44,14 +44,15 @@ def eval_own(
     **how: Any,
 ) -> int:
     """Ask, score and print; `how` are further fields of a job. Each task has its folder below that of the run."""
-    from qwenvl.cli.eval_run import answered, ask_part
+    from qwenvl.cli.eval_run import answered, ask_part, run_folder
     from qwenvl.cli.eval_score import print_cards
     from qwenvl.evaluation import card
     from qwenvl.evaluation.benchmarks import benchmark
     from qwenvl.evaluation.run import samples_of
     from qwenvl.terminal import printable
 
-    folder = out or Path("runs", "eval", name, data.resolve().name.split(".")[0])
+    shots, rices = how.get("shots", 0), how.get("rices", False)
+    folder = run_folder(out, name, data.resolve().name.split(".")[0], shots, rices)
     cards = []
     jobs = _jobs(checkpoint, data, images, folder, examples, prompt_format, how)
     for job in jobs:

@@ -28,8 +28,14 @@ def eval_report(
         raise ValueError(
             "no runs named; give one folder at least: `qwenvl eval report runs/eval/tiny/toyworld`"
         )
-    from qwenvl.evaluation import card, report
     from qwenvl.terminal import printable, printable_json
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(
+            f"--out is {printable(out)}; the report is a page: give a name that ends in .html, beside which a table in "
+            "Markdown is written."
+        )
+    from qwenvl.evaluation import card, report
 
     read = [report.Run(*card.read(folder)) for folder in runs]
     report.write(read, out, title)

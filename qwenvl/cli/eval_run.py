@@ -55,7 +55,7 @@ def eval_run(
         data: Its questions: the original file or folder, or the release's JSON lines.
         answers: Its answers, where they are a file of their own (VQAv2, OKVQA, REFER's instances.json).
         images: Folder of its images; by default that of the data.
-        out: Folder of the run; by default runs/eval/CHECKPOINT/BENCHMARK.
+        out: Folder of the run; by default runs/eval/CHECKPOINT/BENCHMARK, with --shots BENCHMARK-K-shot.
         limit: Only the first questions (of toyworld: images, 2,000 by default; of your own samples: of each task).
         shuffle: Seed of a random order, so that a limited run is a fair sample.
         shots: Solved examples before each question.
@@ -96,12 +96,32 @@ def eval_run(
     if examples is not None or (shots and row.table == TOY_TABLE):  # the toy world makes its examples too
         pool = replace(source, data=examples or source.data, answers=examples_answers, training=True)
     job = Job(
-        checkpoint=checkpoint, benchmark=benchmark, source=source, out=out or Path("runs", "eval", name, benchmark),
+        checkpoint=checkpoint, benchmark=benchmark, source=source, out=run_folder(out, name, benchmark, shots, rices),
         limit=limit, shuffle=shuffle, batch=batch, shots=shots, pool=pool, rices=rices, device=device, dtype=dtype,
     )  # fmt: skip
     if part is not None:
         return ask_part(job, part)
     return _ask(job, row, samples_of(job), name, processes, partial, json)
+
+
+def run_folder(out: Path | None, name: str, questions: str, shots: int, rices: bool) -> Path:
+    """Where a run is kept: of each number of solved examples, and way to choose them, a folder of its own."""
+    if out is None:
+        chosen = f"-{shots}-shot{'-rices' if rices else ''}" if shots else ""
+        return Path("runs", "eval", name, f"{questions}{chosen}")
+    return out
+
+
+def _require_own_folder(job: "Job") -> None:
+    """Raises ValueError for a folder that holds the score of another number of solved examples."""
+    from qwenvl.evaluation import card
+
+    known = card.read(job.out)[0] if (job.out / "score.json").exists() else []
+    if others := [each.shots for each in known if each.shots != job.shots]:
+        raise ValueError(
+            f"{job.out} holds the score of a run with {others[0]} solved examples, this one has {job.shots}; "
+            "give another --out."
+        )
 
 
 def _require_fitting(
@@ -193,6 +213,7 @@ def answered(
     from qwenvl.evaluation.run import missing_images, run
     from qwenvl.terminal import printable
 
+    _require_own_folder(job)
     console = Console(stderr=True, markup=False, highlight=False)
     if lost := missing_images(samples):
         which, path = next(iter(lost.items()))
@@ -239,6 +260,7 @@ def ask_part(job: "Job", part: str) -> int:
     number, _, parts = part.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise ValueError(f"--part is {part!r}; expected K/N with K from 0 to N - 1, such as 0/4.")
+    _require_own_folder(job)
     job.out.mkdir(parents=True, exist_ok=True)
     work(job, plan(job, samples_of(job)), int(number), int(parts))
     print(f"part {part} is in {job.out}; when all are, the same command without --part scores them")

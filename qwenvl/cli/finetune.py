@@ -174,7 +174,7 @@ def _checked(
     from qwenvl.checkpoint.folder import read_config, resolve
     from qwenvl.data.stream.sources import SourceConfig
     from qwenvl.tokenizer import Tokenizer
-    from qwenvl.train.finetune import FEW, Finetuning, stage_of
+    from qwenvl.train.finetune import Finetuning, little, stage_of
 
     base = resolve(checkpoint)
     model = read_config(base)
@@ -184,13 +184,8 @@ def _checked(
         return None, None
     source = SourceConfig(paths=(str(data.absolute()),), images=str(images.absolute()) if images else "")
     stage = stage_of(config, model, report.lengths, data=source, samples=report.total, readers=readers)
-    if stage.optim.steps < FEW:
-        print(
-            f"only {stage.optim.steps} updates of {stage.documents} samples at a learning rate of at most "
-            f"{stage.optim.peak_lr:g}: the model will hardly change; give more --epochs, a smaller --batch or a "
-            "higher --lr.",
-            file=sys.stderr,
-        )
+    for warning in little(stage):
+        print(f"warning: {warning}", file=sys.stderr)
     _foretell(base, stage, adapters, runtime, dtype)
     shown = tuple(sorted(report.usable, key=lambda each: -len(each.images))[:SHOWN])
     return (
@@ -252,27 +247,24 @@ def _foretell(
 
 
 def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool) -> None:
-    """What came of it: warnings and losses on stderr, the model on stdout."""
+    """What came of it: warnings that are not told yet and losses on stderr, the model on stdout."""
     from qwenvl.terminal import printable, printable_json
+    from qwenvl.train.finetune import little
 
     first, last = facts["loss"]
+    told = little(job.stage)
     for warning in facts["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        if warning not in told:
+            print(f"warning: {warning}", file=sys.stderr)
     if "merged" in facts:
         print(
             f"merged: logits differ by at most {facts['merged']:.1g} of their standard deviation",
             file=sys.stderr,
         )
     target, steps = job.out / "model", job.stage.optim.steps
-    little = last > 0.98 * first
-    advice = (
-        ", which is hardly anything: give more --epochs, a smaller --batch or a higher --lr."
-        if little
-        else "."
-    )
     print(
         f"verified: {printable(target)}, in {facts['dtype']}, differs by at most {facts['verified']:.1g} of the "
-        f"logits' standard deviation\nloss {first:.3f} -> {last:.3f} in {steps} updates{advice}",
+        f"logits' standard deviation\nloss {first:.3f} -> {last:.3f} in {steps} updates.",
         file=sys.stderr,
     )
     if not json:

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast, get_args
@@ -41,7 +42,7 @@ from qwenvl.data.records import (
 from qwenvl.data.stream.samples import Located, Sample
 from qwenvl.data.tasks import Format, formats_of
 from qwenvl.data.tasks import example_of as example_of_record
-from qwenvl.markup import SYSTEM, Image, Text, Turn, number_images, render_chat, spell
+from qwenvl.markup import SYSTEM, Image, Text, Turn, number_images, render_chat, segments_of, spell
 from qwenvl.tokenizer import Tokenizer
 
 UNREAD: Mapping[str, str] = MappingProxyType(
@@ -214,10 +215,25 @@ def _is_record(columns: Mapping[str, Any], sample: Sample) -> bool:
     return "kind" in columns and bool(named or "image" in columns or not sample.images)
 
 
+_NUMBERED = re.compile(r"Picture\s*\d+\s*:\s*$")
+
+
 def _numbered(record: Record) -> Record:
-    """Records do not number the images of their dialogues."""
+    """Records do not number the images of their dialogues; raises ValueError for one that does."""
     if not isinstance(record, Dialogue):
         return record
+    for turn in record.turns:
+        segments = segments_of(turn.content)
+        for before, image in pairwise(segments):
+            if (
+                isinstance(before, Text)
+                and isinstance(image, Image)
+                and (own := _NUMBERED.search(before.text))
+            ):
+                raise ValueError(
+                    f"a turn says {own[0].strip()!r} before an image, and images are numbered when records are read; "
+                    "leave the numbers out."
+                )
     return dataclasses.replace(record, turns=tuple(number_images(record.turns)))
 
 

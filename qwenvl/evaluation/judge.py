@@ -19,6 +19,10 @@ from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics.touchstone import Reply
 from qwenvl.evaluation.predictions import appending
 from qwenvl.parsing import MAX_LINE, parse_json
+from qwenvl.terminal import printable
+
+PASSING = frozenset({408, 409, 425, 429})
+"""Refusals that another attempt may not meet: too slow, too soon, too many."""
 
 PLACES = (1, 2)
 """Where the model's answer stands: Assistant 1 in the first round, Assistant 2 in the second."""
@@ -93,18 +97,33 @@ class Endpoint:
     attempts: int = 2
 
     def reply(self, prompt: str) -> str | None:
-        """The judge's words, or None if it does not answer in time, twice."""
+        """The judge's words, or None if it does not answer in time, twice.
+
+        Raises ValueError where the server refuses every question alike: a key, an address or a model that it rejects.
+        """
         body = {
             "model": self.model, "temperature": 0, "stop": "\n", "messages": [{"role": "user", "content": prompt}]
         }  # fmt: skip
         for _ in range(self.attempts):
             try:
                 return str(self._post(body)["choices"][0]["message"]["content"])
+            except urllib.error.HTTPError as error:
+                if 400 <= error.code < 500 and error.code not in PASSING:
+                    raise ValueError(self._refusal(error)) from None
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError):
                 continue
             except (KeyError, IndexError, TypeError, ValueError):
                 return None
         return None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        """What the server says, and what to look at; each question would be answered the same."""
+        fix = {
+            401: "give its key in OPENAI_API_KEY",
+            403: "give a key in OPENAI_API_KEY that may use the model",
+            404: f"give --judge up to and with /v1, and a --judge-model that it has, not {self.model!r}",
+        }.get(error.code, f"check --judge and --judge-model {self.model!r}")
+        return printable(f"the judge at {self.url} refuses ({error.code} {error.reason}); {fix}.")
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         request = urllib.request.Request(

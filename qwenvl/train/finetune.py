@@ -287,6 +287,20 @@ def require_gradients(
         )
 
 
+def little(stage: StageConfig, first: float | None = None, last: float | None = None) -> list[str]:
+    """Why hardly anything is learned, as far as it is known: from the plan, and then from the losses."""
+    advice = "give more --epochs, a smaller --batch or a higher --lr."
+    found = []
+    if stage.optim.steps < FEW:
+        found.append(
+            f"only {stage.optim.steps} updates of {stage.documents} samples at a learning rate of at most "
+            f"{stage.optim.peak_lr:g}: the model will hardly change; {advice}"
+        )
+    if first is not None and last is not None and last > 0.98 * first:
+        found.append(f"the loss went from {first:.3f} to {last:.3f}, which is hardly anything: {advice}")
+    return found
+
+
 def _merge(job: Finetuning) -> None:
     """The checkpoint with the saved adapters merged in, written; what moved in merging is told."""
     assert job.adaptation is not None
@@ -328,12 +342,13 @@ def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
             shutil.rmtree(unverified)
     losses = [line["loss"] for line in read_log(job.out / "log.jsonl")]
     share = max(1, len(losses) // 5)
+    first, last = fmean(losses[:share]), fmean(losses[-share:])
     facts = {
         **known,
         "verified": off,
         "dtype": named(dtype),
-        "warnings": warnings,
-        "loss": [fmean(losses[:share]), fmean(losses[-share:])],
+        "warnings": [*warnings, *little(job.stage, first, last)],
+        "loss": [first, last],
     }
     with atomic(job.out / "verified.json") as file:
         file.write((json.dumps(facts, indent=2) + "\n").encode())

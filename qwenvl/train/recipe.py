@@ -154,7 +154,10 @@ def _not_there(given: Path, inside: Path, roots: Sequence[Path]) -> str:
 
 
 def _stage_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.toml") if file.name not in NO_STAGES)
+    """In order: by the number that a name begins with, then by the name; 10 comes after 2."""
+    files = [file for file in folder.glob("*.toml") if file.name not in NO_STAGES]
+    numbers = {file: number_of(file.stem) for file in files}
+    return sorted(files, key=lambda file: (int(numbers[file]) if numbers[file].isdecimal() else 0, file.name))
 
 
 def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:

@@ -357,3 +357,17 @@ def test_a_reader_of_boxes_sees_those_of_every_kind(folder: Path) -> None:
     assert report.boxes == 2 and not report.findings
     assert Box(1, 2, 3, 4) in report.usable[1].turns[1].content
     assert [each.images for each in report.usable] == [(Image(folder / "red.png"),)] * 2
+
+
+@pytest.mark.parametrize("text", ["Picture 1: ", "Look. Picture 2:", "Picture 1 :\n"])
+def test_a_record_that_numbers_its_images_is_told(text: str) -> None:
+    """It was numbered twice: "Picture 1: Picture 1: "."""
+    turns = [
+        {"role": "user", "content": f"{text}<img>a.jpg</img>What is it?"},
+        {"role": "assistant", "content": "A cat."},
+    ]
+    columns = {"record": {"kind": "dialogue", "turns": turns}}
+    with pytest.raises(Unusable, match=f"says '{text.strip().removeprefix('Look. ')}' before an image"):
+        read(Sample(where="here", columns=columns, images={}, folder=Path()), strict=False)
+    turns[0]["content"] = f"<img>a.jpg</img>{text}"
+    assert read(Sample(where="here", columns=columns, images={}, folder=Path()), strict=False)

@@ -154,6 +154,22 @@ def test_the_tiny_model_with_solved_examples(
     assert all(str(record["prompt"]).count("<img>") == 3 for record in records)
 
 
+def test_runs_with_and_without_solved_examples_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The score of one was written over that of the other."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["eval", "run", "tiny", "toyworld-vqa", "--limit", "2", "--device", "cpu"]
+    assert cli.main(asked) == 0 and cli.main([*asked, "--shots", "2"]) == 0
+    assert sorted(each.name for each in Path("runs/eval/tiny").iterdir()) == [
+        "toyworld-vqa",
+        "toyworld-vqa-2-shot",
+    ]
+    for part in ([], ["--part", "0/2"]):
+        assert cli.main([*asked, "--shots", "1", "--out", "runs/eval/tiny/toyworld-vqa", *part]) == 2
+        assert "with 0 solved examples, this one has 1; give another --out." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name", [name for name, row in BENCHMARKS.items() if row.table == TOY_TABLE and not row.metric.figures]
 )

@@ -132,6 +132,8 @@ def test_the_page_compares_runs_and_needs_nothing_from_outside(
             assert cli.main(["eval", "score", *said(name), "--out", folders[-1], "--model", model]) == 0
     page = tmp_path / "page.html"
     assert cli.main(["eval", "report", *folders, "--out", str(page)]) == 0
+    assert cli.main(["eval", "report", *folders, "--out", str(tmp_path / "page.txt")]) == 2
+    assert "ends in .html" in capsys.readouterr().err and not (tmp_path / "page.txt").exists()
     text = page.read_text()
     assert text.count("<figure") >= 30 and text.count("data:image/webp;base64,") >= 30
     assert "<svg" in text and "the paper" in text and "89.36" in text and "88.55" in text

@@ -37,7 +37,7 @@ class ScoreItems(BaseHTTPRequestHandler):
         if "Number 4" in prompt:
             reply = {"error": "overloaded"}
         data = json.dumps(reply).encode()
-        self.send_response(200)
+        self.send_response(getattr(self.server, "status"))  # noqa: B009
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -49,7 +49,7 @@ class ScoreItems(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), ScoreItems)
-    server.slow = False
+    server.slow, server.status = False, 200
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -121,6 +121,35 @@ def test_replies_go_on_behind_a_line_that_a_killed_run_left_half_written(
     recorded.write_bytes(lines[:-20])
     assert judge.replies(inquiries, endpoint, recorded) == whole
     assert recorded.read_bytes() == lines
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, r"refuses \(401 .*OPENAI_API_KEY"),
+        (403, "OPENAI_API_KEY"),
+        (404, "--judge-model"),
+        (400, "--judge"),
+    ],
+)
+def test_a_judge_that_refuses_ends_the_run_with_a_sentence(
+    asked: tuple[list, dict[str, str]], server: Any, url: str, tmp_path: Path, status: int, said: str
+) -> None:
+    """Every question would be refused alike: it was asked for all of them twice, and scored as without an answer."""
+    server.status, recorded = status, tmp_path / "replies.jsonl"
+    with pytest.raises(ValueError, match=said):
+        judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=20), recorded)
+    server.status = 200
+    assert judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=20), recorded)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_judge_that_is_busy_leaves_a_gap(
+    asked: tuple[list, dict[str, str]], server: Any, url: str, tmp_path: Path, status: int
+) -> None:
+    server.status = status
+    inquiries = list(judge.inquiries(*asked))[:1]
+    assert judge.replies(inquiries, judge.Endpoint(url=url, timeout=20), tmp_path / "r.jsonl") == {}
 
 
 def test_a_silent_judge_leaves_a_gap(asked: tuple[list, dict[str, str]], tmp_path: Path) -> None:

@@ -177,3 +177,13 @@ def test_two_runs_do_not_share_a_folder(
             capsys, "train", RECIPES / "tiny/2-multitask.toml", "--init", start, "--out", tmp_path / "run"
         )
     assert "is being written by process" in printed
+
+
+def test_stages_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """10-last came before 2-next, because names were sorted as texts."""
+    stages = {"10-last", "2-next", "0b-side", "0a-first", "3-then"}
+    for name in stages:
+        text = (RECIPES / "tiny" / "2-multitask.toml").read_text()
+        (tmp_path / f"{name}.toml").write_text(text.replace("2-multitask", name))
+    found = [stage.name for stage in recipe.stages_of(tmp_path)]
+    assert found == ["0a-first", "0b-side", "2-next", "3-then", "10-last"]

@@ -13,7 +13,7 @@ from qwenvl.data.records import OcrPage, Skipped, from_json
 from qwenvl.data.synth.pages.export import funnel, write_pages
 from qwenvl.data.synth.pages.fonts import Fonts
 from qwenvl.data.synth.pages.look import Look
-from qwenvl.data.synth.pages.page import PageMaker, numbered_pages
+from qwenvl.data.synth.pages.page import Line, Page, PageMaker, numbered_pages
 from qwenvl.data.synth.pages.scenery import Backgrounds
 from qwenvl.data.tars import read_tar
 from qwenvl.data.tasks import record_of, task_of
@@ -152,3 +152,14 @@ def test_skipped_pages_keep_their_place_in_the_count(tmp_path: Path) -> None:
     counts = write_pages(iter(pages), tmp_path, tar=False)
     assert counts == {"read": 4, "too small": 2, "other": 2}
     assert "50.0 %" in funnel(counts)
+
+
+def test_what_a_killed_run_left_of_its_shards_goes(tmp_path: Path) -> None:
+    """A killed run leaves its tar unfinished; the next run with the same shards removes it, and nobody else's."""
+    left = [tmp_path / f".pages-{number:06d}.tar.{'0' * 12}.tmp" for number in (0, 7)]
+    for file in left:
+        file.write_bytes(b"half a tar")
+    line = Line("one", ((0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0)))
+    page = Page(image=Image.new("RGB", (40, 40)), lines=(line,), source="pdf")
+    write_pages(iter([("0-0", page)]), tmp_path, tar=True, per_shard=5)
+    assert [file.exists() for file in left] == [False, True] and (tmp_path / "pages-000000.tar").exists()

@@ -18,7 +18,7 @@ from qwenvl.data.records import Skipped, to_json
 from qwenvl.data.shards import dump
 from qwenvl.data.synth.pages.page import Page
 from qwenvl.data.tars import TarWriter, write_tar
-from qwenvl.files import atomic
+from qwenvl.files import atomic, clear_unfinished
 
 
 class Folder:
@@ -77,7 +77,9 @@ def write_pages(
 
 @contextmanager
 def _new_tar(out: Path, shard: int) -> Iterator[TarWriter]:
-    with write_tar(out / f"pages-{shard:06d}.tar") as writer:
+    name = f"pages-{shard:06d}.tar"
+    clear_unfinished(out, name)  # what a killed run left of this shard
+    with write_tar(out / name) as writer:
         yield writer
 
 
