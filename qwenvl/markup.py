@@ -7,8 +7,8 @@ Box     <box>(x1,y1),(x2,y2)</box>                  top left, bottom right, inte
 Quad    <quad>(x1,y1),(x2,y2),(x3,y3),(x4,y4)</quad>
 Turn    <|im_start|>role \\n content <|im_end|> \\n   one turn of a ChatML dialogue
 ```
-Only these objects become special ids: a text that spells `<img>` or `<|im_start|>` stays text. `parse` reads
-what a model wrote and never yields an `Image`; `parse_trusted` reads annotations that we trust, with images.
+Only these become special ids: a text that spells `<img>` stays text. `parse` reads what a model wrote and never yields
+an `Image`; `parse_trusted` reads annotations that we trust, with images.
 """
 
 import os
@@ -125,9 +125,6 @@ Content: TypeAlias = str | Segment | Iterable[Segment | str]
 
 _TAGS = {Image: "img", Ref: "ref", Box: "box", Quad: "quad"}
 
-ROLES = ("user", "assistant", "system")
-"""Who speaks in a dialogue."""
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -138,8 +135,8 @@ class Turn:
     loss: bool = True
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"a turn has the role {self.role!r}; expected one of {', '.join(ROLES)}.")
+        if self.role not in ("user", "assistant", "system"):
+            raise ValueError(f"a turn has the role {self.role!r}; expected one of user, assistant, system.")
 
 
 def segments_of(content: Content) -> list[Segment]:
@@ -159,9 +156,8 @@ def segments_of(content: Content) -> list[Segment]:
 
 def _check_on_grid(values: Sequence[int], kind: str) -> None:
     if wrong := [value for value in values if type(value) is not int or _onto_grid(value) != value]:
-        raise ValueError(
-            f"{kind} coordinate {wrong[0]!r} is not an int in [0, {GRID}); use {kind}.from_pixels."
-        )
+        wanted = f"an int in [0, {GRID}); use {kind}.from_pixels."
+        raise ValueError(f"{kind} coordinate {wrong[0]!r} is not {wanted}")
 
 
 def _from_pixels(x: float, y: float, width: int, height: int) -> tuple[int, int]:
@@ -323,17 +319,16 @@ def spell(segments: Content) -> str:
 def _inner_text(segment: Segment) -> str:
     if isinstance(segment, Text | Ref):
         return segment.text
-    if isinstance(segment, Box):
-        return f"({segment.x1},{segment.y1}),({segment.x2},{segment.y2})"
-    return ",".join(f"({x},{y})" for x, y in segment.points) if isinstance(segment, Quad) else ""
+    corners = ((segment.x1, segment.y1), (segment.x2, segment.y2)) if isinstance(segment, Box) else ()
+    return ",".join(f"({x},{y})" for x, y in (segment.points if isinstance(segment, Quad) else corners))
 
 
 def parse(text: str) -> list[Segment]:
     """Reads decoded model output with `<ref>`, `<box>` and `<quad>` tags; never raises.
 
-    Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches
-    images. Coordinates past the border (models write 1000 at times) are moved to it. A label is the phrase just
-    before the box, also for a second box of the same phrase; a space may stand before a `Quad` (Appendix B).
+    Malformed or unclosed markup stays `Text`, as do `<img>` and control symbols: only a caller attaches images.
+    Coordinates past the border are moved to it. A label is the phrase just before the box, also for a second box of the
+    same phrase; a space may stand before a `Quad` (Appendix B).
     """
     return _read(text, strict=False)
 
