@@ -252,9 +252,9 @@ def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool
     from qwenvl.train.finetune import little
 
     first, last = facts["loss"]
-    told = little(job.stage)
+    known = little(job.stage)
     for warning in facts["warnings"]:
-        if warning not in told:
+        if warning not in known:
             print(f"warning: {warning}", file=sys.stderr)
     if "merged" in facts:
         print(
