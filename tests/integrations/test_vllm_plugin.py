@@ -37,7 +37,8 @@ def test_the_entry_point_is_there() -> None:
     ("version", "inside"),
     [
         ("0.32.0", True),
-        ("0.32.1rc2", True),
+        ("0.28.1rc2", True),
+        ("0.27.1", False),
         ("0.33.0", False),
         ("0.23.0", False),
         ("1.0", False),

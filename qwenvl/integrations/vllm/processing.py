@@ -85,6 +85,10 @@ class Processor(BaseMultiModalProcessor[Info]):
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
         return {"pixel_values": MultiModalFieldConfig.batched("image")}
 
+    def _call_hf_processor(self, *given: Any, **named: Any) -> Any:
+        """As inherited: older versions, told by its standing here, hand a text along, as they do in every other way."""
+        return super()._call_hf_processor(*given, **named)
+
     def _hf_processor_applies_updates(self, *_: Any, **__: Any) -> bool:
         return False
 
