@@ -110,6 +110,7 @@ class Nibbles:
         for start in range(0, self.out, 128):  # 32 bits a weight on the way; any 64 rows are packed alike
             few = slice(start, start + 128)
             self.packed[few] = pack(integers.levels[few].int(), 1)
+        self.halves = [_run(half) for half in self.rows.chunk(2)]
         scales = integers.scales.float()
         self.exact = None if torch.equal(scales.bfloat16().float(), scales) else integers.scales
         pairs = torch.stack([scales, (8 - integers.offsets()) * scales], dim=2)
@@ -143,11 +144,19 @@ class Nibbles:
         scale, shift = self.pairs[:, 64 * block : 64 * block + 64].unbind(2)  # (groups, 64)
         shift = shift - 8 * scale
         packed = self.packed[64 * block : 64 * block + 64].view(self.width, 32)
-        for half, levels in enumerate((packed & 15, packed >> 4)):
-            rows = self.rows[32 * half : 32 * half + 32]
-            grouped = levels.to(torch.bfloat16).view(-1, self.group, 32)
-            made = torch.addcmul(shift[:, None, rows], grouped, scale[:, None, rows])
-            weight[:, rows] = made.view(self.width, 32)
+        grouped = weight.unflatten(0, (-1, self.group))
+        for rows, levels in zip(self.halves, (packed & 15, packed >> 4), strict=True):
+            numbers = levels.to(torch.bfloat16).view(-1, self.group, 32)
+            if isinstance(rows, slice):
+                torch.addcmul(shift[:, None, rows], numbers, scale[:, None, rows], out=grouped[:, :, rows])
+            else:
+                grouped[:, :, rows] = torch.addcmul(shift[:, None, rows], numbers, scale[:, None, rows])
+
+
+def _run(rows: Tensor) -> slice | Tensor:
+    """Rows that follow one another, as a slice: to index them one by one takes several times as long."""
+    first = int(rows[0])
+    return slice(first, first + 32) if torch.equal(rows, torch.arange(first, first + 32)) else rows
 
 
 @cache
