@@ -153,7 +153,8 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None, *, dequantise: 
         model.load_state_dict(
             state, assign=True, strict=False
         )  # the names have been checked; the integers follow
-        for name, read in kept.items():
+        # the largest first: it is there twice while it is packed
+        for name, read in sorted(kept.items(), key=lambda each: -stored[each[0]].packed):
             put_quantized(model, name.removesuffix(".weight"), read(), runtime)
     return model.eval()
 
