@@ -4,7 +4,9 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 DOORS: Mapping[str, str] = {
     "transformers": "qwenvl.integrations.huggingface.door",
@@ -19,7 +21,7 @@ def parity(
     *,
     json: bool = False,
     device: str = "cpu",
-    through: Literal["ours", "transformers", "vllm"] = "ours",
+    through: Annotated[Literal["transformers", "vllm"] | None, tyro.conf.arg(metavar="PROGRAM")] = None,
 ) -> int:
     """Compare with recorded outputs of the official model and print, per case, the largest difference.
 
@@ -33,13 +35,14 @@ def parity(
         paths: Files or folders in the format of the golden fixtures.
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
-        through: Ask another program that serves the models for their recorded answers: ids and log-probabilities.
+        through: Ask another program that serves the models, transformers or vllm, for their recorded answers: ids and
+            log-probabilities.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
     from qwenvl.parity import certificate
 
-    door = None if through == "ours" else _door(through, device)
+    door = None if through is None else _door(through, device)
     return certificate.run(paths, json=json, device=device, door=door)
 
 
