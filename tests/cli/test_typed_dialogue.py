@@ -28,7 +28,9 @@ class Person:
         if self.process == 0:
             try:
                 os.chdir(folder)
-                signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell may ignore it
+                signal.signal(
+                    signal.SIGINT, signal.SIG_DFL
+                )  # tests in the background of a shell may ignore it
                 os.environ.update(TERM="dumb", NO_COLOR="1", OMP_NUM_THREADS="1")
                 os.execv(sys.executable, [sys.executable, "-m", "qwenvl", *arguments])
             finally:
