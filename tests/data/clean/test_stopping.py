@@ -50,6 +50,7 @@ def test_f3_cleaning_stops_as_asked(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
     )
     deadline = time.monotonic() + 120
