@@ -105,7 +105,8 @@ class Nibbles:
         self.group, self.zeros = integers.group, integers.zeros
         if integers.kind != "int4" or self.out % 64:
             raise ValueError("torch's kernel of 4 bits takes whole blocks of 64 rows.")
-        pack, self._product = torch.ops.aten._convert_weight_to_int4pack_for_cpu.default, _nibble_product()
+        pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu.default
+        self._product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         self.rows, self.packed = _rows_of_a_block(), torch.empty(self.out, self.width // 2, dtype=torch.uint8)
         for start in range(0, self.out, 128):  # 32 bits a weight on the way; any 64 rows are packed alike
             few = slice(start, start + 128)
@@ -169,10 +170,6 @@ def _rows_of_a_block() -> Tensor:
     digits = [pack((number // 16**place % 16).int().contiguous(), 1).view(2, 32)[0] for place in (0, 1)]
     low, high = ((digits[0] >> shift & 15) + 16 * (digits[1] >> shift & 15) for shift in (0, 4))
     return torch.cat([low, high]).long()
-
-
-def _nibble_product() -> Callable[..., Tensor]:
-    return torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
 WAYS: Mapping[Kind, tuple[Any, ...]] = {"int8": (Digits, Plain), "int4": (Nibbles, Plain)}
