@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwenvl import markup
 from qwenvl.chat import Assistant
@@ -52,6 +52,15 @@ class Prepared:
     """The prompt of each row, where it is to be repeated."""
 
 
+class Shown(NamedTuple):
+    """An image of a request."""
+
+    image: Image
+    seen: Seen
+    pixels: Any
+    """What the model reads, made once."""
+
+
 @dataclass(kw_only=True)
 class Preparer:
     """What prepares requests for one model."""
@@ -86,27 +95,25 @@ class Preparer:
 
         Raises ApiError for an image that cannot be read and for a dialogue that leaves no place for an answer.
         """
-        seen: dict[ImagePart, tuple[Image, Seen]] = {}
+        seen: dict[ImagePart, Shown] = {}
         talk = dialogue(
             request.messages,
             lambda part: self._open(part, seen, salt, fetched),
             continued=request.continued,
         )
         rendered = self.render(talk)
-        opened = {id(image): each for image, each in seen.values()}
+        opened = {id(each.image): each for each in seen.values()}
         shown = [opened[id(image)] for image in rendered.images]
-        size = self.assistant.model.config.vision.image_size
-        pixels = {id(image): preprocess(image.source, size) for image in rendered.images}  # type: ignore[arg-type]
         images = len(rendered.images) * (self.assistant.model.config.adapter.queries + 2)
         self._require_place(len(rendered.ids), images, "messages")
         return self._prepared(
             request,
             [rendered.ids],
-            pixels=tuple(pixels[id(image)] for image in rendered.images),
-            digests=tuple(each.digest for each in shown),
+            pixels=tuple(each.pixels for each in shown),
+            digests=tuple(each.seen.digest for each in shown),
             image_tokens=images,
-            sizes=tuple((each.upload.width, each.upload.height) for each in shown),
-            turned=tuple(each.upload.orientation > 1 and not self.raw_orientation for each in shown),
+            sizes=tuple((each.seen.upload.width, each.seen.upload.height) for each in shown),
+            turned=tuple(each.seen.upload.orientation > 1 and not self.raw_orientation for each in shown),
         )
 
     def completion(self, request: CompletionRequest) -> Prepared:
@@ -153,7 +160,7 @@ class Preparer:
     def _open(
         self,
         part: ImagePart,
-        opened: dict[ImagePart, tuple[Image, Seen]],
+        opened: dict[ImagePart, Shown],
         salt: bytes,
         fetched: Fetches | None,
     ) -> Image:
@@ -164,15 +171,20 @@ class Preparer:
                 data = read_source(part.url, self.limits, fetched)
                 key = self._recent.key(data, salt)
                 seen = self._recent.get(key)
+                upload = (
+                    open_upload(data, self.limits, raw=self.raw_orientation, side=side)
+                    if seen is None
+                    else seen.upload
+                )
+                pixels = preprocess(upload.image, side)
                 if seen is None:
-                    upload = open_upload(data, self.limits, raw=self.raw_orientation, side=side)
-                    seen = Seen(upload, digest(preprocess(upload.image, side)))
+                    seen = Seen(upload, digest(pixels))
                     self._recent.put(key, seen)
             except RefusedMedia as error:
                 raise invalid(str(error), part.param, "invalid_image") from None
-            known = (Image(seen.upload.image), seen)
+            known = Shown(Image(seen.upload.image), seen, pixels)
         opened[part] = known
-        return known[0]
+        return known.image
 
     def _ids(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
         tokenizer = self.assistant.tokenizer
