@@ -16,7 +16,7 @@ from jaxtyping import Float16, Int, Int32, UInt8
 from torch import Tensor
 
 from qwenvl.checkpoint.weights import Stored
-from qwenvl.model.integers import ZERO, Integers
+from qwenvl.model.integers import FORMATS, Integers
 
 BITS = 4
 PER_WORD = 32 // BITS
@@ -41,7 +41,13 @@ def stored_weight(parts: list[Stored], layer: str, where: str) -> Stored:
         )
     qweight, qzeros, scales, g_idx = parts
     width = rows * PER_WORD
-    in_order = torch.equal(g_idx.read().long(), torch.arange(width) // (width // groups))
+    order = g_idx.read().long()
+    if bool(((order < 0) | (order >= groups)).any()):
+        raise ValueError(
+            f"{where} holds {layer} with channels of a group that is not there; expected g_idx from 0 to {groups - 1}. "
+            "Copy the folder again."
+        )
+    in_order = torch.equal(order, torch.arange(width) // (width // groups))
     return Stored(
         (out, width),
         torch.float16,
@@ -69,13 +75,24 @@ def integers_of(
 ) -> Integers:
     """The same layer as integers, of which none is rounded; groups are neighbours."""
     zeros = _zeros(qzeros)
-    symmetric = bool((zeros == ZERO).all())
+    symmetric = bool((zeros == FORMATS["int4"].zero).all())
     return Integers(
         kind="int4",
         levels=_numbers(qweight).T.contiguous(),
         scales=scales.T.contiguous(),
         zeros=None if symmetric else zeros.T.to(torch.uint8).contiguous(),
     )
+
+
+def shapes(out: int, width: int, group: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What `parts_of` gives of a matrix."""
+    groups = width // group
+    return {
+        "qweight": ((width // PER_WORD, out), torch.int32),
+        "qzeros": ((groups, out // PER_WORD), torch.int32),
+        "scales": ((groups, out), torch.float16),
+        "g_idx": ((width,), torch.int32),
+    }
 
 
 def parts_of(integers: Integers) -> dict[str, Tensor]:

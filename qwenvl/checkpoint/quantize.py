@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenvl.checkpoint import folder, gptq, names
+from qwenvl.checkpoint import folder, gptq, names, nf4
 from qwenvl.checkpoint.layers import SETTING, named
 from qwenvl.checkpoint.official import is_official, to_official
 from qwenvl.checkpoint.weights import Stored, stored_tensors
@@ -61,8 +61,7 @@ def quantize(source: str | Path, target: str | Path, plan: Plan) -> None:
     config = model.config
     _require_plain(place, stored)
     _require_own_vocabulary(place, config)
-    four = [each.shape[1] for name, each in stored.items() if plan.kind_of(name) == "int4"]
-    group = group_for(set(four)) if four else 0
+    group = group_for(plan.to, {each.shape[1] for name, each in stored.items() if LLM.fullmatch(name)})
     values, table = _form(place, config, stored)
     tensors: dict[str, Stored] = {}
     for ours, each in stored.items():
@@ -135,20 +134,7 @@ def _zeros(out: int) -> Stored:
 
 def _parts(layer: str, weight: Stored, kind: Kind, group: int) -> dict[str, Stored]:
     """The tensors of one layer; rounded when the first of them is read, and kept until the last one has been."""
-    out, width = weight.shape
-    if kind == "int8":
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "weight": ((out, width), torch.int8),
-            "weight_scale": ((out, 1), torch.float32),
-        }
-    else:
-        groups, words = width // group, (width // gptq.PER_WORD, out)
-        shapes = {
-            "qweight": (words, torch.int32),
-            "qzeros": ((groups, out // gptq.PER_WORD), torch.int32),
-            "scales": ((groups, out), torch.float16),
-            "g_idx": ((width,), torch.int32),
-        }
+    (shapes, tensors), (out, width) = _LAYOUTS[kind], weight.shape
     made: dict[str, Tensor] = {}
 
     def read(part: str) -> Tensor:
@@ -157,12 +143,12 @@ def _parts(layer: str, weight: Stored, kind: Kind, group: int) -> dict[str, Stor
                 integers = rounded(weight.read(), kind, group=group)
             except ValueError as error:
                 raise ValueError(f"{layer} cannot be rounded: {error}") from None
-            made.update(_tensors(integers))
+            made.update(tensors(integers))
         return made.pop(part)
 
     return {
         f"{layer}.{part}": Stored(shape, dtype, _reader(read, part))
-        for part, (shape, dtype) in shapes.items()
+        for part, (shape, dtype) in shapes(out, width, group).items()
     }
 
 
@@ -170,10 +156,26 @@ def _reader(read: Callable[[str], Tensor], part: str) -> Callable[[], Tensor]:
     return lambda: read(part)
 
 
-def _tensors(integers: Integers) -> dict[str, Tensor]:
-    if integers.kind == "int4":
-        return gptq.parts_of(integers)
+def _shapes_of_bytes(out: int, width: int, group: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {"weight": ((out, width), torch.int8), "weight_scale": ((out, 1), torch.float32)}
+
+
+def _bytes_of(integers: Integers) -> dict[str, Tensor]:
     return {"weight": integers.levels, "weight_scale": integers.scales}
+
+
+_LAYOUTS: Mapping[
+    Kind,
+    tuple[
+        Callable[[int, int, int], dict[str, tuple[tuple[int, ...], torch.dtype]]],
+        Callable[[Integers], dict[str, Tensor]],
+    ],
+] = {
+    "int8": (_shapes_of_bytes, _bytes_of),
+    "int4": (gptq.shapes, gptq.parts_of),
+    "nf4": (nf4.shapes, nf4.parts_of),
+}
+"""Kind -> the tensors of a layer of these outputs, inputs and group, and how they are made."""
 
 
 def _method(plan: Plan, group: int, official: bool) -> dict[str, Any]:
@@ -187,6 +189,16 @@ def _method(plan: Plan, group: int, official: bool) -> dict[str, Any]:
             "sym": True,
             "desc_act": False,
             **({"modules_in_block_to_quantize": [[name] for name in inside]} if official else {}),
+        }
+    if plan.to == "nf4":
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_use_double_quant": False,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": ["visual", "lm_head"] if official else ["vision", "adapter", "head"],
         }
     kept = [] if plan.vision else ["re:.*visual.*" if official else "re:vision.*"]
     kept += [] if plan.head else ["lm_head" if official else "llm.head"]

@@ -8,7 +8,7 @@ def quantize(
     checkpoint: str,
     /,
     *,
-    to: Literal["int8", "int4"],
+    to: Literal["int8", "int4", "nf4"],
     out: Path,
     vision: Literal["kept", "int8"] = "kept",
     head: Literal["kept", "int8"] = "kept",
@@ -20,12 +20,13 @@ def quantize(
 
     One matrix is in memory at a time. int8 has one scale a row and is stored as compressed-tensors does
     (`int-quantized`); int4 has one scale for 128 weights (64 or 32 where rows do not divide) and is stored as
-    Qwen-VL-Chat-Int4 is (GPTQ). The folder has the official form where the model has one. Adapters are trained on it by
+    Qwen-VL-Chat-Int4 is (GPTQ); nf4 has 16 uneven levels and one scale for 64 weights, and is stored as
+    bitsandbytes does. The folder has the official form where the model has one. Adapters are trained on it by
     `qwenvl finetune --lora`.
 
     Args:
         checkpoint: A model folder (ours or official), a hub id, or `tiny`.
-        to: Bits of the matrices in the language model's blocks.
+        to: What the matrices in the language model's blocks become.
         out: The folder to write; one that holds a model is replaced, anything else is refused.
         vision: The matrices of the vision encoder's blocks: as they are, or 8 bits.
         head: The output head: as it is, or 8 bits.

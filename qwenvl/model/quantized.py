@@ -6,6 +6,7 @@ machine (docs/EXPERIMENTS.md has the figures):
     Digits    8 bits times two digits of 8 bits of each activation, summed exactly in int32 (oneDNN): weights are read
               once, activations keep 15 bits, and a row has the same bits beside any others
     Nibbles   4 bits by torch's kernel, in bfloat16; many rows multiply weights dequantised a few at a time
+    Borrowed  nf4 by the kernel of bitsandbytes, where it is installed (`model.borrowed`)
     Plain     the formula: any device, any precision; and what the others are held to
 
 A product that saturates without a word (oneDNN without VNNI) fails its trial, which asks for the largest sums.
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qwenvl.model.integers import Integers, Kind
+from qwenvl.model.borrowed import Borrowed
+from qwenvl.model.integers import FORMATS, Integers, Kind
 
 MANY = 64
 """Rows from which weights of 4 bits are dequantised: torch's kernel takes as long for each row, a product does not."""
@@ -45,7 +47,7 @@ class Store(Protocol):
         """The same integers again."""
 
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
-        """Rows times the matrix."""
+        """Rows times the matrix; one row at least."""
 
 
 class Plain:
@@ -54,12 +56,12 @@ class Plain:
     def __init__(self, integers: Integers) -> None:
         levels = integers.levels
         self.kind, self.scales, self.zeros = integers.kind, integers.scales, integers.zeros
-        self.levels = levels if self.kind == "int8" else levels[:, ::2] | (levels[:, 1::2] << 4)
+        self.levels = levels if levels.dtype == torch.int8 else levels[:, ::2] | (levels[:, 1::2] << 4)
 
     def integers(self) -> Integers:
         """The same integers again."""
         levels = self.levels
-        if self.kind == "int4":
+        if levels.dtype == torch.uint8:
             levels = torch.stack([levels & 15, levels >> 4], dim=2).flatten(1)
         return Integers(kind=self.kind, levels=levels, scales=self.scales, zeros=self.zeros)
 
@@ -98,13 +100,11 @@ class Digits:
             digits[:count][few], units[few] = first + 128, unit
             # half a unit to either side, in steps of a 254th
             digits[count:][few] = scaled.sub_(first).mul_(254).round_().add_(128)
-        product = rows.new_empty(count, len(self.scales))
-        if not count:
-            return product
         sums = torch.ops.onednn.qlinear_pointwise.default(
             digits, 1.0, 128, self.packed, self.scales, self.none, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        large, small = sums.view(2, count, -1)
+        large, small = sums.chunk(2)
+        product = rows.new_empty(large.shape)
         for few in _pieces(count):
             product[few] = large[few].add_(small[few], alpha=1 / 254).mul_(units[few])
         return product
@@ -165,7 +165,9 @@ class Nibbles:
         for half, bits in enumerate((15, 240)):
             for block, levels in enumerate(packed & bits):
                 weight[:, block, half].copy_(levels)
-        pairs = self.pairs.unflatten(1, (-1, 64))[:, blocks, self.order]  # (groups, blocks, 64, scale and shift)
+        pairs = self.pairs.unflatten(1, (-1, 64))[
+            :, blocks, self.order
+        ]  # (groups, blocks, 64, scale and shift)
         scale, shift = pairs.unflatten(2, (2, 32)).unbind(4)
         shift = (shift - 8 * scale).flatten(1)
         scale = torch.cat([scale[:, :, :1], scale[:, :, 1:] / 16], dim=2).flatten(1)
@@ -186,7 +188,9 @@ def _rows_of_a_block() -> Tensor:
     return torch.cat([low, high]).long()
 
 
-WAYS: Mapping[Kind, tuple[Any, ...]] = {"int8": (Digits, Plain), "int4": (Nibbles, Plain)}
+WAYS: Mapping[Kind, tuple[Any, ...]] = {
+    "int8": (Digits, Plain), "int4": (Nibbles, Plain), "nf4": (Borrowed, Plain)
+}  # fmt: skip
 """How a matrix may be multiplied on a CPU, the best way first."""
 
 TRIED = (1, 2, 5, 17, MANY, 130)
@@ -221,7 +225,7 @@ def _fails(way: Any, kind: Kind, out: int, width: int, group: int, shifted: bool
             off = (store.product(rows[:count]).double() - wanted[:count]).norm(dim=1)
             if not bool((off <= _allowed(kind) * wanted[:count].norm(dim=1)).all()):
                 return f"products of {count} rows are not those of the formula"
-    except (AttributeError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (ImportError, AttributeError, RuntimeError, NotImplementedError, ValueError) as error:
         return str(error).splitlines()[0]
     return ""
 
@@ -240,10 +244,10 @@ def _extreme(
         levels = torch.randint(-127, 128, shape, generator=draw, dtype=torch.int8)
         levels[0], levels[1] = 127, -127
         return Integers(kind="int8", levels=levels, scales=torch.rand(out, 1, generator=draw) + 0.5)
-    levels = torch.randint(0, 16, shape, generator=draw, dtype=torch.uint8)
+    levels = torch.randint(0, 16, shape, generator=draw, dtype=FORMATS[kind].dtype)
     scales = (torch.rand(out, width // group, generator=draw) + 0.5).bfloat16().float()
     zeros = torch.randint(1, 17, scales.shape, generator=draw, dtype=torch.uint8) if shifted else None
-    return Integers(kind="int4", levels=levels, scales=scales, zeros=zeros)
+    return Integers(kind=kind, levels=levels, scales=scales, zeros=zeros)
 
 
 class QuantizedLinear(nn.Module):
@@ -287,7 +291,7 @@ class QuantizedLinear(nn.Module):
     @torch.no_grad()
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
         """Rows times the weights, without the bias."""
-        return self.store.product(rows)
+        return self.store.product(rows) if len(rows) else rows.new_empty(0, self.out_features)
 
     def extra_repr(self) -> str:
         """As `nn.Linear` prints itself, and how it multiplies."""

@@ -169,12 +169,26 @@ def test_a_layer_that_is_not_whole(copy, part):
     refused(copy, "expected qweight, qzeros, scales and g_idx of one GPTQ layer")
 
 
-@pytest.mark.parametrize("change", [{"bits": 8}, {"quant_method": "awq"}])
-def test_another_method(copy, change):
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"bits": 8}, "is quantised by gptq with bits 8; expected 4."),
+        ({"quant_method": "awq"}, "by awq but holds tensors of gptq; expected one of gptq, compressed-tensors, bits"),
+        ({"quant_method": "compressed-tensors", "format": "int-quantized"}, "but holds tensors of gptq"),
+        ({"quant_method": ["gptq"]}, "is quantised by ['gptq'] but holds tensors of gptq"),
+        ({"checkpoint_format": "gptq_v2"}, "with checkpoint_format gptq_v2; expected gptq."),
+    ],
+)  # fmt: skip
+def test_another_method(copy, change, expected):
     values = json.loads((copy / "config.json").read_text())
     values["quantization_config"] |= change
     (copy / "config.json").write_text(json.dumps(values))
-    refused(
-        copy,
-        "expected gptq and 4, or compressed-tensors int-quantized. Use the checkpoint that is not quantised.",
-    )
+    refused(copy, expected)
+
+
+@pytest.mark.parametrize("order", [-1, 9])
+def test_an_order_of_groups_that_are_not_there(copy, order):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["transformer.h.0.mlp.w2.g_idx"][5] = order
+    save_file(tensors, copy / "model.safetensors")
+    refused(copy, "holds transformer.h.0.mlp.w2 with channels of a group that is not there")

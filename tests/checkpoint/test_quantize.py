@@ -108,7 +108,7 @@ def test_8_bits_are_the_layout_of_compressed_tensors(official, tmp_path):
     assert checkpoint.quantized_parts(tmp_path / "small") == {"vision", "llm"}
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_it_answers_as_the_weights_that_it_means(tmp_path, kind):
     """The shipped model, which has no official form: our names, a vocabulary beside them, every way of asking."""
     quantize("tiny", tmp_path / "small", Plan(to=kind, vision=True, head=True))

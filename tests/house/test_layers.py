@@ -42,7 +42,7 @@ ONLY_IN = {
     "vllm": {"integrations"},
     "accelerate": {"integrations"},
     "torchao": {"integrations"},
-    "bitsandbytes": {"integrations"},
+    "bitsandbytes": {"integrations", "model"},
     "tensorboard": {"train"},
     "wandb": {"train"},
     "trackio": {"train"},

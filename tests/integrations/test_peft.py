@@ -1,8 +1,6 @@
 """LoRA on any part: what we train, save and merge is what transformers + PEFT load and merge."""
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,24 +64,8 @@ def test_adapters_and_merged_weights_load_in_transformers_and_peft(
         assert torch.allclose(merged, expected, atol=1e-3)
 
 
-@pytest.fixture
-def bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for bitsandbytes: layers of another type, which keep the weights that they were given."""
-
-    class Linear4bit(torch.nn.Linear):
-        def __init__(
-            self, width: int, out: int, *, bias: bool, compute_dtype: torch.dtype, **_: object
-        ) -> None:
-            super().__init__(width, out, bias=bias, dtype=compute_dtype, device="meta")
-
-    def stored(weight: torch.Tensor, **_: object) -> torch.nn.Parameter:
-        return torch.nn.Parameter(weight, requires_grad=False)
-
-    layers = SimpleNamespace(Linear4bit=Linear4bit, Params4bit=stored)
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(nn=layers))
-
-
-def test_the_model_of_an_assistant_is_adapted_and_quantised_as_any_other(ours: Path, bits: None) -> None:
+def test_the_model_of_an_assistant_is_adapted_and_quantised_as_any_other(ours: Path) -> None:
+    pytest.importorskip("bitsandbytes")
     plain = qwenvl.load(ours, CPU)
     ids, pixels = shown(plain.config)
     wanted = plain(ids, pixels)
@@ -101,4 +83,8 @@ def test_the_model_of_an_assistant_is_adapted_and_quantised_as_any_other(ours: P
     assert learning and all(each.grad is not None for each in learning.values())
     model = packed()
     assert quantize_(model, device=torch.device("cpu")) == quantize_(plain, device=torch.device("cpu")) > 0
-    assert torch.equal(model(ids, pixels), wanted)
+    model.train()  # bitsandbytes computes without its kernels then, in the precision of the model
+    plain.train()
+    found = model(ids, pixels)
+    assert torch.equal(found, plain(ids, pixels))
+    assert 0 < (found - wanted).norm() < 0.3 * wanted.norm()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qwenvl.model import quantized
-from qwenvl.model.integers import Integers, group_for, rounded
+from qwenvl.model.borrowed import Borrowed
+from qwenvl.model.integers import NORMAL, Integers, group_for, rounded
 from qwenvl.model.quantized import Digits, Nibbles, Plain, QuantizedLinear
 
-kinds = pytest.mark.parametrize("kind", ["int8", "int4"])
+kinds = pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 
 
 def integers_of(
@@ -26,8 +28,9 @@ def integers_of(
         return Integers(kind="int8", levels=levels, scales=torch.rand(out, 1, generator=draw) * 0.01 + 1e-4)
     levels = torch.randint(0, 16, (out, width), generator=draw, dtype=torch.uint8)
     scales = (torch.rand(out, width // group, generator=draw) * 0.02 + 1e-3).half()
+    shifted = shifted and kind == "int4"
     zeros = torch.randint(1, 17, scales.shape, generator=draw, dtype=torch.uint8) if shifted else None
-    return Integers(kind="int4", levels=levels, scales=scales, zeros=zeros)
+    return Integers(kind=kind, levels=levels, scales=scales, zeros=zeros)
 
 
 def layer_of(
@@ -36,6 +39,11 @@ def layer_of(
     integers = integers_of(kind, **({"out": 128, "width": 96} | size))
     out = len(integers.levels)
     return QuantizedLinear(integers, torch.linspace(-1, 1, out, dtype=dtype) if bias else None, dtype)
+
+
+def borrows(out: int) -> bool:
+    """Whether bitsandbytes multiplies nf4 here: installed, and on a processor that it has a kernel for."""
+    return not quantized._fails(Borrowed, "nf4", 64, 64, 64, False) and out % 32 == 0
 
 
 def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -52,6 +60,10 @@ def test_the_formula_by_hand():
     zeros = torch.tensor([[0, 16]], dtype=torch.uint8)
     shifted = Integers(kind="int4", levels=levels, scales=scales, zeros=zeros)
     assert shifted.dequantised().tolist() == [[0, 7.5, -16, -14]]
+    normal = Integers(kind="nf4", levels=levels, scales=scales)
+    assert normal.dequantised().tolist() == [
+        [-0.5, 0.5, 2 * torch.tensor(NORMAL)[8], 2 * torch.tensor(NORMAL)[9]]
+    ]
     with pytest.raises(ValueError, match=r"scales of shape \(1, 3\) do not divide levels of shape \(1, 4\)"):
         Integers(kind="int4", levels=levels, scales=torch.ones(1, 3))
 
@@ -72,16 +84,19 @@ def test_every_way_keeps_the_integers_and_gives_the_products_of_the_formula(
     rows = torch.randn(5, groups * group, generator=torch.Generator().manual_seed(seed))
     wanted = rows.double() @ integers.dequantised().double().T
     for way in quantized.WAYS[kind]:
-        if way is Nibbles and out % 64:
+        if (way is Nibbles and out % 64) or (way is Borrowed and not borrows(out)):
             continue
         store = way(integers)
         again = store.integers()
         assert torch.equal(again.levels, integers.levels) and torch.equal(again.scales, integers.scales)
         assert torch.equal(again.dequantised(), integers.dequantised()), "bit for bit, shifted or not"
-        assert distance(store.product(rows), wanted) < {Plain: 1e-6, Digits: 1e-4, Nibbles: 8e-3}[way]
+        assert (
+            distance(store.product(rows), wanted)
+            < {Plain: 1e-6, Digits: 1e-4, Nibbles: 8e-3, Borrowed: 8e-3}[way]
+        )
 
 
-@pytest.mark.parametrize("kind, way", [("int8", Digits), ("int4", Nibbles)])
+@pytest.mark.parametrize("kind, way", [("int8", Digits), ("int4", Nibbles), ("nf4", Borrowed)])
 def test_this_machine_has_the_fast_way_or_says_why_not(kind, way):
     reason = quantized._fails(way, kind, 128, 96, 96 if kind == "int8" else 32, False)
     layer = layer_of(kind)
@@ -92,7 +107,7 @@ def test_this_machine_has_the_fast_way_or_says_why_not(kind, way):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_rows_and_many(dtype, count):
     rows = torch.randn(count, 96, generator=torch.Generator().manual_seed(count)).to(dtype)
-    for kind in ("int8", "int4"):
+    for kind in ("int8", "int4", "nf4"):
         layer = layer_of(kind, dtype)
         wanted = rows.double() @ layer.store.integers().dequantised().double().T + layer.bias.double()
         assert distance(layer(rows), wanted) < (1e-4 if kind == "int8" and dtype == torch.float32 else 8e-3)
@@ -135,7 +150,8 @@ def test_torch_without_these_kernels_computes_by_the_formula(monkeypatch):
     quantized._fails.cache_clear()
     monkeypatch.setattr(Digits, "__init__", gone)
     monkeypatch.setattr(Nibbles, "__init__", gone)
-    for kind in ("int8", "int4"):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    for kind in ("int8", "int4", "nf4"):
         layer, rows = layer_of(kind), torch.randn(3, 96)
         assert isinstance(layer.store, Plain)
         assert distance(layer(rows), rows @ layer.weight.T + layer.get_parameter("bias")) < 1e-6
@@ -185,6 +201,11 @@ def test_rounding_is_as_near_as_it_gets(dtype):
     weight = torch.randn(700, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[3] = 0
     eight, four = rounded(weight, "int8"), rounded(weight, "int4", group=64)
+    normal = rounded(weight, "nf4")
+    assert distance(normal.dequantised(), weight) < 0.094 and not normal.dequantised()[3].any()
+    steps = (weight.float().unflatten(1, (-1, 64)) / normal.scales[..., None]).flatten(1)[..., None]
+    nearest = (steps - torch.tensor(NORMAL)).abs().min(2).values
+    assert ((steps[..., 0] - torch.tensor(NORMAL)[normal.levels.int()]).abs() <= nearest + 1e-6).all()
     assert distance(eight.dequantised(), weight) < 0.008
     groups = weight.float().unflatten(1, (-1, 64))
     whole = groups.abs().amax(2, keepdim=True).clamp(min=1e-9) / 7.5
@@ -204,11 +225,14 @@ def test_rounding_is_as_near_as_it_gets(dtype):
 
 
 def test_the_size_of_groups():
-    assert group_for({4096, 11008}) == 128 and group_for({192, 512}) == 64 and group_for({96}) == 32
+    assert group_for("int4", {4096, 11008}) == 128 and group_for("int4", {192, 512}) == 64
+    assert (
+        group_for("int4", {96}) == 32 and group_for("nf4", {4096, 192}) == 64 and group_for("int8", {7}) == 0
+    )
     with pytest.raises(
         ValueError, match=r"rows of \[48\] weights cannot be cut into groups of 32; choose int8"
     ):
-        group_for({48})
+        group_for("int4", {48})
 
 
 def test_a_frozen_layer_is_found_among_plain_ones():
