@@ -48,22 +48,21 @@ def data_fetch(
         )
     tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     wanted = [package for package in packages.known() if only in (None, package.registry)]
-    names = {package.name for package in wanted}
-    collections = [
-        each for each in (*iconify.collections(), *debian.collections()) if names.issuperset(each.needs)
-    ]
+    collections = (*iconify.collections(), *debian.collections())
     with owned(out):
         tell(f"packages  {len(wanted)}, {sum(package.bytes for package in wanted) / 1e6:.0f} MB")
         got = packages.get(wanted, out / "packages", archives=archives, report=partial(_tell_package, tell))
         there = {each.package.name: each.path for each in got if each.path is not None}
         if not there:
             raise ValueError(f"no package could be had: {got[0].problem}; see `qwenvl data fetch --help`.")
-        table = {package.name: package for package in wanted}
+        table = {package.name: package for package in packages.known()}
         if letters := fonts.keep(there, out):
             tell(f"fonts     {letters} that draw Chinese, for signs in scenes")
+        asked = {package.name for package in wanted}
         made = index.make(
-            collections, table, there, out, side=side, processes=processes, report=partial(_tell_set, tell)
-        )
+            collections, table, there, out,
+            asked=asked, side=side, processes=processes, report=partial(_tell_set, tell),
+        )  # fmt: skip
     return _summary(made, [each for each in got if each.path is None], out, json)
 
 

@@ -24,10 +24,10 @@ def keep(archives: Mapping[str, Path], out: Path) -> int:
     """
     there = [name for name in PACKAGES if name in archives]
     for name in there:
-        place = out / "fonts" / f"{name.rpartition('/')[2]}.ttf"
-        if place.exists():
+        font = place(out, name)
+        if font.exists():
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
+        font.parent.mkdir(parents=True, exist_ok=True)
         found = dict(files_of(archives[name], f"{_FONT}|{_LICENCE}"))
         licence = [content for path, content in found.items() if path == _LICENCE]
         fonts = [content for path, content in found.items() if path != _LICENCE]
@@ -35,10 +35,22 @@ def keep(archives: Mapping[str, Path], out: Path) -> int:
             raise ValueError(
                 f"{archives[name]} holds {len(fonts)} fonts and {len(licence)} licences, expected one each."
             )
-        for file, content in ((place.with_suffix(".txt"), licence[0]), (place, fonts[0])):
+        for file, content in ((font.with_suffix(".txt"), licence[0]), (font, fonts[0])):
             with atomic(file) as written:
                 written.write(content)
     return len(there)
+
+
+def place(out: Path, package: str) -> Path:
+    """Where the font of a package is kept; its licence is beside it."""
+    return out / "fonts" / f"{package.rpartition('/')[2]}.ttf"
+
+
+def owed(out: Path) -> Mapping[str, str]:
+    """The packages whose fonts are there, each with its authors: the first line of its licence."""
+    there = (name for name in PACKAGES if place(out, name).exists())
+    licences = {name: place(out, name).with_suffix(".txt").read_text("utf-8", "replace") for name in there}
+    return {name: next(iter(text.split("\n")), "").strip() for name, text in licences.items()}
 
 
 def files(folder: Path) -> list[Path]:

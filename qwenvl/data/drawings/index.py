@@ -3,22 +3,23 @@
     OUT/packages/             archives as their registries gave them
     OUT/SOURCE-00000.tar      key.png, with transparency; key.json: captions (en, zh), keywords, kind, licence, author
     OUT/index.jsonl           a line for each drawing: all of that and the shard it lies in
-    OUT/ATTRIBUTION.md        every set with its makers, licence and package
+    OUT/ATTRIBUTION.md        every set and every font with its makers, licence and package
 
-A set that is there is not made again, unless its packages or the size of the images have changed.
+A set that is there is not made again, unless its packages or the size of the images have changed; index and attribution
+are over all sets that are there, whichever run made them.
 """
 
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as pillow
 
-from qwenvl.data.drawings import rendering
+from qwenvl.data.drawings import fonts, rendering
 from qwenvl.data.drawings.names import Archives, Collection, Named
 from qwenvl.data.drawings.packages import Package
 from qwenvl.data.tars import TarWriter
@@ -56,24 +57,42 @@ def make(
     archives: Archives,
     out: Path,
     *,
+    asked: Container[str] | None = None,
     side: int = SIDE,
     processes: int = 2,
     report: Callable[[Made], None] = lambda _: None,
 ) -> list[Made]:
-    """Every set whose packages are at hand, each on its own; then index and attribution over all of them."""
+    """Every set whose packages are at hand, each on its own; then index and attribution over all that are there.
+
+    `asked` are the names of packages that were wanted: a set that needs others is left as it is, and no result.
+    """
     results = []
     for collection in collections:
+        if asked is not None and not all(name in asked for name in collection.needs):
+            continue
         missing = tuple(name for name in collection.needs if name not in archives)
-        made = Made(collection.source, missing=missing)
         if not missing:
             made = _made(collection, packages, archives, out, side, processes)
+        elif (seal := _seal(collection, out)).exists():  # made before its package was lost
+            made = _sealed(collection, read_json(seal))
+        else:
+            made = Made(collection.source, missing=missing)
         report(made)
         results.append(made)
-    there = [made for made in results if not made.missing]
-    if any(made.news for made in there) or not (out / "index.jsonl").exists():
-        _write_index(there, out)
-        _write_attribution(there, collections, packages, out)
+    there = [collection for collection in collections if _seal(collection, out).exists()]
+    _write_index(there, out)
+    _write_attribution(there, packages, out)
     return results
+
+
+def _seal(collection: Collection, out: Path) -> Path:
+    """What says that a set is whole, written behind everything else of it."""
+    return out / f"{collection.source}.json"
+
+
+def _sealed(collection: Collection, known: Mapping[str, Any]) -> Made:
+    refused, licences = Counter(known["refused"]), Counter(known["licences"])
+    return Made(collection.source, known["drawings"], known["chinese"], refused, licences)
 
 
 def _made(
@@ -87,10 +106,9 @@ def _made(
     used = [name for name in (*collection.needs, *collection.uses) if name in archives]
     digests = {name: packages[name].digest for name in used}
     made_of = {"side": side, "packages": digests}
-    seal = out / f"{collection.source}.json"
+    seal = _seal(collection, out)
     if seal.exists() and (known := read_json(seal)).get("made_of") == made_of:
-        return Made(collection.source, known["drawings"], known["chinese"], Counter(known["refused"]),
-                    Counter(known["licences"]))  # fmt: skip
+        return _sealed(collection, known)
     made = Made(collection.source, news=True)
     seal.unlink(missing_ok=True)
     for old in out.glob(f"{collection.source}-[0-9]*.tar"):
@@ -176,27 +194,40 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _write_index(there: Sequence[Made], out: Path) -> None:
-    with atomic(out / "index.jsonl") as file:
-        for made in there:
-            file.write((out / f"{made.source}.jsonl").read_bytes())
+def _write_index(there: Sequence[Collection], out: Path) -> None:
+    """All lines of all sets, unless that was done after the last of them was sealed."""
+    index = out / "index.jsonl"
+    last = max((_seal(each, out).stat().st_mtime_ns for each in there), default=0)
+    if index.exists() and index.stat().st_mtime_ns >= last:
+        return
+    with atomic(index) as file:
+        for each in there:
+            file.write((out / f"{each.source}.jsonl").read_bytes())
 
 
-def _write_attribution(
-    there: Sequence[Made], collections: Sequence[Collection], packages: Mapping[str, Package], out: Path
-) -> None:
-    """Every set with its makers, licence and package, from what its drawings say."""
-    needs = {collection.source: collection.needs[0] for collection in collections}
+def _write_attribution(there: Sequence[Collection], packages: Mapping[str, Package], out: Path) -> None:
+    """Every set with its makers, licence and package, from what its drawings say; then every font."""
     lines = ["# Whom these drawings are owed to", "", "Who passes drawings on, or a model that shows them, passes",
              "this page on with them.", "", "| set | drawings | by | licence | package |",
              "|---|---:|---|---|---|"]  # fmt: skip
-    for made in there:
-        first = next(
-            (row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict)), {}
-        )
-        package = packages[needs[made.source]]
-        cells = [made.source, str(made.drawings), first.get("author", ""), ", ".join(sorted(made.licences)),
-                 f"{package.name} {package.version} ({package.registry})"]  # fmt: skip
-        lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
-    with atomic(out / "ATTRIBUTION.md") as file:
-        file.write(("\n".join(lines) + "\n").encode())
+    for collection in there:
+        made = _sealed(collection, read_json(_seal(collection, out)))
+        rows = (row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict))
+        first, licences = next(rows, {}), ", ".join(sorted(made.licences))
+        package = packages[collection.needs[0]].told
+        lines.append(_row(made.source, str(made.drawings), first.get("author", ""), licences, package))
+    if letters := fonts.owed(out):
+        lines += ["", "Signs in scenes are written in these fonts; the licence of each lies beside it in `fonts`.",
+                  "", "| font | by | licence | package |", "|---|---|---|---|"]  # fmt: skip
+    for name, authors in letters.items():
+        package = packages[name]
+        lines.append(_row(fonts.place(out, name).name, authors, package.licence, package.told))
+    text = ("\n".join(lines) + "\n").encode()
+    place = out / "ATTRIBUTION.md"
+    if not place.exists() or place.read_bytes() != text:
+        with atomic(place) as file:
+            file.write(text)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(map(markdown, cells)) + " |"

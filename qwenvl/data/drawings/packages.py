@@ -47,6 +47,11 @@ class Package:
         plain = self.name.removeprefix("@").replace("/", "-")
         return f"{plain}-{self.version.replace(':', '%3a')}.{'tgz' if self.registry == 'npm' else 'deb'}"
 
+    @property
+    def told(self) -> str:
+        """For a page that names sources: what it is, in which version, and where it comes from."""
+        return f"{self.name} {self.version} ({self.registry})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Got:

@@ -1,5 +1,6 @@
 """Fonts for Chinese signs: out of packages, with their licences, and before those of the machine."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import small_packages as made
 from PIL import ImageFont
 from small_drawings import fetched
 
-from qwenvl.data.drawings import fonts, packages, scenes, streams
+from qwenvl.data.drawings import fonts, index, packages, scenes, streams
 from qwenvl.data.drawings.scenes import props, scene
 from qwenvl.data.synth.pages.fonts import SAMPLES, Face
 
@@ -41,6 +42,17 @@ def test_a_font_is_kept_once_with_its_licence(tmp_path: Path) -> None:
     before = font.stat().st_mtime_ns
     assert fonts.keep(archives, tmp_path) == 1 and font.stat().st_mtime_ns == before
     assert fonts.keep({}, tmp_path / "other") == 0 and not (tmp_path / "other").exists()
+
+
+def test_attribution_names_every_font_with_its_licence(tmp_path: Path) -> None:
+    package = made.npm(tmp_path / "packages", NAME, {"400Regular/A_400Regular.ttf": pillows(),
+                                                     "LICENSE_FONT": b"Copyright 2018 Ann | Bob\n\nOFL"})  # fmt: skip
+    fonts.keep({NAME: tmp_path / "packages" / package.file}, tmp_path)
+    table = {NAME: replace(package, licence="OFL-1.1")}
+    index.make([], table, {}, tmp_path)
+    owed = (tmp_path / "ATTRIBUTION.md").read_text()
+    font = f"{NAME.rpartition('/')[2]}.ttf"
+    assert f"| {font} | Copyright 2018 Ann \\| Bob | OFL-1.1 | {NAME} 1.0.0 (npm) |" in owed
 
 
 def test_a_package_of_two_fonts_is_another_package(tmp_path: Path) -> None:

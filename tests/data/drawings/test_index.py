@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -76,6 +77,30 @@ def test_a_set_is_made_again_only_when_its_packages_change(tmp_path: Path) -> No
     changed = [made_up.emoji_set(tmp_path, star={"body": made_up.circle("#ff0")}), names]
     assert make(out, tmp_path, changed, ["twemoji"])[0].drawings == 3
     assert len((out / "index.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_set_stays_in_the_index_when_another_is_fetched_or_its_package_is_lost(tmp_path: Path) -> None:
+    twemoji, names = made_up.emoji_set(tmp_path), made_up.names(tmp_path)
+    noto, out = made_up.emoji_set(tmp_path, source="noto"), tmp_path / "out"
+    make(out, tmp_path, [twemoji, names], ["twemoji"])
+    every = [collection(each) for each in ("twemoji", "noto")]
+    table = {package.name: package for package in (twemoji, names, noto)}
+    archives = {name: tmp_path / table[name].file for name in (noto.name, names.name)}
+    (made,) = index.make(every, table, archives, out, asked={*archives}, side=32, processes=1)
+    assert made.source == "noto"
+
+    def sets() -> list[str]:
+        return [json.loads(line)["source"] for line in (out / "index.jsonl").read_text().splitlines()]
+
+    assert (
+        sets() == ["twemoji"] * 2 + ["noto"] * 2 and "| twemoji | 2 |" in (out / "ATTRIBUTION.md").read_text()
+    )
+    (again, _) = index.make(every, table, archives, out, side=32, processes=1)
+    assert (again.drawings, again.news, again.missing) == (2, False, ()), "made before its package was lost"
+    (out / "index.jsonl").write_text("of the run before\n")  # what a kill behind the last seal leaves
+    os.utime(out / "index.jsonl", ns=(0, 0))
+    index.make(every, table, archives, out, side=32, processes=1)
+    assert len(sets()) == 4
 
 
 def test_a_set_that_was_not_finished_is_made_whole(tmp_path: Path) -> None:
