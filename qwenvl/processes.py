@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 from typing import Any
 
 SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
@@ -113,6 +114,21 @@ def end_workers() -> None:
     """End whatever still works for this process: before it leaves, because leaving waits for its children."""
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def limit_memory(megabytes: int) -> None:
+    """No more than so many from here on for this process, and no core dumps; where the system has such limits."""
+    try:
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = taken + megabytes * 2**20
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Drawings to pixels, vectors by resvg, in processes that a drawing without end cannot hold up.
 
-A drawing is a stranger's program: it may nest itself a million times, or name files and hosts. What names anything
-outside itself is refused before it is rendered; what takes longer than `PATIENCE` is given up.
+A drawing is a stranger's program: it may nest itself a million times, name files and hosts, or be a mile long. What
+names anything outside itself, or holds an image larger than images may be, is refused before it is rendered; what takes
+longer than `PATIENCE` or more than `MEMORY` is given up.
 """
 
+import base64
 import io
 import re
 from collections.abc import Iterable, Iterator
@@ -15,13 +17,19 @@ from typing import NamedTuple
 from PIL import Image as pillow
 
 from qwenvl import images
-from qwenvl.processes import Workers
+from qwenvl.processes import Workers, limit_memory
 
 PATIENCE = 10.0
 """Seconds for one drawing; most take a thousandth of that, the slowest of these sets a fiftieth."""
 
 LARGEST = 4 << 20
 """Characters of a drawing."""
+
+MEMORY = 3072
+"""Megabytes that a process may take beyond those it starts with."""
+
+ELONGATED = 100.0
+"""Times that one side of a drawing is as long as the other, at most."""
 
 AT_ONCE = 32
 """Drawings that go to a process together."""
@@ -30,6 +38,13 @@ _LINK = re.compile(
     r"""\b(?:href|src)\s*=\s*(["'])(?!#|data:image/(?:png|jpe?g|gif|webp);base64,)\s*\S""", re.IGNORECASE
 )
 _RULE = re.compile(r"url\(\s*[\"']?(?!#|[\"']?data:image/)[^)\s]|@import", re.IGNORECASE)
+_INSIDE = re.compile(r"data:image/[\w.+-]*;base64,([A-Za-z0-9+/=\s]*)", re.IGNORECASE)
+_ROOT = re.compile(r"<svg\b[^>]*>", re.IGNORECASE)
+_NUMBER = r"\d*\.?\d+(?:e[+-]?\d{1,4})?"
+_SIDE = rf"""\s%s\s*=\s*["']\s*({_NUMBER})\s*(?:px)?\s*["']"""
+_VIEW = re.compile(
+    rf"""\sviewBox\s*=\s*["']\s*\S+?[\s,]+\S+?[\s,]+({_NUMBER})[\s,]+({_NUMBER})""", re.IGNORECASE
+)
 
 
 class Drawing(NamedTuple):
@@ -56,6 +71,37 @@ def problem_of(text: str) -> str | None:
         return "a drawing that defines entities"
     if _LINK.search(text) or _RULE.search(text):
         return "a drawing that names a file or a host"
+    if _is_elongated(text):
+        return f"a drawing more than {ELONGATED:g} times as long as wide"
+    return _problem_inside(text)
+
+
+def _is_elongated(text: str) -> bool:
+    """Whether sides that the root states in pixels, or else those of its view, are too far apart."""
+    root = _ROOT.search(text)
+    if root is None:
+        return False
+    stated = [re.search(_SIDE % name, root.group(), re.IGNORECASE) for name in ("width", "height")]
+    view = _VIEW.search(root.group())
+    if all(stated):
+        sides = [float(side[1]) for side in stated if side is not None]
+    elif view is not None:
+        sides = [float(view[1]), float(view[2])]
+    else:
+        return False
+    return min(sides) > 0 and max(sides) > ELONGATED * min(sides)
+
+
+def _problem_inside(text: str) -> str | None:
+    """Why an image that a drawing holds is none: its header says how large it is, whatever is drawn of it."""
+    for held in _INSIDE.finditer(text):
+        try:
+            with images.opened(base64.b64decode(re.sub(r"\s", "", held[1]), validate=True)):
+                pass
+        except images.UnreadableImage as error:
+            return f"a drawing that holds an image: {error.reason}"
+        except ValueError:
+            return "a drawing that holds an image: no image"
     return None
 
 
@@ -116,7 +162,9 @@ class _Pool:
         """The results of each part; None for one that was not ready in time."""
         if self._pool is None:
             self._workers = Workers()
-            self._pool = ProcessPoolExecutor(self._processes, mp_context=self._workers)
+            self._pool = ProcessPoolExecutor(
+                self._processes, mp_context=self._workers, initializer=limit_memory, initargs=(MEMORY,)
+            )
             self._pool.submit(_part, [], side).result()  # the start of a process is nobody's fault
         futures = [self._pool.submit(_part, part, side) for part in parts]
         results: list[list[Rendered] | None] = []
@@ -145,6 +193,8 @@ def _one(drawing: Drawing, side: int) -> Rendered:
         return Rendered(
             drawing.key, opened(drawing.file, side) if drawing.file else render(drawing.svg, side)
         )
-    except (ValueError, OSError, pillow.DecompressionBombError) as error:
+    except images.UnreadableImage as error:
+        return Rendered(drawing.key, None, error.reason)
+    except (ValueError, OSError, MemoryError, pillow.DecompressionBombError) as error:
         known = problem_of(drawing.svg)
         return Rendered(drawing.key, None, known or f"no drawing ({str(error)[:80]})")

@@ -1,5 +1,6 @@
 """Drawings as training material: what cleaning reads, what is refused, and that nothing is made twice."""
 
+import base64
 import io
 import json
 import os
@@ -141,17 +142,56 @@ def test_a_drawing_without_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32">'
     bad = f'{head}<defs><g id="a0">{made_up.circle("red")}</g>{ENDLESS}</defs><use href="#a11"/></svg>'
     good = f"{head}{made_up.circle('blue')}</svg>"
-    results = list(
-        rendering.rendered([rendering.Drawing("good", good), rendering.Drawing("bad", bad)], 16, 1)
-    )
-    assert results[0].image is not None
-    assert results[1].image is None and results[1].problem
+    deep = f"{head}{'<g>' * 200_000}{'</g>' * 200_000}</svg>"  # takes its process down
+    drawings = [rendering.Drawing(*each) for each in (("good", good), ("bad", bad), ("deep", deep))]
+    found, *others = rendering.rendered(drawings, 16, 1)
+    assert found.image is not None
+    assert all(each.image is None and each.problem for each in others) and len(others) == 2
 
 
 def png(colour: str, size: tuple[int, int] = (40, 20)) -> bytes:
     buffer = io.BytesIO()
     pillow.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def with_header(width: int, height: int) -> bytes:
+    """A PNG of one pixel whose header says something else."""
+    whole = png("red", (1, 1))
+    header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
+
+@pytest.mark.parametrize(
+    ("root", "body", "reason"),
+    [
+        ('viewBox="0 0 1 1e7"', "<circle r='1'/>", "more than 100 times as long"),
+        ('width="4000" height="8px" viewBox="0 0 1 1"', "<circle r='1'/>", "more than 100 times as long"),
+        ('viewBox="0 0 9 9"', with_header(12_961, 12_961), "holds an image: decompression bomb"),
+        ('viewBox="0 0 9 9"', b"GIF89a", "holds an image: no image"),
+        ('viewBox="0 0 9 9"', None, None),
+        ('width="1.2.3" height="1e9999" viewBox="a b c d"', None, None),
+    ],
+)
+def test_what_would_take_the_memory_of_a_machine_is_not_drawn(
+    root: str, body: str | bytes | None, reason: str | None
+) -> None:
+    if not isinstance(body, str):
+        held = base64.b64encode(body or png("red")).decode()
+        body = f'<image width="9" height="9" href="data:image/png;base64,{held}"/>'
+    problem = rendering.problem_of(f'<svg xmlns="http://www.w3.org/2000/svg" {root}>{body}</svg>')
+    assert problem is None if reason is None else problem is not None and reason in problem
+
+
+def test_an_image_of_168_megapixels_is_counted_and_the_rest_is_kept(tmp_path: Path) -> None:
+    stamps = "usr/share/tuxpaint/stamps/"
+    tux = made_up.debian(tmp_path, debian.TUXPAINT, {
+        f"{stamps}frog.png": png("green"), f"{stamps}frog.txt": b"A frog.",
+        f"{stamps}wall.png": with_header(12_961, 12_961), f"{stamps}wall.txt": b"A wall.",
+        f"{stamps}half.png": png("red", (300, 300))[:200], f"{stamps}half.txt": b"Half of one.",
+    })  # fmt: skip
+    (made,) = make(tmp_path / "out", tmp_path, [tux], ["tuxpaint"])
+    assert made.drawings == 1 and made.refused["decompression bomb"] == 1 and sum(made.refused.values()) == 2
 
 
 def test_stamps_have_sentences_and_furniture_its_names(tmp_path: Path) -> None:

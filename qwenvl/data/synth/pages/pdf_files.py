@@ -23,6 +23,7 @@ from PIL import Image
 from qwenvl.data.records import Skipped
 from qwenvl.data.synth.pages.page import Line, Page, file_key
 from qwenvl.data.synth.pages.pdf import page_key, pdf_pages, pypdfium2
+from qwenvl.processes import limit_memory
 
 DEATHS = 3
 """Readers that a file may cost before the rest of it is given up."""
@@ -143,7 +144,7 @@ def _serve(line: Connection, memory: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what PDFium says when it aborts
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pypdfium2()
-    _limit(memory)
+    limit_memory(memory)
     with contextlib.suppress(EOFError, OSError):
         line.send_bytes(b"ready")
         while True:
@@ -161,21 +162,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _limit(memory: int) -> None:
-    """No more than so many megabytes from here on, and no core dumps; where the system has such limits."""
-    try:
-        import resource
-
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = taken + memory * 2**20
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or most < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _say(line: Connection, message: dict[str, Any]) -> None:
