@@ -39,7 +39,7 @@ def data_fetch(
     import sys
     from functools import partial
 
-    from qwenvl.data.drawings import debian, fonts, iconify, index, packages
+    from qwenvl.data.drawings import debian, fonts, iconify, index, maps, packages
     from qwenvl.files import owned
 
     if not 8 <= side <= 4096 or processes < 1:
@@ -48,7 +48,7 @@ def data_fetch(
         )
     tell = partial(print, file=sys.stderr if json else sys.stdout, flush=True)
     wanted = [package for package in packages.known() if only in (None, package.registry)]
-    collections = (*iconify.collections(), *debian.collections())
+    collections = (*iconify.collections(), *debian.collections(), *maps.collections())
     with owned(out):
         tell(f"packages  {len(wanted)}, {sum(package.bytes for package in wanted) / 1e6:.0f} MB")
         got = packages.get(wanted, out / "packages", archives=archives, report=partial(_tell_package, tell))

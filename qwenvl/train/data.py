@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from qwenvl.data.drawings.collection import opened
+from qwenvl.data.drawings import streams
 from qwenvl.data.packing import Rows
 from qwenvl.data.records import Skipped
 from qwenvl.data.shards import dump, find_shards
@@ -130,7 +130,7 @@ def require_sources(stage: StageConfig) -> None:
         for path in row.paths if not row.world else ():
             find_shards(path)
         if row.world == "drawings":
-            opened(row.place(stage.seed).folder)
+            streams.require(row.place(stage.seed), row.made)
     if stage.fast_images and find_spec("simplejpeg") is None:
         raise ValueError(
             "fast_images needs the package simplejpeg, which is not installed; pip install 'qwenvl[data]'."

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image as pillow
 
 from qwenvl import images
+from qwenvl.data.drawings.names import Region
 from qwenvl.data.drawings.splits import is_held_out, split
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.tars import name_and_suffix, skim_tar
@@ -37,6 +38,8 @@ class Drawing:
     keywords_zh: tuple[str, ...]
     kind: str
     licence: str
+    regions: tuple[Region, ...]
+    """Of a map."""
     shard: Path
     first: int
     """First byte of its sample in the shard,"""
@@ -84,6 +87,7 @@ class Collection:
                 source=row["source"], key=row["key"], en=row.get("en", ""), zh=row.get("zh", ""),
                 keywords=tuple(row.get("keywords", ())), keywords_zh=tuple(row.get("keywords_zh", ())),
                 kind=row["kind"], licence=row["licence"], shard=shard, first=first, length=length,
+                regions=tuple(Region(each["en"], each["zh"], tuple(each["box"])) for each in row.get("regions", ())),
             )  # fmt: skip
 
     def training(self, licences: str = "permissive") -> Sequence[Drawing]:

@@ -64,3 +64,9 @@ def faces(folder: Path) -> Mapping[str, tuple[Face, ...]]:
     machine = Fonts.find()
     chinese = (Fonts.find(folder / "fonts") if files(folder) else machine)["zh"]
     return {"en": (Face(""), *machine["en"][:3]), "zh": tuple(chinese[:4])}
+
+
+def of_pages(folder: Path) -> Fonts:
+    """The same faces for pages of text."""
+    found = faces(folder)
+    return Fonts(dict.fromkeys([*found["en"], *found["zh"]]))

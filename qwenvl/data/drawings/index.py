@@ -1,7 +1,8 @@
 """Drawings as training material: shards that cleaning reads, an index of all of them, and whom they are owed to.
 
     OUT/packages/             archives as their registries gave them
-    OUT/SOURCE-00000.tar      key.png, with transparency; key.json: captions (en, zh), keywords, kind, licence, author
+    OUT/SOURCE-00000.tar      key.png, with transparency; key.json: captions (en, zh), keywords, kind, licence, author,
+                              regions of maps
     OUT/index.jsonl           a line for each drawing: all of that and the shard it lies in
     OUT/ATTRIBUTION.md        every set and every font with its makers, licence and package
 
@@ -186,6 +187,7 @@ def _columns(named: Named, packages: Mapping[str, str]) -> dict[str, Any]:
         "source": named.source, "captions": [name for name in (named.en, named.zh) if name], "en": named.en,
         "zh": named.zh, "keywords": named.keywords, "keywords_zh": named.keywords_zh, "kind": named.kind,
         "licence": named.licence, "author": named.author, "package": next(iter(packages)),
+        "regions": [each._asdict() for each in named.regions],
     }  # fmt: skip
     return {name: value for name, value in said.items() if value}
 

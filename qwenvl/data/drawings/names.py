@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from qwenvl.data.drawings.archives import files_of
 from qwenvl.parsing import parse_json
@@ -21,6 +21,16 @@ _STYLES = re.compile(
 
 Archives: TypeAlias = Mapping[str, Path]
 """Package -> its archive; those that are missing are not in it."""
+
+
+class Region(NamedTuple):
+    """A part of a map and what it is called."""
+
+    en: str
+    zh: str
+    """Empty where it has no Chinese name."""
+    box: tuple[int, int, int, int]
+    """Left, top, right, bottom on the grid of [0, 1000)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,8 @@ class Named:
     zh: str | None = None
     keywords: tuple[str, ...] = ()
     keywords_zh: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    """Of a map."""
     svg: str = field(default="", repr=False)
     """The drawing itself, where it is a vector drawing,"""
     file: bytes = field(default=b"", repr=False)

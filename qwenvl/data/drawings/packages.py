@@ -1,7 +1,7 @@
 """The packages that hold the drawings, and how they are got: by npm's and Debian's own clients, checked by digest.
 
     npm     emoji in ten styles, icons, flags, names in English and Chinese, Chinese fonts     73 MB
-    debian  stamps, clip art, furniture, cut-outs, with names                               497 MB
+    debian  stamps, clip art, furniture, cut-outs, with names; maps with their regions       508 MB
 
 A package is never unpacked onto the disk and none of its scripts is run; `archives.py` reads its files out of it.
 """

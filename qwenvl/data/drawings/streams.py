@@ -4,18 +4,20 @@ drawn_text      a scene in words, and the records about it without an image     
 names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
+map_regions     a map, and its regions by name                                   stage 2
+drawn_pages     a small page of text, each line with its corners                 stage 2
 drawn_chats     a dialogue in ChatML about one drawing, one scene or two         stage 3
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from jaxtyping import UInt8
-from numpy import ndarray
+from numpy import asarray, ndarray
 
-from qwenvl.data.drawings import fonts
+from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
@@ -24,8 +26,12 @@ from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, naming, 
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption, Language, Question, Record
 from qwenvl.data.stream.order import Order
+from qwenvl.data.synth.pages.length import Ruler
+from qwenvl.data.synth.pages.look import Look
+from qwenvl.data.synth.pages.page import PageMaker
 from qwenvl.data.tasks import example_of, formats_of, task_of
 from qwenvl.data.toy.worlds import Dice
+from qwenvl.images import WHITE, over
 from qwenvl.markup import Image, Rendered, render
 from qwenvl.tokenizer import Tokenizer
 
@@ -140,39 +146,78 @@ def _scene_document(
     place: Place, tokenizer: Tokenizer, queries: int, index: int, kinds: Sequence[str], limit: int
 ) -> Example:
     shown, held = scene_at(place, index)
-    trunk = render(Image(shown.pixels), tokenizer, queries)
-    return _told(place, shown, held, trunk, tokenizer, queries, kinds, limit)
+    image = Image(shown.pixels)
+    told = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
+    return _told(render(image, tokenizer, queries), told, tokenizer, queries)
 
 
 def text_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene in words as trunk, records about it as branches; only answers are learned: scenes are drawn by chance."""
     shown, held = scene_at(place, index)
     trunk = render(in_words(shown, place.seed), tokenizer, queries)
-    return _told(place, shown, held, trunk, tokenizer, queries, KINDS, RECORDS)
+    told = records(shown, held, Image(shown.pixels), place.seed, kinds=KINDS, limit=RECORDS)
+    return _told(trunk, told, tokenizer, queries)
 
 
-def _told(
-    place: Place,
-    shown: Scene,
-    held: Props,
-    trunk: Rendered,
-    tokenizer: Tokenizer,
-    queries: int,
-    kinds: Sequence[str],
-    limit: int,
-) -> Example:
-    """Records about a scene behind what shows it, as many as fit."""
-    image = Image(shown.pixels)
+def _told(trunk: Rendered, told: Iterable[Record], tokenizer: Tokenizer, queries: int) -> Example:
+    """Records behind what shows what they are about, a branch for each way of telling one, as many as fit."""
     left = DOCUMENT_TOKENS - len(trunk)
     branches = []
-    for record in records(shown, held, image, place.seed, kinds=kinds, limit=limit):
+    for record in told:
         for format in formats_of(record):
             message = task_of(record, format)
-            branch = task(message.prompt[1:], message.answer, tokenizer, queries)  # the trunk shows the scene
+            branch = task(message.prompt[1:], message.answer, tokenizer, queries)  # the trunk shows it
             if len(branch) <= left:
                 branches.append(branch)
                 left -= len(branch)
     return example(trunk, branches)
+
+
+# === Maps and pages ===
+
+REGIONS = 6
+"""Regions of a map that a document asks for."""
+
+PAGE = Look(
+    longest=168, text_scale=(0.09, 0.14), rows=4, columns=1, fill=(0.8, 1), fullscreen=0.8, page_short_side=(150, 168),
+    aspect=(1, 1.3),
+)  # fmt: skip
+"""Pages of the size of a scene: few lines, letters as large as those on its signs."""
+
+
+@lru_cache(maxsize=4)
+def _maps(folder: Path, licences: str) -> Sequence[Drawing]:
+    found = [each for each in _training(folder, licences) if each.regions]
+    if not found:
+        raise ValueError(
+            f"{folder} holds no map that may be trained on; maps are in Debian's kgeography-data, under GPL: fetch it, "
+            'and give the row licences = "any".'
+        )
+    return found
+
+
+def regions_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A map as trunk; what it shows and its regions, found and named, as branches."""
+    drawings = _maps(place.folder, place.licences)
+    _, number = _order(len(drawings), 2, place.seed)(index)
+    image = Image(asarray(over(drawings[number].image(), WHITE)))
+    told = maps.records(drawings[number], image, Dice("map", place.seed, index), REGIONS)
+    return _told(render(image, tokenizer, queries), told, tokenizer, queries)
+
+
+@lru_cache(maxsize=4)
+def _pages(folder: Path, tokenizer: Tokenizer, queries: int) -> PageMaker:
+    """The generator of pages in the letters of signs, whose pages fit a document."""
+    ruler = Ruler(tokenizer=tokenizer, queries=queries)
+    left = DOCUMENT_TOKENS - ruler.frame()
+    return PageMaker(PAGE, fonts=fonts.of_pages(folder), tokens=left, cost=ruler.line)
+
+
+def pages_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A page of made-up text, read with the corners of its lines (Box B.1, OCR)."""
+    page = _pages(place.folder, tokenizer, queries).page(place.seed, index)
+    record = replace(page.record(b""), image=Image(asarray(page.image)))
+    return example_of(record, tokenizer, queries)
 
 
 def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
@@ -196,9 +241,18 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "names": names_document,
     "drawn_captions": captions_document,
     "scenes": scenes_document,
+    "map_regions": regions_document,
+    "drawn_pages": pages_document,
     "drawn_chats": chats_document,
 }
 """Sources by name: functions of (place, tokenizer, queries, number)."""
+
+
+def require(place: Place, made: str) -> None:
+    """Raises ValueError where a source of `SOURCES` has nothing in its folder that it could be made of."""
+    training(place)
+    if made == "map_regions":
+        _maps(place.folder, place.licences)
 
 
 def shards(place: Place) -> Mapping[str, tuple[int, int]]:
