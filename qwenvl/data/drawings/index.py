@@ -216,14 +216,14 @@ def _write_attribution(there: Sequence[Collection], packages: Mapping[str, Packa
         made = _sealed(collection, read_json(_seal(collection, out)))
         rows = (row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict))
         first, licences = next(rows, {}), ", ".join(sorted(made.licences))
-        package = packages[collection.needs[0]].told
+        package = packages[collection.needs[0]].cited
         lines.append(_row(made.source, str(made.drawings), first.get("author", ""), licences, package))
     if letters := fonts.owed(out):
         lines += ["", "Signs in scenes are written in these fonts; the licence of each lies beside it in `fonts`.",
                   "", "| font | by | licence | package |", "|---|---|---|---|"]  # fmt: skip
     for name, authors in letters.items():
         package = packages[name]
-        lines.append(_row(fonts.place(out, name).name, authors, package.licence, package.told))
+        lines.append(_row(fonts.place(out, name).name, authors, package.licence, package.cited))
     text = ("\n".join(lines) + "\n").encode()
     place = out / "ATTRIBUTION.md"
     if not place.exists() or place.read_bytes() != text:

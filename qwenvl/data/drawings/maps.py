@@ -117,11 +117,11 @@ def records(drawing: Drawing, image: Image, dice: Dice, limit: int) -> list[Reco
     """What a map shows, and up to `limit` of its regions as phrases with their boxes, each in one language."""
     regions = list(drawing.regions)
     dice.shuffle(regions)
-    told: list[Record] = []
+    about: list[Record] = []
     names: Mapping[Language, str] = {"en": drawing.en, "zh": drawing.zh}
     language: Language = "zh" if drawing.zh and dice.chance(CHINESE) else "en"
-    told.append(Caption(image=image, text=names[language], language=language, source=drawing.source))
+    about.append(Caption(image=image, text=names[language], language=language, source=drawing.source))
     for region in regions[:limit]:
         phrase = region.zh if region.zh and dice.chance(CHINESE) else region.en
-        told.append(Referring(image=image, phrase=phrase, boxes=(Box(*region.box),), source=drawing.source))
-    return told
+        about.append(Referring(image=image, phrase=phrase, boxes=(Box(*region.box),), source=drawing.source))
+    return about

@@ -48,7 +48,7 @@ class Package:
         return f"{plain}-{self.version.replace(':', '%3a')}.{'tgz' if self.registry == 'npm' else 'deb'}"
 
     @property
-    def told(self) -> str:
+    def cited(self) -> str:
         """For a page that names sources: what it is, in which version, and where it comes from."""
         return f"{self.name} {self.version} ({self.registry})"
 

@@ -6,6 +6,7 @@ own stand behind scenes where the fetched folder has a folder `photographs`. Sig
 Chinese in those of the fetched folder (`fonts`).
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from qwenvl.data.synth.pages.fonts import Face
 from qwenvl.data.synth.pages.scenery import Backgrounds
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.images import RGB
+from qwenvl.terminal import printable
 
 SIDE = 168
 """Pixels of a canvas, as stage 2 of recipes/drawings reads it."""
@@ -312,7 +314,10 @@ def _faces(folder: Path) -> Mapping[str, Sequence[Face]]:
 # === Grounds ===
 
 SURFACES = 96
-"""How many made-up surfaces there are; a scene takes a part of one."""
+"""How many made-up surfaces, or parts of photographs, there are; a scene takes a part of one."""
+
+PHOTOGRAPHS = "photographs"
+"""Folder beside the drawings for images of one's own."""
 
 
 def _ground(folder: Path, dice: Dice, side: int) -> tuple[pillow.Image, float]:
@@ -331,6 +336,13 @@ def _ground(folder: Path, dice: Dice, side: int) -> tuple[pillow.Image, float]:
 
 @lru_cache(maxsize=2 * SURFACES)
 def _surface(folder: Path, number: int, side: int) -> tuple[pillow.Image, float]:
-    own = folder / "photographs"
-    image = Backgrounds(own if own.is_dir() else None)(np.random.default_rng([7, number]), (side, side), 2.0)
+    own, size = folder / PHOTOGRAPHS, (side, side)
+    try:
+        image = Backgrounds(own if own.is_dir() else None)(np.random.default_rng([7, number]), size, 2.0)
+    except ValueError as error:
+        print(
+            printable(f"in the place of a photograph behind scenes stands a made-up surface: {error}"),
+            file=sys.stderr,
+        )
+        image = Backgrounds()(np.random.default_rng([7, number]), size, 2.0)
     return image, float(np.asarray(image.convert("L")).mean())

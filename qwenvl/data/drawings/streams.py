@@ -21,7 +21,7 @@ from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
-from qwenvl.data.drawings.scenes import Props, Scene, props, scene
+from qwenvl.data.drawings.scenes import PHOTOGRAPHS, Props, Scene, props, scene
 from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, naming, records, which_image
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption, Language, Question, Record
@@ -147,23 +147,23 @@ def _scene_document(
 ) -> Example:
     shown, held = scene_at(place, index)
     image = Image(shown.pixels)
-    told = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
-    return _told(render(image, tokenizer, queries), told, tokenizer, queries)
+    about = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
+    return _told(render(image, tokenizer, queries), about, tokenizer, queries)
 
 
 def text_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene in words as trunk, records about it as branches; only answers are learned: scenes are drawn by chance."""
     shown, held = scene_at(place, index)
     trunk = render(in_words(shown, place.seed), tokenizer, queries)
-    told = records(shown, held, Image(shown.pixels), place.seed, kinds=KINDS, limit=RECORDS)
-    return _told(trunk, told, tokenizer, queries)
+    about = records(shown, held, Image(shown.pixels), place.seed, kinds=KINDS, limit=RECORDS)
+    return _told(trunk, about, tokenizer, queries)
 
 
-def _told(trunk: Rendered, told: Iterable[Record], tokenizer: Tokenizer, queries: int) -> Example:
+def _told(trunk: Rendered, about: Iterable[Record], tokenizer: Tokenizer, queries: int) -> Example:
     """Records behind what shows what they are about, a branch for each way of telling one, as many as fit."""
     left = DOCUMENT_TOKENS - len(trunk)
     branches = []
-    for record in told:
+    for record in about:
         for format in formats_of(record):
             message = task_of(record, format)
             branch = task(message.prompt[1:], message.answer, tokenizer, queries)  # the trunk shows it
@@ -179,10 +179,9 @@ REGIONS = 6
 """Regions of a map that a document asks for."""
 
 PAGE = Look(
-    longest=168, text_scale=(0.09, 0.14), rows=4, columns=1, fill=(0.8, 1), fullscreen=0.8, page_short_side=(150, 168),
-    aspect=(1, 1.3),
-)  # fmt: skip
-"""Pages of the size of a scene: few lines, letters as large as those on its signs."""
+    longest=168, aspect=(1, 1.3), fullscreen=1, text_scale=(0.09, 0.14), rows=4, columns=1, fill=(0.8, 1)
+)
+"""Pages of the size of a scene, which fill it: few lines, letters as large as those on its signs."""
 
 
 @lru_cache(maxsize=4)
@@ -201,8 +200,8 @@ def regions_document(place: Place, tokenizer: Tokenizer, queries: int, index: in
     drawings = _maps(place.folder, place.licences)
     _, number = _order(len(drawings), 2, place.seed)(index)
     image = Image(asarray(over(drawings[number].image(), WHITE)))
-    told = maps.records(drawings[number], image, Dice("map", place.seed, index), REGIONS)
-    return _told(render(image, tokenizer, queries), told, tokenizer, queries)
+    about = maps.records(drawings[number], image, Dice("map", place.seed, index), REGIONS)
+    return _told(render(image, tokenizer, queries), about, tokenizer, queries)
 
 
 @lru_cache(maxsize=4)
@@ -256,7 +255,8 @@ def require(place: Place, made: str) -> None:
 
 
 def shards(place: Place) -> Mapping[str, tuple[int, int]]:
-    """What must stay for a run to go on: the index, its bytes and how many are trained on, and the fonts of signs."""
+    """What must stay for a run to go on: the index, its bytes and how many are trained on, fonts and photographs."""
     drawings, index = training(place), place.folder / "index.jsonl"
-    letters = {str(file): (file.stat().st_size, 1) for file in fonts.files(place.folder)}
-    return {str(index): (index.stat().st_size, len(drawings)), **letters}
+    photographs = sorted(each for each in (place.folder / PHOTOGRAPHS).rglob("*") if each.is_file())
+    others = {str(file): (file.stat().st_size, 1) for file in (*fonts.files(place.folder), *photographs)}
+    return {str(index): (index.stat().st_size, len(drawings)), **others}
