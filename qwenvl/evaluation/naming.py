@@ -11,7 +11,10 @@ import numpy as np
 from qwenvl.data.datasets.sample import Sample
 from qwenvl.evaluation.metrics import exact
 from qwenvl.evaluation.metrics.toy import Count, wilson
-from qwenvl.evaluation.scoring import LETTER, Metric, ScoredItem
+from qwenvl.evaluation.scoring import FROM, LETTER, TO, Metric, ScoredItem
+
+OWN = "answers"
+"""Name of what the model itself scores, part by part."""
 
 _AROUND = re.compile(r"^(?:(?:it|this) is )?(?:(?:an?|the|some) )?|^(?:这是|一[个只])|[.。!！]+$")
 
@@ -36,20 +39,25 @@ def _named(samples: Sequence[Sample], answers: Sequence[str]) -> list[ScoredItem
 def _beside(
     score: Callable[[str, Sample], float],
 ) -> Callable[[Sequence[Sample], Sequence[str]], dict[str, float]]:
-    """Notes: what those of `Sample.beside` score on the same questions, part by part, with Wilson's 95 % intervals."""
+    """Notes: the answers part by part, and what those of `Sample.beside` score on the same questions.
+
+    All with Wilson's 95 % intervals.
+    """
 
     def notes(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
         found: dict[str, float] = {}
         parts = dict.fromkeys(sample.group for sample in samples)
-        for name in dict.fromkeys(name for sample in samples for name in sample.beside):
+        said = [{OWN: (answer,), **each.beside} for each, answer in zip(samples, answers, strict=True)]
+        for name in dict.fromkeys(name for each in said for name in each):
             for part in [None, *parts] if len(parts) > 1 else [None]:
-                asked = [each for each in samples if name in each.beside and part in (None, each.group)]
-                if not asked:
+                pairs = zip(samples, said, strict=True)
+                asked = [(each, of[name]) for each, of in pairs if name in of and part in (None, each.group)]
+                if not asked or (name == OWN and part is None):  # that is the score itself
                     continue
-                hits = [any(score(said, each) for said in each.beside[name]) for each in asked]
+                hits = [any(score(answer, each) for answer in given) for each, given in asked]
                 low, high = wilson(Count(sum(hits), len(hits)))
                 label = name if part is None else f"{name}, {part}"
-                found |= {label: 100 * float(np.mean(hits)), f"{label}, from": low, f"{label}, to": high}
+                found |= {label: 100 * float(np.mean(hits)), f"{label}{FROM}": low, f"{label}{TO}": high}
         return found
 
     return notes

@@ -17,7 +17,7 @@ from qwenvl.evaluation.benchmarks import TOY_TABLE
 from qwenvl.evaluation.card import EMBEDDED, Card, Record
 from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.radar import radar
-from qwenvl.evaluation.scoring import CIDER
+from qwenvl.evaluation.scoring import CIDER, FROM, TO
 from qwenvl.html import Html, element
 from qwenvl.images import Source, open_image
 from qwenvl.markup import Box, Quad, parse
@@ -91,6 +91,7 @@ def html(runs: Sequence[Run], title: str = TITLE) -> str:
         _table(cards),
         _radar(cards, models),
         *(_parts(card) for card in cards if len(card.score.groups) > 1),
+        *(_notes(card) for card in cards if card.score.notes),
     ]
     for run in runs:
         if run.cards and run.records:
@@ -169,6 +170,19 @@ def _parts(card: Card) -> Html:
     rows = [[name or "other", f"{value:.2f}", f"{n}"] for name, (value, n) in card.score.groups.items()]
     summary = element("summary", f"{card.title}, {card.model}: parts")
     return element("details", summary, pages.table(["Part", "Score", "n"], rows, ["", "value"]))
+
+
+def _notes(card: Card) -> Html:
+    """What stands beside a score, with its interval where that is known."""
+    notes = card.score.notes
+    rows = []
+    for name, value in notes.items():
+        if name.endswith((FROM, TO)):
+            continue
+        ends = [notes[f"{name}{end}"] for end in (FROM, TO) if f"{name}{end}" in notes]
+        rows.append([name, f"{value:.2f}", " .. ".join(f"{end:.2f}" for end in ends)])
+    summary = element("summary", f"{card.title}, {card.model}: beside it")
+    return element("details", summary, pages.table(["Beside", "Value", "95 % interval"], rows, ["", "value"]))
 
 
 # === Galleries ===

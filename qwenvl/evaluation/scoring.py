@@ -73,6 +73,10 @@ class Metric:
         return prediction.raw if self.tagged else prediction.plain
 
 
+FROM, TO = ", from", ", to"
+"""Ends of the names of notes that are the ends of an interval: that of the note whose name goes before."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """A benchmark's result."""

@@ -115,7 +115,7 @@ def train(
                 stop_in(stage, step + 1, run_dir)
             stragglers.see(seen)
             stragglers.note(work.seconds(), time.perf_counter() - began)
-        distributed.barrier()
+        distributed.on_rank0(objective.finish)
     model.eval()
 
 

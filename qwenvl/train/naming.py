@@ -5,8 +5,8 @@
 Softmax over the nouns, of the drawings that show one, and softmax over the words, a drawing's own in shares
 (`data.drawings.labels`): as in contrastive learning an image is told apart from everything else that is said of images.
 What is easy comes first: large on white and few patches, which are read in a
-quarter of the time; poses grow (`POSED`), and images (`GROWTH`). The scores go when the stage is done; the words stay
-beside its log.
+quarter of the time; poses grow (`POSED`), and images (`GROWTH`). What scores stays beside the stage's log, so that it
+can be judged by itself (`benchmarks/namer.py`); the stages behind it need the ViT alone.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image as pillow
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from qwenvl.data.drawings.collection import Drawing
@@ -49,6 +50,9 @@ WORDS = 0.3
 
 KEPT = 96
 """Pixels of the longer side of cut-outs that are kept in memory."""
+
+NAMER = "namer.safetensors"
+"""Name of the file in the stage's folder that keeps the weights of the scores."""
 
 MISSING = -1
 """In the place of a label, where a drawing has none, or fewer than another of its batch."""
@@ -197,10 +201,32 @@ def naming(
         side = round((seen["tokens"] / max(1, images)) ** 0.5) * vision.patch_size
         return vision_flops(model.config.at(side or stage.image_size), True, True, images)
 
+    def finish() -> None:
+        if run_dir is not None:
+            with atomic(run_dir / NAMER) as file:
+                file.write(save({name: each.cpu().contiguous() for name, each in head.state_dict().items()}))
+
     module = nn.ModuleDict({"vision": model.vision, "head": head})
     return Objective(
-        module=module, batch=lesson, loss=loss, flops=flops, sources=("nouns", "nouns_wrong", "words")
+        module=module,
+        batch=lesson,
+        loss=loss,
+        flops=flops,
+        finish=finish,
+        sources=("nouns", "nouns_wrong", "words"),
     )
+
+
+def read_namer(run_dir: Path) -> Namer:
+    """What a whole stage left for scoring. Raises ValueError where there is none."""
+    file = run_dir / NAMER
+    if not file.exists():
+        raise ValueError(f"{run_dir} has no {NAMER}; give the folder of a stage of names that is done.")
+    weights = load(file.read_bytes())
+    labels, width = weights["scores.weight"].shape
+    head = Namer(width, labels, torch.Generator())
+    head.load_state_dict(weights)
+    return head
 
 
 def _place(stage: StageConfig) -> Place:

@@ -80,6 +80,8 @@ class Objective:
     """All that `Loss.by_source` may name: processes add numbers up without telling their names."""
     close: Callable[[], None] = lambda: None
     """Ends what reads ahead."""
+    finish: Callable[[], None] = lambda: None
+    """Keeps what a whole stage has learned beside its model; called in the first process."""
 
 
 # === Next token (paper 3.1-3.3) ===

@@ -101,6 +101,7 @@ def test_what_needs_no_model_stands_beside_with_intervals() -> None:
     assert score.notes["nearest on RGB"] == 100 and score.notes["nearest on RGB, from"] == pytest.approx(
         83.9, abs=0.1
     )
+    assert score.notes["answers, x"] == 30 and score.notes["answers, y, from"] == pytest.approx(5.7, abs=0.1)
     assert score.notes["blind, x"] == 0 and score.notes["blind, y, to"] == pytest.approx(27.8, abs=0.1)
 
 

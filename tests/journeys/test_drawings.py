@@ -47,6 +47,7 @@ def test_the_recipe_runs_whole_at_toy_length_and_its_model_answers(folder: Path,
     assert json.loads((run / "0b-names/labels.json").read_text()), (
         "words that several of the sets have in common"
     )
+    assert (run / "0b-names/namer.safetensors").exists(), "what it is judged by alone"
     model = run / "3-finetuning/model"
     image = tmp_path / "cat.png"
     next(each for each in Collection(folder).drawings if each.key == "cat").image().save(image)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.formats import Example
 from qwenvl.data.stream.sources import SourceConfig, Stream
+from qwenvl.evaluation import card
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.loop import train
-from qwenvl.train.naming import MISSING, Lesson, naming
+from qwenvl.train.naming import MISSING, Lesson, naming, read_namer
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 LETTERS = Tokenizer({bytes([value]): value for value in range(256)})
@@ -140,6 +142,31 @@ def test_a_stopped_run_goes_on_with_the_same_weights_and_refuses_other_drawings(
     fetched(folder, {"noto": rows()["noto"]})
     with pytest.raises(ValueError, match="shards differ from those the run began with"):
         train(small(), LETTERS, stage(folder, 12), tmp_path / "two", runtime)
+
+
+def test_the_stage_is_judged_by_itself_beside_its_neighbours(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """benchmarks/namer.py: scores with intervals, and a page of right and wrong ones, from what the stage keeps."""
+    folder, model, run = fetched(tmp_path / "drawings"), small(), tmp_path / "0-names"
+    train(model, LETTERS, stage(folder, 30), run, runtime)
+    with pytest.raises(ValueError, match=r"has no namer\.safetensors; give the folder of a stage of names"):
+        read_namer(tmp_path)
+    checkpoint.save(model, run / "model")
+    (run / "stage.json").write_text(json.dumps({"image_size": 28}))
+    program = run_path(str(Path(__file__).parents[2] / "benchmarks/namer.py"))
+    program["main"]([str(run), "--data", str(folder), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    for size in (200, 747):
+        assert f"among {size} nouns  accuracy" in said
+        cards, records = card.read(tmp_path / f"out/drawings-{size}")
+        notes = cards[0].score.notes
+        assert {"nearest on RGB", "nearest on HOG", "blind", "blind, from", "blind, to"} <= notes.keys()
+        right = [each["raw"] in each["truth"] or each["right"] for each in records]
+        assert len(records) == cards[0].score.n and any(right), "drawings that it has nearly seen are named"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "nearest on HOG" in page and 'class="right"' in page
+    assert said.count("among the five likeliest, test-style") == 2
 
 
 def test_a_stage_that_names_reads_one_row_of_drawings(tmp_path: Path) -> None:
