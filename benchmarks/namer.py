@@ -37,16 +37,22 @@ def named(model: QwenVL, namer: Namer, samples: list[Sample], side: int) -> dict
     answers = {}
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        images = (
-            open_image(sample.images[0]).resize((side, side), pillow.Resampling.BICUBIC) for sample in batch
-        )
-        pixels = torch.from_numpy(np.stack([normalise(np.asarray(image)) for image in images]))
+        images = [open_image(as_bytes(sample)) for sample in batch]
+        squares = [image.resize((side, side), pillow.Resampling.BICUBIC) for image in images]
+        pixels = torch.from_numpy(np.stack([normalise(np.asarray(square)) for square in squares]))
         scores = namer(model.vision(pixels))[:, : len(nouns())]
         for sample, row in zip(batch, scores, strict=True):
             nll = -row[: len(sample.options)].log_softmax(dim=0)
             chosen = sample.letters[int(nll.argmin())]
             answers[sample.id] = Prediction(id=sample.id, raw=chosen, plain=chosen, nll=tuple(nll.tolist()))
     return answers
+
+
+def as_bytes(sample: Sample) -> bytes:
+    """The drawing on white."""
+    (image,) = sample.images
+    assert isinstance(image, bytes)
+    return image
 
 
 def among_five(samples: list[Sample], answers: dict[str, Prediction]) -> dict[str, float]:

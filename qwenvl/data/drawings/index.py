@@ -216,8 +216,8 @@ def _write_attribution(there: Sequence[Collection], packages: Mapping[str, Packa
         made = _sealed(collection, read_json(_seal(collection, out)))
         rows = (row for _, row in json_lines(out / f"{made.source}.jsonl") if isinstance(row, dict))
         first, licences = next(rows, {}), ", ".join(sorted(made.licences))
-        package = packages[collection.needs[0]].cited
-        lines.append(_row(made.source, str(made.drawings), first.get("author", ""), licences, package))
+        source = packages[collection.needs[0]].cited
+        lines.append(_row(made.source, str(made.drawings), first.get("author", ""), licences, source))
     if letters := fonts.owed(out):
         lines += ["", "Signs in scenes are written in these fonts; the licence of each lies beside it in `fonts`.",
                   "", "| font | by | licence | package |", "|---|---|---|---|"]  # fmt: skip
