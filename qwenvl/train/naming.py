@@ -12,7 +12,7 @@ can be judged by itself (`benchmarks/namer.py`); the stages behind it need the V
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -201,20 +201,21 @@ def naming(
         side = round((seen["tokens"] / max(1, images)) ** 0.5) * vision.patch_size
         return vision_flops(model.config.at(side or stage.image_size), True, True, images)
 
-    def finish() -> None:
-        if run_dir is not None:
-            with atomic(run_dir / NAMER) as file:
-                file.write(save({name: each.cpu().contiguous() for name, each in head.state_dict().items()}))
-
     module = nn.ModuleDict({"vision": model.vision, "head": head})
     return Objective(
         module=module,
         batch=lesson,
         loss=loss,
         flops=flops,
-        finish=finish,
+        finish=partial(_keep, head, run_dir),
         sources=("nouns", "nouns_wrong", "words"),
     )
+
+
+def _keep(head: Namer, run_dir: Path | None) -> None:
+    if run_dir is not None:
+        with atomic(run_dir / NAMER) as file:
+            file.write(save({name: each.cpu().contiguous() for name, each in head.state_dict().items()}))
 
 
 def read_namer(run_dir: Path) -> Namer:
