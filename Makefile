@@ -37,7 +37,7 @@ compat: $(VENV)/.test
 	@$(BIN)/python benchmarks/compat.py --write
 
 vllm: $(VENV)/.core
-	@$(BIN)/python benchmarks/inside_vllm.py --write
+	@$(BIN)/python benchmarks/inside_vllm.py --write $(if $(GOLDEN),--golden "$(GOLDEN)")
 
 soak: $(VENV)/.test
 	@$(BIN)/python benchmarks/soak.py

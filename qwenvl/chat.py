@@ -58,11 +58,7 @@ class Assistant:
     def __init__(
         self, model: QwenVL, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None
     ) -> None:
-        if tokenizer.imgpad != model.config.imgpad_id:
-            raise ValueError(
-                f"the vocabulary numbers <imgpad> {tokenizer.imgpad} but the model expects {model.config.imgpad_id}; "
-                "use the qwen.tiktoken that belongs to this checkpoint."
-            )
+        tokenizer.require_own(model.config.imgpad_id)
         self.model, self.tokenizer, self.prompt_format = model, tokenizer, prompt_format or PromptFormat()
 
     @classmethod

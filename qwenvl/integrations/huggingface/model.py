@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -24,7 +25,7 @@ from qwenvl.checkpoint.folder import our_tensors
 from qwenvl.checkpoint.official import is_official
 from qwenvl.files import atomic
 from qwenvl.integrations.huggingface.attention import context, weights_of
-from qwenvl.integrations.huggingface.config import QwenVLConfig
+from qwenvl.integrations.huggingface.config import QwenVLConfig, is_packed
 from qwenvl.integrations.huggingface.hub import HUB, folder_of
 from qwenvl.model.adapter import Adapter, sine_cosine_2d
 from qwenvl.model.llm import Block
@@ -81,13 +82,20 @@ class QwenVLModel(PreTrainedModel):
     ) -> Any:
         """As in transformers, from an official folder or hub id too, whose tensors are renamed on the way.
 
+        A folder of `qwenvl quantize` or Qwen-VL-Chat-Int4 gives the plain weights that its integers mean.
+
         Answers also end where the chat format says, which the official settings leave out. Raises ValueError, by name,
-        for missing, unknown or misshapen tensors of an official folder.
+        for missing, unknown or misshapen tensors of an official folder, and for weight files that are missing or
+        truncated in any.
         """
         official = _official_folder(pretrained_model_name_or_path, kwargs)
         if official is None:
             extra = {} if config is None else {"config": config}
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **extra, **kwargs)
+            try:
+                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **extra, **kwargs)
+            except (SafetensorError, OSError, RuntimeError):
+                _look_for_the_reason(pretrained_model_name_or_path, kwargs)
+                raise
         else:
             config = (
                 config if isinstance(config, PreTrainedConfig) else QwenVLConfig.from_pretrained(official)
@@ -363,10 +371,19 @@ def _loss(
     return total / ((wanted != -100).sum().clamp(min=1) if items is None else items)
 
 
+def _look_for_the_reason(name: Any, keywords: dict[str, Any]) -> None:
+    """Raises ValueError for what is wrong with the files of a folder, as everywhere else in this project."""
+    if name is not None and Path(name).is_dir():
+        our_tensors(Path(name) / (keywords.get("subfolder") or ""))
+
+
 def _official_folder(name: Any, keywords: dict[str, Any]) -> Path | None:
-    """The folder of an official checkpoint, downloaded if it is a hub id; None for every other kind."""
+    """The folder of a checkpoint that is read here: official, or on integers; downloaded if it is a hub id.
+
+    None for every other kind, which transformers reads.
+    """
     if name is None:
         return None
     hub = {key: keywords[key] for key in (*HUB, "subfolder") if keywords.get(key) is not None}
     values, _ = PreTrainedConfig.get_config_dict(name, **hub)
-    return folder_of(name, keywords) if is_official(values) else None
+    return folder_of(name, keywords) if is_official(values) or is_packed(values) else None

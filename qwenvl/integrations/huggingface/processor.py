@@ -96,7 +96,7 @@ class QwenVLProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "QwenVLProcessor":
         """The processor of a model folder: its vocabulary, image size and chat format. `padding_side` may be told.
 
-        Raises ValueError for an argument without a meaning here.
+        Raises ValueError for an argument without a meaning here, and for a vocabulary that is not the model's.
         """
         _refuse(kwargs, (*LOADING, "padding_side"), "from_pretrained")
         folder = folder_of(pretrained_model_name_or_path, kwargs, ("*.json", "*.tiktoken"))

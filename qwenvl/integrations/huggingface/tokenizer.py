@@ -1,10 +1,13 @@
 """The vocabulary for transformers 5. Text never becomes markup: what a text spells stays ordinary characters."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizer
 
+from qwenvl.checkpoint.folder import MODEL_TYPE, read_config, settings
+from qwenvl.checkpoint.official import is_official
 from qwenvl.tokenizer import SPECIALS, VOCABULARY_FILE, Tokenizer
 
 TAGS = frozenset({"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"})
@@ -19,6 +22,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         self.core = Tokenizer.load(vocab_file)
+        _require_own(self.core, Path(vocab_file).parent)
         self.vocab_file = vocab_file
         self._added_tokens_decoder = {
             token: AddedToken(name, special=True, normalized=False)
@@ -110,3 +114,10 @@ class QwenVLTokenizer(PreTrainedTokenizer):
 
 class QWenTokenizer(QwenVLTokenizer):
     """Under the name that official folders give their tokenizer's class."""
+
+
+def _require_own(core: Tokenizer, folder: Path) -> None:
+    """Raises ValueError for a vocabulary that is not that of the model beside it."""
+    values = settings(folder) if (folder / "config.json").is_file() else None
+    if isinstance(values, dict) and (is_official(values) or values.get("model_type") == MODEL_TYPE):
+        core.require_own(read_config(folder).imgpad_id)

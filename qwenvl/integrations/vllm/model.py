@@ -21,6 +21,7 @@ from qwenvl.integrations.vllm.settings import text_config
 from qwenvl.model.adapter import Adapter
 from qwenvl.model.vision import VisionTransformer
 from qwenvl.model.vlm import QwenVL
+from qwenvl.terminal import printable
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
@@ -99,10 +100,10 @@ class QwenVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
         """The language model's tensors as vLLM's Llama names them; those of vision and adapter are put in place."""
         parts = {**dict(self.named_parameters()), "adapter.position": getattr(self.adapter, "position", None)}
         for foreign, tensor in weights:
-            if foreign.endswith(".qweight"):
+            if foreign.endswith((".qweight", ".weight_scale")):
                 raise ValueError(
-                    "these weights are packed in 4 bits (GPTQ), which is not served through vLLM; unpack them first: "
-                    "`qwenvl convert FOLDER NEW`."
+                    f"{printable(foreign)}: these weights are quantised, which is not served through vLLM; unpack them "
+                    "first (`qwenvl convert FOLDER NEW`)."
                 )
             name, layout = names.ours(foreign, names.OFFICIAL) or (foreign, names.same)
             found[name] = tuple(layout(tensor.to("meta"), self.shape).shape)

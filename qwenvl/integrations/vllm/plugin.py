@@ -8,6 +8,7 @@ change every month or two, so the versions that `make vllm` tried are a window (
 of ours is refused in a sentence and every other model is served as if this package were not there.
 """
 
+from pathlib import Path
 from typing import Any
 
 FIRST, LAST = (0, 28), (0, 32)
@@ -39,7 +40,7 @@ def register() -> None:
             AutoConfig.register(config.model_type, _refused(config, reason), exist_ok=True)
         return
     for config, tokenizer in ((QwenVLConfig, QwenVLTokenizer), (OfficialConfig, QWenTokenizer)):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoConfig.register(config.model_type, _looked_at(config), exist_ok=True)
         AutoTokenizer.register(config, slow_tokenizer_class=tokenizer, exist_ok=True)
     _register_parts()
 
@@ -70,6 +71,19 @@ def _refused(config: Any, reason: str) -> Any:
 
     def from_dict(cls: type, config_dict: Any, **kwargs: Any) -> Any:
         raise ValueError(reason)
+
+    return type(config.__name__, (config,), {"from_dict": classmethod(from_dict)})
+
+
+def _looked_at(config: Any) -> Any:
+    """A config class that looks at the folder's weight files first: vLLM reads their headers as if they were whole."""
+    from qwenvl.checkpoint.weights import STEMS, stored_tensors
+
+    def from_dict(cls: type, config_dict: Any, **kwargs: Any) -> Any:
+        folder = Path(kwargs.get("name_or_path") or "")
+        if any((folder / f"{stem}{end}").exists() for stem in STEMS for end in ("", ".index.json")):
+            stored_tensors(folder)
+        return config.from_dict(config_dict, **kwargs)
 
     return type(config.__name__, (config,), {"from_dict": classmethod(from_dict)})
 

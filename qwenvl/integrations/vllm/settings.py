@@ -1,39 +1,78 @@
 """What vLLM has to know about a folder before it loads it: how prompts are read and how long, where answers end."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
 
-from qwenvl.checkpoint.folder import resolve
+from qwenvl.checkpoint.folder import our_tensors, settings
+from qwenvl.checkpoint.layers import SETTING
 from qwenvl.config import LLMConfig, ModelConfig
+from qwenvl.integrations.huggingface.hub import folder_of
 from qwenvl.integrations.vllm.plugin import MODE
 from qwenvl.options import PromptFormat
-from qwenvl.tokenizer import SPECIALS
+from qwenvl.terminal import printable
+from qwenvl.tokenizer import SPECIALS, Tokenizer
+
+READ_HERE = ("auto", "hf", "safetensors", "pt")
+"""Ways of loading (`load_format`) that read the folder's own weights; others make them up or bring them along."""
 
 
 class Settings:
-    """vLLM's hook for our architecture, called while it makes its configuration."""
+    """vLLM's hooks for our architecture, called while it makes its configuration, before another process starts."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
         """Set the tokenizer mode, the longest row and the ends of answers.
 
-        Raises ValueError for rows longer than the model learned.
+        Raises ValueError for rows longer than the model learned, for weights in 8 or 4 bits and for a vocabulary that
+        is not the model's.
         """
         shape: ModelConfig = model_config.hf_config.shape
+        _require_plain(_small_files(model_config.model, model_config.revision))
         if model_config.tokenizer_mode in ("auto", "hf"):
             model_config.tokenizer_mode = MODE
         asked = model_config.original_max_model_len
         model_config.max_model_len = longest_row(shape.llm, None if asked in (None, -1) else asked)
-        chat_format = PromptFormat.read(resolve(model_config.tokenizer)).chat_format
+        folder = _small_files(model_config.tokenizer, model_config.tokenizer_revision)
+        Tokenizer.load(folder).require_own(shape.imgpad_id)
+        chat_format = PromptFormat.read(folder).chat_format
         model_config.try_get_generation_config = partial(
             _generation_config, model_config, ends(shape, chat_format)
         )
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Nothing more to set."""
+        """Nothing more to set.
+
+        Raises ValueError for LoRA, and for a folder whose weights are not whole: a shard that is missing or truncated,
+        tensors that are missing, unknown or of another shape.
+        """
+        if getattr(vllm_config, "lora_config", None) is not None:
+            raise ValueError(
+                "LoRA adapters (enable_lora) are not applied through vLLM: their queries, keys and values stand head "
+                "by head, and vLLM cannot turn them. Serve the merged model that `qwenvl finetune` writes beside them."
+            )
+        folder = Path(vllm_config.model_config.model)
+        if folder.is_dir() and str(vllm_config.load_config.load_format) in READ_HERE:
+            our_tensors(folder)
+
+
+def _small_files(name: str, revision: str | None) -> Path:
+    """The folder of a checkpoint; of a hub id only what is no weights need be there."""
+    return folder_of(name, {"revision": revision}, ("*.json", "*.tiktoken"))
+
+
+def _require_plain(folder: Path) -> None:
+    """Raises ValueError where the weights are packed: vLLM's kernels know neither layout under our names."""
+    said = settings(folder).get(SETTING)
+    if said is not None:
+        method = printable(str(said.get("quant_method") if isinstance(said, dict) else said))
+        raise ValueError(
+            f"{folder} is quantised ({method}), which is not served through vLLM; unpack it first (`qwenvl convert "
+            "FOLDER NEW`), or serve it as it is with `qwenvl serve`."
+        )
 
 
 def longest_row(llm: LLMConfig, asked: int | None) -> int:
