@@ -22,7 +22,8 @@ from tables import put, table
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("5.0.0", "5.4.0", "5.9.0", "5.14.1", "5.15.1", "5.24.0")
-TESTS = [f"tests/integrations/test_{name}.py" for name in ("processor", "transformers", "transformers_model")]
+FILES = ("processor", "transformers", "transformers_model", "broken_folders")
+TESTS = [f"tests/integrations/test_{name}.py" for name in FILES]
 STAND_INS = {
     "transformers_tests/__init__.py": "",
     "transformers_tests/exporters/__init__.py": "",

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import load_file, save_file
 
@@ -84,6 +85,6 @@ OTHER_VOCABULARY = r"the vocabulary numbers <imgpad> 808 but the model expects 8
 ANOTHER_QWEN = r"model_type 'qwen' without `visual`: a Qwen without eyes; expected Qwen-VL or Qwen-VL-Chat"
 
 
-def quantised(folder: Path, to: str) -> None:
+def quantised(folder: Path, to: Literal["int8", "int4"]) -> None:
     """The shipped model in `int8` or `int4`."""
     quantize.quantize(resolve("tiny"), folder, quantize.Plan(to=to))

@@ -32,6 +32,10 @@ TARGETS = {
 """
 
 
+TASK = "CAUSAL_LM"
+"""What saved adapters say they are for: `AutoPeftModelForCausalLM` then finds the class of their base by itself."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lora:
     """Low-rank adaptation; the values are those of the official fine-tuning script."""
@@ -101,7 +105,9 @@ def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
         task_type=None,
     )
     with _over_integers(config):
-        return get_peft_model(wrapped, config)
+        adapted = get_peft_model(wrapped, config)
+    adapted.peft_config["default"].task_type = TASK
+    return adapted
 
 
 def save_lora(adapted: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -116,6 +122,7 @@ def save_lora(adapted: PeftModel, folder: Path, weights: Mapping[str, Tensor] | 
 def load_lora(model: QwenVL, folder: Path) -> PeftModel:
     """Put the saved adapters of `folder` into `model`, in place."""
     config = LoraConfig.from_pretrained(str(folder))
+    config.task_type = None
     with _over_integers(config):
         return PeftModel.from_pretrained(
             QwenVLForConditionalGeneration.wrap(model), str(folder), config=config

@@ -71,7 +71,7 @@ def test_another_qwen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("to", "method"), [("int8", "compressed-tensors"), ("int4", "gptq")])
-def test_weights_of_8_and_4_bits(to: str, method: str, tmp_path: Path) -> None:
+def test_weights_of_8_and_4_bits(to: Any, method: str, tmp_path: Path) -> None:
     """transformers has the weights that the integers mean, under its own classes; vLLM refuses them."""
     quantised(tmp_path / to, to)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / to, dtype=torch.float32)

@@ -55,6 +55,8 @@ def test_adapters_and_merged_weights_load_in_transformers_and_peft(
     theirs = AutoModelForImageTextToText.from_pretrained(ours, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
     assert torch.allclose(theirs(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-4)
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
+    assert torch.allclose(found(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-4)
     again = qwenvl.load(ours, CPU)
     merge(load_lora(again, tmp_path / "adapter"))
     folder.save(again, tmp_path / "merged", sidecars=ours)

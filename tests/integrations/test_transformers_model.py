@@ -115,6 +115,19 @@ def test_f107_an_assistant_model_gives_the_same_answer(model, row):
     )
 
 
+def test_prompt_lookup_gives_the_same_answer(model, row):
+    found = model.generate(**row, **GREEDY, prompt_lookup_num_tokens=3)
+    assert torch.equal(found, model.generate(**row, **GREEDY))
+
+
+def test_draws_follow_the_seed(model, row):
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return model.generate(**row, **{**GREEDY, "do_sample": True}, temperature=1.5)
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
 def test_f107_stop_strings_with_the_processor_as_tokenizer(model, processor, row):
     whole = model.generate(**row, **GREEDY)
     start = row["input_ids"].shape[1]
@@ -321,6 +334,16 @@ def test_f25_offloaded_and_adapted_projections_are_called(model, row, tmp_path):
     moved = copy.deepcopy(model)
     accelerate.disk_offload(moved, str(tmp_path), execution_device=torch.device("cpu"))
     assert torch.allclose(moved(**row).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"vision": "cpu", "adapter": "cpu", "llm": "disk"}], ids=str)
+def test_a_device_map_gives_the_same_logits(model, row, tmp_path, device_map):
+    pytest.importorskip("accelerate")
+    placed = AutoModelForImageTextToText.from_pretrained(
+        OFFICIAL, device_map=device_map, offload_folder=tmp_path, dtype=torch.float32
+    )
+    assert (placed.llm.embed.weight.device.type == "meta") == (device_map != "auto")
+    assert torch.allclose(placed(**row).logits, model(**row).logits, atol=1e-5)
 
 
 def test_f25_lora_on_all_linear_layers_learns_in_each(model, row):
