@@ -88,8 +88,8 @@ def certificate(python: Path, golden: Path) -> str:
     """How many recorded answers come back through vLLM; NOT RUN are those of shapes that its kernels lack."""
     done = run([python, "-m", "qwenvl", "parity", golden, "--through", "vllm", "--json"], fine=(0, 3))
     counts = json.loads((done.stdout.strip() or "{}").splitlines()[-1])
-    told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    return told if done.returncode in (0, 3) else f"failed: {told}"
+    line = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+    return line if done.returncode in (0, 3) else f"failed: {line}"
 
 
 def run(command: list[Any], fine: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
