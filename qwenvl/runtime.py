@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -102,18 +103,57 @@ def tight_memory() -> Iterator[None]:
             mallopt(number, _asked.get(name, 32 << 20))
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that could be had now; None where nobody tells."""
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that could be had now; None where nobody tells.
+
+    On a CPU the least of what the system has and of what the control groups of this process (a container's limit) have
+    left. `root`: where `proc` and `sys` are.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min(
+        (each for each in (_available(root), *_left_by_groups(root)) if each is not None), default=None
+    )
+
+
+def _available(root: Path) -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with open(root / "proc/meminfo", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+_GROUP_FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Controller of a line in /proc/self/cgroup (none: version 2) -> its folder below /sys/fs/cgroup, its files of limit and
+usage, and the key in memory.stat of what files take that nobody has read of late: the system takes it back."""
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What the groups of this process and those around them still allow; a container sees its own as the root."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        for controller in set(controllers.split(",")) & _GROUP_FILES.keys():
+            folder, limit, usage, reclaimed = _GROUP_FILES[controller]
+            parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+            for depth in range(len(parts) + 1):
+                group = (root / "sys/fs/cgroup" / folder).joinpath(*parts[:depth])
+                try:
+                    numbers = [int((group / name).read_text(encoding="ascii")) for name in (limit, usage)]
+                    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                except (OSError, ValueError):  # no such group here, or no limit ("max")
+                    continue
+                yield max(0, numbers[0] - numbers[1] + int(stat.get(reclaimed, 0)))
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

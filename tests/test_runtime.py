@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from qwenvl.runtime import ask_for_huge_pages
+from qwenvl.runtime import ask_for_huge_pages, free_memory
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -77,3 +78,60 @@ def test_what_large_images_took_goes_back_to_the_system():
     large = str(32 << 20)
     set_by_user = left("give back", MALLOC_MMAP_THRESHOLD_=large, MALLOC_TRIM_THRESHOLD_=str(64 << 20))
     assert set_by_user > 30 << 20
+
+
+def a_system(root: Path, lines: str, files: dict[str, str]) -> Path:
+    """A root folder with 8,000 kB free, a process in these control groups, and their files."""
+    files = {
+        "proc/meminfo": "MemTotal: 9999 kB\nMemAvailable:    8000 kB\n",
+        "proc/self/cgroup": lines,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def group(limit: object, used: int, files: int, *, version: int = 2) -> dict[str, str]:
+    if version == 2:
+        return {
+            "memory.max": f"{limit}\n",
+            "memory.current": f"{used}\n",
+            "memory.stat": f"anon 5\nfile 9\ninactive_file {files}\n",
+        }
+    return {
+        "memory.limit_in_bytes": f"{limit}\n",
+        "memory.usage_in_bytes": f"{used}\n",
+        "memory.stat": f"cache 5\ninactive_file 7\ntotal_inactive_file {files}\n",
+    }
+
+
+def below(folder: str, files: dict[str, str]) -> dict[str, str]:
+    return {f"{folder}/{name}": text for name, text in files.items()}
+
+
+@pytest.mark.parametrize(
+    "lines, files, free",
+    [
+        ("0::/a/b\n", below("a/b", group(1_000_000, 400_000, 50_000)), 650_000),
+        ("0::/a/b\n", below("a", group(900_000, 800_000, 0)) | below("a/b", group("max", 7, 0)), 100_000),
+        ("0::/\n", group(1_000_000, 2_000_000, 0), 0),
+        ("0::/../../host/of/it\n", group(1_000_000, 400_000, 0), 600_000),
+        ("0::/a\n", below("a", group("max", 400_000, 0)), 8_192_000),
+        ("3:cpu,memory:/a\n0::/\n", below("memory/a", group(700_000, 1, 1, version=1)), 700_000),
+        ("3:memory:/host/it\n", below("memory", group(500_000, 100_000, 10, version=1)), 400_010),
+        ("3:memory:/a\n", below("memory/a", group(2**63 - 4096, 100, 0, version=1)), 8_192_000),
+        ("3:cpu:/a\nnonsense\n", below("memory/a", group(1, 1, 0, version=1)), 8_192_000),
+        ("0::/a\n", below("a", group(1_000_000, 400_000, 0) | {"memory.stat": "one two three\n"}), 8_192_000),
+    ],
+)
+def test_free_is_what_the_system_and_every_group_around_us_have_left(tmp_path, lines, files, free):
+    assert free_memory(torch.device("cpu"), a_system(tmp_path, lines, files)) == free
+
+
+def test_a_system_without_control_groups(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemAvailable: 8000 kB\n")
+    assert free_memory(torch.device("cpu"), tmp_path) == 8_192_000
+    assert free_memory(torch.device("cpu"), tmp_path / "none") is None
