@@ -131,8 +131,8 @@ _GROUP_FILES = {
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Controller of a line in /proc/self/cgroup (none: version 2) -> its folder below /sys/fs/cgroup, its files of limit and
-usage, and the key in memory.stat of what files take that nobody has read of late: the system takes it back."""
+"""Controller of a line in /proc/self/cgroup (none: version 2) -> its folder below /sys/fs/cgroup, its files of limit
+and usage, and the key in memory.stat of what files take that nobody has read of late; the system takes it back."""
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:

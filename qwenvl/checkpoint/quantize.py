@@ -5,8 +5,9 @@ vision encoder's blocks and the head, to 8 bits. Everything else is kept, float3
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from qwenvl.checkpoint import folder, gptq, names, nf4
+from qwenvl.checkpoint.calibration import Moments, Shown
 from qwenvl.checkpoint.layers import SETTING, named
 from qwenvl.checkpoint.official import is_official, to_official
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
+from qwenvl.model.compensated import compensated
 from qwenvl.model.integers import Integers, Kind, group_for, rounded
 from qwenvl.runtime import tight_memory
 from qwenvl.tokenizer import Tokenizer
@@ -50,8 +53,11 @@ class Plan:
         return "int8" if eight else None
 
 
-def quantize(source: str | Path, target: str | Path, plan: Plan) -> None:
+def quantize(source: str | Path, target: str | Path, plan: Plan, shown: Sequence[Shown] = ()) -> None:
     """Write the model of `source` with weights of 8 or 4 bits; one matrix is in memory at a time.
+
+    With documents that are shown to the model, 4 bits are rounded so that the outputs for these suffer least (GPTQ);
+    then a block of the language model is in memory at a time.
 
     The folder has the official form where the model has one, else ours. It appears only when it is whole. Raises
     ValueError for a checkpoint that is quantised already, incomplete, or beside a vocabulary of another.
@@ -63,6 +69,7 @@ def quantize(source: str | Path, target: str | Path, plan: Plan) -> None:
     _require_own_vocabulary(place, config)
     group = group_for(plan.to, {each.shape[1] for name, each in stored.items() if LLM.fullmatch(name)})
     values, table = _form(place, config, stored)
+    moments = Moments(model, stored, shown) if shown else None
     tensors: dict[str, Stored] = {}
     for ours, each in stored.items():
         name, layout = (
@@ -73,7 +80,8 @@ def quantize(source: str | Path, target: str | Path, plan: Plan) -> None:
         if kind is None:
             tensors[name] = tensor if ours in EXACT else _narrow(tensor)
         else:
-            tensors |= _parts(name.removesuffix(".weight"), tensor, kind, group)
+            given = partial(moments.of, ours) if moments and LLM.fullmatch(ours) else None
+            tensors |= _parts(name.removesuffix(".weight"), tensor, kind, group, given)
     for layer in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
         tensors.setdefault(f"{layer}.bias", _zeros(tensors[f"{layer}.qweight"].shape[1]))
     with folder.new_folder(Path(target)) as unfinished, tight_memory():
@@ -132,7 +140,9 @@ def _zeros(out: int) -> Stored:
     return Stored((out,), torch.float16, lambda: torch.zeros(out, dtype=torch.float16))
 
 
-def _parts(layer: str, weight: Stored, kind: Kind, group: int) -> dict[str, Stored]:
+def _parts(
+    layer: str, weight: Stored, kind: Kind, group: int, moments: Callable[[], Tensor] | None
+) -> dict[str, Stored]:
     """The tensors of one layer; rounded when the first of them is read, and kept until the last one has been."""
     (shapes, tensors), (out, width) = _LAYOUTS[kind], weight.shape
     made: dict[str, Tensor] = {}
@@ -140,7 +150,10 @@ def _parts(layer: str, weight: Stored, kind: Kind, group: int) -> dict[str, Stor
     def read(part: str) -> Tensor:
         if part not in made:
             try:
-                integers = rounded(weight.read(), kind, group=group)
+                if moments is None:
+                    integers = rounded(weight.read(), kind, group=group)
+                else:
+                    integers = compensated(weight.read(), moments(), kind, group=group)
             except ValueError as error:
                 raise ValueError(f"{layer} cannot be rounded: {error}") from None
             made.update(tensors(integers))

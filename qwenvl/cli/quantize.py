@@ -1,6 +1,7 @@
 """`qwenvl quantize`: a checkpoint with weights of 8 or 4 bits."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 
@@ -12,6 +13,8 @@ def quantize(
     out: Path,
     vision: Literal["kept", "int8"] = "kept",
     head: Literal["kept", "int8"] = "kept",
+    calibrate: str = "",
+    documents: int = 128,
     report: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -30,25 +33,42 @@ def quantize(
         out: The folder to write; one that holds a model is replaced, anything else is refused.
         vision: The matrices of the vision encoder's blocks: as they are, or 8 bits.
         head: The output head: as it is, or 8 bits.
+        calibrate: Documents that 4 bits are rounded for (GPTQ): fine-tuning data, or `toy` for the toy world's.
+        documents: How many of them are read.
         report: Scenes of the toy world that both models are asked about: logits, answers, scores, seconds; 0: none.
         device: Where the models of the report compute: auto, cpu, cuda or mps.
         dtype: The precision of what is not rounded there: auto, float32, bfloat16 or float16.
     """
+    from qwenvl.chat import Assistant
     from qwenvl.checkpoint.quantize import Plan, size_of
     from qwenvl.checkpoint.quantize import quantize as written
+    from qwenvl.parity import rounding
     from qwenvl.terminal import printable
 
     if report < 0:
         raise ValueError(f"--report is {report}; expected a number of scenes, or 0 for no report.")
-    before = size_of(checkpoint)
-    written(checkpoint, out, Plan(to=to, vision=vision == "int8", head=head == "int8"))
+    if calibrate and to == "int8":
+        raise ValueError("--calibrate is for 4 bits: 8 are near enough without; leave it out.")
+    if documents < 1:
+        raise ValueError(f"--documents is {documents}; expected 1 or more.")
+    before, plan = size_of(checkpoint), Plan(to=to, vision=vision == "int8", head=head == "int8")
+    shown = rounding.shown(checkpoint, calibrate, documents) if calibrate else []
+    written(checkpoint, out, plan, shown)
     after = size_of(out)
     print(f"{printable(out)}: {to}, {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB")
     if report:
-        from qwenvl.chat import Assistant
-        from qwenvl.parity.rounding import compared, measured
-
-        whole = measured(Assistant.load(checkpoint, device=device, dtype=dtype), report)
-        small = measured(Assistant.load(out, device=device, dtype=dtype), report, whole.answers)
-        print("\n".join(compared(whole, small).lines()))
+        whole = rounding.measured(Assistant.load(checkpoint, device=device, dtype=dtype), report)
+        if shown:
+            with TemporaryDirectory(dir=out.absolute().parent) as folder:
+                written(checkpoint, Path(folder) / "plain", plan)
+                plain = Assistant.load(Path(folder) / "plain", device=device, dtype=dtype)
+                print("rounded to the nearest:")
+                print(
+                    "\n".join(
+                        rounding.compared(whole, rounding.measured(plain, report, whole.answers)).lines()
+                    )
+                )
+            print(f"rounded for {len(shown)} documents of {printable(calibrate)}:")
+        small = rounding.measured(Assistant.load(out, device=device, dtype=dtype), report, whole.answers)
+        print("\n".join(rounding.compared(whole, small).lines()))
     return 0

@@ -138,6 +138,16 @@ def rounded(weight: Float[Tensor, "out width"], kind: Kind, *, group: int = 0) -
     return Integers(kind=kind, levels=levels, scales=scales)
 
 
+def levels_at(steps: Float[Tensor, "*shape"], kind: Kind) -> Integer[Tensor, "*shape"]:
+    """The nearest levels of weights that are told in units of their scales."""
+    own = FORMATS[kind]
+    if own.numbers:
+        numbers = torch.tensor(own.numbers)
+        return torch.bucketize(steps, (numbers[1:] + numbers[:-1]) / 2).to(own.dtype)
+    lowest, highest = (-127, 127) if kind == "int8" else (0, 15)
+    return (steps.round() + own.zero).clamp_(lowest, highest).to(own.dtype)
+
+
 def _to_bytes(weight: Float[Tensor, "rows width"], group: int) -> tuple[Tensor, Tensor]:
     scale = _never_zero(weight.abs().amax(1, keepdim=True) / 127)  # the group is the row
     return (weight / scale).round_().to(torch.int8), scale
@@ -164,10 +174,9 @@ def _to_nibbles(weight: Float[Tensor, "rows width"], group: int) -> tuple[Tensor
 
 def _to_normal(weight: Float[Tensor, "rows width"], group: int) -> tuple[Tensor, Tensor]:
     """The largest of a group is 1; scales are numbers of bfloat16: no kernel rounds them."""
-    grouped, numbers = weight.unflatten(1, (-1, group)), torch.tensor(NORMAL)
+    grouped = weight.unflatten(1, (-1, group))
     scale = _never_zero(grouped.abs().amax(2, keepdim=True).bfloat16().float())
-    levels = torch.bucketize(grouped / scale, (numbers[1:] + numbers[:-1]) / 2)
-    return levels.flatten(1).to(torch.uint8), scale[..., 0]
+    return levels_at(grouped / scale, "nf4").flatten(1), scale[..., 0]
 
 
 _NEAREST = {"int8": _to_bytes, "int4": _to_nibbles, "nf4": _to_normal}

@@ -7,6 +7,7 @@ so that one other word does not count as twenty.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +16,23 @@ from torch import Tensor
 
 from qwenvl import markup
 from qwenvl.chat import Assistant
+from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.calibration import Shown
+from qwenvl.data.formats import Example
+from qwenvl.data.stream.images import square
+from qwenvl.data.stream.sources import SourceConfig, Stream, is_made
 from qwenvl.evaluation.asking import Asker
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.evaluation.in_memory import score
 from qwenvl.generate.prompts import device_of
+from qwenvl.images import normalise
+from qwenvl.model.llm import BRANCHES
+from qwenvl.tokenizer import Tokenizer
 
 BENCHMARK = "toyworld"
+TOY = ("toy:tasks", "toy:chats")
+"""What is shown to a model where its user has no documents."""
+
 COMPARED = 1000
 """Words of answers whose logits are compared: those of the full vocabulary take 0.6 MB each."""
 
@@ -66,6 +78,41 @@ class Rounding:
             f"answers: {self.changed} of {self.questions} changed ({100 * changed:.1f} %); right: {', '.join(shares)}",
             f"seconds for all answers: {before:.1f} -> {after:.1f}",
         ]
+
+
+def shown(checkpoint: str, source: str, count: int) -> list[Shown]:
+    """Documents to calibrate with, as training reads them; of `toy`, those of `TOY`, else of that file or made source.
+
+    Raises ValueError where none of them can be read.
+    """
+    place = folder.resolve(checkpoint)
+    config = folder.read_config(place)
+    paths = TOY if source == "toy" else (source if is_made(source) else str(Path(source).absolute()),)
+    stream = Stream(
+        sources=tuple(SourceConfig(paths=(path,)) for path in paths),
+        tokenizer=Tokenizer.load(place),
+        queries=config.adapter.queries,
+        longest=config.llm.sequence_length,
+        seed=0,
+    )
+    documents = [stream(position).made for position in range(count)]
+    found = [each for each in documents if isinstance(each, Example)]
+    if not found:
+        reason = next(
+            (f"{each.kind}: {each.detail}" for each in documents if not isinstance(each, Example)), ""
+        )
+        raise ValueError(f"{source} has no document to calibrate with ({reason}); see `qwenvl data check`.")
+    return [_shown(each, config.vision.image_size) for each in found]
+
+
+def _shown(document: Example, size: int) -> Shown:
+    pixels = [normalise(square(image.source, size)) for image in document.images]
+    return Shown(
+        ids=torch.tensor([document.ids]),
+        positions=torch.tensor([document.positions]),
+        segments=torch.tensor([document.branches]) + BRANCHES,
+        pixels=torch.from_numpy(np.stack(pixels)) if pixels else None,
+    )
 
 
 def measured(assistant: Assistant, images: int, answers: Mapping[str, str] | None = None) -> Measured:
