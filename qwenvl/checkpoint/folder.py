@@ -7,13 +7,14 @@ only when complete.
 
 import contextlib
 import errno
+import fnmatch
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.layers import SETTING, whole_weights
-from qwenvl.checkpoint.official import from_official, is_official, to_official
+from qwenvl.checkpoint.official import from_official, is_official
 from qwenvl.checkpoint.placing import put_quantized, require_memory
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.checkpoint.writing import write_tensors
@@ -59,30 +60,39 @@ BESIDE = (
 )
 """Keys that the ecosystem writes beside the shape; they change nothing here."""
 
+HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.tiktoken")
+"""Patterns of what a hub id's model is made of."""
+
 MAX_SETTINGS = 16 << 20
 """Bytes of a config.json."""
 
-OFFICIAL_CONFIG = "official_config.json"
-"""The config.json of the official folder that ours was converted from, so that it can be written back as it was."""
+REMEMBERED = {
+    "config.json": "official_config.json",
+    "tokenizer_config.json": "official_tokenizer_config.json",
+}
+"""Official settings -> where ours keep them, so that they can be written back as they were."""
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+"""Patterns of names: what must go wherever the weights go."""
 
 SIDECARS = (
     "qwen.tiktoken",
     "generation_config.json",
     "processor_config.json",
+    "preprocessor_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    OFFICIAL_CONFIG,
-    "MODEL_CARD.md",
-    "LICENSE",
-    "NOTICE",
+    *REMEMBERED.values(),
+    *LICENCES,
 )
-"""Files that travel with the weights when a folder is converted."""
+"""Files that travel with the weights, whatever is done with them: names, and patterns of names."""
 
+CARDS = ("README.md", "MODEL_CARD.md")
+"""What is said of a model; it travels as long as the weights are the same."""
 
+_WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|vision\.onnx(\.data)?"
 _OWN_FILE = re.compile(
-    "|".join(
-        [*map(re.escape, SIDECARS), r"config\.json", r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"]
-    )
+    "|".join([*map(fnmatch.translate, (*SIDECARS, *CARDS)), r"config\.json", f"({_WEIGHTS})\\Z"])
 )
 
 
@@ -105,11 +115,7 @@ def resolve(checkpoint: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                str(checkpoint), allow_patterns=["*.json", "*.safetensors", "*.bin", "*.tiktoken"]
-            )
-        )
+        return Path(snapshot_download(str(checkpoint), allow_patterns=[*HUB_FILES, *CARDS, *LICENCES]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -177,43 +183,6 @@ def save(model: QwenVL, folder: str | Path, *, sidecars: Path | None = None) -> 
         copy_sidecars(sidecars, unfinished)
 
 
-def convert(source: str | Path, target: str | Path, *, to: str = MODEL_TYPE) -> None:
-    """Rewrite a checkpoint folder as `qwenvl` or `official`, tensor by tensor: bits and precisions stay as they are."""
-    folder = resolve(source)
-    model, stored = our_tensors(folder)
-    config = model.config
-    if to == MODEL_TYPE:
-        values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
-    elif to == "official":
-        values = to_official(config, str(stored["llm.embed.weight"].dtype).removeprefix("torch."))
-        stored = official_tensors(stored, config)
-    else:
-        raise ValueError(f"cannot convert to {to!r}; expected 'official' or {MODEL_TYPE!r}.")
-    with new_folder(Path(target)) as unfinished:
-        write_tensors(unfinished, stored)
-        copy_sidecars(folder, unfinished)
-        _write_converted_config(folder, unfinished, values, config)
-
-
-def _write_converted_config(
-    folder: Path, unfinished: Path, values: Mapping[str, Any], config: ModelConfig
-) -> None:
-    """The config.json of a converted folder; an official one is kept to the letter while it describes the model."""
-    ours = values["model_type"] == MODEL_TYPE
-    if ours:
-        write_config(unfinished, values)
-    remembered = folder / ("config.json" if is_official(settings(folder)) else OFFICIAL_CONFIG)
-    (unfinished / OFFICIAL_CONFIG).unlink(missing_ok=True)
-    official = read_json(remembered, limit=MAX_SETTINGS) if remembered.exists() else {}
-    kept = (
-        is_official(official) and "quantization_config" not in official and from_official(official) == config
-    )
-    if kept:
-        shutil.copyfile(remembered, unfinished / (OFFICIAL_CONFIG if ours else "config.json"))
-    elif not ours:
-        write_config(unfinished, values)
-
-
 def our_tensors(folder: Path) -> tuple[QwenVL, dict[str, Stored]]:
     """The model of a folder without values (on the meta device), and its tensors under our names and in our layout.
 
@@ -268,16 +237,6 @@ def ask_in_chatml(folder: Path) -> None:
     settings.write_text(json.dumps({**values, "chat_format": "chatml"}, indent=2) + "\n")
 
 
-def official_tensors(stored: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    """Our tensors under the official names and in the official layout."""
-    official: dict[str, Stored] = {}
-    for ours, each in stored.items():
-        entry = names.foreign(ours, names.OFFICIAL)
-        assert entry is not None, ours
-        official[entry[0]] = each.laid_out(entry[1], config)
-    return official
-
-
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
@@ -315,11 +274,13 @@ def _check_replaceable(target: Path) -> None:
         return
     if not target.is_dir():
         raise ValueError(f"{target} is a file; give a new folder.")
-    strange = sorted(each.name for each in target.iterdir() if not _OWN_FILE.fullmatch(each.name))
-    if strange:
+    held = sorted(each.name for each in target.iterdir())
+    if strange := [name for name in held if not _OWN_FILE.fullmatch(name)]:
         raise ValueError(
             f"{target} exists and holds {strange[0]}, which is no part of a model; give a new folder."
         )
+    if held and not any(re.fullmatch(_WEIGHTS, name) for name in held):
+        raise ValueError(f"{target} exists and holds {held[0]} but no weights; give a new folder.")
 
 
 def _clear_abandoned(parent: Path) -> None:
@@ -357,13 +318,14 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_sidecars(source: Path | None, target: Path) -> None:
-    """Copy the vocabulary and settings that travel with the weights.
+def copy_sidecars(source: Path | None, target: Path, *, names: Iterable[str] = SIDECARS) -> None:
+    """Copy the vocabulary, settings and licences that travel with the weights: the files of these names.
 
     Raises ValueError for one that is no file of the folder: a link out of it would carry a secret along.
     """
-    for name in SIDECARS:
-        if source and os.path.lexists(source / name):
+    for name in sorted(os.listdir(source)) if source else ():
+        assert source is not None
+        if any(fnmatch.fnmatchcase(name, each) for each in names) and not (source / name).is_dir():
             shutil.copyfile(_own_file(source, name), target / name)
 
 

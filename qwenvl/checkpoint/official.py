@@ -29,6 +29,14 @@ DEFAULTS: Mapping[str, Any] = {
 """What the official configuration class takes for a key that config.json leaves out; it passes over unknown keys."""
 
 
+TOKENIZER: Mapping[str, Any] = {
+    "model_max_length": 8192,
+    "tokenizer_class": "QWenTokenizer",
+    "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+}
+"""The tokenizer_config.json of the release."""
+
+
 def is_official(values: Any) -> bool:
     """Whether these values of a config.json are those of an official Qwen-VL."""
     return isinstance(values, Mapping) and values.get("model_type") == "qwen" and "visual" in values
@@ -157,7 +165,7 @@ def to_official(config: ModelConfig, dtype: str) -> dict[str, Any]:
             "image_start_id": config.imgpad_id - 2,
             "layers": vision.layers,
             "mlp_ratio": mlp_ratio(vision),
-            "n_queries": adapter.queries,
+            **({} if adapter.queries == RELEASED_QUERIES else {"n_queries": adapter.queries}),
             "output_dim": llm.hidden,
             "patch_size": vision.patch_size,
             "width": vision.width,

@@ -87,7 +87,7 @@ def quantize(source: str | Path, target: str | Path, plan: Plan, shown: Sequence
     with folder.new_folder(Path(target)) as unfinished, tight_memory():
         write_tensors(unfinished, tensors)
         folder.copy_sidecars(place, unfinished)
-        (unfinished / folder.OFFICIAL_CONFIG).unlink(missing_ok=True)
+        (unfinished / folder.REMEMBERED["config.json"]).unlink(missing_ok=True)
         folder.write_config(unfinished, {**values, SETTING: _method(plan, group, table is not None)})
 
 

@@ -7,9 +7,10 @@ from typing import Literal
 def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official", "hf"] = "qwenvl") -> int:
     """Rewrite a checkpoint bit for bit in our format or in the official one.
 
-    Every tensor keeps its bits and its precision; vocabulary and settings travel along. The official format is read
-    whole or sharded, from .safetensors or .bin, and an official config.json comes back as it was. `hf` is our format
-    with what the Auto classes of transformers 5 look for; `qwenvl` reads it as well.
+    Every tensor keeps its bits and its precision; vocabulary, settings, licence and card travel along. What was written
+    is read back and compared before the folder appears. The official format is read whole or sharded, from .safetensors
+    or .bin, and an official config.json comes back as it was. `hf` is our format with what the Auto classes of
+    transformers 5 look for; `qwenvl` reads it as well.
 
     Args:
         source: A model folder (ours or official), a hub id, or `tiny`.
@@ -23,9 +24,9 @@ def convert(source: str, target: Path, /, *, to: Literal["qwenvl", "official", "
 
         export(source, target)
     else:
-        from qwenvl.checkpoint import folder
+        from qwenvl.checkpoint import converting
 
-        folder.convert(source, target, to=to)
+        converting.convert(source, target, to=to)
     print(
         f"{printable(target)}: {to} format, {sum(f.stat().st_size for f in target.iterdir()) / 1e6:,.1f} MB"
     )

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.converting import convert
 from qwenvl.integrations.huggingface.config import ARCHITECTURE, OfficialConfig, QwenVLConfig
 from qwenvl.integrations.huggingface.model import QwenVLForConditionalGeneration, QwenVLModel
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
@@ -37,9 +37,7 @@ __all__ = [
 
 def export(source: str | Path, target: Path) -> None:
     """Rewrite a checkpoint, bit for bit, as a folder that every Auto class loads: ours, and the tokenizer's class."""
-    with folder.new_folder(target) as unfinished:
-        folder.convert(source, unfinished)
-        QwenVLProcessor.from_pretrained(unfinished).save_pretrained(unfinished)
+    convert(source, target, finish=lambda _, new: QwenVLProcessor.from_pretrained(new).save_pretrained(new))
 
 
 def _register() -> None:

@@ -20,7 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qwenvl import images
 from qwenvl.checkpoint import names
+from qwenvl.checkpoint.converting import official_tensors, same_bits
+from qwenvl.checkpoint.folder import our_tensors
 from qwenvl.checkpoint.official import from_official, to_official
+from qwenvl.checkpoint.weights import stored_tensors
 from qwenvl.model.cached_rows import new_rows
 from qwenvl.model.llm import BRANCHES, ntk_alpha
 from qwenvl.parity import answers, chats
@@ -104,6 +107,7 @@ def _folder(fixture: Fixture, case: Case) -> None:
         "mlp_ratio"
     }:  # see `from_official` above
         case.equal(f"config visual.{key}", written["visual"][key], official["visual"][key])
+    case.equal("tensors that another export changes", _changed_by_export(fixture), [])
     meta, tokenizer = fixture.meta, fixture.tokenizer
     if "num_params" in meta:
         count = sum(tensor.numel() for tensor in fixture.model.state_dict().values())
@@ -115,6 +119,19 @@ def _folder(fixture: Fixture, case: Case) -> None:
     for name, token in meta.get("special", {}).items():
         known = name in _META_SPECIALS
         case.equal(f"special {name}", getattr(tokenizer, name) if known else "not understood", token)
+
+
+def _changed_by_export(fixture: Fixture) -> list[str]:
+    """Official names that our export lacks, adds, or writes with another bit, precision or shape."""
+    _, ours = our_tensors(fixture.path)
+    recorded, exported = stored_tensors(fixture.path), official_tensors(ours, fixture.config)
+    changed = recorded.keys() ^ exported.keys()
+    changed |= {
+        name
+        for name in recorded.keys() & exported.keys()
+        if not same_bits(recorded[name].read(), exported[name].read())
+    }
+    return sorted(changed)
 
 
 # === Vision ===

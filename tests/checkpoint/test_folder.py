@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import writing
+from qwenvl.checkpoint.converting import convert
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
@@ -79,9 +80,9 @@ def test_saved_and_loaded_is_the_same_model(tmp_path):
 
 
 def test_official_to_ours_and_back_is_the_same_folder(official, tmp_path):
-    checkpoint.convert(official, tmp_path / "ours")
+    convert(official, tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "qwenvl"
-    checkpoint.convert(tmp_path / "ours", tmp_path / "back", to="official")
+    convert(tmp_path / "ours", tmp_path / "back", to="official")
     before, after = (load_file(f / "model.safetensors") for f in (official, tmp_path / "back"))
     assert {t.dtype for t in before.values()} == {torch.float16, torch.bfloat16, torch.float32}
     assert same_bits(before, after)
@@ -94,7 +95,7 @@ def test_official_to_ours_and_back_is_the_same_folder(official, tmp_path):
 
 def test_our_form_really_is_another_order(official, tmp_path):
     """Our language model keeps the rows of a head together; the official one stacks queries, keys and values."""
-    checkpoint.convert(official, tmp_path / "ours")
+    convert(official, tmp_path / "ours")
     theirs, ours = (load_file(f / "model.safetensors") for f in (official, tmp_path / "ours"))
     stacked, heads = theirs["transformer.h.1.attn.c_attn.weight"], ours["llm.blocks.1.attention.qkv.weight"]
     queries, keys, values = stacked.chunk(3)
@@ -104,19 +105,19 @@ def test_our_form_really_is_another_order(official, tmp_path):
 
 
 def test_an_official_config_is_made_where_none_is_remembered(official, tmp_path):
-    checkpoint.convert(official, tmp_path / "ours")
+    convert(official, tmp_path / "ours")
     (tmp_path / "ours" / "official_config.json").unlink()
-    checkpoint.convert(tmp_path / "ours", tmp_path / "back", to="official")
+    convert(tmp_path / "ours", tmp_path / "back", to="official")
     assert checkpoint.read_config(tmp_path / "back") == checkpoint.read_config(official)
 
 
 def test_a_remembered_official_config_that_is_not_this_model_is_not_written_back(official, tmp_path):
-    checkpoint.convert(official, tmp_path / "ours")
+    convert(official, tmp_path / "ours")
     file = tmp_path / "ours" / "config.json"
     values = json.loads(file.read_text())
     values["vision"]["image_size"] = 112
     file.write_text(json.dumps(values))
-    checkpoint.convert(tmp_path / "ours", tmp_path / "back", to="official")
+    convert(tmp_path / "ours", tmp_path / "back", to="official")
     assert checkpoint.read_config(tmp_path / "back").vision.image_size == 112
 
 
@@ -137,20 +138,20 @@ def test_every_form_of_official_weights(official, tmp_path, form):
     if parts:
         places = {tensor: name for name, part in parts.items() for tensor in part}
         (official / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
-    checkpoint.convert(official, tmp_path / "again", to="official")
+    convert(official, tmp_path / "again", to="official")
     assert same_bits(tensors, load_file(tmp_path / "again" / "model.safetensors"))
 
 
 def test_large_weights_are_sharded_and_read_again(official, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "SHARD_BYTES", 300_000)
-    checkpoint.convert(official, tmp_path / "sharded")
+    convert(official, tmp_path / "sharded")
     files = sorted(f.name for f in (tmp_path / "sharded").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     expected = load_file(official / "model.safetensors")
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
     assert all(sum(t.nbytes for t in load_file(tmp_path / "sharded" / f).values()) <= 300_000 for f in files)
-    checkpoint.convert(tmp_path / "sharded", tmp_path / "back", to="official")
+    convert(tmp_path / "sharded", tmp_path / "back", to="official")
     found = {}
     for file in (tmp_path / "back").glob("*.safetensors"):
         found |= load_file(file)
@@ -169,8 +170,8 @@ def test_a_model_folder_is_replaced_whole(ours):
 
 def test_a_folder_can_be_converted_in_place(official):
     before = load_file(official / "model.safetensors")
-    checkpoint.convert(official, official)
-    checkpoint.convert(official, official, to="official")
+    convert(official, official)
+    convert(official, official, to="official")
     assert same_bits(before, load_file(official / "model.safetensors"))
 
 
@@ -551,7 +552,7 @@ def test_f95_a_link_out_of_the_folder_is_not_copied(ours, tmp_path, link):
     (tmp_path / "secret").write_text("key")
     (ours / "loop").symlink_to("loop")
     (ours / "LICENSE").symlink_to(link)
-    refused(lambda: checkpoint.convert(ours, tmp_path / "new"), "LICENSE")
+    refused(lambda: convert(ours, tmp_path / "new"), "LICENSE")
     assert not (tmp_path / "new").exists()
 
 
@@ -563,7 +564,7 @@ def test_links_of_the_hub_cache_are_files_of_the_folder(ours, tmp_path):
     for number, file in enumerate(sorted(ours.iterdir())):
         shutil.copyfile(file, blobs / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    checkpoint.convert(snapshot, tmp_path / "new")
+    convert(snapshot, tmp_path / "new")
     assert (tmp_path / "new" / "LICENSE").read_text() == "free"
 
 
@@ -587,11 +588,11 @@ def test_a_folder_with_other_things_is_never_replaced(tmp_path, ours):
 
 def test_what_has_no_official_form(tmp_path, ours):
     refused(
-        lambda: checkpoint.convert(ours, tmp_path / "new", to="official"),
+        lambda: convert(ours, tmp_path / "new", to="official"),
         "adapter.heads is 2",
         "no official form",
     )
-    refused(lambda: checkpoint.convert(ours, tmp_path / "new", to="gguf"), "cannot convert to 'gguf'")
+    refused(lambda: convert(ours, tmp_path / "new", to="gguf"), "cannot convert to 'gguf'")
     assert left_in(tmp_path) == ["ours"]
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import names
+from qwenvl.checkpoint.converting import convert
 from qwenvl.checkpoint.gptq import PARTS, integers_of, parts_of, unpack
 from qwenvl.model.quantized import quantized_in
 from qwenvl.runtime import Runtime
@@ -127,8 +128,8 @@ def test_channels_in_another_order_are_made_into_plain_weights(copy):
 
 def test_it_converts_to_an_ordinary_checkpoint(folders, tmp_path):
     four, sixteen = folders
-    checkpoint.convert(four, tmp_path / "ours")
-    checkpoint.convert(tmp_path / "ours", tmp_path / "back", to="official")
+    convert(four, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="official")
     expected, found = (
         load_file(sixteen / "model.safetensors"),
         load_file(tmp_path / "back" / "model.safetensors"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import names, placing
+from qwenvl.checkpoint.converting import convert
 from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.checkpoint.weights import stored_tensors
 from qwenvl.checkpoint.writing import write_file
@@ -122,7 +123,7 @@ def test_it_answers_as_the_weights_that_it_means(tmp_path, kind):
     ]
     alone = [small.ask(*question, max_new_tokens=12) for question in questions]
     assert [reply.text for reply in replies] == [reply.text for reply in alone]
-    checkpoint.convert(tmp_path / "small", tmp_path / "plain")
+    convert(tmp_path / "small", tmp_path / "plain")
     plain = checkpoint.load(tmp_path / "plain", CPU)
     whole = checkpoint.load(tmp_path / "small", CPU, dequantise=True).state_dict()
     assert not quantized_in(plain) and all(

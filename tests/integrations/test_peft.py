@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import qwenvl
 from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.converting import convert
 from qwenvl.integrations.peft import Lora, add_lora, load_lora, merge, quantize_, save_lora, targets
 from qwenvl.runtime import Runtime
 
@@ -23,7 +24,7 @@ CPU = Runtime.detect(device="cpu", dtype="float32")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official-shaped tiny checkpoint in our format, which transformers reads as it is."""
     target = tmp_path_factory.mktemp("peft") / "model"
-    folder.convert(BASE, target)
+    convert(BASE, target)
     return target
 
 

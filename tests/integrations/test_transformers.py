@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import qwenvl
-from qwenvl.checkpoint import folder
+from qwenvl.checkpoint.converting import convert
 from qwenvl.generate import engine
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration, export
@@ -29,7 +29,7 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), d
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official-shaped tiny checkpoint in our format."""
     target = tmp_path_factory.mktemp("hf") / "model"
-    folder.convert(GOLDEN / "tiny_q4", target)
+    convert(GOLDEN / "tiny_q4", target)
     return target
 
 
@@ -97,7 +97,7 @@ def test_cache_or_none_beams_and_several_answers(model, processor):
 
 
 def test_a_long_prompt_is_stretched_as_by_our_engine(tmp_path):
-    folder.convert(GOLDEN / "tiny_ntk_logn", tmp_path / "model")
+    convert(GOLDEN / "tiny_ntk_logn", tmp_path / "model")
     wrapped = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
     plain = qwenvl.load(tmp_path / "model", CPU)
     length = 2 * plain.config.llm.sequence_length + 5
