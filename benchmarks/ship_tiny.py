@@ -30,7 +30,12 @@ TARGETS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
 
 GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size": 1024, "top_p": 0.3}
 
-CARD = """# tiny: a Qwen-VL of {parameters:.1f} million parameters
+CARD = """---
+license: apache-2.0
+language:
+- en
+---
+# tiny: a Qwen-VL of {parameters:.1f} million parameters
 
 Sees images of the toy world (`qwenvl/data/toy/worlds.py`): one to three coloured shapes and signs with invented
 words or numbers. It captions, answers, points, reads and compares two images, in English, in the formats of the

@@ -87,7 +87,7 @@ SIDECARS = (
 )
 """Files that travel with the weights, whatever is done with them: names, and patterns of names."""
 
-CARDS = ("README.md", "MODEL_CARD.md")
+CARDS = ("README.md", "MODEL_CARD.md", "curves.svg")
 """What is said of a model; it travels as long as the weights are the same."""
 
 _WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|vision\.onnx(\.data)?"

@@ -8,7 +8,6 @@
 """
 
 import sys
-from pathlib import Path
 
 from transformers import (
     AutoConfig,
@@ -20,8 +19,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from qwenvl.checkpoint.converting import convert
 from qwenvl.integrations.huggingface.config import ARCHITECTURE, OfficialConfig, QwenVLConfig
+from qwenvl.integrations.huggingface.export import export
 from qwenvl.integrations.huggingface.model import QwenVLForConditionalGeneration, QwenVLModel
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
 from qwenvl.integrations.huggingface.tokenizer import QWenTokenizer, QwenVLTokenizer
@@ -32,12 +31,8 @@ __all__ = [
     "QwenVLModel",
     "QwenVLProcessor",
     "QwenVLTokenizer",
+    "export",
 ]
-
-
-def export(source: str | Path, target: Path) -> None:
-    """Rewrite a checkpoint, bit for bit, as a folder that every Auto class loads: ours, and the tokenizer's class."""
-    convert(source, target, finish=lambda _, new: QwenVLProcessor.from_pretrained(new).save_pretrained(new))
 
 
 def _register() -> None:

@@ -104,6 +104,6 @@ def test_a_folder_without_weights_is_no_model_to_replace(official: Path, tmp_pat
     project.mkdir()
     for name in held:
         (project / name).write_text("{}")
-    with pytest.raises(ValueError, match="project exists and holds .* but no weights; give a new folder"):
+    with pytest.raises(ValueError, match=r"project exists and holds .* but no weights; give a new folder"):
         convert(official, project)
     assert sorted(each.name for each in project.iterdir()) == sorted(held)

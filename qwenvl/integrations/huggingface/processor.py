@@ -127,6 +127,8 @@ class QwenVLProcessor(ProcessorMixin):
             settings: {**_read(settings), **format_},
         }
         for file, values in files.items():
+            if values == _read(file):  # what says it already keeps its bytes
+                continue
             with atomic(file) as written:
                 written.write((json.dumps(values, indent=2) + "\n").encode())
         return [str(vocabulary), *map(str, files)]
