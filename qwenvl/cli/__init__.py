@@ -41,7 +41,7 @@ COMMANDS: Mapping[str, str] = {
     "data synth pdf": "OCR pages with a quad for every line: out of PDF files",
     "data synth html": "OCR pages with a quad for every line: out of saved web pages",
     "data check": "what is wrong with a fine-tuning file: count, example, fix",
-    "convert": "rewrite a checkpoint in our format or the official one, bit for bit",
+    "convert": "a checkpoint in our format, the official one, for the hub or as ONNX",
     "quantize": "weights of 8 or 4 bits, in layouts that other tools read",
     "parity": "compare with recorded outputs of the official model, case by case",
     "eval run": "a benchmark of the paper, or the toy world, with a model",

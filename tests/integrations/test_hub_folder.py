@@ -103,7 +103,7 @@ def test_everything_that_a_hub_folder_holds(official: Path, tmp_path: Path) -> N
     assert seen["size"] == {"height": 56, "width": 56} and seen["resample"] == 3
     assert json.loads(found["processor_config.json"])["queries"] == 4
     assert found["LICENSE"].startswith(b"Tongyi") and "qwen.tiktoken" in found
-    said = metadata_load(tmp_path / "hf" / "README.md")
+    said: Any = metadata_load(tmp_path / "hf" / "README.md")
     assert said == {
         "language": ["zh", "en"], "tags": ["qwen"], "pipeline_tag": "image-text-to-text", "inference": False,
         "library_name": "qwenvl", "license": "other", "license_name": "as-in-the-file", "license_link": "LICENSE",
@@ -148,7 +148,7 @@ def test_preprocessing_in_others_words_is_ours(tmp_path: Path) -> None:
 def test_the_shipped_models_card(tmp_path: Path) -> None:
     export("tiny", tmp_path / "hf")
     text = (tmp_path / "hf" / "README.md").read_text()
-    said = metadata_load(tmp_path / "hf" / "README.md")
+    said: Any = metadata_load(tmp_path / "hf" / "README.md")
     assert said["license"] == "apache-2.0" and said["language"] == ["en"] and "base_model" not in said
     assert "## Scores" in text and (tmp_path / "hf" / "curves.svg").exists()
     assert not (tmp_path / "hf" / "MODEL_CARD.md").exists()
