@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ DOORS: Mapping[str, str] = {
 }
 """Program -> module with `opened(folder)`, a `qwenvl.parity.through.Door`."""
 
+Through = Literal["transformers", "vllm", "int8", "int4"]
+
 
 def parity(
     paths: tuple[Path, ...],
@@ -21,7 +24,7 @@ def parity(
     *,
     json: bool = False,
     device: str = "cpu",
-    through: Annotated[Literal["transformers", "vllm"] | None, tyro.conf.arg(metavar="PROGRAM")] = None,
+    through: Annotated[Through | None, tyro.conf.arg(metavar="DOOR")] = None,
 ) -> int:
     """Compare with recorded outputs of the official model and print, per case, the largest difference.
 
@@ -36,22 +39,29 @@ def parity(
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
         through: Ask another program that serves the models, transformers or vllm, for their recorded answers: ids and
-            log-probabilities.
+            log-probabilities. Or int8, int4: round the models as `qwenvl quantize` does, and hold their logits to those
+            of the weights that the integers mean.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
     from qwenvl.parity import certificate
 
-    door = None if through is None else _door(through, device)
-    return certificate.run(paths, json=json, device=device, door=door)
+    judge = None if through is None else _judge(through, device)
+    return certificate.run(paths, json=json, device=device, judge=judge)
 
 
-def _door(program: str, device: str) -> Any:
+def _judge(program: Through, device: str) -> Any:
     """Raises ValueError where the program is not installed, and for a device: the program has its own."""
+    if program == "int8" or program == "int4":
+        from qwenvl.parity import integers
+
+        return partial(integers.certify, kind=program)
     if device != "cpu":
         raise ValueError(
             f"--device {device} is of our own models; --through {program} computes where that does."
         )
     if importlib.util.find_spec(program) is None:
         raise ValueError(f"--through {program}: {program} is not installed here; see docs/COMPATIBILITY.md.")
-    return importlib.import_module(DOORS[program]).opened
+    from qwenvl.parity.through import judged
+
+    return judged(importlib.import_module(DOORS[program]).opened)

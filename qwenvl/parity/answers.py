@@ -12,6 +12,7 @@ from qwenvl.generate import engine
 from qwenvl.generate.prompts import device_of
 from qwenvl.model.cached_rows import new_rows
 from qwenvl.model.llm import BRANCHES, ntk_alpha
+from qwenvl.model.vlm import QwenVL
 from qwenvl.parity import official
 from qwenvl.parity.fixture import Case, Fixture
 
@@ -113,7 +114,7 @@ def _generate(fixture: Fixture, case: Case) -> None:
         case["max_new_tokens"],
         case.get("stop_words_ids") or [],
     )
-    logits = step_logits(fixture, prompt, generated)
+    logits = step_logits(fixture.model, prompt, generated)
     check_margins(case, logits[:-1])
     if "step_logits" in case.tensors:
         recorded = case.tensor("step_logits")
@@ -165,12 +166,11 @@ def _stop_in_prompt(
 
 
 @torch.no_grad()
-def step_logits(fixture: Fixture, prompt: engine.Prompt, generated: Sequence[int]) -> Tensor:
+def step_logits(model: QwenVL, prompt: engine.Prompt, generated: Sequence[int]) -> Tensor:
     """Logits of every step and of the one behind the last, (steps + 1, vocab).
 
     The recorded ids are fed one by one through the cache.
     """
-    model = fixture.model
     pixels = torch.as_tensor(np.stack(prompt.pixels)) if prompt.pixels else None
     cache = new_rows(model.config.llm, 1, device=device_of(model), dtype=torch.float32)
     alpha = torch.tensor([ntk_alpha(len(prompt.ids), model.config.llm)])

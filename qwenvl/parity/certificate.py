@@ -48,6 +48,10 @@ class Result:
     """What differs, or the defect of the official code that ours does not share, or what the machine lacks."""
 
 
+Judge = Callable[[Path], Iterator[Result]]
+"""What else can be said of a model folder: through another program, or with rounded weights."""
+
+
 # === Which reader understands a file ===
 
 
@@ -98,11 +102,11 @@ READERS: Mapping[str, Callable[[Any], bool]] = {
 """Module with `certify(path) -> Iterator[Result]`, and whether the content of a JSON file is for it; first wins."""
 
 
-def certify(paths: Sequence[str | Path], door: Any = None) -> Iterator[Result]:
+def certify(paths: Sequence[str | Path], judge: Judge | None = None) -> Iterator[Result]:
     """The results of every fixture under `paths`, in order; a fixture named twice is read once.
 
-    With a `door` (`through.Door`), those of the models' answers through it. Raises ValueError, before any case is run,
-    for a path that is missing or holds no fixture, and for a door where none holds a model.
+    With a `judge`, what that says of the models. Raises ValueError, before any case is run, for a path that is missing
+    or holds no fixture, and for a judge where none holds a model.
     """
     jobs: dict[Path, str | None] = {}
     for path in map(Path, paths):
@@ -115,13 +119,11 @@ def certify(paths: Sequence[str | Path], door: Any = None) -> Iterator[Result]:
         jobs |= {fixture.resolve(): reader for fixture, reader in found.items()}
     if not jobs:
         raise ValueError("no fixtures were named; give the golden folder, or a part of it.")
-    if door is not None and MODELS not in jobs.values():
-        raise ValueError("none of the fixtures is a model; the answers of models are what a door can show.")
+    if judge is not None and MODELS not in jobs.values():
+        raise ValueError("none of the fixtures is a model; the answers of models are what can be judged so.")
     for fixture, reader in jobs.items():
-        if door is None:
-            yield from _read(fixture, reader)
-        elif reader == MODELS:
-            yield from _read(fixture, "qwenvl.parity.through", door)
+        if judge is None or reader == MODELS:
+            yield from _read(fixture, reader, judge)
 
 
 def _fixtures(path: Path) -> Iterator[tuple[Path, str | None]]:
@@ -164,7 +166,7 @@ def _reader(file: Path) -> str | None:
     return next((reader for reader, recognises in READERS.items() if recognises(data)), None)
 
 
-def _read(fixture: Path, reader: str | None, *door: Any) -> Iterator[Result]:
+def _read(fixture: Path, reader: str | None, judge: Judge | None) -> Iterator[Result]:
     """The results of one fixture: at least one, and FAIL instead of an exception."""
     name = f"{fixture.parent.name}/{fixture.name}"
     if reader is None:
@@ -172,7 +174,7 @@ def _read(fixture: Path, reader: str | None, *door: Any) -> Iterator[Result]:
         return
     count = 0
     try:
-        for result in importlib.import_module(reader).certify(fixture, *door):
+        for result in (judge or importlib.import_module(reader).certify)(fixture):
             count += 1
             yield result
     except NotHere as missing:
@@ -205,10 +207,12 @@ def counts(results: Iterable[Result]) -> str:
     return ", ".join(f"{tally[status]} {status}" for status in shown)
 
 
-def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu", door: Any = None) -> int:
+def run(
+    paths: Sequence[str | Path], json: bool = False, device: str = "cpu", judge: Judge | None = None
+) -> int:
     """Prints the certificate of `paths` on standard output and returns the exit status.
 
-    Models compute on `device`, in float32, or, through a `door`, where that program does. Raises ValueError where
+    Models compute on `device`, in float32, or where the `judge` asks them. Raises ValueError where
     `certify` does and for a device that is not there.
     """
     import sys
@@ -221,7 +225,7 @@ def run(paths: Sequence[str | Path], json: bool = False, device: str = "cpu", do
     progress = Console(stderr=True)
     results = []
     with runtime.device, progress.status("reading fixtures") as status:
-        for result in certify(paths, door):
+        for result in certify(paths, judge):
             results.append(result)
             status.update(f"{len(results)} cases: {result.case[:60]}")
     if json:

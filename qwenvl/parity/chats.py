@@ -200,7 +200,7 @@ def _check_reply(
     prompt = engine.Prompt(ids=tuple(ids), pixels=fixture.arrays([fixture.source(key) for key in keys]))
     ours = check_answer(fixture, case, prompt, context, generated, max_remaining, stop_words)
     if "min_top2_margin" in case:
-        check_margins(case, step_logits(fixture, prompt, generated)[:-1])
+        check_margins(case, step_logits(fixture.model, prompt, generated)[:-1])
     stops = (tokenizer.im_end, tokenizer.im_start, tokenizer.endoftext)
     text = tokenizer.decode(ours[:-1] if ours[-1] in stops else ours).strip()
 

@@ -7,6 +7,7 @@ the logits, and of what this project computes where nothing was.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ Answers = Callable[[Sequence[tuple[Sequence[int], Sequence[Path]]], int], list[t
 
 Door = Callable[[Path], AbstractContextManager[Answers]]
 """Opens a model folder in the other program; it and `Answers` raise ValueError for what the program does not serve."""
+
+
+def judged(door: Door) -> Callable[[Path], Iterator[Result]]:
+    """What `certificate.certify` asks about each model folder."""
+    return partial(certify, door=door)
 
 
 def certify(path: Path, door: Door) -> Iterator[Result]:
@@ -89,7 +95,7 @@ def _compare(
     fixture: Fixture, case: Case, ids: Sequence[int], paths: Any, written: list[int], logprobs: list[float]
 ) -> None:
     prompt = engine.Prompt(ids=tuple(ids), pixels=fixture.arrays(paths))
-    logits = answers.step_logits(fixture, prompt, written)[:-1]
+    logits = answers.step_logits(fixture.model, prompt, written)[:-1]
     if "step_logits" in case.tensors:
         recorded = case.tensor("step_logits")
         logits = torch.cat([recorded, logits[len(recorded) :]])

@@ -9,12 +9,13 @@ import pytest
 
 from qwenvl.integrations.huggingface.door import opened
 from qwenvl.parity import certificate
+from qwenvl.parity.through import judged
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def statuses(door: Any, place: Path = GOLDEN / "models" / "tiny_q4") -> dict[str, str]:
-    return {each.case: each.status for each in certificate.certify([place], door)}
+    return {each.case: each.status for each in certificate.certify([place], judged(door))}
 
 
 def test_every_recorded_answer_comes_through_transformers() -> None:
@@ -52,10 +53,10 @@ def closed(folder: Path) -> Iterator[Any]:
 
 
 def test_what_a_program_does_not_serve_was_not_run() -> None:
-    (result,) = certificate.certify([GOLDEN / "models" / "tiny_q4"], closed)
+    (result,) = certificate.certify([GOLDEN / "models" / "tiny_q4"], judged(closed))
     assert (result.status, result.note) == ("NOT RUN", "no heads of this width")
 
 
 def test_a_door_shows_models_only() -> None:
     with pytest.raises(ValueError, match="none of the fixtures is a model"):
-        list(certificate.certify([GOLDEN / "sampling.json"], opened))
+        list(certificate.certify([GOLDEN / "sampling.json"], judged(opened)))
