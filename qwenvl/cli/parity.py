@@ -39,8 +39,8 @@ def parity(
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
         through: Ask another program that serves the models, transformers or vllm, for their recorded answers: ids and
-            log-probabilities. Or int8, int4: round the models as `qwenvl quantize` does, and hold their logits to those
-            of the weights that the integers mean.
+            log-probabilities. Or int8, int4: round the models as `qwenvl quantize` does, and hold their
+            logits to those of the weights that the integers mean.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")

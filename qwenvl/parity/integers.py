@@ -2,7 +2,7 @@
 
 Rounding changes the answers, so the recorded ones are no measure of right and wrong here. Judged are
 
-    weights   every level is the nearest to the weight of the recorded model, or the end of the range
+    weights   every level is the nearest to the weight of the recorded model
     answers   logits on the recorded words, against the same model with the weights that the integers mean, exactly:
               within `FACTOR` times what the stated precision of the kernel's activations (`PRECISIONS`) does to that
               model, which is measured in the same run; 1e-4 where a kernel states none
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.generate import engine
-from qwenvl.model.integers import ZERO, Kind
+from qwenvl.model.borrowed import Borrowed
+from qwenvl.model.integers import FORMATS, Kind
 from qwenvl.model.quantized import Digits, Nibbles, quantized_in
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parity import answers
@@ -35,8 +36,8 @@ from qwenvl.runtime import Runtime
 FACTOR = 3.0
 """Errors of rounding add up in another order in every kernel: the measured ratio lies between 0.6 and 1.5."""
 
-LEVELS: Mapping[Kind, tuple[int, int]] = {"int8": (-127, 127), "int4": (-ZERO, ZERO - 1)}
-"""The ends of the range, measured from the level that means nothing."""
+ENDS: Mapping[Kind, tuple[int, int]] = {"int8": (-127, 127), "int4": (-8, 7)}
+"""Of a range of even steps, measured from the level that means nothing."""
 
 KINDS = ("generate", "generate_batch")
 """Cases that are judged."""
@@ -56,6 +57,7 @@ def _bfloat16(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"
 PRECISIONS: Mapping[type, tuple[Callable[[Tensor], Tensor], ...]] = {
     Digits: (_two_digits,),
     Nibbles: (_bfloat16, _bfloat16),
+    Borrowed: (_bfloat16, _bfloat16),
 }
 """Kernel -> what it makes of a layer's input, and of its output where it does."""
 
@@ -80,21 +82,26 @@ def certify(path: Path, kind: Kind) -> Iterator[Result]:
 
 
 def _weights(name: str, whole: QwenVL, small: QwenVL) -> Result:
-    """The largest distance of a weight from its level, in steps; half a step, but at the ends of the range."""
+    """By how many steps a weight lies farther from its level than from another one, at most."""
     largest = 0.0
     for layer, rounded in quantized_in(small).items():
         integers = rounded.store.integers()
         scales = integers.scales.float().repeat_interleave(integers.group, 1)
-        offsets = integers.offsets().repeat_interleave(integers.group, 1)
-        levels = integers.levels.float() - offsets
-        off = whole.get_submodule(layer).weight.detach().to(scales.device) / scales - levels
-        lowest, highest = LEVELS[integers.kind]
-        clipped = ((levels == highest) & (off > 0)) | ((levels == lowest) & (off < 0))
-        largest = max(largest, off.masked_fill(clipped, 0).abs().nan_to_num(torch.inf).max().item())
-    allowed = 0.5 * (1 + TOLERANCE)
-    if largest <= allowed:
-        return Result(name, "PASS", largest, allowed)
-    return Result(name, "FAIL", largest, allowed, "a level is not the nearest to its weight")
+        weight = whole.get_submodule(layer).get_parameter("weight").detach().to(scales.device) / scales
+        own, nearest = integers.dequantised() / scales, _nearest(weight, integers.kind)
+        farther = (own - weight).abs() - (nearest - weight).abs()
+        largest = max(largest, farther.nan_to_num(torch.inf).max().item())
+    if largest <= TOLERANCE:
+        return Result(name, "PASS", largest, TOLERANCE)
+    return Result(name, "FAIL", largest, TOLERANCE, "a level is not the nearest to its weight")
+
+
+def _nearest(weight: Float[Tensor, "out width"], kind: Kind) -> Float[Tensor, "out width"]:
+    """What the nearest level means, in steps."""
+    if numbers := FORMATS[kind].numbers:
+        levels = torch.tensor(numbers, device=weight.device)
+        return levels[torch.bucketize(weight, (levels[1:] + levels[:-1]) / 2)]
+    return weight.round().clamp(*ENDS[kind])
 
 
 def _meant(small: QwenVL) -> QwenVL:
