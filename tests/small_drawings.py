@@ -6,9 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
 
+from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
+from qwenvl.data.stream.sources import SourceConfig
 from qwenvl.data.tars import write_tar
+from qwenvl.model.vlm import QwenVL
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.stages import OptimConfig, StageConfig
 
 NAMES = {
     "cat": ("cat", "猫", ("animal", "pet")), "dog": ("dog", "狗", ("animal", "pet")),
@@ -70,3 +76,34 @@ def fetched(folder: Path, made: Mapping[str, list[tuple[dict[str, Any], bytes]]]
     (folder / "index.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (folder / "ATTRIBUTION.md").write_text("# Whom these drawings are owed to\n")
     return folder
+
+
+# === What learns from them ===
+
+LETTERS = Tokenizer({bytes([value]): value for value in range(256)})
+
+
+def row(folder: Path, **values: Any) -> SourceConfig:
+    return SourceConfig(paths=("drawings:names",), images=str(folder), **values)
+
+
+def stage(folder: Path, steps: int = 30, **optim: float) -> StageConfig:
+    return StageConfig(
+        name="0-names", objective="names", trains=("vision",), image_size=28, sequence_length=64,
+        data=(row(folder),), documents=8, micro_documents=4, bfloat16=False, save_every=10,
+        optim=OptimConfig(peak_lr=5e-3, final_lr=1e-4, warmup_steps=3, steps=steps),
+    )  # fmt: skip
+
+
+def small(layers: int = 2) -> QwenVL:
+    torch.manual_seed(0)
+    return QwenVL(
+        ModelConfig(
+            vision=VisionConfig(width=32, layers=layers, heads=2, mlp_width=64, image_size=28),
+            adapter=AdapterConfig(queries=4, heads=2),
+            llm=LLMConfig(
+                vocab_size=LETTERS.n_vocab, hidden=16, layers=1, heads=2, mlp_width=16, sequence_length=64
+            ),
+            imgpad_id=LETTERS.imgpad,
+        )
+    )

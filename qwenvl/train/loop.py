@@ -17,7 +17,7 @@ from qwenvl.processes import Stopped
 from qwenvl.runtime import Runtime
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import distributed, naming, toy
+from qwenvl.train import alignment, distributed, naming, toy
 from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.health import Spikes, Starvation, Stragglers, Work
 from qwenvl.train.log import Log, mean_loss
@@ -41,6 +41,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "next_token": next_token,
     "dense_labels": toy.dense,
     "names": naming.naming,
+    "align": alignment.align,
 }
 """What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""
 

@@ -20,7 +20,7 @@ from qwenvl.parsing import read_toml
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
 
-OBJECTIVES = ("next_token", "dense_labels", "names")
+OBJECTIVES = ("next_token", "dense_labels", "names", "align")
 """What a stage may minimise: the functions are `loop.OBJECTIVES`."""
 
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(

@@ -29,6 +29,13 @@ def posed(
 
     At `strength` 0 it fills the square, on white; towards 1 everything differs more, and more often.
     """
+    return posed_in(image, dice, size, name=name, strength=strength)[0]
+
+
+def posed_in(
+    image: pillow.Image, dice: Dice, size: int, *, name: str = "", strength: float = 1.0
+) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[int, int, int, int]]:
+    """The same, and where the drawing stands in it: left, top, right, bottom in pixels."""
     cut = cut_out(image)
     if dice.chance(0.4 * strength) and SIDED.isdisjoint(name.lower().split()):
         cut = cut.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
@@ -45,7 +52,8 @@ def posed(
     canvas = pillow.new("RGB", (size, size), WHITE) if plain else ground(dice, size, beside=tone(cut))
     place = [round((size - side) * (0.5 + strength * (dice.share() - 0.5))) for side in sides]
     canvas.paste(cut, (place[0], place[1]), cut)
-    return np.asarray(in_other_light(canvas, dice, strength))
+    box = (place[0], place[1], place[0] + cut.width, place[1] + cut.height)
+    return np.asarray(in_other_light(canvas, dice, strength)), box
 
 
 def cut_out(image: pillow.Image) -> pillow.Image:

@@ -1,0 +1,259 @@
+"""Stage 1 of drawings: the adapter learns to say at its places, in the language model's own words, what is drawn there.
+
+    image -> ViT -> adapter -> visual tokens of a thing's places -> nearest of the embeddings of all nouns and signs
+
+The paper's stage 1 lets captions alone teach the adapter, through a frozen language model, from 1.4 billion pairs. A
+few ten thousand teach it next to nothing (docs/EXPERIMENTS.md, 2026-11-29). Told directly, it learns in minutes:
+the mean visual token of a thing is compared, by a softmax of cosines, with the embeddings of the tokens that a text
+about the same scene has in its place, which the language model can read (stage 0a). Places are a grid, one to a query.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image as pillow
+from torch import Tensor, nn
+
+from qwenvl.data.drawings.collection import Drawing
+from qwenvl.data.drawings.labels import noun_number
+from qwenvl.data.drawings.poses import cut_out, posed_in
+from qwenvl.data.drawings.scenes import Corners, Scene
+from qwenvl.data.drawings.splits import nouns
+from qwenvl.data.drawings.streams import Place, drawing_at, scene_at, shards
+from qwenvl.data.toy.worlds import Dice
+from qwenvl.images import normalise
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import on_device
+from qwenvl.tokenizer import Tokenizer
+from qwenvl.train.data import require_same_shards
+from qwenvl.train.flops import vision_flops
+from qwenvl.train.objectives import Loss, Objective
+from qwenvl.train.stages import StageConfig
+
+SHARPNESS = 14.0
+"""Cosines count so many times in the softmax: a token must come as near as 0.8 to what it says."""
+
+FADING = 0.6
+"""What every further token of a name counts, beside the one before: a name begins with its first."""
+
+BOXES = 2.0
+"""Weight of the boxes, beside that of the words."""
+
+COVERED = 0.4
+"""The share of a place from which on a thing stands there."""
+
+KEPT = 128
+"""Pixels of the longer side of cut-outs that are kept in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images, and the things on them."""
+
+    pixels: Float32[np.ndarray, "images 3 side side"]
+    image: Int64[np.ndarray, " things"]
+    """Which image each is on."""
+    said: Int64[np.ndarray, " things"]
+    """What it is called, a number of `texts`."""
+    places: Float32[np.ndarray, "things queries"]
+    """The share of each place in a thing, 1 in all."""
+    boxes: Float32[np.ndarray, "things queries 4"]
+    """Left, top, right, bottom of the thing, in sides of the image from the middle of each place."""
+    texts: tuple[str, ...]
+    """Every noun, and what the signs of these images say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """An image and the things on it."""
+
+    pixels: UInt8[np.ndarray, "side side 3"]
+    things: Sequence[tuple[str | None, Corners]]
+    """What each is called, if it has a noun, and its box."""
+
+
+class Lesson:
+    """Batches of a stage: pure functions of the numbers of its documents."""
+
+    def __init__(self, stage: StageConfig, queries: int) -> None:
+        """Raises ValueError for a stage that reads anything but names and scenes."""
+        self.stage, self.side = stage, round(queries**0.5)
+        rows = [(row.world, row.made) for row in stage.data]
+        if (
+            not rows
+            or not {*rows} <= {("drawings", "names"), ("drawings", "scenes")}
+            or stage.curriculum.steps
+        ):
+            raise ValueError(
+                f'stage {stage.name} aligns drawings, so it reads rows of paths = ["drawings:names"] and '
+                '["drawings:scenes"], and nothing else.'
+            )
+        self._until = np.cumsum([row.weight for row in stage.data])
+        self._nouns = tuple(f" {each.noun}" for each in nouns())
+        self._known = frozenset(self._nouns)
+
+    def seen(self, index: int) -> Seen:
+        """The image of a document."""
+        dice = Dice("alignment", self.stage.seed, index)
+        drawn = int(np.searchsorted(self._until, dice.share() * self._until[-1], side="right"))
+        row = self.stage.data[min(drawn, len(self._until) - 1)]
+        place = row.place(self.stage.seed)
+        if row.made == "scenes":
+            return _of_scene(scene_at(place, index)[0])
+        return _of_drawing(place, index, dice, self.stage.image_size)
+
+    def __call__(self, documents: Sequence[int]) -> Batch:
+        """The documents of a micro-batch."""
+        images = [self.seen(index) for index in documents]
+        signs = {name for each in images for name, _ in each.things if name and name not in self._known}
+        texts = (*self._nouns, *sorted(signs))
+        numbers = {text: number for number, text in enumerate(texts)}
+        found = [
+            (number, numbers[name], *there)
+            for number, each in enumerate(images)
+            for (name, _), there in zip(each.things, places(each, self.side), strict=True)
+            if name is not None
+        ]
+        image, said, shares, boxes = zip(*found, strict=True) if found else ((), (), (), ())
+        queries = self.side**2
+        return Batch(
+            pixels=np.stack([normalise(_sized(each.pixels, self.stage.image_size)) for each in images]),
+            image=np.array(image, np.int64),
+            said=np.array(said, np.int64),
+            places=np.array(shares, np.float32).reshape(-1, queries),
+            boxes=np.array(boxes, np.float32).reshape(-1, queries, 4),
+            texts=texts,
+        )
+
+
+def _sized(pixels: UInt8[np.ndarray, "_ _ 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    if len(pixels) == side:
+        return pixels
+    return np.asarray(pillow.fromarray(pixels).resize((side, side), pillow.Resampling.BICUBIC))
+
+
+def _of_scene(shown: Scene) -> Seen:
+    things: list[tuple[str | None, Corners]] = [(f" {each.shown.noun}", each.box) for each in shown.things]
+    signs = [] if shown.sign is None else [(f" {shown.sign.text} sign", shown.sign.box)]
+    return Seen(pixels=shown.pixels, things=[*things, *signs])
+
+
+def _of_drawing(place: Place, index: int, dice: Dice, side: int) -> Seen:
+    drawing = drawing_at(place, index)
+    pixels, box = posed_in(_kept(drawing), dice, side, name=drawing.en)
+    number = noun_number(drawing)
+    return Seen(pixels=pixels, things=[(None if number is None else f" {nouns()[number].noun}", box)])
+
+
+@lru_cache(maxsize=16384)
+def _kept(drawing: Drawing) -> pillow.Image:
+    """The cut-out of a drawing, no larger than it is shown."""
+    image = cut_out(drawing.image())
+    ratio = KEPT / max(image.size)
+    sides = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    return image.resize(sides, pillow.Resampling.BOX) if ratio < 1 else image
+
+
+def places(seen: Seen, side: int) -> Sequence[tuple[Float32[np.ndarray, " q"], Float32[np.ndarray, "q 4"]]]:
+    """Of each thing: its shares of the places of a grid of `side` x `side`, row by row, and its boxes (see `Batch`).
+
+    It stands where it covers enough of a place, and where it covers most of all places.
+    """
+    edges, size, found = np.arange(side + 1) / side, len(seen.pixels), []
+    middles = np.stack(np.meshgrid(*[(edges[:-1] + edges[1:]) / 2] * 2), axis=-1).reshape(-1, 2)
+    for _, corners in seen.things:
+        box = np.array(corners) / size
+        covers = _overlap(box, edges)
+        here = (covers >= COVERED) | (covers == covers.max())
+        found.append(((here / here.sum()).astype(np.float32), (box - np.tile(middles, 2)).astype(np.float32)))
+    return found
+
+
+def _overlap(box: Float[np.ndarray, "4"], edges: Float[np.ndarray, " _"]) -> Float[np.ndarray, " places"]:
+    """The share of each place that a box covers."""
+    width = edges[1] - edges[0]
+    across, down = (
+        np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) / width
+        for low, high in ((box[0], box[2]), (box[1], box[3]))
+    )
+    return (down[:, None] * across[None]).reshape(-1)
+
+
+# === What is minimised ===
+
+
+class Spoken:
+    """Embeddings of texts: of their tokens, of which each counts less than the one before, at length 1."""
+
+    def __init__(self, tokenizer: Tokenizer, embedding: nn.Embedding) -> None:
+        self.tokenizer, self.table = tokenizer, embedding.weight.detach().float()
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "texts hidden"]:
+        """Of each text."""
+        return torch.stack([self._of(text) for text in texts])
+
+    def _of(self, text: str) -> Float[Tensor, " hidden"]:
+        if text not in self._known:
+            ids = self.tokenizer.encode(text)
+            rows = self.table[torch.tensor(ids, dtype=torch.long, device=self.table.device)]
+            shares = FADING ** torch.arange(len(ids), device=self.table.device)
+            self._known[text] = F.normalize((shares[:, None] * rows).sum(dim=0), dim=0)
+        return self._known[text]
+
+
+def align(
+    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
+) -> Objective:
+    """Cross-entropy of what is drawn, and where its box is. Raises ValueError for a stage that reads anything else."""
+    lesson = Lesson(stage, model.config.adapter.queries)
+    if run_dir is not None:
+        found = [shards(row.place(stage.seed)) for row in stage.data]
+        require_same_shards(
+            {name: facts for each in found for name, facts in each.items()}, run_dir / "data.json"
+        )
+    spoken, device = Spoken(tokenizer, model.llm.embed), model.vision.position.device
+    head = nn.Linear(model.config.llm.hidden, 4)
+    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
+    nn.init.zeros_(head.bias)
+    head.to(device)
+
+    def loss(batch: Batch) -> Loss:
+        pixels, image, said, shares, boxes = (
+            on_device(torch.from_numpy(each), device)
+            for each in (batch.pixels, batch.image, batch.said, batch.places, batch.boxes)
+        )
+        visual = model.encode(pixels).float()[image]  # (things, queries, hidden)
+        spoken_there = (shares[:, None] @ visual).squeeze(1)
+        scores = SHARPNESS * F.normalize(spoken_there, dim=-1) @ spoken(batch.texts).T
+        missed = F.cross_entropy(scores, said, reduction="sum")
+        off = F.smooth_l1_loss(head(visual).float(), boxes, reduction="none", beta=0.02).sum(dim=-1)
+        boxed = (shares * off).sum()
+        wrong = (scores.argmax(dim=1) != said).sum()
+        things, patches = len(said), len(pixels) * (stage.image_size // model.config.vision.patch_size) ** 2
+        return Loss(
+            total=missed + BOXES * boxed,
+            supervised=things,
+            tokens=patches,
+            images=len(pixels),
+            row_tokens=patches,
+            by_source={
+                "said": (missed.detach(), things),
+                "said_wrong": (wrong.float(), things),
+                "boxes": (boxed.detach(), things),
+            },
+        )
+
+    def flops(seen: Mapping[str, float]) -> float:
+        return vision_flops(model.config.at(stage.image_size), True, True, seen["images"])
+
+    module = nn.ModuleDict({"vision": model.vision, "adapter": model.adapter, "head": head})
+    return Objective(
+        module=module, batch=lesson, loss=loss, flops=flops, sources=("said", "said_wrong", "boxes")
+    )

@@ -1,0 +1,105 @@
+"""Visual tokens that say in the language model's words what is drawn at their places."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_drawings import LETTERS, fetched, row, small, stage
+
+from qwenvl.data.drawings.splits import nouns
+from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import Runtime
+from qwenvl.train.alignment import Lesson, Seen, Spoken, align, places
+from qwenvl.train.loop import train
+from qwenvl.train.stages import StageConfig
+
+
+def aligned(folder: Path, steps: int = 6) -> StageConfig:
+    scenes = SourceConfig(paths=("drawings:scenes",), images=str(folder))
+    read = stage(folder, steps).changed({"name": "1", "objective": "align", "trains": ("adapter",)})
+    return StageConfig(**{**vars(read), "data": (row(folder), scenes), "image_size": 28, "save_every": 4})
+
+
+def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_path: Path) -> None:
+    folder, model = fetched(tmp_path / "drawings"), small()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    objective = align(model, LETTERS, aligned(folder), run_dir=tmp_path)
+    batch = objective.batch(range(8))
+    for part in (model.vision, model.llm):
+        part.requires_grad_(False)
+    learned = [each for each in objective.module.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(learned, 1e-2)
+    losses = []
+    for _ in range(40):
+        made = objective.loss(batch)
+        losses.append({name: float(total) / count for name, (total, count) in made.by_source.items()})
+        optimizer.zero_grad()
+        made.total.backward()
+        optimizer.step()
+    assert made.supervised == len(batch.said) >= 4 and made.images == 8
+    first, last = losses[0], losses[-1]
+    assert last["said"] < 0.5 * first["said"] and last["said_wrong"] < 0.7 < first["said_wrong"]
+    assert last["boxes"] < 0.7 * first["boxes"]
+    changed = {
+        name.split(".")[0] for name, each in model.state_dict().items() if not each.equal(before[name])
+    }
+    assert changed == {"adapter"}
+
+
+def test_a_thing_is_said_at_the_places_that_it_covers() -> None:
+    seen = Seen(
+        pixels=np.zeros((60, 60, 3), np.uint8), things=[(" cat", (0, 0, 40, 20)), (None, (45, 45, 50, 50))]
+    )
+    (cat, boxes), (small_one, _) = places(seen, 3)
+    assert cat.reshape(3, 3).tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 0, 0]]
+    assert small_one.tolist() == [0] * 8 + [1], "less than a place, but there"
+    assert np.allclose(boxes[1] * 60, [-30, -10, 10, 10]), "from the middle of the second place"
+
+
+def test_scenes_and_drawings_alone_are_read_with_their_signs(tmp_path: Path) -> None:
+    lesson = Lesson(aligned(fetched(tmp_path)), 4)
+    batch = lesson(range(60))
+    said = [batch.texts[number] for number in batch.said]
+    assert {len(each.things) for each in map(lesson.seen, range(60))} >= {1, 3}
+    assert {" cat", " key"} <= {*said} and any(text.endswith(" sign") for text in said)
+    assert {each for each in said if not each.endswith(" sign")} <= {f" {each.noun}" for each in nouns()}
+    assert np.allclose(batch.places.sum(axis=1), 1)
+    again = lesson(range(60))
+    assert np.array_equal(batch.pixels, again.pixels) and np.array_equal(batch.boxes, again.boxes)
+
+
+def test_names_begin_with_their_first_token() -> None:
+    spoken = Spoken(LETTERS, small().llm.embed)
+    cat, act = spoken(["cat", "act"])
+    letter = torch.nn.functional.normalize(spoken.table[ord("c")], dim=0)
+    assert float(cat @ letter) > float(act @ letter) and abs(float(cat.norm()) - 1) < 1e-5
+
+
+def test_a_killed_alignment_goes_on_with_the_same_weights(tmp_path: Path) -> None:
+    folder, runtime = fetched(tmp_path / "drawings"), Runtime.detect(device="cpu", dtype="float32")
+    one, two = small(), small()
+    train(one, LETTERS, aligned(folder), tmp_path / "one", runtime)
+
+    class Killed(Exception):
+        pass
+
+    def kill(_model: QwenVL, _stage: StageConfig, step: int) -> None:
+        if step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(small(), LETTERS, aligned(folder), tmp_path / "two", runtime, watch=kill)
+    train(two, LETTERS, aligned(folder), tmp_path / "two", runtime)
+    assert all(
+        torch.equal(each, two.adapter.state_dict()[name]) for name, each in one.adapter.state_dict().items()
+    )
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    other = aligned(fetched(tmp_path)).changed({"data": [{"paths": ["toy:tasks"]}]})
+    with pytest.raises(
+        ValueError, match=r'reads rows of paths = \["drawings:names"\] and \["drawings:scenes"\]'
+    ):
+        align(small(), LETTERS, other)
