@@ -29,8 +29,8 @@ def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_pa
     batch = objective.batch(range(8))
     for part in (model.vision, model.llm):
         part.requires_grad_(False)
-    learned = [each for each in objective.module.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(learned, 1e-2)
+    trained = [each for each in objective.module.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2)
     losses = []
     for _ in range(40):
         made = objective.loss(batch)
