@@ -26,8 +26,10 @@ STOPPED = 75
 class Stopped(SystemExit):
     """The command was asked to stop, and what it has done is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reported: bool = False) -> None:
         super().__init__(STOPPED)
+        self.reported = reported
+        """Whether the command itself has said what is done."""
 
 
 @contextmanager
@@ -48,10 +50,10 @@ def stopping() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except SystemExit:
-        if asked:  # a library on the way may have turned it into another exit: Ray makes it one of status 1
-            raise Stopped from None
-        raise
+    except SystemExit as error:
+        if not asked or isinstance(error, Stopped):
+            raise
+        raise Stopped from None  # a library on the way turned it into another exit: Ray makes it one of status 1
     finally:
         signal.signal(signal.SIGTERM, before)
 

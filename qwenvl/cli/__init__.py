@@ -8,7 +8,7 @@ written `max_tokens` and typed `--max-tokens`. A list in the middle (`CKPT IMAGE
 `checkpoint, *images, question = words`.
 
 Exit status: 0 done, 1 the check failed, 2 bad usage or bad input (one sentence on stderr), 3 no case failed,
-but some could not be run here, 75 training stopped as asked (SIGTERM) with its state saved, 130 interrupted.
+but some could not be run here, 75 stopped as asked (SIGTERM), with what is done saved, 130 interrupted.
 A command's file is imported only when that command runs, and torch only when its work begins.
 """
 
@@ -114,7 +114,24 @@ def _run(args: list[str]) -> int:
             call = parse(args)
     except SystemExit as stop:  # tyro has printed the help (0) or what was wrong (2)
         return stop.code if isinstance(stop.code, int) else 2
-    return call()
+    return _stoppable(call)
+
+
+def _stoppable(call: Callable[[], int]) -> int:
+    """The status of a command that ends in order when SIGTERM comes: what it has begun is put away."""
+    from qwenvl.processes import STOPPED, Stopped, stopping
+
+    try:
+        with stopping():
+            return call()
+    except Stopped as stop:
+        if not stop.reported:
+            print(
+                "qwenvl: stopped as asked: nothing is left half written; the same command goes on with what is done, "
+                "or begins again.",
+                file=sys.stderr,
+            )
+        return STOPPED
 
 
 @contextmanager
@@ -192,7 +209,8 @@ def overview(group: str | None = None) -> str:
             "",
             "exit status: 0 done, 1 the check failed, 2 bad usage or bad input,",
             "             3 some of a check could not be run here,",
-            "             75 training stopped as asked, the same command goes on",
+            "             75 stopped as asked (SIGTERM), the same command goes on,",
+            "             130 interrupted (Ctrl-C)",
         ]
     )
 

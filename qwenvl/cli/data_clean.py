@@ -112,6 +112,8 @@ def _cleaned(
 
         try:
             return clean(src, dst, settings, executor=executor, workers=workers, progress=progress)
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt) as stop:
             print(f"stopped as asked: {dst} holds what is done; the same command goes on.", file=sys.stderr)
+            if isinstance(stop, Stopped):
+                stop.reported = True
             raise

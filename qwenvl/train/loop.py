@@ -207,4 +207,4 @@ def stop(done: str) -> None:
     if distributed.rank() == 0:
         print(printable(f"stopped as asked: {done}; the same command goes on."), file=sys.stderr)
     distributed.barrier()
-    raise Stopped
+    raise Stopped(reported=True)

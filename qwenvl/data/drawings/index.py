@@ -112,6 +112,7 @@ def _made(
         return _sealed(collection, known)
     made = Made(collection.source, news=True)
     seal.unlink(missing_ok=True)
+    (out / "index.jsonl").unlink(missing_ok=True)  # it would name shards that are being made again
     for old in out.glob(f"{collection.source}-[0-9]*.tar"):
         old.unlink()
     with atomic(out / f"{collection.source}.jsonl") as lines:

@@ -7,7 +7,9 @@ A package is never unpacked onto the disk and none of its scripts is run; `archi
 """
 
 import hashlib
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,10 @@ CLIENTS = {"npm": "npm", "debian": "apt-get"}
 
 PATIENCE = 900
 """Seconds for one package: the largest has 160 MB."""
+
+
+GETTING = ".getting-"
+"""How the name of a folder begins in which a package arrives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ def get(
     With `archives`, a folder of archives that somebody has got before, no client is called.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{GETTING}*"):  # of a run that was killed: the folder has one owner at a time
+        shutil.rmtree(left)
     results = []
     for package in packages:
         got = _get(package, folder, archives)
@@ -97,7 +105,7 @@ def _get(package: Package, folder: Path, archives: Path | None) -> Got:
     if place.exists() and digest_of(place, package.digest) == package.digest:
         return Got(package=package, path=place)
     try:
-        with TemporaryDirectory(dir=folder, prefix=".getting-") as empty:
+        with TemporaryDirectory(dir=folder, prefix=GETTING) as empty:
             found = _copied(package, archives, Path(empty)) if archives else _called(package, Path(empty))
             if (digest := digest_of(found, package.digest)) != package.digest:
                 raise ValueError(
@@ -128,21 +136,28 @@ def _called(package: Package, empty: Path) -> Path:
     if shutil.which(client) is None:
         raise ValueError(f"{client} is not on this machine")
     try:
-        done = subprocess.run(
-            _command(package, empty),
-            cwd=empty,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-        )
+        status, errors = _run(_command(package, empty), empty)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{client} took longer than {PATIENCE} s") from None
     found = [path for path in empty.iterdir() if path.suffix in (".tgz", ".deb")]
-    if done.returncode != 0 or len(found) != 1:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if status != 0 or len(found) != 1:
+        said = [line.strip() for line in errors.splitlines() if line.strip()]
         raise ValueError(f"{client} brought nothing: {_reason(said)}")
     return found[0]
+
+
+def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Status and errors of a program; when we are stopped meanwhile, it ends with all that it has started."""
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace", start_new_session=True,
+    ) as client:  # fmt: skip
+        try:
+            _, errors = client.communicate(timeout=PATIENCE)
+        except BaseException:
+            os.killpg(client.pid, signal.SIGKILL)
+            raise
+        return client.returncode, errors
 
 
 def _command(package: Package, empty: Path) -> Sequence[str]:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -112,6 +113,24 @@ def test_a_set_that_was_not_finished_is_made_whole(tmp_path: Path) -> None:
     (out / "twemoji-00007.tar").write_bytes(b"of an earlier, longer set")
     assert make(out, tmp_path, packages, ["twemoji"])[0].news
     assert (out / "twemoji-00000.tar").read_bytes() == whole and not (out / "twemoji-00007.tar").exists()
+
+
+def test_f95_an_index_never_names_shards_that_are_being_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the last set and the index, or in a set: there is no index until the command has gone on."""
+    packages, out = [made_up.emoji_set(tmp_path), made_up.names(tmp_path)], tmp_path / "out"
+    make(out, tmp_path, packages, ["twemoji"])
+    changed = [made_up.emoji_set(tmp_path, star={"body": made_up.circle("#ff0")}), packages[1]]
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "_write_index", lambda *_: signal.raise_signal(signal.SIGINT))
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            make(out, tmp_path, changed, ["twemoji"])
+        signal.signal(signal.SIGINT, before)
+    assert not (out / "index.jsonl").exists()
+    assert not make(out, tmp_path, changed, ["twemoji"])[0].news
+    assert len((out / "index.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
