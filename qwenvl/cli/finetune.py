@@ -186,11 +186,20 @@ def _checked(
     stage = stage_of(config, model, report.lengths, data=source, samples=report.total, readers=readers)
     for warning in little(stage):
         print(f"warning: {warning}", file=sys.stderr)
-    _foretell(base, stage, adapters, runtime, dtype)
+    remarks = _precision(base, stage, adapters, runtime, dtype)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
     shown = tuple(sorted(report.usable, key=lambda each: -len(each.images))[:SHOWN])
     return (
         Finetuning(
-            base=base, out=out, stage=stage, shown=shown, runtime=runtime, dtype=dtype, adaptation=adapters
+            base=base,
+            out=out,
+            stage=stage,
+            shown=shown,
+            runtime=runtime,
+            dtype=dtype,
+            adaptation=adapters,
+            remarks=(*_left_out(report), *remarks),
         ),
         report,
     )
@@ -212,38 +221,37 @@ def _require_weights(base: Path, trains: "Collection[str]", adapters: "Adapters 
         )
 
 
-def _foretell(
+def _precision(
     base: Path,
     stage: "StageConfig",
     adapters: "Adapters | None",
     runtime: "Runtime",
     dtype: "torch.dtype | None",
-) -> None:
-    """Say before training in which precision the result will be, where somebody may expect another."""
+) -> list[str]:
+    """In which precision the result will be, where somebody may expect another; said before training."""
     import torch
 
     from qwenvl.checkpoint.weights import stored_tensors
     from qwenvl.train.verify import named
 
-    trained = runtime.dtype
+    remarks, trained = [], runtime.dtype
     stored = {
         each.dtype
         for name, each in stored_tensors(base).items()
         if name.endswith("embed.weight") or "wte" in name
     }
     if dtype is None and stored and trained not in stored:
-        print(
+        remarks.append(
             f"the result is written in {named(trained)}, in which it is trained; the checkpoint has "
-            f"{named(next(iter(stored)))}, which would lose small steps.",
-            file=sys.stderr,
+            f"{named(next(iter(stored)))}, which would lose small steps."
         )
     if dtype in (torch.float16, torch.bfloat16) and adapters is None:
-        print(
+        remarks.append(
             f"{named(dtype)} keeps {8 if dtype == torch.bfloat16 else 11} binary digits of a weight, and steps of "
             f"{stage.optim.peak_lr:g} are often smaller: where the result does not hold them it is kept in "
-            f"{named(trained)}.",
-            file=sys.stderr,
+            f"{named(trained)}."
         )
+    return remarks
 
 
 def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool) -> None:
@@ -278,6 +286,14 @@ def _tell(job: "Finetuning", report: "Report", facts: dict[str, Any], json: bool
     }
     found = {**measured, "trains": job.stage.trains, "lora": job.adaptation is not None, **facts}
     print(printable_json(found))
+
+
+def _left_out(report: "Report") -> list[str]:
+    """What of the file is not trained on, a line for each kind."""
+    from qwenvl.cli.data_check import not_read
+
+    lines = [f"{each.kind}: {each.count}, such as {each.example}" for each in report.findings]
+    return [*lines, *([not_read(report)] if report.not_read else [])]
 
 
 def _usable(

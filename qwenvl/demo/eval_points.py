@@ -1,4 +1,4 @@
-"""Exams while a model trains: how well it answers after so many seconds, and when it reached what the demo aims at.
+"""Scores while a model trains: how well it answers after so many seconds, and when it reached what the demo aims at.
 
 An exam asks the same few held-out images each time. Its seconds count as training time: they are part of the record.
 """
@@ -24,7 +24,7 @@ TARGETS = {"questions": 0.85, "captions": 0.75, "grounding": 0.55}
 """Shares that the demo is meant to reach on two quiet cores."""
 
 PER_STAGE = 3
-"""Exams in a stage, evenly spaced, the last at its end."""
+"""Points in a stage, evenly spaced, the last at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

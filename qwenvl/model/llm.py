@@ -151,10 +151,10 @@ class Attention(nn.Module):
         if context.cache is None:
             return self.out(merge_heads(attend(query, key, value, mask)))
         context.cache.write(self.index, key, value)
-        return self.out(merge_heads(look_back(query, context.cache.view(self.index), mask)))
+        return self.out(merge_heads(attend_to_cache(query, context.cache.view(self.index), mask)))
 
 
-def look_back(
+def attend_to_cache(
     query: Float[Tensor, "batch heads tokens head"], views: Sequence[View], mask: Any
 ) -> Float[Tensor, "batch heads tokens head"]:
     """Attention to what a cache shows, run of rows by run of rows; rows that no view speaks of are padding: zeros.

@@ -183,6 +183,8 @@ class Finetuning:
     dtype: torch.dtype | None = None
     """Precision of the result; None: that of the training."""
     adaptation: Adaptation | None = None
+    remarks: tuple[str, ...] = ()
+    """What was said of data and precision before training; the report keeps it."""
 
 
 def finetune(
@@ -348,6 +350,7 @@ def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
         "verified": off,
         "dtype": named(dtype),
         "warnings": [*warnings, *little(job.stage, first, last)],
+        "remarks": list(job.remarks),
         "loss": [first, last],
     }
     with atomic(job.out / "verified.json") as file:

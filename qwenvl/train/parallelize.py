@@ -88,7 +88,7 @@ TENSOR_PLAN: dict[str, type[ParallelStyle]] = {
 
 
 def parallelize_(model: QwenVL, stage: StageConfig, parallel: ParallelConfig, dims: ParallelDims) -> None:
-    """Spread the model over the team, in place; freeze what the stage freezes before.
+    """Lay the model over the mesh, in place; freeze what the stage freezes before.
 
     Raises ValueError when the sizes do not divide.
     """

@@ -281,6 +281,8 @@ def test_f16_f100_the_result_is_kept_in_a_precision_that_holds_it(
     assert main([str(word) for word in [*words, "--dtype", precision, "--json", "--show-every", 0]]) == 0
     printed = capsys.readouterr()
     facts = json.loads(printed.out)
+    (remark,) = facts["remarks"]
+    assert remark in printed.err and json.loads((tmp_path / "out" / "verified.json").read_text())["remarks"]
     stored = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert {str(each.dtype) for each in stored.values()} == {f"torch.{facts['dtype']}"}
     if precision == "auto":
