@@ -69,13 +69,12 @@ def give_back_large_blocks() -> None:
     images. For commands that go on for long. A value that the user has set stays; other systems' malloc is left as it
     is.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
+    libc = _glibc()
+    if libc is None:
         return
     for name, (parameter, value) in _MALLOC.items():
         if f"MALLOC_{name}_" not in os.environ:
-            mallopt(parameter, value)
+            libc.mallopt(parameter, value)
             _asked[name] = value
 
 
@@ -86,21 +85,28 @@ def tight_memory() -> Iterator[None]:
     glibc keeps up to 32 MB at a time for later, in holes between what stays. After the block it does so again, or what
     `give_back_large_blocks` has asked for.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError, TypeError):
+    libc = _glibc()
+    if libc is None:
         yield
         return
     free = {name: number for name, (number, _) in _MALLOC.items() if f"MALLOC_{name}_" not in os.environ}
     for number in free.values():
-        mallopt(number, 128 << 10)
+        libc.mallopt(number, 128 << 10)
     try:
         yield
     finally:
-        trim(0)
+        libc.malloc_trim(0)
         for name, number in free.items():
-            mallopt(number, _asked.get(name, 32 << 20))
+            libc.mallopt(number, _asked.get(name, 32 << 20))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process; None where it is another, without these two functions."""
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError, TypeError):
+        return None
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:

@@ -313,9 +313,11 @@ class Letters:
         )  # fmt: skip
 
 
-def program(seconds: float, fail_at: int | None, drain: float) -> int:
+def program(seconds: float, fail_at: int | None, drain: float, prefill: int) -> int:
     """Serve until a signal; the port is the first line of the output."""
-    engine = ScriptedEngine(lambda prompt, settings: list(b"word " * 100), seconds=seconds, fail_at=fail_at)
+    engine = ScriptedEngine(
+        lambda prompt, settings: list(b"word " * 100), seconds=seconds, fail_at=fail_at, prefill=prefill
+    )
     api = Api(
         lambda: Loaded(engine=engine, preparer=Letters()),  # type: ignore[arg-type]
         ServeConfig(name="letters"),
@@ -329,5 +331,5 @@ def program(seconds: float, fail_at: int | None, drain: float) -> int:
 if __name__ == "__main__":
     import sys
 
-    step, fail, patience = sys.argv[1:]
-    sys.exit(program(float(step), int(fail) or None, float(patience)))
+    step, fail, patience, *begin = sys.argv[1:]
+    sys.exit(program(float(step), int(fail) or None, float(patience), int(begin[0]) if begin else 1))

@@ -237,13 +237,6 @@ def pack_(model: QwenVL) -> Report:
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
 
-def unpack_(model: nn.Module) -> None:
-    """Plain matrices again, bit for bit, one by one."""
-    for part in model.modules():
-        if isinstance(part, PackedLinear):
-            part.plain_()
-
-
 def all_packed(layers: Iterable[nn.Linear]) -> bool:
     """Whether rows of these layers' products have the same bits in any number."""
     return all(isinstance(layer, PackedLinear) for layer in layers)

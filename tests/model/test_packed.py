@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.model import packed
-from qwenvl.model.packed import PackedLinear, Report, pack_, unpack_
+from qwenvl.model.packed import PackedLinear, Report, pack_
 from qwenvl.model.vlm import QwenVL
 
 CONFIG = ModelConfig(
@@ -28,6 +28,13 @@ MATRICES = 2 * 4 + 3 * 5 + 1
 """Of the ViT, of the decoder's blocks, and the head."""
 
 both = pytest.mark.parametrize("dtype", packed.DTYPES, ids=str)
+
+
+def unpack_(model: nn.Module) -> None:
+    """Plain matrices again, as a change of the weights makes them, one by one."""
+    for part in model.modules():
+        if isinstance(part, PackedLinear):
+            part.plain_()
 
 
 def build(dtype: torch.dtype = torch.float32) -> QwenVL:

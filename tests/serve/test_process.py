@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """`python tests/serving.py SECONDS_A_STEP FAIL_AT DRAIN`."""
+    """`python tests/serving.py SECONDS_A_STEP FAIL_AT DRAIN [STEPS_OF_A_PREFILL]`."""
 
     def __init__(self, *args: float) -> None:
         self.process = subprocess.Popen(
@@ -64,6 +64,7 @@ def processes() -> Iterator[dict[str, Process]]:
         "is cut": Process(0.05, 0, 30),
         "gives up": Process(0.05, 0, 0.3),
         "fails": Process(0.01, 20, 30),
+        "is in every phase": Process(0.02, 0, 30, 25),
     }
     yield started
     for each in started.values():
@@ -112,6 +113,25 @@ def test_a_signal_lets_running_answers_end(processes: dict[str, Process]) -> Non
     status, log = process.end()
     assert status == 0 and [line["event"] for line in log][-1] == "request"
     assert {line["event"] for line in log} == {"request", "draining"}
+
+
+def test_a_signal_finds_answers_in_every_phase_and_all_of_them_end(processes: dict[str, Process]) -> None:
+    """One is streamed, three have no token yet, two wait for a place: what was admitted is answered."""
+    process = processes["is in every phase"]
+    process.begin()
+    streamed = Asking(process, stream=True, max_tokens=60)
+    until_running(process)
+    time.sleep(0.6)  # its prefill
+    others = [Asking(process, max_tokens=5) for _ in range(5)]
+    while "num_requests_waiting 2.0" not in process.ask("GET", "/metrics").body.decode():
+        time.sleep(0.01)
+    process.process.send_signal(signal.SIGTERM)
+    assert read_events(streamed.result().body)[-1]["choices"][0]["finish_reason"] == "length"
+    for each in others:
+        assert each.result().status == 200
+        assert each.result().json["choices"][0]["finish_reason"] == "length"
+    status, log = process.end()
+    assert status == 0 and "cut" not in [line["event"] for line in log]
 
 
 def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Process]) -> None:
