@@ -423,6 +423,17 @@ def test_n_answers_are_those_of_their_draws_and_the_first_is_that_of_one(assista
     assert [many[1].text, *(other.text for other in many[1].alternatives)] == texts
 
 
+def test_bfloat16_answers_the_same_question_twice():
+    """The second time from what the first left: visual tokens and the prompt's beginning."""
+    half = Assistant.load(FOLDER, device="cpu", dtype="bfloat16")
+    first, second = (half.ask([A, B], "What differs?", max_new_tokens=12) for _ in range(2))
+    assert first.tokens == second.tokens and first.text == second.text
+    fresh = Assistant.load(FOLDER, device="cpu", dtype="bfloat16").ask(
+        [A, B], "What differs?", max_new_tokens=12
+    )
+    assert fresh.text == first.text
+
+
 def test_a_question_is_undone_with_its_answer(assistant: Assistant):
     session = assistant.session(max_new_tokens=3)
     session.ask("One", A)

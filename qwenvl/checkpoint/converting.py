@@ -18,7 +18,7 @@ from qwenvl.checkpoint.weights import Stored
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
 from qwenvl.parsing import read_json
-from qwenvl.tokenizer import VOCABULARY_FILE
+from qwenvl.tokenizer import VOCABULARY_FILE, Tokenizer
 
 TRAVELLING: Mapping[str, tuple[str, ...]] = {
     MODEL_TYPE: (*folders.SIDECARS, *folders.CARDS),
@@ -37,13 +37,16 @@ def convert(
     """Rewrite a checkpoint folder as `qwenvl` or `official`, tensor by tensor: bits and precisions stay as they are.
 
     `finish(source folder, new folder)` may add files before the new folder is shown. Raises ValueError for what cannot
-    be read, has no such form, or reads back otherwise than it was written; nothing is left then.
+    be read, lies beside another vocabulary, has no such form, or reads back otherwise than it was written; nothing is
+    left then.
     """
     if to not in TRAVELLING:
         raise ValueError(f"cannot convert to {to!r}; expected 'official' or {MODEL_TYPE!r}.")
     folder = folders.resolve(source)
     model, stored = folders.our_tensors(folder)
     config, written = model.config, stored
+    if (folder / VOCABULARY_FILE).exists():
+        Tokenizer.load(folder).require_own(config.imgpad_id)
     values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     if to == "official":
         values = to_official(config, named(stored["llm.embed.weight"].dtype))

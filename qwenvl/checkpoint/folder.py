@@ -138,7 +138,7 @@ def read_config(folder: Path) -> ModelConfig:
             raise ValueError(f"{folder}/config.json cannot be read: {error}") from None
     raise ValueError(
         f"{folder}/config.json has model_type {values.get('model_type')!r}; expected {MODEL_TYPE!r}, or 'qwen' "
-        "with 'visual' as in the official release."
+        "with 'visual' as in the official release. Other models of the family are not read here."
     )
 
 
