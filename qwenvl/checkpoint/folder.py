@@ -241,9 +241,11 @@ def ask_in_chatml(folder: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
 
-    A model folder that stands there is replaced. Raises ValueError when `target` holds anything else, cannot be
-    written, or the disk is full; what stood there before then still stands.
+    A model folder that stands there is replaced, behind a link the one it leads to. Raises ValueError when `target`
+    holds anything else, cannot be written, or the disk is full; what stood there before then still stands.
     """
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,26 @@ def test_licences_and_the_card_travel(official: Path, tmp_path: Path) -> None:
         assert not {"notes.txt", "modeling_qwen.py", "LICENSES"} & found.keys()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_behind_a_link_the_folder_is_written_that_it_leads_to(
+    official: Path, tmp_path: Path, there: bool
+) -> None:
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    link.symlink_to(real)
+    for _ in range(2 if there else 1):
+        convert(official, link)
+    assert link.is_symlink() and (real / "model.safetensors").exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "link", "official"]
+    assert [each.name for each in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_a_link_to_itself_is_refused(official: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((ValueError, OSError)):
+        convert(official, tmp_path / "loop")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["loop", "official"]
+
+
 @pytest.mark.parametrize("held", [("config.json",), ("README.md", "LICENSE"), ("config.json", "README.md")])
 def test_a_folder_without_weights_is_no_model_to_replace(official: Path, tmp_path: Path, held: Any) -> None:
     project = tmp_path / "project"
