@@ -12,13 +12,13 @@ machine (docs/EXPERIMENTS.md has the figures):
 A product that saturates without a word (oneDNN without VNNI) fails its trial, which asks for the largest sums.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from qwenvl.model.borrowed import Borrowed
@@ -34,7 +34,7 @@ ROWS = 256
 """Rows multiplied at a time by 8 bits: two digits of them make int32 sums of twice as many."""
 
 PIECE = 32
-"""Rows cut into digits at a time, and their sums put together."""
+"""Rows cut into digits at a time, and their sums put together: in the processor's cache."""
 
 
 @runtime_checkable
@@ -89,30 +89,31 @@ class Digits:
         """Rows times the matrix, the sums exact."""
         if len(rows) > ROWS:
             return torch.cat([self.product(few) for few in rows.split(ROWS)])
-        count = len(rows)
-        digits = torch.empty(2 * count, rows.shape[1], dtype=torch.uint8)
-        units = torch.empty(count, 1)
-        for few in _pieces(count):
-            exact = rows[few].float()
-            unit = (exact.abs().amax(1, keepdim=True) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
-            scaled = exact / unit
-            first = scaled.round()
-            digits[:count][few], units[few] = first + 128, unit
-            # half a unit to either side, in steps of a 254th
-            digits[count:][few] = scaled.sub_(first).mul_(254).round_().add_(128)
+        pieces = [_digits(few) for few in rows.split(PIECE)]
+        digits = pieces[0][0] if len(pieces) == 1 else torch.cat([each for each, _ in pieces], dim=1)
         sums = torch.ops.onednn.qlinear_pointwise.default(
-            digits, 1.0, 128, self.packed, self.scales, self.none, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        large, small = sums.chunk(2)
-        product = rows.new_empty(large.shape)
-        for few in _pieces(count):
-            product[few] = large[few].add_(small[few], alpha=1 / 254).mul_(units[few])
-        return product
+            digits.flatten(0, 1), 1.0, 128, self.packed, self.scales, self.none,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        halves = (half.split(PIECE) for half in sums.chunk(2))
+        products = [
+            large.add_(small, alpha=1 / 254).mul_(unit).to(rows.dtype)
+            for large, small, (_, unit) in zip(*halves, pieces, strict=True)
+        ]
+        return products[0] if len(products) == 1 else torch.cat(products)
 
 
-def _pieces(count: int) -> Iterator[slice]:
-    """Rows that are worked on together: what is between two steps stays in the processor's cache."""
-    return (slice(start, start + PIECE) for start in range(0, count, PIECE))
+def _digits(
+    rows: Float[Tensor, "rows width"],
+) -> tuple[UInt8[Tensor, "2 rows width"], Float[Tensor, "rows 1"]]:
+    """The two digits of each activation, 128 for nothing, and the unit of each row."""
+    unit = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True, dtype=torch.float32)
+    unit = unit.div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    scaled, digits = rows / unit, torch.empty(2, *rows.shape)
+    torch.round(scaled, out=digits[0])
+    torch.sub(scaled, digits[0], out=digits[1])
+    digits[1].mul_(254).round_()  # half a unit to either side, in steps of a 254th
+    return digits.add_(128).to(torch.uint8), unit
 
 
 class Nibbles:
