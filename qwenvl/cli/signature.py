@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EACCES, EPERM, EROFS
@@ -122,10 +123,14 @@ def _plain(kind: Any) -> Any:
 def _require_sound(
     positional: Sequence[Any], options: Mapping[str, Any], signature: inspect.Signature
 ) -> None:
-    """Raises ValueError for an output that would overwrite an input, and for an --images that is no folder."""
+    """Raises ValueError for a number that no counter holds, an output that would overwrite an input, and for an
+    --images that is no folder."""
     out, images = options.get("out"), options.get("images")
     named = [*positional, *(value for name, value in options.items() if name != "out")]
     inputs = [each for value in named for each in (value if isinstance(value, tuple | list) else [value])]
+    for name, value in options.items():
+        if isinstance(value, int) and abs(value) > sys.maxsize:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at most {sys.maxsize}.")
     if isinstance(out, Path) and out.is_file():
         for each in inputs:
             if isinstance(each, str | Path) and _is_same(Path(each), out):
@@ -149,6 +154,10 @@ def _writing(out: object, run: Callable[[], int | None]) -> int | None:
     try:
         return run()
     except OSError as error:
+        if isinstance(error, FileExistsError | NotADirectoryError) and error.filename == str(out):
+            raise ValueError(
+                f"--out {out} is a file, where a folder is to be written; name another."
+            ) from None
         if not isinstance(out, Path) or error.errno not in (EACCES, EPERM, EROFS) or error.filename is None:
             raise
         refused, wanted = Path(str(error.filename)).absolute(), out.absolute()

@@ -25,7 +25,13 @@ steps = 2
 TRAIN = "train stage.toml --init tiny --out run"
 FINETUNE = "finetune tiny --data x.jsonl --device cpu --out run"
 DIALOGUES = "data dialogues self-instruction x.jsonl --model m --out d.jsonl"
+HUGE = 10**23
 REFUSED = {
+    f"data mix x.jsonl --out m.jsonl --total {HUGE}": f"--total is {HUGE}; expected at most 9223372036854775807",
+    f"data inspect x.jsonl --tokenizer tiny --count {HUGE}": f"--count is {HUGE}; expected at most",
+    f"data synth pages --out x.jsonl --count {HUGE}": f"--count is {HUGE}; expected at most",
+    "data synth pages --out x.jsonl --count 1": "--out x.jsonl is a file, where a folder is to be written",
+    "data fetch drawings --out x.jsonl --archives .": "--out x.jsonl is a file, where a folder is to be written",
     f"{TRAIN} --scale nan": "--scale nan",
     f"{TRAIN} --scale inf": "--scale inf",
     f"{TRAIN} --spike nan": "a spike above 1",
