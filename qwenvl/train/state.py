@@ -123,7 +123,7 @@ def load_state(folder: Path, module: nn.Module, optimizers: Optimizers) -> int:
     for optimizer, name, parameter in _parameters(optimizers):
         for key in stored:
             if key.startswith("moments.") and key.split(".", 2)[2] == name:
-                state[key] = _place(stored[key], parameter)
+                state[key] = _place(stored[key], parameter, optimizer)
                 optimizer.state[parameter][key.split(".", 2)[1]] = state[key]
     dcp.load(state, storage_reader=reader)
     return int(read_json(newest / "state.json")["step"])
@@ -153,12 +153,16 @@ def _parameters(optimizers: Optimizers) -> Iterator[tuple[torch.optim.Optimizer,
                 yield optimizer, name, parameter
 
 
-def _place(stored: Any, parameter: nn.Parameter) -> Tensor:
-    """Room for what was stored: laid out as the parameter where it has its shape, else whole and on the CPU."""
+def _place(stored: Any, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Room for what was stored: laid out as the parameter where it has its shape, else whole.
+
+    What is whole lies on the CPU, but where a fused kernel counts its own steps.
+    """
     dtype = stored.properties.dtype
     if stored.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.zeros(stored.size, dtype=dtype)
+    there = parameter.device if optimizer.defaults.get("fused") else None
+    return torch.zeros(stored.size, dtype=dtype, device=there)
 
 
 def _sentence(folder: Path, error: BaseException) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.distributed import ParallelDims
@@ -215,3 +216,46 @@ def test_stage_files_that_train_nothing_are_refused(tmp_path: Path, line: str, s
     (tmp_path / "a.toml").write_text("\n".join([*lines, line, optim]))
     with pytest.raises(ValueError, match=re.escape(said)):
         StageConfig.read(tmp_path / "a.toml")
+
+
+def test_the_fused_adamw_moves_as_the_plain_one_and_goes_on_from_a_state(tmp_path: Path) -> None:
+    """Equal to rounding; what was saved and read back moves on to the same bits."""
+    from qwenvl.train.state import Saver, load_state
+
+    config = OptimConfig(peak_lr=1e-2, final_lr=0.0, warmup_steps=0, steps=9)
+
+    def moved(step: int, parts: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        for number, parameter in enumerate(parts.parameters()):
+            generator = torch.Generator().manual_seed(100 * step + number)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_learning_rates(optimizers, config, step)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def begun() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+        torch.manual_seed(0)
+        parts = nn.ModuleDict({"llm": nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 7))})
+        return parts, make_optimizers(parts, config)
+
+    (ours, fused), (theirs, _) = begun(), begun()
+    assert fused[0].defaults["fused"]
+    plain = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=config.betas, eps=config.eps, foreach=False)
+    for group in fused[0].param_groups:
+        group["weight_decay"] = 0.01
+    for step in range(6):
+        moved(step, ours, fused)
+        moved(step, theirs, [])
+        plain.param_groups[0]["lr"] = learning_rate(config, step)
+        plain.step()
+        if step == 2:
+            with Saver(tmp_path) as saver:
+                saver.save(3, ours, fused)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    again, optimizers = begun()
+    assert load_state(tmp_path, again, optimizers) == 3
+    for group in optimizers[0].param_groups:
+        group["weight_decay"] = 0.01
+    for step in range(3, 6):
+        moved(step, again, optimizers)
+    assert all(torch.equal(*pair) for pair in zip(again.parameters(), ours.parameters(), strict=True))
