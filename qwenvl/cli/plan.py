@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qwenvl.config import ModelConfig
     from qwenvl.train.parallelize import ParallelConfig
     from qwenvl.train.plan import Adapt, Plan
@@ -28,6 +30,10 @@ def plan(
     activation_checkpointing: bool = False,
     reduce_once_per_step: bool = False,
     lora: int | None = None,
+    released: bool = False,
+    weights: Literal["float32", "bfloat16"] | None = None,
+    residual: Literal["float32", "bfloat16"] | None = None,
+    state: Literal["float32", "8bit"] | None = None,
     json: bool = False,
 ) -> int:
     """What a stage, or each stage of a recipe, takes: parameters, memory by kind, FLOPs, speed and days.
@@ -57,6 +63,10 @@ def plan(
         activation_checkpointing: Compute the inside of every block again in the backward pass.
         reduce_once_per_step: Add up gradients once an update, not after every micro-batch.
         lora: Rank of low-rank adapters that learn in the stage's parts, over weights in bfloat16.
+        released: What is frozen comes from a release in bfloat16, and one GPU holds it so.
+        weights: Precision of the matrices that learn, instead of the stage's own.
+        residual: Precision of what the blocks add to, instead of the stage's own.
+        state: Precision of AdamW's moments, instead of the stage's own.
         json: Print one JSON object.
     """
     from qwenvl.train import plan as planning
@@ -70,6 +80,7 @@ def plan(
         mfu=mfu,
         text_tokens=text_tokens,
         images=images,
+        released=released,
         parallel=ParallelConfig(
             shard=shard,
             tensor=tensor,
@@ -80,7 +91,8 @@ def plan(
     if lora is not None and tensor > 1:
         raise ValueError("--lora is not trained with --tensor: adapters are not cut; leave one of them out.")
     place = find_recipe(stage)
-    stages, config = _stages(place, micro), _shape(place, model)
+    changes = {"micro_documents": micro, "weights": weights, "residual": residual, "optim": {"state": state}}
+    stages, config = _stages(place, changes), _shape(place, model)
     plans = {each.name: planning.plan(each, config, given, adapt=_adapters(each, lora)) for each in stages}
     if json:
         from qwenvl.terminal import printable_json
@@ -97,9 +109,8 @@ def plan(
     return 0 if all(found.fits for found in plans.values()) else 1
 
 
-def _stages(place: Path, micro: int | None) -> "list[StageConfig]":
-    """The stage of a file, or those of a recipe that predict tokens: what `plan` counts."""
-    import dataclasses
+def _stages(place: Path, changes: "Mapping[str, Any]") -> "list[StageConfig]":
+    """The stage of a file, or those of a recipe that predict tokens, which `plan` counts, with the changes not None."""
 
     from qwenvl.train.loop import OBJECTIVES
     from qwenvl.train.objectives import next_token
@@ -113,10 +124,9 @@ def _stages(place: Path, micro: int | None) -> "list[StageConfig]":
             print(f"{each.name} learns by {each.objective}, which is not planned.", file=sys.stderr)
     if not counted:
         raise ValueError(f"{place} has no stage that can be planned; give one that predicts the next token.")
-    return [
-        dataclasses.replace(each, micro_documents=each.micro_documents if micro is None else micro)
-        for each in counted
-    ]
+    given = {name: value for name, value in changes.items() if value is not None}
+    given["optim"] = {name: value for name, value in changes["optim"].items() if value is not None}
+    return [each.changed(given) for each in counted]
 
 
 def _shape(place: Path, model: str | None) -> "ModelConfig":

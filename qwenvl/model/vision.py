@@ -27,11 +27,14 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
     def forward(
-        self, pixels: Float[Tensor, "images 3 side side"]
+        self, pixels: Float[Tensor, "images 3 side side"], residual: torch.dtype | None = None
     ) -> Float[Tensor, "images patches vision_width"]:
-        """Any square image whose side is a multiple of the patch size; rows of patches from the top left."""
+        """Any square image whose side is a multiple of the patch size; rows of patches from the top left.
+
+        What the blocks add to is kept in the precision `residual`, None: in that of the patches.
+        """
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)  # (images, patches, vision_width)
-        patches = self.norm_pre(patches + interpolate_positions(self.position, patches.shape[1]))
+        patches = self.norm_pre(patches + interpolate_positions(self.position, patches.shape[1])).to(residual)
         for block in self.blocks:
             patches = block(patches)
         return patches

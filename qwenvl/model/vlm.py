@@ -60,23 +60,27 @@ class QwenVL(nn.Module):
         pixels: Float[Tensor, "images 3 side side"] | None = None,
         *,
         idle: Float[Tensor, "_ 3 side side"] | None = None,
+        residual: torch.dtype | None = None,
         **kwargs: Unpack[ForwardKwargs],
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Everything before the head, for callers that need the logits of a few positions only.
 
         `idle` images stand nowhere and change nothing: a process without images walks the ViT beside processes
-        that have some, forward and backward, because together they hold its weights.
+        that have some, forward and backward, because together they hold its weights. What the blocks add to is kept in
+        the precision `residual`, None: in that of the embedding and of the ViT's positions.
         """
-        hidden = self.llm.embed(ids)  # (batch, tokens, hidden)
+        hidden = self.llm.embed(ids).to(residual)  # (batch, tokens, hidden)
         if idle is not None:
-            hidden = hidden + 0.0 * self.encode(idle).sum()
+            hidden = hidden + 0.0 * self.encode(idle, residual).sum().to(residual)
         slots = ids == self.config.imgpad_id
-        visual = None if pixels is None else self.encode(pixels)
+        visual = None if pixels is None else self.encode(pixels, residual)
         return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **kwargs)
 
-    def encode(self, pixels: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
+    def encode(
+        self, pixels: Float[Tensor, "images 3 side side"], residual: torch.dtype | None = None
+    ) -> Float[Tensor, "images queries hidden"]:
         """Visual tokens of each image."""
-        return self.adapter(self.vision(pixels.to(self.vision.position.dtype)))
+        return self.adapter(self.vision(pixels.to(self.vision.position.dtype), residual))
 
 
 def place_images(

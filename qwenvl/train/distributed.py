@@ -154,7 +154,9 @@ class ParallelDims:
         The sum over all processes (`totals`) is the same number in each, to the last bit. Nothing waits for the device.
         """
         gradients = [each.grad for each in parameters if each.grad is not None]
-        whole = torch._foreach_norm([local(each) for each in gradients]) if gradients else ()
+        whole = (
+            torch._foreach_norm([local(each) for each in gradients], dtype=torch.float32) if gradients else ()
+        )
         norms = [norm / self._copies(each) ** 0.5 for norm, each in zip(whole, gradients, strict=True)]
         return wide(torch.stack(norms or [torch.zeros((), device=self.device)])).square().sum()
 

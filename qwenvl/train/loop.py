@@ -32,6 +32,7 @@ from qwenvl.train.optim import (
     squared_norms,
 )
 from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
+from qwenvl.train.precision import lower_, raise_, raised
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
@@ -75,11 +76,12 @@ def train(
     parallel = parallel or ParallelConfig()
     require_shares(stage, parallel, distributed.world_size())
     freeze(model, stage.trains)
+    lowered = [] if parallel.cuts else lower_(model, stage)
     dims = ParallelDims(parallel.tensor, runtime.device)
     parallelize_(model, stage, parallel, dims)
     make = make_objective or partial(OBJECTIVES[stage.objective], run_dir=run_dir)
     objective = make(model, tokenizer, stage)
-    optimizers = make_optimizers(objective.module, stage.optim)
+    optimizers = make_optimizers(objective.module, stage.optim, by_chance=stage.weights == "bfloat16")
     start = load_state(run_dir / "state", objective.module, optimizers)
     spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
     starvation = Starvation(stage, run_dir)
@@ -108,15 +110,18 @@ def train(
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
                 saver.save(step + 1, objective.module, optimizers)
             if objective.document and due(step + 1, stage.show_every, stage):
-                show_all(model, tokenizer, stage, objective.document, log, step + 1)
+                with raised(lowered):
+                    show_all(model, tokenizer, stage, objective.document, log, step + 1)
             if watch:
-                watch(model, stage, step + 1)
+                with raised(lowered):
+                    watch(model, stage, step + 1)
             if stops and not last:
                 saver.finish()
                 stop_in(stage, step + 1, run_dir)
             stragglers.see(seen)
             stragglers.note(work.seconds(), time.perf_counter() - began)
         distributed.on_rank0(objective.finish)
+    raise_(lowered)
     model.eval()
 
 

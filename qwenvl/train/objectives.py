@@ -150,6 +150,7 @@ def _next_token_over(
             positions=positions,
             segments=segments,
             idle=idle,
+            residual=getattr(torch, stage.residual) if stage.residual else None,
         )
         total, each = next_token_nll(model.llm.head, hidden, torch.from_numpy(rows.labels))
         return Loss(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from qwenvl.train.compact import CompactAdamW
 from qwenvl.train.distributed import ParallelDims, local
 from qwenvl.train.muon import Muon
 from qwenvl.train.stages import OptimConfig
@@ -26,12 +27,16 @@ Groups = dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]]
 """Named parameters by their learning-rate scale, their decay, and whether they are cut over processes."""
 
 
-def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    module: nn.Module, config: OptimConfig, *, by_chance: bool = False
+) -> list[torch.optim.Optimizer]:
     """AdamW over everything that learns, or Muon over the matrices of the blocks and AdamW over the rest.
 
-    There is one group per (learning-rate scale, decay), what is cut over processes apart, which no kernel moves together
-    with the rest; every group knows its `scale` and the names of its parameters.
-    Raises ValueError when everything is frozen.
+    `by_chance`: weights in bfloat16 are rounded so (`compact`).
+
+    There is one group per (learning-rate scale, decay), and what is cut over processes stands apart, since no kernel
+    moves it together with the rest; every group knows its `scale` and the names of its parameters. Raises ValueError
+    when everything is frozen.
     """
     trained = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
     if not trained:
@@ -48,16 +53,12 @@ def make_optimizers(module: nn.Module, config: OptimConfig) -> list[torch.optim.
         key = lr_scale(name, layers, config.vision_lr_decay), decay, isinstance(parameter, DTensor)
         groups.setdefault(key, []).append((name, parameter))
     optimizers: list[torch.optim.Optimizer] = []
-    if adaptive:
-        optimizers.append(
-            torch.optim.AdamW(
-                _groups(adaptive),
-                lr=config.peak_lr,
-                betas=config.betas,
-                eps=config.eps,
-                fused=_fused(adaptive, beside_muon=bool(orthogonal)),
-            )
-        )
+    common: dict[str, Any] = {"lr": config.peak_lr, "betas": config.betas, "eps": config.eps}
+    if by_chance or config.state == "8bit":
+        optimizers.append(CompactAdamW(_groups(adaptive), **common, eight_bit=config.state == "8bit"))
+    elif adaptive:
+        fused = _fused(adaptive, beside_muon=bool(orthogonal))
+        optimizers.append(torch.optim.AdamW(_groups(adaptive), **common, fused=fused))
     if orthogonal:
         optimizers.append(Muon(_groups(orthogonal), lr=config.peak_lr))
     return optimizers

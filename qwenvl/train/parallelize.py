@@ -206,6 +206,11 @@ def require_shares(stage: StageConfig, parallel: ParallelConfig, processes: int)
             f"stage {stage.name} has {micro_batches} micro-batches per update, which {readers} processes cannot share "
             f"evenly; choose micro_documents so that {stage.documents} documents make a multiple of them."
         )
+    if parallel.cuts and (stage.weights == "bfloat16" or stage.optim.state == "8bit"):
+        raise ValueError(
+            f"stage {stage.name} keeps weights in {stage.weights} and moments in {stage.optim.state}, which needs "
+            "whole matrices; set both to float32, or shard = none and tensor = 1."
+        )
     if stage.optim.muon and processes > 1 and parallel.cuts:
         raise ValueError(
             f"stage {stage.name} learns by Muon, which needs whole matrices; set muon = false, or shard = none and "

@@ -18,10 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from qwenvl.config import ModelConfig
 from qwenvl.model.llm import LONG_ROW
 from qwenvl.model.vlm import QwenVL
+from qwenvl.train.compact import BLOCK, LEAST
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
 from qwenvl.train.parallelize import ParallelConfig, checkpoint_activations_, cut_
+from qwenvl.train.precision import lowerable
 from qwenvl.train.stages import StageConfig
 
 Adapt = Callable[[QwenVL], object]
@@ -54,6 +56,8 @@ class Assumptions:
     """How the model is spread over the GPUs."""
     on_cpu: bool = False
     """A CPU in bfloat16 keeps attention matrices, a GPU does not."""
+    released: bool = False
+    """What is frozen comes from a release in bfloat16, which is where one GPU then holds it (`precision`)."""
 
     def __post_init__(self) -> None:
         if (
@@ -143,7 +147,10 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
     images = round(micro * given.images)
     micro_batches = stage.documents // micro
     parallel = given.parallel
-    kept = activations(config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, parallel=parallel)
+    low = given.released and not parallel.cuts
+    kept = activations(
+        config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, parallel=parallel, released=low
+    )
     model = prepared(config, stage, adapt)
     trainable, frozen = count_parameters(model)
     supervised = micro * (given.text_tokens if given.supervised_tokens is None else given.supervised_tokens)
@@ -157,7 +164,7 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
         images=images,
         supervised=supervised,
     )
-    share = prepared(config, stage, adapt, parallel)
+    share = prepared(config, stage, adapt, parallel, released=low)
     memory = _memory(stage, given, share, kept, math.ceil(supervised / LOGIT_BLOCK) * LOGIT_BLOCK)
     return Plan(
         trainable=trainable,
@@ -183,12 +190,12 @@ def _memory(
     """
     parallel, cut, head = given.parallel, given.parallel.shard != "none", share.llm.head.weight
     over = given.data if cut else 1
-    trainable = sum(each.numel() for each in share.parameters() if each.requires_grad)
+    learning = [each for each in share.parameters() if each.requires_grad]
     number = 2.0 if stage.bfloat16 else 4.0  # bytes of what is multiplied
     # Once per chunk: logits, their float32 copy, its gradient; the head's own gradient while it is added up.
     logits = min(supervised, LOGIT_CHUNK) * len(head) * 8.0 + supervised * head.shape[1] * 8.0
-    logits += 2.0 * head.numel() * (number if cut else 4.0) * head.requires_grad
-    gradients = 4.0 * trainable / (1 if parallel.reduce_once_per_step else over)
+    logits += 2.0 * head.numel() * (number if cut else float(head.element_size())) * head.requires_grad
+    gradients = float(sum(each.nbytes for each in learning)) / (1 if parallel.reduce_once_per_step else over)
     if stage.documents // (stage.micro_documents * given.data) <= 1:
         # They come as activations go: the larger of the two counts.
         gradients = max(0.0, gradients - kept - logits)
@@ -196,10 +203,17 @@ def _memory(
         "weights": float(sum(each.nbytes for each in share.parameters())) / over,
         "gathered": number * _gathered(share, parallel) if cut else 0.0,
         "gradients": gradients,
-        "optimizer": 8.0 * trainable / over,
+        "optimizer": sum(_moments(each, stage) for each in learning) / over,
         "activations": kept,
         "logits": logits,
     }
+
+
+def _moments(parameter: Tensor, stage: StageConfig) -> float:
+    """Bytes of what AdamW remembers."""
+    if stage.optim.state == "8bit" and parameter.numel() >= LEAST:
+        return parameter.numel() * (2 + 8 / BLOCK)
+    return parameter.numel() * 8.0
 
 
 def _gathered(share: QwenVL, parallel: ParallelConfig) -> float:
@@ -212,7 +226,12 @@ def _gathered(share: QwenVL, parallel: ParallelConfig) -> float:
 
 
 def prepared(
-    config: ModelConfig, stage: StageConfig, adapt: Adapt | None = None, parallel: ParallelConfig = _ALONE
+    config: ModelConfig,
+    stage: StageConfig,
+    adapt: Adapt | None = None,
+    parallel: ParallelConfig = _ALONE,
+    *,
+    released: bool = False,
 ) -> QwenVL:
     """The model as the loop would hold it, without memory; of matrices that are cut by `parallel.tensor` one share."""
     with torch.device("meta"):
@@ -222,6 +241,9 @@ def prepared(
             model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU
             adapt(model)
     freeze(model, stage.trains)
+    for each in lowerable(model, stage):
+        if released or each.requires_grad:
+            each.data = each.data.bfloat16()
     return model
 
 
@@ -247,6 +269,7 @@ def activations(
     on_cpu: bool,
     adapt: Adapt | None = None,
     parallel: ParallelConfig = _ALONE,
+    released: bool = False,
 ) -> float:
     """Bytes that autograd keeps of `rows` packed rows with `images` images, in the stage's precision; no weights."""
 
@@ -258,7 +281,7 @@ def activations(
             vision=replace(config.vision, layers=min(vision, config.vision.layers)),
             llm=replace(config.llm, layers=min(llm, config.llm.layers)),
         )
-        model = prepared(small, stage, adapt, parallel)
+        model = prepared(small, stage, adapt, parallel, released=released)
         return _kept(
             model,
             stage,
@@ -301,10 +324,11 @@ def _kept(
         masked = on_cpu and length < LONG_ROW  # elsewhere no mask over a whole row exists
         segments = torch.ones(rows, length, dtype=torch.long) if masked else None
         with _keeping(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
-            hidden = model.llm.embed(ids)
+            precision = getattr(torch, stage.residual) if stage.residual else None
+            hidden = model.llm.embed(ids).to(precision)
             if images:
                 slots = torch.zeros(rows, length, 1, dtype=torch.bool)
-                hidden = hidden.masked_scatter(slots, model.encode(pixels).to(hidden.dtype))
+                hidden = hidden.masked_scatter(slots, model.encode(pixels, precision).to(hidden.dtype))
             hidden = model.llm(hidden, positions=torch.zeros_like(ids), segments=segments)
             if hidden.requires_grad:
                 hidden.sum().backward()

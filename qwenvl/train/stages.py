@@ -36,6 +36,12 @@ RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Least and most of the whole numbers of a stage."""
 
+STATES = ("float32", "8bit")
+"""How moments may be kept."""
+
+PRECISIONS = ("float32", "bfloat16")
+"""How weights that learn may be kept."""
+
 TRACKERS = ("", "wandb", "trackio")
 """Where a log can go besides TensorBoard."""
 
@@ -62,6 +68,8 @@ class OptimConfig:
     """Gradients are scaled down to this global norm."""
     muon: bool = False
     """Matrices of the blocks learn by orthogonalised momentum, scaled to AdamW's step; the paper has AdamW alone."""
+    state: str = "float32"
+    """Precision of AdamW's moments, one of `STATES`: 8 bytes of a weight, or 2 (`compact`)."""
     vision_lr_decay: float = 1.0
     """The learning rate falls by this factor per block from the last vision block down to the patch embedding."""
 
@@ -75,6 +83,10 @@ class OptimConfig:
             raise ValueError(
                 f"eps is {self.eps}, weight_decay {self.weight_decay}, max_grad_norm {self.max_grad_norm}; expected "
                 "numbers from 0, the norm above it."
+            )
+        if self.state not in STATES or (self.state == "8bit" and self.muon):
+            raise ValueError(
+                f"state is {self.state!r}, muon {self.muon}; expected {' or '.join(STATES)}, and AdamW alone with 8bit."
             )
         if not 0 <= self.final_lr <= self.peak_lr < math.inf:
             raise ValueError(
@@ -138,6 +150,10 @@ class StageConfig:
     """Decode and resize twice as fast, off by a level in three values of a thousand (`data.stream.images`)."""
     bfloat16: bool = True
     """Compute matrix products in bfloat16; weights and sums stay float32."""
+    weights: str = "float32"
+    """Precision of the matrices that learn, one of `PRECISIONS`; in bfloat16 they are rounded by chance (`compact`)."""
+    residual: str = ""
+    """Precision of what the blocks add to, one of `PRECISIONS`; empty: that of the embedding."""
     seed: int = 0
     """Names the documents of this stage and their order."""
     save_every: int = 200
@@ -177,6 +193,7 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name} is tracked by {self.track!r}; expected wandb, trackio or nothing."
             )
+        self._check_precisions()
         if self.documents % self.micro_documents:
             raise ValueError(
                 f"stage {self.name} has {self.documents} documents per update, which {self.micro_documents} per "
@@ -186,6 +203,22 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name} packs {self.window} documents together, which {self.micro_documents} per forward "
                 "pass do not divide; choose a multiple of micro_documents as window."
+            )
+
+    def _check_precisions(self) -> None:
+        if self.weights not in PRECISIONS or self.residual not in ("", *PRECISIONS):
+            raise ValueError(
+                f"stage {self.name} has weights = {self.weights!r} and residual = {self.residual!r}; expected "
+                f"{' or '.join(PRECISIONS)}."
+            )
+        if self.weights == "bfloat16" and (self.optim.muon or not self.bfloat16):
+            raise ValueError(
+                f"stage {self.name} keeps weights in bfloat16, which AdamW alone moves and products in bfloat16 read; "
+                "set muon = false and bfloat16 = true, or weights = float32."
+            )
+        if self.residual == "bfloat16" and not self.bfloat16:
+            raise ValueError(
+                f"stage {self.name} adds up in bfloat16 but computes in float32; set bfloat16 = true."
             )
 
     @staticmethod

@@ -123,7 +123,9 @@ def load_state(folder: Path, module: nn.Module, optimizers: Optimizers) -> int:
     for optimizer, name, parameter in _parameters(optimizers):
         for key in stored:
             if key.startswith("moments.") and key.split(".", 2)[2] == name:
-                state[key] = _place(stored[key], parameter, optimizer)
+                state[key] = _place(
+                    stored[key], parameter, counts=key.startswith("moments.step."), optimizer=optimizer
+                )
                 optimizer.state[parameter][key.split(".", 2)[1]] = state[key]
     dcp.load(state, storage_reader=reader)
     return int(read_json(newest / "state.json")["step"])
@@ -153,15 +155,15 @@ def _parameters(optimizers: Optimizers) -> Iterator[tuple[torch.optim.Optimizer,
                 yield optimizer, name, parameter
 
 
-def _place(stored: Any, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Room for what was stored: laid out as the parameter where it has its shape, else whole.
+def _place(stored: Any, parameter: nn.Parameter, *, counts: bool, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Room for what was stored: laid out as the parameter where it has its shape, else whole on its device.
 
-    What is whole lies on the CPU, but where a fused kernel counts its own steps.
+    What `counts` steps lies on the CPU, but where a fused kernel counts them.
     """
     dtype = stored.properties.dtype
-    if stored.size == parameter.shape:
+    if stored.size == parameter.shape and not counts:
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    there = parameter.device if optimizer.defaults.get("fused") else None
+    there = "cpu" if counts and not optimizer.defaults.get("fused") else parameter.device
     return torch.zeros(stored.size, dtype=dtype, device=there)
 
 

@@ -1,0 +1,56 @@
+"""Which matrices a stage holds in bfloat16, in which autocast multiplies them in any case (Table 8).
+
+What is frozen goes there when bfloat16 holds its every number, as it does those of the releases: the products are the
+same to the bit, and half the memory and all the casts are saved. What learns goes there when the stage says so
+(`StageConfig.weights`). Whoever looks at the model in between sees float32.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qwenvl.model.vlm import QwenVL
+from qwenvl.train.optim import decays
+from qwenvl.train.stages import StageConfig
+
+
+def lower_(model: QwenVL, stage: StageConfig) -> list[nn.Parameter]:
+    """Put matrices into bfloat16, in place; returns those that were in float32.
+
+    Vectors stay, and so does an embedding that is frozen: nothing multiplies it.
+    """
+    lowered = [each for each in lowerable(model, stage) if each.requires_grad or is_exact(each)]
+    for each in lowered:
+        each.data = each.data.bfloat16()
+    return lowered
+
+
+def lowerable(model: QwenVL, stage: StageConfig) -> Iterator[nn.Parameter]:
+    """What `lower_` looks at: the numbers of what is frozen decide."""
+    for name, each in model.named_parameters() if stage.bfloat16 else ():
+        wanted = stage.weights == "bfloat16" if each.requires_grad else name != "llm.embed.weight"
+        if wanted and each.dtype == torch.float32 and decays(name, each):
+            yield each
+
+
+def is_exact(tensor: Tensor) -> bool:
+    """Whether bfloat16 holds every number of it."""
+    with torch.no_grad():
+        return all(torch.equal(rows.bfloat16().float(), rows) for rows in tensor.split(4096))
+
+
+@contextmanager
+def raised(lowered: Sequence[nn.Parameter]) -> Iterator[None]:
+    """In float32 for as long as somebody looks, who may not know autocast."""
+    raise_(lowered)
+    yield
+    for each in lowered:
+        each.data = each.data.bfloat16()
+
+
+def raise_(lowered: Sequence[nn.Parameter]) -> None:
+    """Into float32, for good."""
+    for each in lowered:
+        each.data = each.data.float()
