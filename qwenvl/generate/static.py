@@ -12,11 +12,17 @@ into `ids` before the next step. Slots and not pages: `varlen_attn` of torch 2.1
 the keys (pytorch#194167), and a mask over slots is right with every kernel, on every device and in every precision.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qwenvl.config import LLMConfig
+from qwenvl.generate.sampling import GREEDY, SamplingConfig, adjust, draw, warp
 from qwenvl.model.cache import KVCache, View
 from qwenvl.model.llm import AttentionContext, log_n_scale, rotary_tables
 from qwenvl.model.vlm import QwenVL
@@ -26,9 +32,17 @@ class SlotCache(KVCache):
     """Keys and values of rows in slots of one length, which never grow."""
 
     def __init__(
-        self, config: LLMConfig, slots: int, length: int, *, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: LLMConfig,
+        slots: int,
+        length: int,
+        *,
+        heads: int | None = None,
+        device: torch.device | str,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (slots, config.heads, length, config.head_width)
+        """`heads`: of this process, where several share them."""
+        shape = (slots, heads or config.heads, length, config.head_width)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.lengths = torch.zeros(slots, device=device, dtype=torch.long)
@@ -74,13 +88,24 @@ class _Reading(KVCache):
 
 
 class StaticStep:
-    """The decode step of so many slots, and the buffers that it reads and writes."""
+    """The decode step of so many slots, and the buffers that it reads and writes.
 
-    def __init__(self, model: QwenVL, slots: int, length: int) -> None:
+    Where processes share the matrices (tensor parallelism), each has its heads in the cache, all take the step together
+    and all choose the same.
+    """
+
+    def __init__(
+        self, model: QwenVL, slots: int, length: int, *, sampling: SamplingConfig = GREEDY, most: int = 1
+    ) -> None:
+        """`most`: tokens of an answer whose draws there is room for, where `sampling` draws."""
         weight = model.llm.embed.weight
         device, vocab = weight.device, model.config.llm.vocab_size
         self.model = model
-        self.cache = SlotCache(model.config.llm, slots, length, device=device, dtype=weight.dtype)
+        self.sampling, self.length = sampling, length
+        heads = model.config.llm.heads // shares(model.llm.head)
+        self.cache = SlotCache(
+            model.config.llm, slots, length, heads=heads, device=device, dtype=weight.dtype
+        )
         self.ids: Int[Tensor, " slots"] = torch.zeros(slots, device=device, dtype=torch.long)
         """The newest token of every slot: read by a step, overwritten by its likeliest successor."""
         self.alpha: Float[Tensor, " slots"] = torch.ones(slots, device=device)
@@ -90,7 +115,11 @@ class StaticStep:
         self.logits: Float[Tensor, "slots vocab"] = torch.zeros(slots, vocab, device=device)
         """Of the token after the one that was read, in float32."""
         self.logprobs: Float[Tensor, " slots"] = torch.zeros(slots, device=device)
-        """Log-probability of the likeliest."""
+        """Log-probability of `ids` under the model itself, before any warping."""
+        self.draws = torch.zeros(slots, most, device=device, dtype=torch.float64)
+        """Where in its probabilities each draw of a row falls, in [0, 1): the engine's own numbers."""
+        self.written: Int[Tensor, " slots"] = torch.zeros(slots, device=device, dtype=torch.long)
+        """Tokens of each row's answer."""
 
     @torch.inference_mode()
     def read(self, slot: int, prompt: Float[Tensor, "1 tokens hidden"], alpha: float) -> None:
@@ -103,13 +132,27 @@ class StaticStep:
             f"{tokens} tokens and a new one in a slot of {self.cache.keys[0].shape[2]}"
         )
         self.alpha[slot], self.running[slot], self.cache.lengths[slot] = alpha, 1, tokens
+        self.written[slot] = 0
         positions = torch.arange(tokens, device=prompt.device)[None]
         hidden = self._blocks(prompt, positions, self.alpha[slot : slot + 1], _Reading(self.cache, slot))
         self._choose(llm.head(llm.norm(hidden[:, -1])), slice(slot, slot + 1))
 
     def release(self, slot: int) -> None:
         """The slot is idle. What it held is hidden from its next row, and is finite."""
-        self.running[slot], self.cache.lengths[slot] = 0, 0
+        self.running[slot], self.cache.lengths[slot], self.written[slot] = 0, 0, 0
+
+    @torch.inference_mode()
+    def take(self, other: "StaticStep", slots: Sequence[int]) -> None:
+        """The rows in these slots of another step go on here, in the first slots, copied once."""
+        index, here = torch.tensor(slots, device=self.ids.device), slice(0, len(slots))
+        for name in ("ids", "alpha", "running", "draws", "written"):
+            getattr(self, name).zero_()[here] = getattr(other, name)[index]
+        self.cache.lengths.zero_()[here] = other.cache.lengths[index]
+        both = min(self.length, other.length)
+        for mine, theirs in zip(self.cache.keys, other.cache.keys, strict=True):
+            mine[here, :, :both] = theirs[index, :, :both]
+        for mine, theirs in zip(self.cache.values, other.cache.values, strict=True):
+            mine[here, :, :both] = theirs[index, :, :both]
 
     @torch.inference_mode()
     def __call__(self) -> None:
@@ -140,8 +183,33 @@ class StaticStep:
         return hidden
 
     def _choose(self, logits: Float[Tensor, "rows vocab"], slots: slice) -> None:
-        own = self.logits[slots]
-        own.copy_(logits)
-        highest, likeliest = own.max(dim=-1)
-        self.logprobs[slots].copy_(highest - own.logsumexp(dim=-1))
-        self.ids[slots].copy_(likeliest)
+        own, ids = self.logits[slots], self.ids[slots]
+        own.copy_(whole(logits, self.model.llm.head))
+        if self.sampling.greedy:
+            ids.copy_(adjust(own, self.sampling).argmax(dim=-1))
+        else:
+            at = self.written[slots].clamp(max=self.draws.shape[1] - 1)
+            share = self.draws[slots].gather(1, at[:, None])[:, 0]
+            ids.copy_(draw(warp(own, self.sampling), share))
+        self.logprobs[slots].copy_(own.gather(1, ids[:, None])[:, 0] - own.logsumexp(dim=-1))
+        self.written[slots].add_(self.running[slots])
+
+
+def shares(layer: nn.Module) -> int:
+    """How many processes share a matrix."""
+    weight = layer.weight
+    return weight.device_mesh.size() if isinstance(weight, DTensor) else 1
+
+
+def whole(logits: Float[Tensor, "rows words"], head: nn.Module) -> Float[Tensor, "rows vocab"]:
+    """The logits of all words, of which each process has computed its share."""
+    weight = head.weight
+    if not isinstance(weight, DTensor):
+        return logits
+    mesh = weight.device_mesh
+    words = len(weight)
+    share = -(-words // mesh.size())  # that of the last process may be smaller
+    own = F.pad(logits, (0, share - logits.shape[1])).contiguous()
+    parts = [torch.empty_like(own) for _ in range(mesh.size())]
+    dist.all_gather(parts, own, group=mesh.get_group())
+    return torch.cat(parts, dim=1)[:, :words]
