@@ -1,19 +1,22 @@
-"""What one large GPU does with the full model, beside what `qwenvl plan` expects of it.
+"""What one large GPU does with the full model, beside what `qwenvl plan` and a budget of time expect of it.
 
-    python benchmarks/gpu.py --expect                     # the expectation alone: no GPU, no weights, minutes
-    python benchmarks/gpu.py --device cuda                # the measurement, on an H200 (141 GB) or a larger card
-    python benchmarks/gpu.py --device cuda --compile      # the same with every block compiled
+    python benchmarks/gpu.py --expect                     # the expectations alone: no GPU, no weights, minutes
+    python benchmarks/gpu.py --device cuda --all          # everything in 20 minutes, what tells most first
+    python benchmarks/gpu.py --device cuda --case lora --compile
     python benchmarks/gpu.py --small                      # the same code at toy size on the CPU, for the tests
+    python benchmarks/gpu.py --table benchmarks/gpu.jsonl # lines of an earlier run into docs/PERFORMANCE.md
 
     stage 1    all 9.66B parameters, the LLM frozen, 224 px, 12 rows of 512; aim: MFU 45 %
     stage 2    all learn: full ViT and vocabulary, as many LLM blocks as fit, 448 px, a row of 2,048; aim: MFU 45 %
+    whole      all 9.66B parameters learn, weights in bfloat16 and moments in eight bits
     lora       the full model in bfloat16, rank 64 on the LLM, a row of 2,048; aim: 14,000 tokens/s and 27 GB, of which
                the second case, with blocks computed again in the backward pass, is to show the memory
-    answers    the full model in bfloat16 writes 128 tokens about an image, one and eight answers at once, beside what
-               reading every weight once a step allows, at the bandwidth that a copy on this card reaches
+    answers    the full model in bfloat16 writes 128 tokens about an image; 1, 8, 64 answers at once
 
-Weights are random: speed and memory do not depend on them. One JSON line per case; tokens/s and MFU are medians over
-the updates of the real loop, from its log, the first two left out. An expectation is `plan`'s at an MFU of 45 %.
+Weights are random: speed and memory do not depend on them. An update is 8 micro-batches, as in the recipes. One JSON
+line per case. Tokens/s and MFU are medians over updates of the real loop, from its log; `micro_ms` is a micro-batch by
+itself, forward and backward, `update_ms` a whole update; `profile_ms` is one update by kinds of kernels, beside
+`budget_ms` (`gpu_budget`). An expectation of speed is `plan`'s at an MFU of 45 %.
 """
 
 import argparse
@@ -21,19 +24,22 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from gpu_answers import ROWS, WAYS, answers, expected_speed
+from gpu_budget import Profile, budget, synchronize
+from tables import put, table
 
 from qwenvl import presets
 from qwenvl.checkpoint.initialise import initialise_
 from qwenvl.config import AdapterConfig, LLMConfig, ModelConfig, VisionConfig
 from qwenvl.data.formats import IGNORE, Example
-from qwenvl.generate.engine import Prompt, Settings, stream
 from qwenvl.integrations.peft import Lora, add_lora
 from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
@@ -47,6 +53,11 @@ from qwenvl.train.plan import Assumptions, Plan, plan
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 MFU = 0.45
+MICRO_BATCHES = 8
+"""Of an update."""
+LIMIT = 20 * 60
+"""Seconds that all cases may take; what is left is named."""
+DOCUMENT = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 SMALL = ModelConfig(
     vision=VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=56),
     adapter=AdapterConfig(queries=4, heads=2),
@@ -68,7 +79,7 @@ class Case:
     image_size: int
     length: int
     documents: int
-    """In one forward pass; a row holds `per_row` of them, each with one image."""
+    """In one micro-batch; a row holds `per_row` of them, each with one image."""
     per_row: int = 1
     lora: Lora | None = None
     fills: bool = False
@@ -77,6 +88,8 @@ class Case:
     """Keep only what enters a block."""
     compile: bool = False
     """Every block through torch.compile."""
+    low: bool = False
+    """Weights and what blocks add to in bfloat16, moments in eight bits."""
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -85,8 +98,9 @@ class Case:
 
 
 CASES = (
-    Case("stage 1", ("vision", "adapter"), 224, 512, 12),
     Case("stage 2", ("vision", "adapter", "llm"), 448, 2048, 4, per_row=4, fills=True),
+    Case("stage 1", ("vision", "adapter"), 224, 512, 12),
+    Case("whole", ("vision", "adapter", "llm"), 448, 2048, 4, per_row=4, low=True),
     Case("lora", ("llm",), 448, 2048, 1, lora=Lora(rank=64)),
     Case("lora, recomputed", ("llm",), 448, 2048, 1, lora=Lora(rank=64), activation_checkpointing=True),
 )
@@ -98,11 +112,19 @@ def stage_of(case: Case, small: bool, steps: int) -> StageConfig:
         trains=case.trains,
         image_size=56 if small else case.image_size,
         sequence_length=case.length // 16 if small else case.length,
-        documents=case.documents,
+        documents=(2 if small else MICRO_BATCHES) * case.documents,
         micro_documents=case.documents,
         bfloat16=True,
+        weights="bfloat16" if case.low else "float32",
+        residual="bfloat16" if case.low else "",
         save_every=2 * steps,  # never: `measured` ends after `steps`
-        optim=OptimConfig(peak_lr=1e-5, final_lr=0.0, warmup_steps=0, steps=2 * steps),
+        optim=OptimConfig(
+            peak_lr=1e-5,
+            final_lr=0.0,
+            warmup_steps=0,
+            steps=2 * steps,
+            state="8bit" if case.low else "float32",
+        ),
     )
 
 
@@ -113,7 +135,12 @@ def adapted(case: Case) -> Callable[[QwenVL], object] | None:
 def expected(case: Case, stage: StageConfig, config: ModelConfig, memory: float, on_cpu: bool) -> Plan:
     text = stage.sequence_length // case.per_row - config.adapter.queries - 2
     given = Assumptions(
-        memory=memory, mfu=MFU, text_tokens=float(text), parallel=case.parallel, on_cpu=on_cpu
+        memory=memory,
+        mfu=MFU,
+        text_tokens=float(text),
+        parallel=case.parallel,
+        on_cpu=on_cpu,
+        released=True,
     )
     return plan(stage, config, given, adapt=adapted(case))
 
@@ -148,107 +175,166 @@ def document(case: Case, stage: StageConfig, config: ModelConfig) -> Example:
     )
 
 
-def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -> dict[str, float]:
-    """Medians of the real loop's own log, and the allocator's peak on a GPU."""
-    whole = Runtime.detect(device=device, dtype="float32")
+def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -> dict[str, object]:
+    """Medians of the real loop's own log, a profile of its third to fifth update, the allocator's peak on a GPU."""
+    place = Runtime.detect(device=device, dtype="float32")
+    model, shown = made(case, config, place.device), document(case, stage, config)
     tokenizer = Tokenizer({bytes([value]): value for value in range(256)})
-    with torch.device(whole.device):
-        model = QwenVL(config)
-    if case.lora is None:
-        initialise_(model, torch.Generator(whole.device).manual_seed(0))
-    else:
-        model = model.to(torch.bfloat16)
-        add_lora(model, case.lora)
-    shown = document(case, stage, config)
+    profile, kinds, found = Profile(device), {}, {}
+    begin, end, last = (1, 2, 3) if stage.optim.steps < 16 else (2, 5, stage.optim.steps // 2)
 
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
-        return next_token_of(model, tokenizer, stage, lambda _: shown)
+        plain = next_token_of(model, tokenizer, stage, lambda _: shown)
+
+        def batch(documents: Sequence[int]) -> object:
+            if documents[0] == begin * stage.documents:
+                profile.begin()
+            elif documents[0] == end * stage.documents:
+                kinds.update(profile.end(end - begin))
+            elif documents[0] == last * stage.documents:
+                found["micro_ms"] = micro_batch(plain, documents, device)
+                raise Enough
+            return plain.batch(documents)
+
+        return replace(plain, batch=batch)
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-
-    def watch(model: QwenVL, stage: StageConfig, step: int) -> None:
-        if 2 * step == stage.optim.steps:
-            raise Enough
-
     with tempfile.TemporaryDirectory() as folder:
         with suppress(Enough):
             train(
-                model,
-                tokenizer,
-                stage,
-                Path(folder),
-                whole,
-                parallel=case.parallel,
-                watch=watch,
-                make_objective=objective,
+                model, tokenizer, stage, Path(folder), place, parallel=case.parallel, make_objective=objective
             )
-        lines = read_log(Path(folder) / "log.jsonl")[2:]
-    found: dict[str, float] = {
-        name: statistics.median(line[name] for line in lines)
-        for name in ("tokens_per_second", "images_per_second", "mfu", "fill")
-        if name in lines[0]
-    }
+        lines = read_log(Path(folder) / "log.jsonl")
+    timed = lines[end:]
+    for name in ("tokens_per_second", "images_per_second", "mfu", "fill"):
+        if name in timed[0]:
+            found[name] = statistics.median(line[name] for line in timed)
+    found["update_ms"] = round(1000 * timed[0]["tokens"] / found["tokens_per_second"], 2)
     if device == "cuda":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return found
+    return {**found, "profile_ms": kinds}
 
 
-WRITTEN, ASKED = 128, 64
-"""Tokens of an answer, and of the text around the image of its prompt."""
-
-
-@torch.inference_mode()
-def answers(config: ModelConfig, batch: int, device: str) -> dict[str, float]:
-    """Seconds of the prefill, and tokens per second behind it, beside what the bandwidth of the card allows."""
+def made(case: Case, config: ModelConfig, device: torch.device) -> QwenVL:
+    """A model of random weights, as a release would hold them."""
     with torch.device(device):
-        model = QwenVL(config).to(torch.bfloat16).eval()
-    for parameter in model.parameters():
-        parameter.normal_(std=0.02)
-    side, slots = config.vision.image_size, [config.imgpad_id] * config.adapter.queries
-    draw = np.random.default_rng(0)
-    prompts = [
-        Prompt(
-            ids=(
-                *map(int, draw.integers(0, 256, ASKED // 2)),
-                *slots,
-                *map(int, draw.integers(0, 256, ASKED // 2)),
-            ),
-            pixels=(draw.standard_normal((3, side, side), dtype=np.float32),),
-        )
-        for _ in range(batch)
+        model = QwenVL(config)
+    if case.lora is not None:
+        model = model.to(torch.bfloat16)
+        add_lora(model, case.lora)
+        return model
+    initialise_(model, torch.Generator(device).manual_seed(0))
+    for each in model.parameters():
+        each.data.copy_(each.data.bfloat16())
+    return model
+
+
+def micro_batch(objective: Objective, documents: Sequence[int], device: str, rounds: int = 5) -> float:
+    """Milliseconds of a forward and backward pass by itself, the median."""
+
+    def once() -> float:
+        batch = objective.batch(documents)
+        synchronize(device)
+        start = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16):
+            objective.loss(batch).total.backward()
+        synchronize(device)
+        return 1000 * (time.perf_counter() - start)
+
+    return round(statistics.median(once() for _ in range(rounds)), 2)
+
+
+# === Cases ===
+
+
+def training(case: Case, config: ModelConfig, given: argparse.Namespace) -> dict[str, object]:
+    """What is expected of a case, and, unless that is all, what is measured."""
+    memory, on_cpu = (0.012 if given.small else given.memory), given.small
+    stage = stage_of(case, given.small, 4 if given.small else given.steps)
+    fitted = config.at(stage.image_size)
+    if case.fills:
+        fitted = blocks_that_fit(case, stage, fitted, memory, on_cpu)
+    found = expected(case, stage, fitted, memory, on_cpu)
+    micro_batches = stage.documents // stage.micro_documents
+    facts: dict[str, object] = {
+        "case": case.name,
+        "compiled": case.compile,
+        "llm_blocks": fitted.llm.layers,
+        "parameters": sum(found.trainable.values()) + sum(found.frozen.values()),
+        "expected": {
+            "peak_gb": round(found.peak / 1e9, 3),
+            **{kind: round(size / 1e9, 3) for kind, size in found.memory.items()},
+            "tokens_per_second": round(found.tokens / found.seconds),
+            "pflop_per_update": found.flops / 1e15,
+            "budget_ms": budget(fitted, stage, found, compiled=case.compile, micro_batches=micro_batches),
+        },
+    }
+    if not given.expect:
+        facts["measured"] = measured(case, stage, fitted, given.device)
+    return facts
+
+
+def answering(rows: int, way: str, config: ModelConfig, given: argparse.Namespace) -> dict[str, object]:
+    """The same of answers."""
+    facts: dict[str, object] = {"case": f"answers, {rows} at once", "way": way}
+    if way != "engine":
+        facts["expected"] = {"tokens_per_second": expected_speed(config, rows)}
+    if given.expect:
+        return facts
+    sizes = {"written": 6, "rounds": 1} if given.small else {}
+    return facts | {"measured": answers(config, rows, way, given.device, **sizes)}
+
+
+def cases(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[ModelConfig], dict[str, object]]]]:
+    """Everything that is asked for, what tells most first, each with its name."""
+    both = [True, False] if given.all else [given.compile]
+    for compiled in both:
+        for case in CASES:
+            if given.case in (None, case.name):
+                own = replace(case, compile=compiled)
+                yield case.name, lambda config, own=own: training(own, config, given)  # type: ignore[misc]
+        for way in WAYS if given.case in (None, "answers") else ():
+            if (way == "compiled graphs") == (compiled and given.all) or not given.all:
+                for rows in ROWS[: 2 if given.small else None]:
+                    yield (
+                        f"answers, {rows} at once",
+                        lambda config, rows=rows, way=way: answering(rows, way, config, given),  # type: ignore[misc]
+                    )
+
+
+# === The table ===
+
+
+def row_of(line: Mapping[str, Any]) -> list[str]:
+    """A case for docs/PERFORMANCE.md."""
+    expected, measured = line.get("expected", {}), line.get("measured")
+    name = line["case"] + (", compiled" if line.get("compiled") else "")
+    if "way" in line:
+        name += f", {line['way']}"
+
+    def shown(facts: Mapping[str, Any] | None, key: str, form: str) -> str:
+        if facts is None:
+            return "not measured"
+        return format(facts[key], form) if key in facts else ""
+
+    spent = expected.get("budget_ms", {})
+    return [
+        name,
+        shown(expected, "peak_gb", ",.1f"),
+        shown(measured, "peak_gb", ",.1f"),
+        shown(expected, "tokens_per_second", ",.0f"),
+        shown(measured, "tokens_per_second", ",.0f"),
+        shown(spent, "sum", ",.0f"),
+        shown(measured, "update_ms", ",.0f"),
+        shown(measured, "mfu", ".1%"),
     ]
 
-    def timed() -> tuple[float, float]:
-        start = time.perf_counter()
-        marks = [
-            time.perf_counter()
-            for token in stream(model, prompts, Settings(max_new_tokens=WRITTEN))
-            if token.request == batch - 1
-        ]
-        return marks[0] - start, (len(marks) - 1) * batch / (marks[-1] - marks[0])
 
-    rounds = [timed() for _ in range(4)][1:]
-    read = sum(each.nbytes for name, each in model.llm.named_parameters() if name != "embed.weight")
-    return {
-        "prefill_seconds": round(statistics.median(first for first, _ in rounds), 4),
-        "tokens_per_second": round(statistics.median(speed for _, speed in rounds), 1),
-        "weights_alone": round(batch * bandwidth(device) / read, 1),
-    }
-
-
-def bandwidth(device: str) -> float:
-    """Bytes per second that a large copy reads and writes."""
-    one = torch.empty(1 << (32 if device == "cuda" else 24), dtype=torch.uint8, device=device)
-    other = torch.empty_like(one)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        other.copy_(one)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * one.nbytes / best
+def table_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """In Markdown."""
+    head = ["", "GB, plan", "GB", "tokens/s, plan", "tokens/s", "ms of an update, budget", "ms", "MFU"]
+    return table(head, map(row_of, lines))
 
 
 def main() -> None:
@@ -264,39 +350,21 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="every block through torch.compile")
     parser.add_argument("--expect", action="store_true", help="plan only")
     parser.add_argument("--small", action="store_true", help="toy size, three updates")
+    parser.add_argument("--all", action="store_true", help="all cases, compiled and not, within 20 minutes")
+    parser.add_argument("--table", type=Path, help="write the lines of this file into docs/PERFORMANCE.md")
     given = parser.parse_args()
+    if given.table:
+        lines = [json.loads(line) for line in given.table.read_text("utf-8").splitlines()]
+        put(table_of(lines), DOCUMENT, "gpu.py")
+        return
     if given.device == "cpu" and not (given.expect or given.small):
         parser.error("the full model on a CPU is no measurement; give --device cuda, --expect or --small")
-    config = SMALL if given.small else presets.qwen_vl_7b()
-    memory, on_cpu = (0.012 if given.small else given.memory), given.small
-    for case in CASES:
-        if given.case not in (None, case.name):
+    config, began = (SMALL if given.small else presets.qwen_vl_7b()), time.monotonic()
+    for name, case in cases(given):
+        if time.monotonic() - began > LIMIT:
+            print(json.dumps({"case": name, "left_out": f"{LIMIT // 60} minutes are over"}), flush=True)
             continue
-        case = replace(case, compile=given.compile)
-        stage = stage_of(case, given.small, 4 if given.small else given.steps)
-        fitted = config.at(stage.image_size)
-        if case.fills:
-            fitted = blocks_that_fit(case, stage, fitted, memory, on_cpu)
-        message = expected(case, stage, fitted, memory, on_cpu)
-        facts: dict[str, object] = {
-            "case": case.name,
-            "compiled": case.compile,
-            "llm_blocks": fitted.llm.layers,
-            "parameters": sum(message.trainable.values()) + sum(message.frozen.values()),
-            "expected": {
-                "peak_gb": round(message.peak / 1e9, 3),
-                **{kind: round(size / 1e9, 3) for kind, size in message.memory.items()},
-                "tokens_per_second": round(message.tokens / message.seconds),
-                "pflop_per_update": message.flops / 1e15,
-            },
-        }
-        if not given.expect:
-            facts["measured"] = measured(case, stage, fitted, given.device)
-        print(json.dumps(facts), flush=True)
-    if given.case in (None, "answers") and not given.expect:
-        for batch in (1, 8):
-            written = answers(config, batch, given.device)
-            print(json.dumps({"case": f"answers, {batch} at once"} | written), flush=True)
+        print(json.dumps(case(config)), flush=True)
 
 
 if __name__ == "__main__":

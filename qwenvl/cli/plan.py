@@ -41,11 +41,9 @@ def plan(
     Exit status 1 if one does not fit.
 
     The model is run without values, so frozen parts cost what they really cost and the ViT counts. Speed is an
-    assumption (MFU), everything else is counted. The options of parallelism are those of
-    `qwenvl train`.
+    assumption (MFU), everything else is counted. The options of parallelism are those of `qwenvl train`.
 
       qwenvl plan recipes/qwen_vl_7b/2-multitask.toml --gpus 64 --memory 80
-      qwenvl plan recipes/small --memory 24
       qwenvl plan recipes/qwen_vl_7b/3-finetuning.toml --lora 64 --micro 1
 
     Args:
@@ -88,19 +86,16 @@ def plan(
             reduce_once_per_step=reduce_once_per_step,
         ),
     )
-    if lora is not None and tensor > 1:
-        raise ValueError("--lora is not trained with --tensor: adapters are not cut; leave one of them out.")
     place = find_recipe(stage)
     changes = {"micro_documents": micro, "weights": weights, "residual": residual, "optim": {"state": state}}
     stages, config = _stages(place, changes), _shape(place, model)
-    plans = {each.name: planning.plan(each, config, given, adapt=_adapters(each, lora)) for each in stages}
+    plans = {e.name: planning.plan(e, config, given, adapt=_adapters(e, lora, tensor)) for e in stages}
     if json:
         from qwenvl.terminal import printable_json
 
         facts = {name: _facts(found) for name, found in plans.items()}
         print(printable_json(facts if place.is_dir() else facts[stages[0].name]))
-    for each in stages:
-        found = plans[each.name]
+    for each, found in zip(stages, plans.values(), strict=True):
         if not json:
             heading = f"== {each.name}\n" if place.is_dir() else ""
             print(heading + _described(found, each, gpus))
@@ -146,9 +141,11 @@ def _shape(place: Path, model: str | None) -> "ModelConfig":
     return shape_of(Recipe.read(folder))
 
 
-def _adapters(stage: "StageConfig", rank: int | None) -> "Adapt | None":
+def _adapters(stage: "StageConfig", rank: int | None, tensor: int) -> "Adapt | None":
     if rank is None:
         return None
+    if tensor > 1:
+        raise ValueError("--lora is not trained with --tensor: adapters are not cut; leave one of them out.")
     from qwenvl.integrations.peft import Lora, add_lora
 
     return lambda whole: add_lora(whole, Lora(rank=rank, parts=stage.trains))

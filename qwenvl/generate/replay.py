@@ -103,11 +103,15 @@ class Replay:
         return self._written(prompts, rows, settings) if rows else []
 
     def _written(self, prompts: Sequence[Prompt], rows: Sequence[Row], settings: Settings) -> list[Answer]:
-        longest = max(len(row.prompt) + row.max_remaining for row in rows) + 2  # one token is behind, one to come
+        longest = (
+            max(len(row.prompt) + row.max_remaining for row in rows) + 2
+        )  # one token is behind, one to come
         most = settings.max_new_tokens if not settings.sampling.greedy else 1
 
         def bucket(count: int) -> Graph:
-            return self._graph((power_of_two(count), power_of_two(longest, SHORTEST), settings.sampling, most))
+            return self._graph(
+                (power_of_two(count), power_of_two(longest, SHORTEST), settings.sampling, most)
+            )
 
         graph, places = bucket(len(rows)), dict(enumerate(rows))
         logprobs: dict[int, list[float]] = {id(row): [] for row in rows}

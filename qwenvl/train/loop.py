@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -79,8 +79,9 @@ def train(
     lowered = [] if parallel.cuts else lower_(model, stage)
     dims = ParallelDims(parallel.tensor, runtime.device)
     parallelize_(model, stage, parallel, dims)
-    make = make_objective or partial(OBJECTIVES[stage.objective], run_dir=run_dir)
-    objective = make(model, tokenizer, stage)
+    objective = (make_objective or partial(OBJECTIVES[stage.objective], run_dir=run_dir))(
+        model, tokenizer, stage
+    )
     optimizers = make_optimizers(objective.module, stage.optim, by_chance=stage.weights == "bfloat16")
     start = load_state(run_dir / "state", objective.module, optimizers)
     spikes, stragglers = Spikes(stage, run_dir, parallel.spike), Stragglers()
@@ -109,12 +110,7 @@ def train(
             stops, last = seen["stops"] > 0, step + 1 == stage.optim.steps
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
                 saver.save(step + 1, objective.module, optimizers)
-            if objective.document and due(step + 1, stage.show_every, stage):
-                with raised(lowered):
-                    show_all(model, tokenizer, stage, objective.document, log, step + 1)
-            if watch:
-                with raised(lowered):
-                    watch(model, stage, step + 1)
+            look(model, tokenizer, stage, objective, log, watch, lowered, step + 1)
             if stops and not last:
                 saver.finish()
                 stop_in(stage, step + 1, run_dir)
@@ -123,6 +119,27 @@ def train(
         distributed.on_rank0(objective.finish)
     raise_(lowered)
     model.eval()
+
+
+def look(
+    model: QwenVL,
+    tokenizer: Tokenizer,
+    stage: StageConfig,
+    objective: Objective,
+    log: Log,
+    watch: Watch | None,
+    lowered: Sequence[nn.Parameter],
+    done: int,
+) -> None:
+    """Sample predictions, where they are due, and whoever watches: both see weights in float32."""
+    document = objective.document if due(done, stage.show_every, stage) else None
+    if document is None and watch is None:
+        return
+    with raised(lowered):
+        if document is not None:
+            show_all(model, tokenizer, stage, document, log, done)
+        if watch is not None:
+            watch(model, stage, done)
 
 
 def show_all(

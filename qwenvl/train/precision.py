@@ -45,9 +45,11 @@ def is_exact(tensor: Tensor) -> bool:
 def raised(lowered: Sequence[nn.Parameter]) -> Iterator[None]:
     """In float32 for as long as somebody looks, who may not know autocast."""
     raise_(lowered)
-    yield
-    for each in lowered:
-        each.data = each.data.bfloat16()
+    try:
+        yield
+    finally:
+        for each in lowered:
+            each.data = each.data.bfloat16()
 
 
 def raise_(lowered: Sequence[nn.Parameter]) -> None:

@@ -57,7 +57,12 @@ def test_steps_are_kept_for_the_next_batch_and_few_of_them() -> None:
     for lengths in ([4, 30], [8, 2], [600], [5], [3] * 5, [1100]):
         assert_equal(model, replay, prompts_for(model, lengths), Settings(max_new_tokens=3))
         assert len(replay._held) <= 4
-    assert (power_of_two(1), power_of_two(5), power_of_two(600, 512), power_of_two(7, 512)) == (1, 8, 1024, 512)
+    assert (power_of_two(1), power_of_two(5), power_of_two(600, 512), power_of_two(7, 512)) == (
+        1,
+        8,
+        1024,
+        512,
+    )
 
 
 def test_what_asks_the_host_between_tokens_is_refused() -> None:
@@ -69,7 +74,9 @@ def test_what_asks_the_host_between_tokens_is_refused() -> None:
         Settings(sampling=SamplingConfig(logit_bias=((3, 1.0),))),
     ):
         assert not suits(settings)
-        with pytest.raises(ValueError, match=r"ask the host between two tokens .*; give them to engine.generate"):
+        with pytest.raises(
+            ValueError, match=r"ask the host between two tokens .*; give them to engine.generate"
+        ):
             Replay(model).write(prompts_for(model, [3]), settings)
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         Replay(model).write([Prompt(ids=())])
@@ -102,7 +109,9 @@ def test_adapters_that_nobody_has_merged_are_not_joined() -> None:
 
     model = random_model()
     add_lora(model, Lora(rank=2))
-    with pytest.raises(ValueError, match="up of block 0 is Linear of Parameter, expected a plain matrix; merge"):
+    with pytest.raises(
+        ValueError, match="up of block 0 is Linear of Parameter, expected a plain matrix; merge"
+    ):
         join_(model)
 
 
