@@ -86,10 +86,10 @@ class FinetuneConfig:
             raise ValueError(
                 f"the peak learning rate is {self.peak_lr:g}; expected more than 0, or nothing is learned."
             )
-        if not 0 < self.epochs < math.inf or (self.documents is not None and self.documents < 1):
-            raise ValueError(
-                f"epochs is {self.epochs} with {self.documents} samples per update; expected more than 0 of both."
-            )
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs is {self.epochs:g}; expected more than 0.")
+        if self.documents is not None and self.documents < 1:
+            raise ValueError(f"an update is of {self.documents} samples; expected at least 1.")
 
     def batch(self, samples: int, readers: int) -> int:
         """Samples per update, a multiple of what `readers` processes read at a time unless it was chosen."""

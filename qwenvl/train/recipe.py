@@ -165,11 +165,11 @@ def stages_of(folder: Path, start: Start | None = None) -> list[StageConfig]:
     given = start or Start()
     found = [StageConfig.read(file) for file in _stage_files(folder)]
     stages = {stage.name: stage for stage in found}
-    if len(stages) < len(found) or not stages:
+    if not found:
+        raise ValueError(f"{folder} holds no stage; expected files such as 1-pretraining.toml.")
+    if len(stages) < len(found):
         names = ", ".join(stage.name for stage in found)
-        raise ValueError(
-            f"{folder} has the stages {names or 'none'}; each needs a file and a name of its own."
-        )
+        raise ValueError(f"{folder} has the stages {names}; each needs a name of its own.")
     for name in given.stages:
         if name not in stages:
             raise ValueError(

@@ -40,6 +40,7 @@ REFUSED = {
     f"{TRAIN} --stage.show-every -1": "show_every = -1; expected a whole number from 0",
     f"{FINETUNE} --epochs nan": "epochs is nan",
     f"{FINETUNE} --epochs inf": "epochs is inf",
+    f"{FINETUNE} --epochs 0": "epochs is 0; expected more than 0",
     f"{FINETUNE} --lr 0": "the peak learning rate is 0; expected more than 0",
     f"{FINETUNE} --processes 0": "--processes is 0; expected 1 or more",
     f"{FINETUNE} --show-every -1": "show_every = -1",
@@ -47,6 +48,7 @@ REFUSED = {
     f"{FINETUNE} --batch 99": "an update of 99 samples is more than 5 epochs of 4",
     f"{FINETUNE} --train ": "trains ['']",
     "plan stage.toml --model small --micro 0": "micro_documents = 0",
+    "plan empty --model small": "empty holds no stage; expected files such as",
     "plan stage.toml --model small --memory nan": "memory and TFLOPs above 0",
     "data check x.jsonl --model tiny --modules qkv": "--modules qkv names layers with low-rank adapters; add --lora",
     "data check x.jsonl --model tiny --train ": "--train  is no part",
@@ -70,6 +72,7 @@ def refused(
 ) -> Callable[[str], str]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stage.toml").write_text(STAGE)
+    (tmp_path / "empty").mkdir()
     pillow.new("RGB", (64, 64)).save(tmp_path / "a.png")
     line = json.dumps({"image": "a.png", "caption": "a red square"})
     (tmp_path / "x.jsonl").write_text("\n".join([line] * 4))

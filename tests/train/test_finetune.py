@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
     begun = subprocess.Popen(
         [sys.executable, "-m", "qwenvl", *map(str, [*words, "--lr", 1e-2, *options])], start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(read_log(tmp_path / "killed" / "log.jsonl")) < 5:
         assert begun.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
