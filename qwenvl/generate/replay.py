@@ -173,11 +173,11 @@ def suits(settings: Settings) -> bool:
     return not (penalties or sampling.logit_bias or settings.min_new_tokens or settings.top_logprobs)
 
 
-Reading = Callable[[], tuple[list[int], list[float]]]
+Awaited = Callable[[], tuple[list[int], list[float]]]
 """Waits for a step, and no later one, and tells its ids and log-probabilities by slot."""
 
 
-def _copied(step: StaticStep) -> Reading:
+def _copied(step: StaticStep) -> Awaited:
     """The newest token of every slot on its way to the host, which nobody waits for until it is read."""
     on_gpu = step.ids.device.type == "cuda"
 
@@ -197,11 +197,11 @@ def _copied(step: StaticStep) -> Reading:
     return read
 
 
-def _selected(reading: Reading, slots: Sequence[int]) -> Reading:
+def _selected(awaited: Awaited, slots: Sequence[int]) -> Awaited:
     """The same of some slots."""
 
     def read() -> tuple[list[int], list[float]]:
-        ids, logprobs = reading()
+        ids, logprobs = awaited()
         return [ids[slot] for slot in slots], [logprobs[slot] for slot in slots]
 
     return read
