@@ -1,6 +1,7 @@
 """Progress of long work: bars on a terminal, lines in a log."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,8 @@ from qwenvl import bars
 def lines_of(terminal: bool, monkeypatch: pytest.MonkeyPatch, *, shown: bool = True) -> str:
     """What is written of ten steps of seven seconds each."""
     clock = iter(range(0, 10_000, 7))
-    monkeypatch.setattr(bars.time, "monotonic", lambda: float(next(clock)))
+    # the module's clock alone: an event loop in another thread that read it would sleep for hours
+    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
