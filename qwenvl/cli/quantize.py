@@ -39,10 +39,8 @@ def quantize(
         device: Where the models of the report compute: auto, cpu, cuda or mps.
         dtype: The precision of what is not rounded there: auto, float32, bfloat16 or float16.
     """
-    from qwenvl.chat import Assistant
     from qwenvl.checkpoint.quantize import Plan, size_of
     from qwenvl.checkpoint.quantize import quantize as written
-    from qwenvl.parity import rounding
     from qwenvl.terminal import printable
 
     if report < 0:
@@ -52,23 +50,31 @@ def quantize(
     if documents < 1:
         raise ValueError(f"--documents is {documents}; expected 1 or more.")
     before, plan = size_of(checkpoint), Plan(to=to, vision=vision == "int8", head=head == "int8")
-    shown = rounding.shown(checkpoint, calibrate, documents) if calibrate else []
+    shown = []
+    if calibrate:
+        from qwenvl.parity.rounding import shown as read
+
+        shown = read(checkpoint, calibrate, documents)
     written(checkpoint, out, plan, shown)
     after = size_of(out)
     print(f"{printable(out)}: {to}, {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB")
-    if report:
-        whole = rounding.measured(Assistant.load(checkpoint, device=device, dtype=dtype), report)
-        if shown:
-            with TemporaryDirectory(dir=out.absolute().parent) as folder:
-                written(checkpoint, Path(folder) / "plain", plan)
-                plain = Assistant.load(Path(folder) / "plain", device=device, dtype=dtype)
-                print("rounded to the nearest:")
-                print(
-                    "\n".join(
-                        rounding.compared(whole, rounding.measured(plain, report, whole.answers)).lines()
-                    )
-                )
-            print(f"rounded for {len(shown)} documents of {printable(calibrate)}:")
-        small = rounding.measured(Assistant.load(out, device=device, dtype=dtype), report, whole.answers)
-        print("\n".join(rounding.compared(whole, small).lines()))
+    if not report:
+        return 0
+    from qwenvl.chat import Assistant
+    from qwenvl.parity.rounding import compared, measured
+
+    whole = measured(Assistant.load(checkpoint, device=device, dtype=dtype), report)
+
+    def tell(folder: Path) -> None:
+        """What rounding has cost the model of this folder."""
+        small = measured(Assistant.load(folder, device=device, dtype=dtype), report, whole.answers)
+        print("\n".join(compared(whole, small).lines()))
+
+    if shown:
+        with TemporaryDirectory(dir=out.absolute().parent) as beside:
+            written(checkpoint, Path(beside) / "plain", plan)
+            print("rounded to the nearest:")
+            tell(Path(beside) / "plain")
+        print(f"rounded for {len(shown)} documents of {printable(calibrate)}:")
+    tell(out)
     return 0

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qwenvl.model.integers import FORMATS, Integers, Kind, levels_at, rounded
+from qwenvl.model.integers import FORMATS, Integers, Kind, levels_at, rounded, steps_of
 
 DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it: inputs that follow one another exactly have no inverse."""
@@ -30,7 +30,6 @@ def compensated(
         raise ValueError("what calibration gives to it are no numbers; calibrate with other data.")
     open_weight = weight.float().clone()
     spread = _spread(moments)
-    numbers = torch.tensor(FORMATS[kind].numbers)
     levels, scales = torch.empty(open_weight.shape, dtype=FORMATS[kind].dtype), []
     for start in range(0, open_weight.shape[1], group):
         stop = start + group
@@ -38,8 +37,8 @@ def compensated(
         errors = torch.empty(len(open_weight), group)
         for column in range(start, stop):
             found = levels_at(open_weight[:, column : column + 1] / scale, kind)
-            steps = numbers[found.int()] if len(numbers) else found.float() - FORMATS[kind].zero
-            lost = (open_weight[:, column : column + 1] - steps * scale) / spread[column, column]
+            meant = steps_of(found, kind, FORMATS[kind].zero) * scale
+            lost = (open_weight[:, column : column + 1] - meant) / spread[column, column]
             open_weight[:, column:stop] -= lost * spread[column, column:stop]
             levels[:, column : column + 1], errors[:, column - start : column - start + 1] = found, lost
         open_weight[:, stop:] -= errors @ spread[start:stop, stop:]

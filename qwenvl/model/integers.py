@@ -92,12 +92,10 @@ class Integers:
         out, width = self.levels.shape
         weight = torch.empty(out, width, dtype=dtype, device=self.levels.device)
         scales, offsets = self.scales.float()[..., None], self.offsets()[..., None]
-        numbers = torch.tensor(FORMATS[self.kind].numbers, device=weight.device)
         for start in range(0, out, ROWS):
             rows = slice(start, start + ROWS)
             levels = self.levels[rows].unflatten(1, (-1, self.group))
-            steps = numbers[levels.int()] if len(numbers) else levels.float() - offsets[rows]
-            weight[rows] = (steps * scales[rows]).flatten(1)
+            weight[rows] = (steps_of(levels, self.kind, offsets[rows]) * scales[rows]).flatten(1)
         return weight
 
 
@@ -138,6 +136,15 @@ def rounded(weight: Float[Tensor, "out width"], kind: Kind, *, group: int = 0) -
     return Integers(kind=kind, levels=levels, scales=scales)
 
 
+def steps_of(
+    levels: Integer[Tensor, "*shape"], kind: Kind, zeros: Float[Tensor, "..."] | int
+) -> Float[Tensor, "*shape"]:
+    """What levels mean in units of their scales; `zeros`: the levels that mean nothing, where they are even steps."""
+    if numbers := FORMATS[kind].numbers:
+        return torch.tensor(numbers, device=levels.device)[levels.int()]
+    return levels.float() - zeros
+
+
 def levels_at(steps: Float[Tensor, "*shape"], kind: Kind) -> Integer[Tensor, "*shape"]:
     """The nearest levels of weights that are told in units of their scales."""
     own = FORMATS[kind]
@@ -150,7 +157,7 @@ def levels_at(steps: Float[Tensor, "*shape"], kind: Kind) -> Integer[Tensor, "*s
 
 def _to_bytes(weight: Float[Tensor, "rows width"], group: int) -> tuple[Tensor, Tensor]:
     scale = _never_zero(weight.abs().amax(1, keepdim=True) / 127)  # the group is the row
-    return (weight / scale).round_().to(torch.int8), scale
+    return levels_at(weight / scale, "int8"), scale
 
 
 def _to_nibbles(weight: Float[Tensor, "rows width"], group: int) -> tuple[Tensor, Tensor]:

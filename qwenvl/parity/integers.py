@@ -74,7 +74,8 @@ def certify(path: Path, kind: Kind) -> Iterator[Result]:
             return
         small = checkpoint.load(Path(place) / "small", runtime)
     yield _weights(f"{path.name} {kind} weights", fixture.model, small)
-    meant, stated = _meant(small), _at_the_stated_precision(small)
+    meant = _meant(small)
+    stated = _at_the_stated_precision(meant, small)
     for values in read_cases(path / "cases.json"):
         if values.get("kind") in KINDS:
             name = f"{path.name} {kind} {values.get('id')}"
@@ -116,9 +117,9 @@ def _meant(small: QwenVL) -> QwenVL:
     return model
 
 
-def _at_the_stated_precision(small: QwenVL) -> QwenVL:
+def _at_the_stated_precision(meant: QwenVL, small: QwenVL) -> QwenVL:
     """The same again, the activations of each layer rounded as its kernel says."""
-    model = _meant(small)
+    model = copy.deepcopy(meant)
     for name, layer in quantized_in(small).items():
         plain, stated = model.get_submodule(name), PRECISIONS.get(type(layer.store), ())
         for rounding in stated[:1]:

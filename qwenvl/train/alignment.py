@@ -10,7 +10,6 @@ about the same scene has in its place, which the language model can read (stage 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,11 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image as pillow
 from torch import Tensor, nn
 
-from qwenvl.data.drawings.collection import Drawing
 from qwenvl.data.drawings.labels import noun_number
-from qwenvl.data.drawings.poses import cut_out, posed_in
+from qwenvl.data.drawings.poses import posed_in
 from qwenvl.data.drawings.scenes import Corners, Scene
 from qwenvl.data.drawings.splits import nouns
-from qwenvl.data.drawings.streams import Place, drawing_at, scene_at, shards
+from qwenvl.data.drawings.streams import Place, cut_out_of, drawing_at, scene_at, shards
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.images import normalise
 from qwenvl.model.vlm import QwenVL
@@ -146,18 +144,9 @@ def _of_scene(shown: Scene) -> Seen:
 
 def _of_drawing(place: Place, index: int, dice: Dice, side: int) -> Seen:
     drawing = drawing_at(place, index)
-    pixels, box = posed_in(_kept(drawing), dice, side, name=drawing.en)
+    pixels, box = posed_in(cut_out_of(drawing, KEPT), dice, side, name=drawing.en)
     number = noun_number(drawing)
     return Seen(pixels=pixels, things=[(None if number is None else f" {nouns()[number].noun}", box)])
-
-
-@lru_cache(maxsize=16384)
-def _kept(drawing: Drawing) -> pillow.Image:
-    """The cut-out of a drawing, no larger than it is shown."""
-    image = cut_out(drawing.image())
-    ratio = KEPT / max(image.size)
-    sides = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    return image.resize(sides, pillow.Resampling.BOX) if ratio < 1 else image
 
 
 def places(seen: Seen, side: int) -> Sequence[tuple[Float32[np.ndarray, " q"], Float32[np.ndarray, "q 4"]]]:

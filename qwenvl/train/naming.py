@@ -12,21 +12,19 @@ can be judged by itself (`benchmarks/namer.py`); the stages behind it need the V
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
-from PIL import Image as pillow
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from qwenvl.data.drawings.collection import Drawing
 from qwenvl.data.drawings.labels import LEAST, SETS, common_labels, labels_of, noun_number
-from qwenvl.data.drawings.poses import cut_out, posed
+from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.splits import nouns
-from qwenvl.data.drawings.streams import Place, drawing_at, shards, training
+from qwenvl.data.drawings.streams import Place, cut_out_of, drawing_at, shards, training
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.files import atomic
 from qwenvl.images import normalise
@@ -120,7 +118,7 @@ class Lesson:
         """The drawing of a document as it stands there."""
         drawing, strength = drawing_at(self.place, index), min(1.0, self.progress(index) / POSED)
         dice = Dice("naming", self.place.seed, index)
-        return posed(_kept(drawing), dice, self.side(index), name=drawing.en, strength=strength)
+        return posed(cut_out_of(drawing, KEPT), dice, self.side(index), name=drawing.en, strength=strength)
 
     def __call__(self, documents: Sequence[int]) -> Batch:
         """The documents of a micro-batch."""
@@ -142,15 +140,6 @@ class Lesson:
             words=words,
             shares=shares,
         )
-
-
-@lru_cache(maxsize=16384)
-def _kept(drawing: Drawing) -> pillow.Image:
-    """The cut-out of a drawing, no larger than it is shown."""
-    image = cut_out(drawing.image())
-    ratio = KEPT / max(image.size)
-    sides = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    return image.resize(sides, pillow.Resampling.BOX) if ratio < 1 else image
 
 
 def naming(

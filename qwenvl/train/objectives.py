@@ -27,6 +27,7 @@ from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import next_token_nll
+from qwenvl.train.precision import residual_of
 from qwenvl.train.stages import StageConfig
 
 
@@ -150,7 +151,7 @@ def _next_token_over(
             positions=positions,
             segments=segments,
             idle=idle,
-            residual=getattr(torch, stage.residual) if stage.residual else None,
+            residual=residual_of(stage),
         )
         total, each = next_token_nll(model.llm.head, hidden, torch.from_numpy(rows.labels))
         return Loss(

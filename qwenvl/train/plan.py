@@ -23,7 +23,7 @@ from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
 from qwenvl.train.parallelize import ParallelConfig, checkpoint_activations_, cut_
-from qwenvl.train.precision import lowerable
+from qwenvl.train.precision import lowerable, residual_of
 from qwenvl.train.stages import StageConfig
 
 Adapt = Callable[[QwenVL], object]
@@ -324,7 +324,7 @@ def _kept(
         masked = on_cpu and length < LONG_ROW  # elsewhere no mask over a whole row exists
         segments = torch.ones(rows, length, dtype=torch.long) if masked else None
         with _keeping(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
-            precision = getattr(torch, stage.residual) if stage.residual else None
+            precision = residual_of(stage)
             hidden = model.llm.embed(ids).to(precision)
             if images:
                 slots = torch.zeros(rows, length, 1, dtype=torch.bool)

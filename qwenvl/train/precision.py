@@ -22,8 +22,7 @@ def lower_(model: QwenVL, stage: StageConfig) -> list[nn.Parameter]:
     Vectors stay, and so does an embedding that is frozen: nothing multiplies it.
     """
     lowered = [each for each in lowerable(model, stage) if each.requires_grad or is_exact(each)]
-    for each in lowered:
-        each.data = each.data.bfloat16()
+    _into(torch.bfloat16, lowered)
     return lowered
 
 
@@ -48,11 +47,19 @@ def raised(lowered: Sequence[nn.Parameter]) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in lowered:
-            each.data = each.data.bfloat16()
+        _into(torch.bfloat16, lowered)
 
 
 def raise_(lowered: Sequence[nn.Parameter]) -> None:
     """Into float32, for good."""
-    for each in lowered:
-        each.data = each.data.float()
+    _into(torch.float32, lowered)
+
+
+def _into(dtype: torch.dtype, parameters: Sequence[nn.Parameter]) -> None:
+    for each in parameters:
+        each.data = each.data.to(dtype)
+
+
+def residual_of(stage: StageConfig) -> torch.dtype | None:
+    """The precision that a stage names for what the blocks add to; None: that of the embedding."""
+    return getattr(torch, stage.residual) if stage.residual else None

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from jaxtyping import UInt8
 from numpy import asarray, ndarray
+from PIL import Image as pillow
 
 from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
-from qwenvl.data.drawings.poses import posed
+from qwenvl.data.drawings.poses import cut_out, posed
 from qwenvl.data.drawings.scenes import PHOTOGRAPHS, Props, Scene, props, scene
 from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, naming, records, which_image
 from qwenvl.data.formats import Example, example, task
@@ -99,6 +100,15 @@ def image_of(place: Place, index: int, size: int = SIZE) -> UInt8[ndarray, "size
     """The drawing of a document as it stands there."""
     drawing = drawing_at(place, index)
     return posed(drawing.image(), Dice("pose", place.seed, index), size, name=drawing.en)
+
+
+@lru_cache(maxsize=16384)
+def cut_out_of(drawing: Drawing, longest: int) -> pillow.Image:
+    """The cut-out of a drawing, no larger than `longest` pixels a side; kept in memory for its next pose."""
+    image = cut_out(drawing.image())
+    ratio = longest / max(image.size)
+    sides = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    return image.resize(sides, pillow.Resampling.BOX) if ratio < 1 else image
 
 
 def names_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
