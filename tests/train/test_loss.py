@@ -1,13 +1,14 @@
 """The loss by chunks is the loss, and so are its gradients; it never holds the logits whole."""
 
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from qwenvl.data.formats import IGNORE
 from qwenvl.images import normalise
@@ -77,16 +78,14 @@ def test_bfloat16_products_are_summed_in_float32() -> None:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Bytes that the work took at its worst moment, over what the process held before."""
+    """Bytes of tensors at the worst moment of the work, over those held before: what torch itself counts.
 
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = status("VmRSS:")
-    work()
-    return status("VmHWM:") - before
+    Not the memory of the process, in which the allocator keeps what other tests freed.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        work()
+    taken = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(taken, key=lambda event: event.start_ns())))
 
 
 def test_logits_are_never_held_whole() -> None:
@@ -94,7 +93,7 @@ def test_logits_are_never_held_whole() -> None:
     head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, supervised=1.0)
     logits = labels.numel() * 8192 * 4
     assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
-    assert peak(lambda: next_token_nll(head, hidden, labels)[0].backward()) < 0.6 * logits
+    assert peak(lambda: next_token_nll(head, hidden, labels)[0].backward()) < 0.45 * logits
 
 
 def test_levels_are_normalised_on_the_device_to_the_same_bits() -> None:
