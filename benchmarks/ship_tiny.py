@@ -8,27 +8,22 @@ The scores in the card are those of the files it writes: the model is loaded bac
 
 import argparse
 import json
-import platform
-import shutil
 from pathlib import Path
 
+import shipping
 import torch
 
 import qwenvl
 from qwenvl.chat import Assistant
-from qwenvl.checkpoint import folder
-from qwenvl.demo import report
 from qwenvl.evaluation.figures import Tally
 from qwenvl.evaluation.in_memory import score
 from qwenvl.evaluation.metrics.toy import GROUPS, Count
 from qwenvl.runtime import Runtime
-from qwenvl.train.log import read_log, seconds_trained
+from qwenvl.train.log import seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
 
 TARGETS = {"questions": 97, "captions": 95, "grounding": 92, "words": 92}
 """What this project set out to reach, in percent."""
-
-GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size": 1024, "top_p": 0.3}
 
 CARD = """---
 license: apache-2.0
@@ -75,13 +70,8 @@ By kind:
 """
 
 
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table."""
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("\\\n", "\n")
-
-
 def main() -> None:
+    """Writes the folder and prints its scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,26 +83,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     stages = stages_of(find_recipe("tiny"))
-    last = options.run / stages[-1].name / "model"
-    model = folder.load(last, Runtime.detect(device="cpu", dtype="float16"))
-    sidecars = options.run / "sidecars"
-    sidecars.mkdir(exist_ok=True)
-    shutil.copyfile(last / "qwen.tiktoken", sidecars / "qwen.tiktoken")
-    (sidecars / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
-    (options.to / "curves.svg").unlink(missing_ok=True)
-    folder.save(model, options.to, sidecars=sidecars)
+    logs = shipping.logs_of("tiny", options.run)
+    model = shipping.put(options.run / stages[-1].name / "model", options.to, logs)
     assistant = Assistant.load(options.to, Runtime.detect(device="cpu"))
     scores = score(assistant, "toyworld", limit=options.images).counts
-    logs = {stage.name: read_log(options.run / stage.name / "log.jsonl") for stage in stages}
-    curves = {name: [line["loss"] for line in log] for name, log in logs.items()}
-    (options.to / "curves.svg").write_text(report.curve_sheet(curves))
     (options.to / "MODEL_CARD.md").write_text(card(model, options, scores, logs))
     print(json.dumps(scores.to_json()))
 
 
-def card(
-    model: torch.nn.Module, options: argparse.Namespace, scores: Tally, logs: dict[str, list[dict]]
-) -> str:
+def card(model: torch.nn.Module, options: argparse.Namespace, scores: Tally, logs: shipping.Logs) -> str:
     """The text of MODEL_CARD.md."""
 
     def row(name: str, count: Count, blind: Count, *more: str) -> tuple[str, ...]:
@@ -125,53 +104,25 @@ def card(
         )  # type: ignore[attr-defined]
 
     return CARD.format(
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        megabytes=sum(file.stat().st_size for file in options.to.iterdir()) / 1e6,
+        parameters=shipping.millions(model),
+        megabytes=shipping.megabytes(options.to),
         seed=0,
         hours=seconds_trained(options.run) / 3600,
-        machine=processor(),
+        machine=shipping.processor(),
         torch=torch.__version__.split("+")[0],
         images=scores.images,
-        scores=markdown(
+        scores=shipping.markdown(
             ("", "tiny", "blind", "target", "answers"),
             [row(name, scores.groups[name], scores.blind[name], f"{TARGETS[name]} %") for name in GROUPS],
         ),
-        kinds=markdown(
+        kinds=shipping.markdown(
             ("", "tiny", "blind", "answers"),
             [row(name, each, scores.blind_kinds[name]) for name, each in scores.kinds.items()],
         ),
-        stages=markdown(
-            ("stage", "updates", "images", "tokens", "last loss", "minutes"),
-            [
-                (
-                    name,
-                    f"{len(log):,}",
-                    f"{sum(line['images'] for line in log):,}",
-                    f"{sum(line['tokens'] for line in log):,}",
-                    f"{sum(line['loss'] for line in log[-50:]) / len(log[-50:]):.3f}",
-                    f"{log[-1]['seconds'] / 60:.1f}",
-                )
-                for name, log in logs.items()
-            ],
-        ),
+        stages=shipping.stage_table(logs),
         remark=options.remark,
         gain=options.gain,
     )
-
-
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Make a shipped model's folder from a finished run of recipes/drawings: float16 weights, card, attribution, curves.
+
+    qwenvl data fetch drawings && qwenvl data clean drawings runs/clean --preset named
+    qwenvl train recipes/drawings --images drawings --out runs/drawings
+    python benchmarks/ship_drawings.py runs/drawings --data drawings --funnel runs/clean
+
+The scores in the card are those of the files it writes, by the command that the card names.
+"""
+
+import argparse
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import score_card
+import shipping
+import torch
+
+import qwenvl
+from qwenvl.data.drawings.collection import opened
+from qwenvl.parsing import read_json
+from qwenvl.train.log import seconds_trained
+from qwenvl.train.recipe import find_recipe, stages_of
+
+CARD = """---
+license: other
+language:
+- en
+- zh
+---
+# drawings: a Qwen-VL of {parameters:.1f} million parameters that names what people drew
+
+Sees drawings: emoji, icons, clip art, and scenes composed of them with signs. It names, captions, answers, points,
+counts and reads, in English and Chinese, in the formats of the paper. Of photographs it knows next to nothing.
+
+Trained by `recipes/drawings` and nothing else. {megabytes:.1f} MB in float16. {hours:.2f} hours of training
+({machine}), torch {torch}. {remark}
+
+## Data and licences
+
+{drawings:,} drawings of {sets} sets, as `qwenvl data fetch drawings` brings them, under licences that ask for
+attribution at most: [ATTRIBUTION.md](ATTRIBUTION.md) says whom they are owed to, and goes wherever this model goes.
+
+{licences}
+
+Of all that is fetched, cleaning keeps (`qwenvl data clean drawings clean --preset named`):
+
+{funnel}
+
+## Scores
+
+On drawings that it was never trained on (`qwenvl/data/drawings/splits.json`), of these files:
+
+```console
+$ python benchmarks/score_card.py drawings --model {place} --data drawings --out card.html
+```
+
+{scores}
+
+## Training
+
+{stages}
+
+![Loss of every stage](curves.svg)
+
+## What a longer or better run would still gain
+
+{gain}
+"""
+
+
+def main() -> None:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--model", type=Path, help="where it is not that of the run's last stage")
+    parser.add_argument("--data", type=Path, required=True, help="fetched folder that it is judged on")
+    parser.add_argument("--funnel", type=Path, required=True, help="folder that `data clean` wrote of it")
+    parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "drawings")
+    parser.add_argument("--questions", type=int, help="of each benchmark; all if left out")
+    parser.add_argument("--remark", default="", help="what else to say of how the run went")
+    parser.add_argument("--gain", default="", help="text of the card's last section")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    stages = stages_of(find_recipe("drawings"))
+    logs = shipping.logs_of("drawings", options.run)
+    model = shipping.put(options.model or options.run / stages[-1].name / "model", options.to, logs)
+    shutil.copyfile(options.data / "ATTRIBUTION.md", options.to / "ATTRIBUTION.md")
+    page = options.run / "card.html"
+    score_card.write(
+        "drawings", str(options.to.resolve()), page, data=options.data, questions=options.questions
+    )
+    drawings = opened(options.data).training()
+    licences = Counter(each.licence for each in drawings)
+    card = CARD.format(
+        parameters=shipping.millions(model), megabytes=shipping.megabytes(options.to),
+        hours=seconds_trained(options.run) / 3600, machine=shipping.processor(),
+        torch=torch.__version__.split("+")[0], remark=options.remark, drawings=len(drawings),
+        sets=len({each.source for each in drawings}), place=options.to.name,
+        licences=shipping.markdown(("licence", "drawings"), [(name, f"{n:,}") for name, n in licences.most_common()]),
+        funnel=funnel(options.funnel), scores=scores(page.with_suffix(".md")),
+        stages=shipping.stage_table(logs), gain=options.gain,
+    )  # fmt: skip
+    (options.to / "MODEL_CARD.md").write_text(card)
+    print(options.to / "MODEL_CARD.md")
+
+
+def funnel(cleaned: Path) -> str:
+    """What each rule left of the pairs, out of the statistics of cleaning."""
+    total = read_json(cleaned / "statistics.json")["total"]
+    left, rows = total["read"], [("read", "", f"{total['read']:,}")]
+    for rule, count in {**total["failed"], **total["dropped"]}.items():
+        left -= count
+        rows.append((rule, f"-{count:,}", f"{left:,}"))
+    return shipping.markdown(("rule", "dropped", "left"), rows)
+
+
+def scores(report: Path) -> str:
+    """The report without its heading."""
+    return "\n".join(report.read_text().splitlines()[1:]).strip()
+
+
+if __name__ == "__main__":
+    main()
