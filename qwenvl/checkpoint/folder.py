@@ -63,6 +63,9 @@ BESIDE = (
 HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.tiktoken")
 """Patterns of what a hub id's model is made of."""
 
+SHIPPED = ("tiny", "drawings")
+"""Names of models whose folders stand in the package, where they are shipped."""
+
 MAX_SETTINGS = 16 << 20
 """Bytes of a config.json."""
 
@@ -101,12 +104,23 @@ _UNFINISHED = re.compile(r"\.(?P<target>.+)-unfinished-[a-z0-9_]{8}(?P<replaced>
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """The folder of a checkpoint: a folder, `tiny` (the shipped model) or a hub id such as `Qwen/Qwen-VL-Chat`."""
+    """The folder of a checkpoint: a folder, the name of a shipped model, or a hub id such as `Qwen/Qwen-VL-Chat`.
+
+    A folder of that name comes before a shipped model where it holds a config.json: `drawings` is also what drawings
+    are fetched into.
+    """
     folder = Path(checkpoint)
+    if str(checkpoint) in SHIPPED and not (folder / "config.json").exists():
+        shipped = Path(str(files("qwenvl"))) / str(checkpoint)
+        if shipped.is_dir():
+            return shipped
     if folder.is_dir():
         return folder
-    if str(checkpoint) == "tiny":
-        return Path(str(files("qwenvl"))) / "tiny"
+    if str(checkpoint) in SHIPPED:
+        raise ValueError(
+            f"the model {checkpoint} does not come with this version; train it by recipes/{checkpoint}, and give its "
+            "folder."
+        )
     if str(checkpoint).count("/") != 1 or folder.suffix or folder.is_absolute():
         raise ValueError(
             f"{checkpoint} is no folder; give a model folder, `tiny`, or a hub id like Qwen/Qwen-VL-Chat."

@@ -419,6 +419,31 @@ def test_no_folder(tmp_path):
     refused(lambda: checkpoint.load(tmp_path, CPU), "config.json does not exist")
 
 
+def test_a_folder_without_a_model_does_not_hide_a_shipped_one(tmp_path, ours, monkeypatch):
+    """Drawings are fetched into ./drawings, runs are written to ./tiny: neither is the model of that name."""
+    package = tmp_path / "package"
+    (package / "drawings").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "files", lambda _: package)
+    for here in ("drawings", "tiny"):
+        Path(here).mkdir()
+    assert checkpoint.resolve("drawings") == package / "drawings"
+    assert checkpoint.resolve("./drawings") == Path("drawings"), "written as a path it is a folder"
+    assert checkpoint.resolve("tiny") == Path("tiny"), "not shipped here: what there is of that name"
+    shutil.copytree(ours, "drawings", dirs_exist_ok=True)
+    assert checkpoint.resolve("drawings") == Path("drawings")
+    Path("tiny").rmdir()
+    refused(
+        lambda: checkpoint.resolve("tiny"), "tiny does not come with this version; train it by recipes/tiny"
+    )
+
+
+def test_the_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (checkpoint.resolve("tiny") / "model.safetensors").is_file()
+
+
 # === Writing ===
 
 

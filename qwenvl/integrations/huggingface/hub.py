@@ -1,4 +1,4 @@
-"""The folder behind a name: one that is there, the shipped `tiny`, or a hub id with the keywords of transformers."""
+"""The folder behind a name: one that is there, a shipped model, or a hub id with the keywords of transformers."""
 
 from collections.abc import Mapping
 from pathlib import Path
