@@ -48,7 +48,7 @@ def preprocessing(config: ModelConfig, processor: str | None = None) -> dict[str
 
 
 def hub_id(source: str | Path) -> str | None:
-    """The id of a checkpoint that comes from the hub; None for a folder and for a shipped model: paths stay out of cards."""
+    """The id of a checkpoint that comes from the hub; None for a folder or a shipped model: no path enters a card."""
     text = str(source)
     return text if _HUB_ID.fullmatch(text) and not Path(source).is_dir() else None
 

@@ -23,23 +23,37 @@ SMALLEST = 0.4
 
 
 def posed(
-    image: pillow.Image, dice: Dice, size: int, *, name: str = "", strength: float = 1.0
+    image: pillow.Image,
+    dice: Dice,
+    size: int,
+    *,
+    name: str = "",
+    strength: float = 1.0,
+    painted: bool = False,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The drawing (RGBA) on a square of `size` pixels; mirrored now and then where `name` allows it.
 
-    At `strength` 0 it fills the square, on white; towards 1 everything differs more, and more often.
+    At `strength` 0 it fills the square, on white; towards 1 everything differs more, and more often. What is `painted`
+    keeps its colours.
     """
-    return posed_in(image, dice, size, name=name, strength=strength)[0]
+    return posed_in(image, dice, size, name=name, strength=strength, painted=painted)[0]
 
 
 def posed_in(
-    image: pillow.Image, dice: Dice, size: int, *, name: str = "", strength: float = 1.0
+    image: pillow.Image,
+    dice: Dice,
+    size: int,
+    *,
+    name: str = "",
+    strength: float = 1.0,
+    painted: bool = False,
 ) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[int, int, int, int]]:
     """The same, and where the drawing stands in it: left, top, right, bottom in pixels."""
     cut = cut_out(image)
     if dice.chance(0.4 * strength) and SIDED.isdisjoint(name.lower().split()):
         cut = cut.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
-    cut = turned(inked(cut, dice) if dice.chance(0.5 * strength) else cut, dice, strength)
+    inks = dice.chance(0.5 * strength) and not painted
+    cut = turned(inked(cut, dice) if inks else cut, dice, strength)
     longest = size * (1 - strength * (1 - SMALLEST) * (1 - dice.share() ** 0.7))
     stretch = 1 + strength * (0.3 * dice.share() - 0.15) if dice.chance(0.5) else 1.0
     scale = longest / max(cut.width * stretch, cut.height)
@@ -53,7 +67,7 @@ def posed_in(
     place = [round((size - side) * (0.5 + strength * (dice.share() - 0.5))) for side in sides]
     canvas.paste(cut, (place[0], place[1]), cut)
     box = (place[0], place[1], place[0] + cut.width, place[1] + cut.height)
-    return np.asarray(in_other_light(canvas, dice, strength)), box
+    return np.asarray(canvas if painted else in_other_light(canvas, dice, strength)), box
 
 
 def cut_out(image: pillow.Image) -> pillow.Image:

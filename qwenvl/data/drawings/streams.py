@@ -6,7 +6,8 @@ drawn_captions  a scene and its caption, some with boxes                        
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
 map_regions     a map, and its regions by name                                   stage 2
 drawn_pages     a small page of text, each line with its corners                 stage 2
-drawn_chats     a dialogue in ChatML about one drawing, one scene or two         stage 3
+drawn_talks     a dialogue in ChatML about one drawing                           stage 3
+drawn_chats     a dialogue in ChatML about one scene or two                      stage 3
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +22,11 @@ from PIL import Image as pillow
 from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
-from qwenvl.data.drawings.poses import cut_out, posed
-from qwenvl.data.drawings.scenes import PHOTOGRAPHS, Props, Scene, props, scene
-from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, naming, records, which_image
+from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
+from qwenvl.data.drawings.scenes import INKS, PHOTOGRAPHS, Props, Scene, props, scene
+from qwenvl.data.drawings.splits import nouns
+from qwenvl.data.drawings.talking import talk
+from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, records, which_image
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption, Language, Question, Record
 from qwenvl.data.stream.order import Order
@@ -229,12 +232,27 @@ def pages_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
     return example_of(record, tokenizer, queries)
 
 
+# === Dialogues ===
+
+PAINTED = 0.5
+"""Share of the icons of one ink that are painted in a colour which may be asked for."""
+
+
+def talks_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A dialogue about one drawing: what it is, what it is not, which colour it has."""
+    drawing, dice = drawing_at(place, index), Dice("talk", place.seed, index)
+    cut = cut_out_of(drawing, SIZE)
+    ink = dice.pick(tuple(INKS)) if is_of_one_ink(cut) and dice.chance(PAINTED) else ""
+    shown = repainted(cut, INKS[ink][1]) if ink else cut
+    pixels = posed(shown, Dice("pose", place.seed, index), SIZE, name=drawing.en, painted=bool(ink))
+    number = noun_number(drawing)
+    noun = None if number is None else nouns()[number]
+    return example_of(talk(Image(pixels), _names(drawing), noun, ink, dice), tokenizer, queries)
+
+
 def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
-    """A dialogue: one drawing and its names, one scene and questions about it, or two and which of them shows what."""
+    """A dialogue: one scene and questions about it, or two and which of them shows what."""
     dice = Dice("chat", place.seed, index)
-    if dice.chance(0.3):
-        drawn = naming(Image(image_of(place, index)), _names(drawing_at(place, index)), dice)
-        return example_of(drawn, tokenizer, queries)
     first, held = scene_at(place, 2 * index)
     if dice.chance(0.3):
         second, _ = scene_at(place, 2 * index + 1)
@@ -252,6 +270,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "scenes": scenes_document,
     "map_regions": regions_document,
     "drawn_pages": pages_document,
+    "drawn_talks": talks_document,
     "drawn_chats": chats_document,
 }
 """Sources by name: functions of (place, tokenizer, queries, number)."""

@@ -337,17 +337,6 @@ def in_words(scene: Scene, seed: int) -> str:
     return "; ".join(f"{name} ({at.x1},{at.y1}),({at.x2},{at.y2})" for name, at in noted) + "."
 
 
-def naming(image: Image, names: Mapping[Language, str], dice: Dice) -> Dialogue:
-    """A dialogue about one drawing: what it is, in each of its languages, in any order."""
-    order = list(names)
-    dice.shuffle(order)
-    turns: list[Turn] = []
-    for language in order:
-        shown = () if turns else (image,)
-        turns += [Turn("user", (*shown, Text(WHAT[language]))), Turn("assistant", (Text(names[language]),))]
-    return Dialogue(turns=tuple(turns), source="drawings")
-
-
 CHATTED = ("count", "exists", "color", "what", "where", "read", "caption", "refer") * 2
 """Kinds that a dialogue about one scene asks for."""
 
