@@ -1,7 +1,7 @@
 """The score card of a model that this repository trains: a page and a table, by `qwenvl eval run` and `eval report`.
 
     python benchmarks/score_card.py tiny [--questions 200] [--out docs/TINY_CARD.html]
-    python benchmarks/score_card.py drawings --model runs/drawings/3-finetuning/model --data drawings --out card.html
+    python benchmarks/score_card.py drawings --model runs/drawings/4-finetuning/model --data drawings --out card.html
 
 Every kind of benchmark that belongs to the model, through the machine of the published ones; `tiny` is the shipped
 model unless --model names another. A run that was cut short goes on.

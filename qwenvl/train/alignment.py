@@ -34,8 +34,8 @@ from qwenvl.train.flops import vision_flops
 from qwenvl.train.objectives import Loss, Objective
 from qwenvl.train.stages import StageConfig
 
-SHARPNESS = 14.0
-"""Cosines count so many times in the softmax: a token must come as near as 0.8 to what it says."""
+SHARPNESS = 30.0
+"""Cosines count so many times in the softmax: at half of it names whose words are alike are not told apart."""
 
 FADING = 0.6
 """What every further token of a name counts, beside the one before: a name begins with its first."""
