@@ -110,10 +110,8 @@ def resolve(checkpoint: str | Path) -> Path:
     are fetched into.
     """
     folder = Path(checkpoint)
-    if str(checkpoint) in SHIPPED and not (folder / "config.json").exists():
-        shipped = Path(str(files("qwenvl"))) / str(checkpoint)
-        if shipped.is_dir():
-            return shipped
+    if is_shipped(str(checkpoint)) and not (folder / "config.json").exists():
+        return _in_package(str(checkpoint))
     if folder.is_dir():
         return folder
     if str(checkpoint) in SHIPPED:
@@ -135,6 +133,15 @@ def resolve(checkpoint: str | Path) -> Path:
         raise ValueError(
             f"{checkpoint} is no folder and the hub did not give it ({reason}); download it first."
         ) from None
+
+
+def is_shipped(name: str) -> bool:
+    """Whether this is the name of a model that comes with this version."""
+    return name in SHIPPED and _in_package(name).is_dir()
+
+
+def _in_package(name: str) -> Path:
+    return Path(str(files("qwenvl"))) / name
 
 
 def read_config(folder: Path) -> ModelConfig:

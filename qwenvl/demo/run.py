@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image as pillow
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,14 +22,11 @@ from rich.table import Table
 import qwenvl
 from qwenvl import html
 from qwenvl.bars import Bars
-from qwenvl.chat import Assistant, Reply
-from qwenvl.checkpoint.folder import resolve
-from qwenvl.data.toy.paint import render
-from qwenvl.data.toy.questions import references
-from qwenvl.data.toy.worlds import scene
+from qwenvl.chat import Assistant
+from qwenvl.checkpoint.folder import is_shipped, resolve
 from qwenvl.demo import report
+from qwenvl.demo.asking import Answered, ask_drawings, ask_fresh, enlarged, show, side_by_side, with_shapes
 from qwenvl.demo.eval_points import EvalPoint, Examiner, ended, eval_point_rows, record_rows
-from qwenvl.drawing import draw_boxes
 from qwenvl.evaluation import in_memory
 from qwenvl.evaluation.card import Record
 from qwenvl.evaluation.in_memory import Scores
@@ -40,12 +36,8 @@ from qwenvl.evaluation.report import source_of
 from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad, parse
 from qwenvl.runtime import Runtime
-from qwenvl.terminal import printable
 from qwenvl.train.log import read_log
 from qwenvl.train.recipe import find_recipe, run_recipe, stages_of
-
-FRESH = 2_000_000
-"""Number of the first test scene that is shown here and that no score counts."""
 
 SHOWN = 12
 """Right and wrong answers of each model in the report."""
@@ -92,21 +84,6 @@ class Clock:
         self.parts[name] = time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A question about fresh images and the shipped model's reply."""
-
-    asked: str
-    reply: Reply
-
-    def drawn(self) -> pillow.Image:
-        """The images side by side, boxes on the last."""
-        *others, last = [pillow.fromarray(image.source) for image in self.reply.images]  # type: ignore[arg-type]
-        return side_by_side(
-            [*map(enlarged, others), with_shapes(last, [*self.reply.boxes, *self.reply.quads])]
-        )
-
-
 def run(plan: Plan, console: Console) -> Path:
     """Run the whole demo and return the report; a demo that was stopped goes on with its training."""
     clock, runtime = Clock(), Runtime.detect(device="cpu", dtype="float32", seed=plan.seed)
@@ -114,7 +91,7 @@ def run(plan: Plan, console: Console) -> Path:
     shipped = Assistant.load("tiny", runtime)
     console.rule("1  The shipped model, asked about images it has never seen", align="left")
     with clock.part("asking the shipped model"):
-        answered = [show(each, console) for each in ask_fresh(shipped, plan.seed)]
+        answered = [show(each, console) for each in ask_shipped(shipped, plan.seed, runtime)]
     console.rule("2  Another model, trained from scratch: both parts, then the three stages", align="left")
     recipe = find_recipe(plan.recipe)
     examiner = Examiner(plan.folder / "train", plan.eval_images)
@@ -144,39 +121,11 @@ def run(plan: Plan, console: Console) -> Path:
 # === 1: asking ===
 
 
-def ask_fresh(assistant: Assistant, seed: int) -> Iterator[Answered]:
-    """A caption, a question, a place, a word and a chat over two images, each about a fresh scene."""
-    fresh = (scene(seed, FRESH + index, "test") for index in range(10_000))
-    rich = (each for each in fresh if len(each.things) >= 2 and each.signs)
-    captioned, asked, searched, read, first, second = (next(rich) for _ in range(6))
-    name = references(searched, searched.things[0])[0]
-    for shown, question in (
-        (captioned, "Generate the caption in English with grounding:"),
-        (asked, f"How many {asked.things[0].shape.replace('cross', 'crosse')}s are there?"),
-        (searched, f"Where is {name}?"),
-        (read, "What does the sign say?" if len(read.signs) == 1 else "OCR with grounding:"),
-    ):
-        yield Answered(question, assistant.ask(render(shown), question))
-    session = assistant.session()
-    question = (
-        f"Which picture has the {'number' if second.signs[0].is_number else 'word'} {second.signs[0].text}?"
-    )
-    yield Answered(question, session.ask(question, [render(first), render(second)]))
-    question = "How many objects are there in the two pictures?"
-    yield Answered(question, session.ask(question))
-
-
-def show(answered: Answered, console: Console) -> Answered:
-    """Print a question and its answer."""
-    console.print(f"  {answered.asked}", style="dim", markup=False)
-    said = printable(answered.reply.plain or answered.reply.text, lines=True)
-    console.print(f"  {said}", style="bold", markup=False, highlight=False)
-    shapes: list[Box | Quad] = [*answered.reply.boxes, *answered.reply.quads]
-    for shape in shapes:
-        where = f"({shape.x1},{shape.y1}),({shape.x2},{shape.y2})" if isinstance(shape, Box) else shape.points
-        label = printable(shape.label or "")
-        console.print(f"    {label} {where}  score {shape.score or 0:.2f}", style="dim", markup=False)
-    return answered
+def ask_shipped(tiny: Assistant, seed: int, runtime: Runtime) -> Iterator[Answered]:
+    """Drawings first, where a model that knows them is shipped, then scenes of the toy world."""
+    if is_shipped("drawings"):
+        yield from ask_drawings(Assistant.load("drawings", runtime))
+    yield from ask_fresh(tiny, seed)
 
 
 # === 3: scoring ===
@@ -323,24 +272,3 @@ def one_of_each_kind(scores: Scores, *, right: bool) -> list[Record]:
             chosen[record["group"]] = record
             seen.update(record["images"])
     return list(chosen.values())
-
-
-def enlarged(image: pillow.Image, side: int = 336) -> pillow.Image:
-    """A toy image at a size that a person likes to look at."""
-    return image.resize((side, side), pillow.Resampling.BICUBIC)
-
-
-def with_shapes(image: pillow.Image, shapes: list[Box | Quad]) -> pillow.Image:
-    """The image enlarged with boxes and quads drawn on it."""
-    return draw_boxes(enlarged(image), shapes)
-
-
-def side_by_side(images: list[pillow.Image], gap: int = 8) -> pillow.Image:
-    """Images of equal height in a row."""
-    width = sum(each.width for each in images) + gap * (len(images) - 1)
-    row = pillow.new("RGB", (width, images[0].height), "white")
-    left = 0
-    for each in images:
-        row.paste(each, (left, 0))
-        left += each.width + gap
-    return row

@@ -86,7 +86,7 @@ SPOKEN = {
     "tests/data/drawings/test_scenes.py": ('removeprefix("Picture ")',),
     "qwenvl/data/toy/items.py": ("of the picture is",),
     "qwenvl/data/toy/streams.py": ('Dice("pictures",',),
-    "qwenvl/demo/run.py": ("Which picture has", "the two pictures?"),
+    "qwenvl/demo/asking.py": ("Which picture has", "the two pictures?"),
     "tests/data/test_dialogues.py": ('"picture" in',),
     "tests/data/test_one_rule.py": ('"picture": "blue.png"',),
     "tests/data/toy/test_tasks.py": ("[picture]", "Which picture has", "the two pictures?", "of the picture is"),

@@ -40,7 +40,14 @@ def test_the_recipe_runs_whole_at_toy_length_and_its_model_answers(folder: Path,
     small = ["--stage.documents", "4", "--stage.micro-documents", "4", "--device", "cpu"]
     assert main([*train, *small]) in (0, None)
     stages = sorted(path.parent.name for path in run.glob("*/log.jsonl"))
-    assert stages == ["0a-language", "0b-names", "1-alignment", "2-pretraining", "3-multitask", "4-finetuning"]
+    assert stages == [
+        "0a-language",
+        "0b-names",
+        "1-alignment",
+        "2-pretraining",
+        "3-multitask",
+        "4-finetuning",
+    ]
     for stage in stages:
         lines = [json.loads(line) for line in (run / stage / "log.jsonl").read_text().splitlines()]
         most = 12 if stage not in ("1-alignment", "2-pretraining") else 2 * SHARPNESS  # of cosines

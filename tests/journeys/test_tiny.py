@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 from PIL import Image as pillow
 
 import qwenvl.cli as cli
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint.folder import resolve
+from qwenvl.data.drawings.telling import WHAT
 from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.worlds import scene
+from qwenvl.demo.asking import DRAWINGS, ask_drawings
 from qwenvl.demo.eval_points import TARGETS, EvalPoint, ended, record_rows
 from qwenvl.evaluation.metrics.toy import Count
 from qwenvl.runtime import Runtime
@@ -102,6 +105,16 @@ def test_the_demo_runs_to_its_report(qwenvl: Run, tmp_path: Path) -> None:
     ):
         assert part in page
     assert "http://" not in page and "https://" not in page, "the page is self-contained"
+
+
+def test_the_demo_begins_with_drawings_in_two_languages(tiny: Assistant) -> None:
+    """By a model that comes with the package or not; here by the one that does, which knows nothing of them."""
+    answered = [*ask_drawings(tiny)]
+    assert [each.asked for each in answered] == [WHAT["en"], WHAT["en"], WHAT["zh"], WHAT["zh"]]
+    assert all(np.asarray(each.drawn()).shape == (336, 336, 3) for each in answered)
+    corners = [np.asarray(each.reply.images[-1].source)[0, 0].tolist() for each in answered]
+    assert corners == [[255] * 3] * 4, "on white, as drawings are asked about"
+    assert "CC-BY-4.0" in (DRAWINGS / "ATTRIBUTION.md").read_text()
 
 
 def test_the_record_ends_with_the_scores_on_all_images() -> None:
