@@ -25,10 +25,10 @@ def test_a_drawing_is_talked_about_as_it_is() -> None:
     asked_of: dict[str, set[str]] = {}
     first = 0
     for number in range(200):
-        told = exchanges(cat, {"en": "grinning cat", "zh": "大笑的猫"}, "red", number)
-        assert len(told) == 4 == len({asked for asked, _ in told})
-        first += told[0][1] in ("grinning cat", "大笑的猫")
-        for asked, answer in told:
+        found = exchanges(cat, {"en": "grinning cat", "zh": "大笑的猫"}, "red", number)
+        assert len(found) == 4 == len({asked for asked, _ in found})
+        first += found[0][1] in ("grinning cat", "大笑的猫")
+        for asked, answer in found:
             asked_of.setdefault(answer, set()).add(asked)
     assert asked_of["grinning cat"] == {"What is this?"} and asked_of["大笑的猫"] == {"这是什么？"}
     assert asked_of["red"] == {"What color is it?"} and asked_of["红色"] == {"它是什么颜色？"}
