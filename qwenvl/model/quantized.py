@@ -4,7 +4,7 @@ What a layer computes is said by `integers.Integers`; how, by the first way in `
 machine (docs/EXPERIMENTS.md has the figures):
 
     Digits    8 bits times two digits of 8 bits of each activation, summed exactly in int32 (oneDNN): weights are read
-              once, activations keep 15 bits, and a row has the same bits beside any others
+              once, activations keep 16 bits, and a row has the same bits beside any others
     Nibbles   4 bits by torch's kernel, in bfloat16; many rows multiply weights dequantised a few at a time
     Borrowed  nf4 by the kernel of bitsandbytes, where it is installed (`model.borrowed`)
     Plain     the formula: any device, any precision; and what the others are held to
@@ -12,7 +12,7 @@ machine (docs/EXPERIMENTS.md has the figures):
 A product that saturates without a word (oneDNN without VNNI) fails its trial, which asks for the largest sums.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,6 +35,15 @@ ROWS = 256
 
 PIECE = 32
 """Rows cut into digits at a time, and their sums put together: in the processor's cache."""
+
+FEW = 4
+"""Rows of digits that oneDNN multiplies in less time than two: what is filled up is not read."""
+
+STEPS = 2**15 - 1 - 128
+"""Of activations on either side of 0: two digits, each within 128, make no larger number on both."""
+
+MIDDLE = 2**15 + 128.5
+"""What 0 is as an unsigned number of two bytes, 128 each, and a half to round by."""
 
 
 @runtime_checkable
@@ -71,7 +80,7 @@ class Plain:
 
 
 class Digits:
-    """8 bits: each activation is two digits of 8 bits, of its row's largest and of what that leaves."""
+    """8 bits: each activation is a number of 16 bits, 256 times its high byte plus its low one."""
 
     def __init__(self, integers: Integers) -> None:
         if integers.kind != "int8" or integers.zeros is not None or integers.scales.shape[1] != 1:
@@ -89,31 +98,35 @@ class Digits:
         """Rows times the matrix, the sums exact."""
         if len(rows) > ROWS:
             return torch.cat([self.product(few) for few in rows.split(ROWS)])
-        pieces = [_digits(few) for few in rows.split(PIECE)]
-        digits = pieces[0][0] if len(pieces) == 1 else torch.cat([each for each, _ in pieces], dim=1)
+        count, width = rows.shape
+        digits, steps = torch.empty(max(FEW, 2 * count), width, dtype=torch.uint8), []
+        for few, low, high in _pieces(rows, digits[:count], digits[count : 2 * count]):
+            steps.append(_cut(few, low, high))
         sums = torch.ops.onednn.qlinear_pointwise.default(
-            digits.flatten(0, 1), 1.0, 128, self.packed, self.scales, self.none,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        halves = (half.split(PIECE) for half in sums.chunk(2))
-        products = [
-            large.add_(small, alpha=1 / 254).mul_(unit).to(rows.dtype)
-            for large, small, (_, unit) in zip(*halves, pieces, strict=True)
-        ]
-        return products[0] if len(products) == 1 else torch.cat(products)
+            digits, 1.0, 128, self.packed, self.scales, self.none, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        product = rows.new_empty(count, len(self.scales))
+        pieces = _pieces(product, sums[:count], sums[count : 2 * count])
+        for (few, low, high), step in zip(pieces, steps, strict=True):
+            few.copy_(low.add_(high, alpha=256).mul_(step))
+        return product
 
 
-def _digits(
-    rows: Float[Tensor, "rows width"],
-) -> tuple[UInt8[Tensor, "2 rows width"], Float[Tensor, "rows 1"]]:
-    """The two digits of each activation, 128 for nothing, and the unit of each row."""
-    unit = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True, dtype=torch.float32)
-    unit = unit.div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-    scaled, digits = rows / unit, torch.empty(2, *rows.shape)
-    torch.round(scaled, out=digits[0])
-    torch.sub(scaled, digits[0], out=digits[1])
-    digits[1].mul_(254).round_()  # half a unit to either side, in steps of a 254th
-    return digits.add_(128).to(torch.uint8), unit
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(each.split(PIECE) for each in tensors), strict=True)
+
+
+def _cut(
+    rows: Float[Tensor, "rows width"], low: UInt8[Tensor, "rows width"], high: UInt8[Tensor, "rows width"]
+) -> Float[Tensor, "rows 1"]:
+    """Writes the two bytes of each activation, 128 for nothing; gives the step of each row."""
+    largest = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True, dtype=torch.float32)
+    step = largest.div_(STEPS).clamp_min_(torch.finfo(torch.float32).tiny)
+    # What is added makes a whole number of the nearest one below, and of two bytes in a row a number in two digits.
+    whole = (rows * (1 / step)).add_(MIDDLE).to(torch.uint16).view(torch.uint8)
+    low.copy_(whole[:, ::2])
+    high.copy_(whole[:, 1::2])
+    return step
 
 
 class Nibbles:
@@ -232,7 +245,7 @@ def _fails(way: Any, kind: Kind, out: int, width: int, group: int, shifted: bool
 
 
 def _allowed(kind: Kind) -> float:
-    """Of a row's norm: activations in 15 bits, or rows, scales and products in bfloat16."""
+    """Of a row's norm: activations in 16 bits, or rows, scales and products in bfloat16."""
     return 2e-4 if kind == "int8" else 1e-2
 
 

@@ -26,7 +26,7 @@ from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.generate import engine
 from qwenvl.model.borrowed import Borrowed
 from qwenvl.model.integers import FORMATS, Kind
-from qwenvl.model.quantized import Digits, Nibbles, quantized_in
+from qwenvl.model.quantized import STEPS, Digits, Nibbles, quantized_in
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parity import answers
 from qwenvl.parity.certificate import Result
@@ -44,10 +44,9 @@ KINDS = ("generate", "generate_batch")
 
 
 def _two_digits(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-    """Of 8 bits each: of the row's largest, and of what the first leaves."""
-    step = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    first = (rows / step).round() * step
-    return first + ((rows - first) * (254 / step)).round() * (step / 254)
+    """Whole steps, of which two digits of 8 bits tell as many as `STEPS` on either side."""
+    step = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / STEPS
+    return (rows / step).round() * step
 
 
 def _bfloat16(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
