@@ -15,7 +15,7 @@ DOORS: Mapping[str, str] = {
 }
 """Program -> module with `opened(folder)`, a `qwenvl.parity.through.Door`."""
 
-Through = Literal["transformers", "vllm", "int8", "int4"]
+Through = Literal["transformers", "vllm", "int8", "int4", "nf4"]
 
 
 def parity(
@@ -39,7 +39,7 @@ def parity(
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
         through: Ask another program that serves the models, transformers or vllm, for their recorded answers: ids and
-            log-probabilities. Or int8, int4: round the models as `qwenvl quantize` does, and hold their
+            log-probabilities. Or int8, int4, nf4: round the models as `qwenvl quantize` does, and hold their
             logits to those of the weights that the integers mean.
     """
     if not paths:
@@ -52,7 +52,7 @@ def parity(
 
 def _judge(program: Through, device: str) -> Any:
     """Raises ValueError where the program is not installed, and for a device: the program has its own."""
-    if program == "int8" or program == "int4":
+    if program == "int8" or program == "int4" or program == "nf4":
         from qwenvl.parity import integers
 
         return partial(integers.certify, kind=program)

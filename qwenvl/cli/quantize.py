@@ -23,9 +23,9 @@ def quantize(
 
     One matrix is in memory at a time. int8 has one scale a row and is stored as compressed-tensors does
     (`int-quantized`); int4 has one scale for 128 weights (64 or 32 where rows do not divide) and is stored as
-    Qwen-VL-Chat-Int4 is (GPTQ); nf4 has 16 uneven levels and one scale for 64 weights, and is stored as
-    bitsandbytes does. The folder has the official form where the model has one. Adapters are trained on it by
-    `qwenvl finetune --lora`.
+    Qwen-VL-Chat-Int4 is (GPTQ); nf4 has 16 uneven levels and one scale for 64 weights (32 where rows do not divide),
+    and is stored as bitsandbytes does. The folder has the official form where the model has one. Adapters are trained
+    on it by `qwenvl finetune --lora`.
 
     Args:
         checkpoint: A model folder (ours or official), a hub id, or `tiny`.

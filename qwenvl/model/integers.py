@@ -43,7 +43,7 @@ NORMAL = (
 FORMATS: Mapping[Kind, Format] = {
     "int8": Format(dtype=torch.int8),
     "int4": Format(dtype=torch.uint8, zero=8, groups=(128, 64, 32)),  # 128 as in Qwen-VL-Chat-Int4
-    "nf4": Format(dtype=torch.uint8, groups=(64,), numbers=NORMAL),  # as bitsandbytes has it
+    "nf4": Format(dtype=torch.uint8, groups=(64, 32), numbers=NORMAL),  # as bitsandbytes has it
 }
 
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint import nf4
 from qwenvl.checkpoint.quantize import Plan, quantize
-from qwenvl.cli import main
 from qwenvl.model.integers import NORMAL
 from qwenvl.model.quantized import quantized_in
 from qwenvl.runtime import Runtime
@@ -131,9 +130,14 @@ def test_another_method(copy: Path, said: dict[str, Any], expected: str) -> None
         checkpoint.load(copy, CPU)
 
 
-def test_rows_that_are_no_whole_blocks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_narrow_rows_have_smaller_blocks_and_bitsandbytes_reads_them(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "models" / "tiny_q4"
-    assert main(["quantize", str(golden), "--to", "nf4", "--out", str(tmp_path / "never")]) == 2
-    message = capsys.readouterr().err
-    assert "weights cannot be cut into groups of 64; choose int8 for this model" in message
-    assert not (tmp_path / "never").exists()
+    quantize(golden, tmp_path / "small", Plan(to="nf4"))
+    layer, tensors = "transformer.h.1.mlp.c_proj", load_file(tmp_path / "small" / "model.safetensors")
+    parts = {name.removeprefix(f"{layer}."): each for name, each in tensors.items() if layer in name}
+    assert json.loads(bytes(parts[nf4.STATE].tolist()))["blocksize"] == 32
+    functional = pytest.importorskip("bitsandbytes.functional")
+    own = {name.removeprefix("weight."): each for name, each in parts.items() if name != "weight"}
+    state = functional.QuantState.from_dict(own, torch.device("cpu"))
+    ours = checkpoint.load(tmp_path / "small", CPU).state_dict()[f"{LAYER}.weight"]
+    assert torch.equal(ours.bfloat16(), functional.dequantize_4bit(parts["weight"], state))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qwenvl.chat import Assistant
 from qwenvl.checkpoint import folder as checkpoint
-from qwenvl.checkpoint import names, placing
+from qwenvl.checkpoint import names, placing, writing
 from qwenvl.checkpoint.converting import convert
 from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.checkpoint.weights import stored_tensors
@@ -56,6 +56,18 @@ def test_the_language_models_matrices_are_the_nearest_integers_and_the_rest_is_k
             assert torch.equal(tensor, integers.dequantised()), name
         else:
             assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
+def test_over_several_files_they_are_the_same_integers(official, tmp_path, monkeypatch, kind):
+    quantize(official, tmp_path / "one", Plan(to=kind, vision=True, head=True))
+    monkeypatch.setattr(writing, "SHARD_BYTES", 40_000)  # the parts of a layer lie in different files
+    quantize(official, tmp_path / "many", Plan(to=kind, vision=True, head=True))
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 4
+    one, many = (stored_tensors(tmp_path / name) for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(each.read(), many[name].read()) for name, each in one.items())
+    assert quantized_in(checkpoint.load(tmp_path / "many", CPU)).keys() >= {"llm.blocks.0.mlp.up"}
 
 
 def test_4_bits_are_the_official_layout(official, tmp_path):

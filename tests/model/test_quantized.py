@@ -229,10 +229,13 @@ def test_the_size_of_groups():
     assert (
         group_for("int4", {96}) == 32 and group_for("nf4", {4096, 192}) == 64 and group_for("int8", {7}) == 0
     )
+    assert group_for("nf4", {96, 128}) == 32
     with pytest.raises(
         ValueError, match=r"rows of \[48\] weights cannot be cut into groups of 32; choose int8"
     ):
         group_for("int4", {48})
+    with pytest.raises(ValueError, match="cannot be cut into groups of 32; choose int8"):
+        group_for("nf4", {48})
 
 
 def test_a_frozen_layer_is_found_among_plain_ones():

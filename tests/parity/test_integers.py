@@ -20,7 +20,7 @@ def statuses(kind: Any) -> dict[str, str]:
     return {each.case.split()[-1]: each.status for each in integers.certify(FOLDER, kind)}
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_every_recorded_model_is_judged(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(FOLDER), "--through", kind, "--json"]) == 0
     *cases, counts = map(json.loads, capsys.readouterr().out.splitlines())

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.cli import main
 from qwenvl.data.conversations import read_conversations
 from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.model.integers import Kind
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import verify
@@ -126,9 +126,9 @@ def test_qlora(
     assert changed(tmp_path / "out" / "model")
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_adapters_learn_on_integers(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: Literal["int8", "int4"]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: Kind
 ) -> None:
     """A quantised checkpoint: gradients pass through its integers, which stay; merged, it is a plain model."""
     pytest.importorskip("peft")
