@@ -73,7 +73,7 @@ def check(
             made = sample_read.example(tokenizer, queries)
             faults += _length_faults(made, tokenizer, sequence_length)
         except Unusable as reason:
-            faults.append((reason.kind, reason.detail))
+            faults.append((reason.kind, reason.detail or reason.kind))
         if not faults:
             usable.append(sample_read)
             lengths.append(len(made))

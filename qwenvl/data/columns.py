@@ -4,6 +4,7 @@ tar         key.jpg, key.json, key.txt; where there is none of those, the one th
 row, line   columns by the names that collectors give them; an image as bytes, as {bytes, path}, or by its path
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +65,15 @@ def image_of(value: Any) -> bytes | str | None:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return value if isinstance(value, bytes | str) and value else None
+
+
+def text_of(value: Any) -> str | None:
+    """What a person wrote into a cell: a text, or a finite number as its digits; None for what is neither."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else str(value)
 
 
 def is_empty(value: Any) -> bool:

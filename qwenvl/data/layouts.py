@@ -22,7 +22,15 @@ from typing import Any, cast, get_args
 
 from qwenvl.data.clean.characters import HAN
 from qwenvl.data.clean.pairs import Source, pairs_of
-from qwenvl.data.columns import IMAGE_COLUMNS, IMAGES_COLUMNS, MAGIC, TEXT_COLUMNS, TEXTS_COLUMNS, is_empty
+from qwenvl.data.columns import (
+    IMAGE_COLUMNS,
+    IMAGES_COLUMNS,
+    MAGIC,
+    TEXT_COLUMNS,
+    TEXTS_COLUMNS,
+    is_empty,
+    text_of,
+)
 from qwenvl.data.faults import Unusable, foreign_marks
 from qwenvl.data.formats import IGNORE, Example, example
 from qwenvl.data.lookup import BASE64_IMAGE, Lookup, names_in
@@ -184,12 +192,7 @@ def accepted_answers(sample: Sample, found: TrainingSample) -> tuple[str, ...]:
 def _said(answers: list[Any]) -> list[str]:
     """What people answered: texts, numbers as their digits; what is neither is no answer."""
     given = (each.get("answer") if isinstance(each, dict) else each for each in answers)
-    return [text for each in given if (text := _as_text(each))]
-
-
-def _as_text(value: Any) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if number or isinstance(value, str) else None
+    return [text for each in given if (text := text_of(each))]
 
 
 def _record(columns: dict[str, Any], sample: Sample, epoch: int) -> tuple[Record, str, list[str]]:
@@ -244,7 +247,7 @@ def _question(columns: dict[str, Any], offered: list[str]) -> Question | Dialogu
         answer = columns.pop(name, answer)
     if isinstance(answer, list):  # as people gave it: the most frequent (Appendix A.2)
         answer = next((said for said, _ in Counter(_said(answer)).most_common(1)), None)
-    answer = _as_text(answer)
+    answer = text_of(answer)
     if not isinstance(asked, str) or answer is None:
         raise Unusable("form", "the question or the answer is no text.")
     if fault := foreign_marks(asked, "user"):

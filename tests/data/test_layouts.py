@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": "red.png", "conversations": [{"from": "human", "value": "Picture 2: <image>"}, GPT]}, "image numbers"),
     ({"instruction": "Add", "input": ["1", "2"], "output": "3"}, "form"),
     ({"image": "red.png", "question": "Colour?", "answers": [{"text": "red"}, ["red"], True]}, "form"),
+    ({"image": "red.png", "question": "How many?", "answer": math.nan}, "form"),
+    ({"question": math.inf, "answer": "2"}, "form"),
+    ({"image": "red.png", "caption": math.nan}, "empty caption"),
+    ({"kind": "referring", "image": "red.png", "phrase": "it", "boxes": [[math.nan, 1, 2, 3]]}, "broken record"),
     ({"query": "Where is the cat</ref>?", "response": "there"}, "broken markup"),
     ({"query": "Where?", "response": "<ref>a <ref>cat</ref><box>(1,2),(3,4)</box>"}, "broken markup"),
     ({"query": "Where?", "response": "<ref>a cat<box>(1,2),(3,4)</box></ref>"}, "broken markup"),
@@ -185,7 +190,7 @@ def test_f60_f101_what_is_there_and_not_used_is_found(
 
 def test_what_people_answered_is_learned_and_nothing_else(folder: Path) -> None:
     """Numbers are their digits; what is no answer never wins by being the most frequent."""
-    given = [None, None, {"answer": 2}, True, True, ["x"], {"text": "y"}]
+    given = [None, None, {"answer": 2}, True, True, ["x"], {"text": "y"}, math.nan, math.nan, math.inf]
     (folder / "a.json").write_text(json.dumps([{"image": "red.png", "question": "?", "answers": given}]))
     (found,) = read_conversations(folder / "a.json")
     assert isinstance(found.record, Question) and found.record.answer == "2"

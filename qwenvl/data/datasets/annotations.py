@@ -17,6 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from qwenvl.data.boxes import parse_xml
+from qwenvl.data.columns import text_of
 from qwenvl.files import read_limited
 from qwenvl.parsing import MAX_FILE, Damaged, json_lines, parse_json
 
@@ -233,10 +234,10 @@ def field(record: Any, name: str, where: object) -> Any:
 
 def words(record: Any, name: str, where: object) -> str:
     """A field that must be there and hold text, stripped; a number is taken as its digits. Raises BadEntry."""
-    value = field(record, name, where)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    text = text_of(value := field(record, name, where))
+    if text is None:
         raise BadEntry(f"{name} is no text", f"{where} has {str(value)[:60]!r} as {name!r}; expected a text.")
-    return str(value).strip()
+    return text.strip()
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -244,10 +245,10 @@ def texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     many = value if isinstance(value, list | tuple) else [value]
-    found = [one.get("answer") if isinstance(one, Mapping) else one for one in many]
-    if any(isinstance(one, Mapping | list) or one is None for one in found):
+    found = [text_of(one.get("answer") if isinstance(one, Mapping) else one) for one in many]
+    if None in found:
         raise BadEntry("answer is no text", f"{str(value)[:80]!r} are the answers; expected texts.")
-    return tuple(map(str, found))
+    return tuple(text for text in found if text is not None)
 
 
 def identity(value: Any, what: str = "id") -> str:

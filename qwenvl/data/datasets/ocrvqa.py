@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qwenvl.data.columns import text_of
 from qwenvl.data.datasets import released
 from qwenvl.data.datasets.annotations import BadEntry, by_name, field, is_lines, load_json
 from qwenvl.data.datasets.entries import Found, one_by_one, question
@@ -27,7 +28,8 @@ def _book(source: Source, name: str, book: Any) -> Iterator[Sample]:
     ending = Path(str(book.get("imageURL") or "")).suffix or ".jpg"
     image = source.image(*dict.fromkeys((f"{name}{ending}", f"{name}.jpg", f"{name}.png", f"{name}.gif")))
     for number, (text, answer) in enumerate(zip(asked, said, strict=True)):
-        yield Sample(id=f"{name}-{number}", images=(image,), text=str(text), answers=(str(answer),))
+        words, reply = text_of(text) or "", text_of(answer) or ""
+        yield Sample(id=f"{name}-{number}", images=(image,), text=words, answers=(reply,))
 
 
 def records(files: Sequence[Path], images: Path) -> Found:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from qwenvl.data.columns import text_of
 from qwenvl.data.datasets.annotations import BadEntry
 from qwenvl.data.datasets.images import ImageFolder
 from qwenvl.data.stream.samples import Located
@@ -157,11 +158,13 @@ def letter_of(number: object, where: object) -> str:
 
 def options_of(value: object, where: object) -> tuple[str, ...]:
     """A list of options as texts, empty where there is none. Raises BadEntry."""
-    if not isinstance(value, list) or any(isinstance(one, list | Mapping) for one in value):
+    given = value if isinstance(value, list) else [value]
+    found = [text_of("" if one is None else one) for one in given]
+    if given is not value or None in found:
         raise BadEntry(
             "no options", f"{where} has the options {str(value)[:80]!r}; expected a list of texts."
         )
-    return tuple("" if one is None else str(one) for one in value)
+    return tuple(text for text in found if text is not None)
 
 
 def decoded(text: str, where: str) -> bytes:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwenvl.data.columns import text_of
 from qwenvl.data.datasets import released
 from qwenvl.data.datasets.annotations import (
     BadEntry,
@@ -37,7 +38,7 @@ def most_confident(answers: Sequence[Mapping[str, Any]]) -> str | None:
     Of the answers given with the highest confidence that anybody had (yes before maybe before no) the most frequent;
     the paper leaves ties open: among equals the one that more people gave at all, then the one given first.
     """
-    said = [str(each.get("answer", "")).strip() for each in answers]
+    said = [(text_of(each.get("answer")) or "").strip() for each in answers]
     sure = [_CONFIDENCE.get(str(each.get("answer_confidence", "no")), 0) for each in answers]
     candidates = [(word, level) for word, level in zip(said, sure, strict=True) if word]
     if not candidates:

@@ -1,6 +1,7 @@
 """Each entry is good or bad by itself and counted; a command of which nothing was usable fails and says why."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -407,10 +408,13 @@ def test_f73_questions_one_by_one() -> None:
         "7": {"imageId": "a", "question": "Seven?", "answer": 7},
         "8": {"imageId": "a", "question": "?", "answer": {"a": 1}},
         "9": {"imageId": "../a", "question": "?", "answer": "x"},
+        "10": {"imageId": "a", "question": "?", "answer": math.nan},
+        "11": {"imageId": "a", "question": math.inf, "answer": "x"},
     }  # fmt: skip
     assert found("gqa", save("q.json", rows)) == [
         "What?", "- no answer", "- missing image", "- no field 'imageId'", "- no field 'imageId'",
         "- question is no text", "Seven?", "- answer is no text", "- image outside its folder",
+        "- answer is no text", "- question is no text",
     ]  # fmt: skip
 
 
