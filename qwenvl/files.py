@@ -44,13 +44,17 @@ _UNSAFE = re.compile(
 def atomic(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete; after an exception or a kill it does not.
 
-    The unfinished file lies beside it under a name of its own, `.NAME.RANDOM.tmp`, so that two writers never share
-    one; `owned` removes those that a kill left. Raises OSError that names `path`, ValueError where a pipe, a device
-    or a folder has the name already.
+    The unfinished file lies beside it under a name of its own, `.NAME.RANDOM.tmp`, locked while its writer lives, so
+    that two writers never share one; `owned` removes those that a kill left, and `clear_dead` where nobody owns the
+    folder. Raises OSError that names `path`, ValueError where a pipe, a device or a folder has the name already.
     """
     if (kind := _kind(path)) not in (None, "file"):
         raise ValueError(f"{path} is a {kind}, where a file is to be written; name another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with made(path.parent):
+        yield from _written(path, durable=durable)
+
+
+def _written(path: Path, *, durable: bool) -> Iterator[IO[bytes]]:
     start = path.name.encode("utf-8", "surrogateescape")[:LONGEST_NAME].decode("utf-8", "ignore")
     unfinished = path.with_name(f".{start}.{secrets.token_hex(6)}.tmp")
     file = io.BufferedWriter(_Named(unfinished, path))
@@ -75,6 +79,8 @@ class _Named(io.FileIO):
     def __init__(self, unfinished: Path, path: Path) -> None:
         try:
             super().__init__(unfinished, "x")
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self.fileno(), fcntl.LOCK_EX)
         except OSError as error:
             error.filename = str(path)
             raise
@@ -94,16 +100,38 @@ def _give_up(file: IO[bytes]) -> None:
 
 
 @contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """`folder` and those above it, made where they are missing; those that are still empty at the end go again."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for each in new:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                each.rmdir()
+
+
+@contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """This process is the one that writes into `folder`, which is made; files that a killed one left are removed.
+    """This process is the one that writes into `folder`, which is `made`; files that a killed one left are removed.
 
     The lock ends with the process, however it ends. Raises ValueError that names the owner where there is one.
     On a file system without locks nobody is kept out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with made(folder), _held(folder):
+        yield
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
     lock = folder / LOCK
     while True:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        folder.mkdir(parents=True, exist_ok=True)  # its last owner removes an empty one
+        try:
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue
         try:
             _lock(file, folder)
             if _same(file, lock):
@@ -166,16 +194,26 @@ def _same(file: int, path: Path) -> bool:
         return False
 
 
-def clear_unfinished(folder: Path, of: str = "") -> int:
-    """Removes what killed calls of `atomic` left in a folder and below it, and returns how many; for its owner.
+def clear_dead(path: Path) -> None:
+    """Removes what killed calls of `atomic` left beside `path` of it, or of a file whose name begins with its name.
 
-    With `of` only what was to become a file of this name: for whoever owns no more than that.
+    What a living process still writes is locked, and stays.
     """
+    with contextlib.suppress(OSError):
+        found = [name for name in os.listdir(path.parent) if _UNFINISHED.fullmatch(name)]
+        for left in (path.with_name(name) for name in found if name.startswith(f".{path.name}")):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+
+
+def clear_unfinished(folder: Path) -> int:
+    """Removes what killed calls of `atomic` left in a folder and below it, and returns how many; for its owner."""
     found = [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
         for name in names
-        if _UNFINISHED.fullmatch(name) and (not of or name.startswith(f".{of}."))
+        if _UNFINISHED.fullmatch(name)
     ]
     for path in found:
         path.unlink(missing_ok=True)

@@ -96,8 +96,11 @@ def test_f93_a_folder_has_one_owner(tmp_path: Path) -> None:
     ):
         pytest.fail("two owners")
     with owned(tmp_path / "out"):
+        (tmp_path / "out/a").touch()
+    assert os.listdir(tmp_path / "out") == ["a"]
+    with owned(tmp_path / "new/out"):
         pass
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "new").exists()  # nothing was written
 
 
 @pytest.mark.parametrize(

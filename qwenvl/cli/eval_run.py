@@ -261,7 +261,6 @@ def ask_part(job: "Job", part: str) -> int:
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise ValueError(f"--part is {part!r}; expected K/N with K from 0 to N - 1, such as 0/4.")
     _require_own_folder(job)
-    job.out.mkdir(parents=True, exist_ok=True)
     work(job, plan(job, samples_of(job)), int(number), int(parts))
     print(f"part {part} is in {job.out}; when all are, the same command without --part scores them")
     return 0

@@ -124,12 +124,11 @@ def _run(
     from qwenvl.train.finetune import finetune as run
     from qwenvl.train.parallelize import ParallelConfig
 
-    with launcher.joined(processes):
+    with launcher.joined(processes), distributed.owning(out):
         job, report = distributed.on_rank0(lambda: prepare(launcher.joining(processes)))
         if job is None or report is None:
             return 1
-        with distributed.owning(out):
-            facts = run(job, processes=processes, parallel=ParallelConfig(shard=shard))
+        facts = run(job, processes=processes, parallel=ParallelConfig(shard=shard))
         if distributed.rank() == 0:
             _tell(job, report, facts, json)
     return 0

@@ -20,6 +20,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from qwenvl.files import clear_dead
+
 WIDEST = 100
 """Columns of help text at most: longer lines are hard to read even where they fit."""
 
@@ -40,7 +42,7 @@ def bind(name: str, args: list[str]) -> Callable[[], int]:
             _require_sound(positional, options, inspect.signature(function))
             return function(*positional, **options)
 
-        return lambda: _writing(options.get("out"), run) or 0
+        return lambda: _writing(*_output(positional, options, inspect.signature(function)), run) or 0
 
     signature = _as_shown(inspect.signature(function))
     del record.__wrapped__  # or tyro would look through to the bare signature
@@ -128,9 +130,9 @@ def _require_sound(
     out, images = options.get("out"), options.get("images")
     named = [*positional, *(value for name, value in options.items() if name != "out")]
     inputs = [each for value in named for each in (value if isinstance(value, tuple | list) else [value])]
-    for name, value in options.items():
-        if isinstance(value, int) and abs(value) > sys.maxsize:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at most {sys.maxsize}.")
+    for name, value in _numbers(options, signature):
+        if abs(value) > sys.maxsize:
+            raise ValueError(f"{name} is {value}; expected at most {sys.maxsize}.")
     if isinstance(out, Path) and out.is_file():
         for each in inputs:
             if isinstance(each, str | Path) and _is_same(Path(each), out):
@@ -142,6 +144,20 @@ def _require_sound(
         raise ValueError(f"--images {images} is no folder; name the one that holds the images.")
 
 
+def _numbers(options: Mapping[str, Any], signature: inspect.Signature) -> Iterator[tuple[str, int]]:
+    """Whole numbers that were given, by the options that a person types: those of a dataclass too."""
+    for name, value in options.items():
+        if not dataclasses.is_dataclass(value):
+            fields = {"": value}
+        else:
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        marks = _unmarked(signature.parameters[name].annotation)[1]
+        start = "" if "" in [getattr(mark, "name", None) for mark in marks] else name
+        for field, each in fields.items():
+            if isinstance(each, int):
+                yield "--" + ".".join(filter(None, (start, field))).replace("_", "-"), each
+
+
 def _is_same(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
@@ -149,14 +165,28 @@ def _is_same(path: Path, other: Path) -> bool:
         return False
 
 
-def _writing(out: object, run: Callable[[], int | None]) -> int | None:
-    """Run a command; that its output cannot be written is told with the option that names another place."""
+def _output(
+    positional: Sequence[Any], options: Mapping[str, Any], signature: inspect.Signature
+) -> tuple[str, object]:
+    """How a command names its output, and where that is: `--out`, or the argument DST or TARGET."""
+    named = dict(zip(signature.parameters, positional, strict=False))
+    found = next(((name.upper(), named[name]) for name in ("dst", "target") if name in named), None)
+    return found or ("--out", options.get("out"))
+
+
+def _writing(name: str, out: object, run: Callable[[], int | None]) -> int | None:
+    """Run a command; that its output cannot be written is told with the option that names another place.
+
+    What a run that was killed left of the same file goes first.
+    """
+    if isinstance(out, Path) and not out.is_dir():
+        clear_dead(out)
     try:
         return run()
     except OSError as error:
         if isinstance(error, FileExistsError | NotADirectoryError) and error.filename == str(out):
             raise ValueError(
-                f"--out {out} is a file, where a folder is to be written; name another."
+                f"{name} {out} is a file, where a folder is to be written; name another."
             ) from None
         if not isinstance(out, Path) or error.errno not in (EACCES, EPERM, EROFS) or error.filename is None:
             raise
@@ -165,7 +195,7 @@ def _writing(out: object, run: Callable[[], int | None]) -> int | None:
             raise
         reason = str(error.strerror).lower()
         raise ValueError(
-            f"cannot write to {out} ({reason}: {error.filename}); name another place with --out."
+            f"cannot write to {out} ({reason}: {error.filename}); name another place with {name}."
         ) from None
 
 

@@ -64,14 +64,15 @@ def write(
     lengths = Lengths(ruler)
     measured = lengths.measure(_under_a_bar(islice(pages, total), total))
     counts = write_pages(measured, out, tar=format == "tar", per_shard=per_shard, first_shard=first_shard)
-    write_statistics(out, counts, lengths.counts(), first_shard)
+    if counts["kept"]:
+        write_statistics(out, counts, lengths.counts(), first_shard)
     if json:
         print(printable_json({"out": str(out), **counts, "tokens": lengths.counts()}))
     else:
-        print(f"{funnel(counts)}\n{printable(out)}")
+        print(f"{funnel(counts)}\n{printable(out)}" if counts["kept"] else funnel(counts))
     if not counts["kept"]:
         raise ValueError(
-            f"none of {counts['read']} pages was kept; see the reasons above. There is nothing to learn in {out}."
+            f"none of {counts['read']} pages was kept; see the reasons above. Nothing was written."
         )
     print(lengths.report(), file=sys.stderr)
 

@@ -53,7 +53,7 @@ def read_conversations(source: Path, root: Path | None = None) -> list[TrainingS
             found.append(read(sample, strict=False))
         except Unusable as reason:
             raise ValueError(
-                f"{where}: {reason} Run `qwenvl data check {source}` to see all of them."
+                f"{where}: {str(reason).rstrip('.')}. Run `qwenvl data check {source}` to see all of them."
             ) from None
     if not found:
         raise ValueError(f"{source} holds no sample; expected a list of dialogues, or a sample a line.")

@@ -195,7 +195,9 @@ def dialogue_of(response: dict[str, Any], image: Image, key: str) -> Dialogue | 
     try:
         written = response["choices"][0]["message"]["content"]
         listed = parse_json(written[written.index("[") : written.rindex("]") + 1], "the reply")
-        pairs = [((text_of(q["question"]) or "").strip(), (text_of(q["answer"]) or "").strip()) for q in listed]
+        pairs = [
+            ((text_of(q["question"]) or "").strip(), (text_of(q["answer"]) or "").strip()) for q in listed
+        ]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         return Skipped(key=key, kind="reply not in form", detail=str(error)[:200], source="self-instruction")
     if not pairs or not all(question and answer for question, answer in pairs):

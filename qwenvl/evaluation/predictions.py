@@ -46,6 +46,7 @@ def appending(path: Path) -> Iterator[BufferedRandom]:
     """The file, open at the end of its last whole line. Raises ValueError while another process writes it."""
     import fcntl
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with path.open("r+b") as file:
         try:

@@ -155,7 +155,6 @@ def run(job: Job, *, processes: int = 1, report: Report | None = None) -> list[P
 
     Raises ValueError before any work for files that cannot be read, and for a process that died.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
     samples = samples_of(job)
     questions = plan(job, samples)
     if processes == 1:
@@ -177,8 +176,9 @@ def work(
     todo = list({p.key: p for p in mine if p.key not in known}.values())
     if not todo:
         return
+    asker = _asker(job)  # before anything is written: a checkpoint that cannot be read leaves no trace
     with appending(job.out / f"predictions-{part}-of-{parts}.jsonl") as file:
-        for answered in answers(_asker(job), row, todo, job.batch):
+        for answered in answers(asker, row, todo, job.batch):
             append(file, answered.predictions)
             said = {answer.key: read(row, answer) for answer in answered.predictions}
             for name, reason in answered.refused:

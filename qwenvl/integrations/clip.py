@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,14 @@ from qwenvl.images import normalise, open_image
 
 
 def scorer_of(checkpoint: str, device: str = "auto") -> ScorerFactory:
-    """What makes the scorer where it is needed: `checkpoint` is a folder or a hub id, loaded by whoever scores."""
+    """What makes the scorer where it is needed: `checkpoint` is a folder or a hub id, loaded by whoever scores.
+
+    Raises ValueError for what is neither.
+    """
+    if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:
+        raise ValueError(
+            f"--clip {checkpoint} is no folder; give one, or a hub id such as openai/clip-vit-large-patch14."
+        )
     return partial(load_scorer, checkpoint, device)
 
 
@@ -34,7 +42,8 @@ def load_scorer(checkpoint: str, device: str = "auto") -> Scorer:
         model = AutoModel.from_pretrained(checkpoint).eval()
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no CLIP model could be loaded from {checkpoint!r} ({error}).") from None
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"no CLIP model could be loaded from {checkpoint!r} ({reason}).") from None
     if not hasattr(model, "get_image_features"):
         raise ValueError(
             f"{checkpoint!r} is a {type(model).__name__}, not a CLIP: it has no get_image_features."

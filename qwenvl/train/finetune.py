@@ -33,7 +33,7 @@ from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
-from qwenvl.train.log import read_log
+from qwenvl.train.log import LOG, has_begun, read_log, traceless
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token, next_token_of
 from qwenvl.train.parallelize import ParallelConfig, gathered, require_shares, whole
@@ -200,11 +200,12 @@ def finetune(
     require_shares(job.stage, parallel, launcher.joining(processes))
     if job.adaptation is not None and parallel.tensor > 1:
         raise ValueError("adapters are not cut by tensor parallelism; set tensor = 1.")
-    distributed.on_rank0(lambda: _remember(job))
     found = "model" if job.adaptation is None else "adapter"
-    if not distributed.on_rank0(lambda: (job.out / "model").exists() or (job.out / found).exists()):
-        with hearing():
-            launcher.run(processes, _train, job, parallel)
+    with traceless(job.out):
+        distributed.on_rank0(lambda: _remember(job))
+        if not distributed.on_rank0(lambda: (job.out / "model").exists() or (job.out / found).exists()):
+            with hearing():
+                launcher.run(processes, _train, job, parallel)
     if distributed.rank():
         return {}
     if not (job.out / "model").exists():
@@ -258,9 +259,8 @@ def _remember(job: Finetuning) -> None:
     }
     text = json.dumps(said, indent=2) + "\n"
     file = job.out / "finetune.json"
-    if file.exists() and file.read_text() != text:
+    if has_begun(job.out) and file.exists() and file.read_text() != text:
         raise ValueError(f"{job.out} holds a run with other settings or data ({file}); give another --out.")
-    job.out.mkdir(parents=True, exist_ok=True)
     with atomic(file) as out:
         out.write(text.encode())
 
@@ -278,7 +278,9 @@ def require_gradients(
     shown = example_of(probe, tokenizer, model.config.adapter.queries)
     objective = next_token_of(model, tokenizer, stage, lambda _: shown)
     with torch.autocast(model.llm.embed.weight.device.type, torch.bfloat16, enabled=stage.bfloat16):
-        objective.loss(objective.batch([0])).total.backward()
+        total = objective.loss(objective.batch([0])).total
+    if total.requires_grad:  # nothing that learns may be on the way to it
+        total.backward()
     silent = [name for name, parameter in learning.items() if parameter.grad is None]
     model.zero_grad(set_to_none=True)
     if silent:
@@ -342,7 +344,7 @@ def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
         )
         if dtype != trained:
             shutil.rmtree(unverified)
-    losses = [line["loss"] for line in read_log(job.out / "log.jsonl")]
+    losses = [line["loss"] for line in read_log(job.out / LOG)]
     share = max(1, len(losses) // 5)
     first, last = fmean(losses[:share]), fmean(losses[-share:])
     facts = {

@@ -11,6 +11,7 @@ line every 20 seconds to a pipe or a log; TensorBoard and other trackers draw th
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +26,36 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from qwenvl.bars import Bars
-from qwenvl.files import atomic
+from qwenvl.files import atomic, made
 from qwenvl.train import distributed, launcher
 from qwenvl.train.flops import peak
 from qwenvl.train.show import Shown, sheets, write_sheet
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.track import Online, TensorBoard, Tracker
+
+LOG = "log.jsonl"
+"""Name of the log in the folder of a run."""
+
+
+@contextmanager
+def traceless(run_dir: Path) -> Iterator[None]:
+    """A run that fails before its log begins leaves nothing in `run_dir`: what it was to read could not be read."""
+    if distributed.rank():
+        yield
+        return
+    there = {*run_dir.iterdir()} if run_dir.is_dir() else set()
+    with made(run_dir):
+        try:
+            yield
+        except BaseException:
+            for new in {*run_dir.iterdir()} - there if not has_begun(run_dir) else ():
+                shutil.rmtree(new) if new.is_dir() else new.unlink()
+            raise
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run went as far as its first update."""
+    return (run_dir / LOG).exists()
 
 
 class Log:
@@ -53,7 +78,7 @@ class Log:
 
     def _open(self, run_dir: Path, stage: StageConfig, start: int) -> None:
         """Go on behind update `start`: in the file, in TensorBoard, in the tracker."""
-        file = run_dir / "log.jsonl"
+        file = run_dir / LOG
         known = read_log(file)
         kept = [line for line in known if line["step"] <= start]
         self._seconds = kept[-1]["seconds"] if kept else 0.0
@@ -151,9 +176,7 @@ def following(stages: Mapping[Path, StageConfig]) -> Iterator[Callable[[], None]
     """Bars of stages that other processes train side by side; each call draws how far their logs have come."""
     with _bar(shown=True) as bar:
         tasks = {
-            run_dir / "log.jsonl": bar.add_task(
-                escape(stage.name), total=stage.optim.steps, loss=0.0, speed=0.0
-            )
+            run_dir / LOG: bar.add_task(escape(stage.name), total=stage.optim.steps, loss=0.0, speed=0.0)
             for run_dir, stage in stages.items()
         }
 
@@ -198,7 +221,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 def seconds_trained(run: Path) -> float:
     """Seconds in which a stage of the run trained; those of stages side by side count once."""
     updates: list[tuple[float, float]] = []
-    for file in run.glob("*/log.jsonl"):
+    for file in run.glob(f"*/{LOG}"):
         before = 0.0
         for line in read_log(file):
             updates.append((line["time"], line["seconds"] - before))

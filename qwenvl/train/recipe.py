@@ -18,6 +18,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -36,7 +37,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
-from qwenvl.train.log import following
+from qwenvl.train.log import following, traceless
 from qwenvl.train.loop import OBJECTIVES, Watch, stop, train
 from qwenvl.train.objectives import next_token
 from qwenvl.train.parallelize import ParallelConfig, require_shares, whole
@@ -328,16 +329,18 @@ def _train_stages(
         for run_dir, stage in stages.items()
         if not distributed.on_rank0((run_dir / "model").exists)
     }
-    for run_dir, stage in left.items():
-        require_shares(stage, parallel, launcher.joining(processes))
-        distributed.on_rank0(partial(_remember, run_dir, {"stage": stage, "parallel": parallel}))
     jobs = [(stage, init, run_dir, runtime, parallel, watch) for run_dir, stage in left.items()]
-    if len(stages) == 1:
-        for job in jobs:
-            launcher.run(processes, _train_stage, *job)
-    elif jobs:  # also the last of them, after a kill: in a process of its own, to the same bits
-        with following(left) as look:
-            launcher.launch([launcher.WorkerGroup(processes, _train_stage, job) for job in jobs], look)
+    with ExitStack() as begun:
+        for run_dir, stage in left.items():
+            require_shares(stage, parallel, launcher.joining(processes))
+            begun.enter_context(traceless(run_dir))
+            distributed.on_rank0(partial(_remember, run_dir, {"stage": stage, "parallel": parallel}))
+        if len(stages) == 1:
+            for job in jobs:
+                launcher.run(processes, _train_stage, *job)
+        elif jobs:  # also the last of them, after a kill: in a process of its own, to the same bits
+            with following(left) as look:
+                launcher.launch([launcher.WorkerGroup(processes, _train_stage, job) for job in jobs], look)
     for run_dir in left:
         distributed.on_rank0(partial(shutil.rmtree, run_dir / "state"))
 

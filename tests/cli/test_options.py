@@ -28,6 +28,14 @@ DIALOGUES = "data dialogues self-instruction x.jsonl --model m --out d.jsonl"
 HUGE = 10**23
 REFUSED = {
     f"data mix x.jsonl --out m.jsonl --total {HUGE}": f"--total is {HUGE}; expected at most 9223372036854775807",
+    f"data check x.jsonl --sequence-length {HUGE}": f"--sequence-length is {HUGE}; expected at most",
+    "data check x.jsonl --sequence-length 0": "--sequence-length 0; expected a token at least",
+    "data check x.jsonl --lora": "--train, --lora and --modules ask what of a model would learn",
+    f"serve tiny --connections {HUGE}": f"--connections is {HUGE}; expected at most",
+    "serve tiny --queue -1": "The limit queue is -1; expected a number of at least 1",
+    "serve tiny --header-seconds nan": "The limit header_seconds is nan",
+    f"{TRAIN} --stage.documents {HUGE}": f"--stage.documents is {HUGE}; expected at most",
+    f"{TRAIN} --optim.steps -{HUGE}": f"--optim.steps is -{HUGE}; expected at most",
     f"data inspect x.jsonl --tokenizer tiny --count {HUGE}": f"--count is {HUGE}; expected at most",
     f"data synth pages --out x.jsonl --count {HUGE}": f"--count is {HUGE}; expected at most",
     "data synth pages --out x.jsonl --count 1": "--out x.jsonl is a file, where a folder is to be written",

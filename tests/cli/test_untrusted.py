@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,3 +278,40 @@ def test_f5_a_run_whose_images_are_all_damaged_fails_with_a_sentence(
     said = run(*(str(MODEL) if word == "MODEL" else word for word in words), status=status)
     assert sentence in said
     assert not list(tmp_path.glob("run*/**/model*"))
+
+
+LINES = (
+    b"[1, 2]", b'"text"', b"7", b"null", b"{}", b"{", b"[" * 5000 + b"]" * 5000,
+    b'{"image": "/etc/passwd", "caption": "words"}', b'{"image": "../../etc/passwd", "caption": "words"}',
+    b'{"image": "file:///etc/passwd", "caption": "words"}', b'{"image": "pipe", "caption": "words"}',
+    b'{"image": {"bytes": 5}, "caption": "words"}', b'{"image": "a.png\\u0000", "caption": "words"}',
+    b'{"image": "\\u001b[2J.png", "caption": "words"}', b'{"image": "a.png", "caption": NaN}',
+    b'{"image": "a.png", "question": "How many?", "answer": NaN}', b'{"question": Infinity, "answer": "2"}',
+    b'{"image": "a.png", "caption": "words", "width": 1e999}', b'{"image": "a.png", "caption": 1e30}',
+    b'{"image": "a.png", "caption": "\\ud800 words"}', b'{"image": "a.png", "caption": "a \xff\xfe word"}',
+    b'{"image": "a.png", "image": "b.png", "caption": "words"}', b'{"kind": []}', b'{"messages": [null]}',
+    b'{"format": [], "record": 3}', b'{"record": {"kind": "referring", "phrase": "it", "boxes": [[0, 0, "9"]]}}',
+    b'{"conversations": 5}', b'{"conversations": [{"from": "user"}]}', b'{"prompt": [], "completion": []}',
+    b'{"query": "<img>/etc/passwd</img>?", "response": "root"}', b'{"query": {"a": 1}, "response": ["x"]}',
+)  # fmt: skip
+SWEEP = {
+    "check": (("data", "check", "x.jsonl"), 1, f"0 of {len(LINES)} samples are fine"),
+    "mix": (("data", "mix", "x.jsonl", "--out", "out.jsonl"), 2, "none of the "),
+    "inspect": (("data", "inspect", "x.jsonl", "--out", "p.html", "--count", "99"), 2, f"none of the {len(LINES)}"),
+    "clean": (("data", "clean", "x.jsonl", "out"), 2, f"nothing was kept of {len(LINES)} samples"),
+    "finetune": (("finetune", str(MODEL), "--data", "x.jsonl", "--out", "out", "--device", "cpu"), 1, "needs repair"),
+    "eval": (("eval", "run", str(MODEL), "x.jsonl", "--out", "out"), 2, "x.jsonl, line 1: broken JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SWEEP)
+def test_lines_of_which_none_is_a_sample_end_in_a_sentence(command: str, run: Run, tmp_path: Path) -> None:
+    """Every line by itself: it opens nothing, costs no other, and is counted."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(LINES) + b"\n")
+    words, status, sentence = SWEEP[command]
+    said = run(*words, status=status)
+    assert sentence in said and said == terminal.printable(said, lines=True)
+    if command == "check":
+        assert sum(int(count) for count in re.findall(r"^[\w -]+: (\d+)$", said, re.M)) == len(LINES)

@@ -67,7 +67,7 @@ def asked(source: Source) -> Asked:
             accepted = accepted_answers(found, sample)
         except Unusable as reason:
             raise ValueError(
-                f"{where}: {reason} Run `qwenvl data check {source.data}` to see all such samples."
+                f"{where}: {str(reason).rstrip('.')}. Run `qwenvl data check {source.data}` to see all such samples."
             ) from None
         name = where if not seen[where] else f"{where} ({seen[where] + 1})"
         seen[where] += 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
-from qwenvl.files import open_regular
+from qwenvl.files import made, open_regular
 from qwenvl.parsing import read_json
 
 Registry: TypeAlias = Literal["npm", "debian"]
@@ -89,14 +89,16 @@ def get(
 
     With `archives`, a folder of archives that somebody has got before, no client is called.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{GETTING}*"):  # of a run that was killed: the folder has one owner at a time
-        shutil.rmtree(left)
     results = []
-    for package in packages:
-        got = _get(package, folder, archives)
-        report(got)
-        results.append(got)
+    with made(folder):
+        for left in folder.glob(
+            f"{GETTING}*"
+        ):  # of a run that was killed: the folder has one owner at a time
+            shutil.rmtree(left)
+        for package in packages:
+            got = _get(package, folder, archives)
+            report(got)
+            results.append(got)
     return results
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from qwenvl.data import parquet
 from qwenvl.data.shards import is_packed, keys_in, kind_of
 from qwenvl.data.tars import grouped, skim_tar
-from qwenvl.files import atomic, read_limited
+from qwenvl.files import atomic, clear_dead, read_limited
 from qwenvl.parsing import MAX_FILE, too_deep, utf8
 
 PIECE = 1 << 20
@@ -130,6 +130,7 @@ def _unpack(shard: Path, file: Path) -> int:
     """Unpack whole or not at all; how many bytes came out. Raises ValueError for a damaged shard, or a bomb."""
     most = max(MOST, DENSITY * shard.stat().st_size)
     size = 0
+    clear_dead(file)  # as large as the shard, and nobody owns the folder
     with atomic(file) as out, gzip.open(shard) as packed:
         try:
             while piece := packed.read(PIECE):
@@ -145,6 +146,7 @@ def _unpack(shard: Path, file: Path) -> int:
 
 def _write(file: Path, table: NDArray[np.int64]) -> None:
     """Whole or not at all; ranks that write the same table at once do not meet."""
+    clear_dead(file)
     with atomic(file, durable=False) as out:
         np.save(out, table)
 

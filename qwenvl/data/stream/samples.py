@@ -57,6 +57,12 @@ class Sample:
     """Folder that the user names: paths may start there too, and absolute ones lead there."""
 
 
+def place_of(shard: Path, first: int, second: int) -> str:
+    """A place (see `places`) in words, for messages about a sample that has no key, or none that could be read."""
+    unit = {"parquet": f"row group {first}, row {second}", "folder": f"sample {first}"}
+    return f"{shard.name}, {unit.get(kind_of(shard), f'byte {first}')}"
+
+
 def read_sample(shard: Path, first: int, second: int) -> Sample:
     """The sample at a place (see `places`). Raises Unusable."""
     match kind_of(shard):
@@ -71,8 +77,7 @@ def read_sample(shard: Path, first: int, second: int) -> Sample:
     with plain(shard).open("rb") as file:
         file.seek(first)
         columns = _json(file.read(second))
-    where = f"{shard.name}, byte {first}"
-    return Sample(where=where, columns=columns, images={}, folder=shard.parent)
+    return Sample(where=place_of(shard, first, second), columns=columns, images={}, folder=shard.parent)
 
 
 def _of_tar(shard: Path, first: int, length: int) -> Sample:
@@ -137,7 +142,7 @@ def _of_parquet(shard: Path, group: int, row: int) -> Sample:
     columns = {name: value for name, value in columns.items() if name not in held}
     if not images and (beside := image_beside(columns, shard)) is not None:
         columns["image"] = str(beside.relative_to(shard.parent))
-    where = f"{shard.name}, row group {group}, row {row}"
+    where = place_of(shard, group, row)
     return Sample(where=where, columns=columns, images=images, folder=shard.parent)
 
 
@@ -178,7 +183,7 @@ def _json(raw: bytes) -> dict[str, Any]:
     if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
         return {"conversations": found}  # Energon's: the messages alone
     if not isinstance(found, dict):
-        raise Unusable("broken JSON", "not an object")
+        raise Unusable("broken JSON", f"a sample is a {type(found).__name__}; expected an object.")
     return found
 
 

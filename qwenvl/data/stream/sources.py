@@ -29,7 +29,7 @@ from qwenvl.data.records import Skipped
 from qwenvl.data.shards import find_shards, kind_of
 from qwenvl.data.stream.index import sample_index
 from qwenvl.data.stream.order import Draw, Order
-from qwenvl.data.stream.samples import Sample, read_sample
+from qwenvl.data.stream.samples import Sample, place_of, read_sample
 from qwenvl.data.tasks import Format
 from qwenvl.data.toy import streams as toy
 from qwenvl.data.toy.worlds import Dice
@@ -227,7 +227,7 @@ class Stream:
         """The document that comes after `drawn` others of a source of shards."""
         opened = self._opened[source]
         epoch, shard, first, second = opened.place(drawn)
-        where = f"{shard.name}, {first}"
+        where = place_of(shard, first, second)
         try:
             sample = opened.sample(shard, first, second)
             where = sample.where

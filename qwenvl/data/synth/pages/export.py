@@ -18,7 +18,7 @@ from qwenvl.data.records import Skipped, to_json
 from qwenvl.data.shards import dump
 from qwenvl.data.synth.pages.page import Page
 from qwenvl.data.tars import TarWriter, write_tar
-from qwenvl.files import atomic, clear_unfinished
+from qwenvl.files import atomic, clear_dead, made
 
 
 class Folder:
@@ -59,26 +59,26 @@ def write_pages(
     """
     if per_shard < 1:
         raise ValueError(f"{per_shard} pages per shard; expected at least 1.")
-    out.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     kept = _kept(pages, counts)
-    if not tar:
-        for key, page in kept:
-            save(Folder(out), key, page)
-    else:
-        shard = first_shard
-        for first in kept:
-            with _new_tar(out, shard) as writer:
-                for key, page in chain([first], islice(kept, per_shard - 1)):
-                    save(writer, key, page)
-            shard += 1
+    with made(out):
+        if not tar:
+            for key, page in kept:
+                save(Folder(out), key, page)
+        else:
+            shard = first_shard
+            for first in kept:
+                with _new_tar(out, shard) as writer:
+                    for key, page in chain([first], islice(kept, per_shard - 1)):
+                        save(writer, key, page)
+                shard += 1
     return counts
 
 
 @contextmanager
 def _new_tar(out: Path, shard: int) -> Iterator[TarWriter]:
     name = f"pages-{shard:06d}.tar"
-    clear_unfinished(out, name)  # what a killed run left of this shard
+    clear_dead(out / name)  # what a killed run left of this shard
     with write_tar(out / name) as writer:
         yield writer
 
