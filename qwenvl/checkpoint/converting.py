@@ -18,7 +18,7 @@ from qwenvl.checkpoint.weights import Stored
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
 from qwenvl.parsing import read_json
-from qwenvl.tokenizer import VOCABULARY_FILE, Tokenizer
+from qwenvl.tokenizer import VOCABULARY_FILE
 
 TRAVELLING: Mapping[str, tuple[str, ...]] = {
     MODEL_TYPE: (*folders.SIDECARS, *folders.CARDS),
@@ -46,7 +46,7 @@ def convert(
     model, stored = folders.our_tensors(folder)
     config, written = model.config, stored
     if (folder / VOCABULARY_FILE).exists():
-        Tokenizer.load(folder).require_own(config.imgpad_id)
+        folders.vocabulary(folder)
     values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     if to == "official":
         values = to_official(config, named(stored["llm.embed.weight"].dtype))

@@ -34,6 +34,7 @@ from qwenvl.files import inside, locked, swapped
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime, tight_memory
+from qwenvl.tokenizer import Tokenizer
 
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
@@ -142,6 +143,13 @@ def is_shipped(name: str) -> bool:
 
 def _in_package(name: str) -> Path:
     return Path(str(files("qwenvl"))) / name
+
+
+def vocabulary(folder: Path) -> Tokenizer:
+    """The vocabulary beside a model. Raises ValueError where there is none, or that of another model."""
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.require_own(read_config(folder).imgpad_id)
+    return tokenizer
 
 
 def read_config(folder: Path) -> ModelConfig:

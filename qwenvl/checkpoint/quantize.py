@@ -24,7 +24,7 @@ from qwenvl.config import ModelConfig
 from qwenvl.model.compensated import compensated
 from qwenvl.model.integers import Integers, Kind, group_for, rounded
 from qwenvl.runtime import tight_memory
-from qwenvl.tokenizer import Tokenizer
+from qwenvl.tokenizer import VOCABULARY_FILE
 
 LLM = re.compile(r"llm\.blocks\.\d+\.(attention\.(qkv|out)|mlp\.(up|gate|down))\.weight")
 VISION = re.compile(r"vision\.blocks\.\d+\.(attention\.(qkv|out)|up|down)\.weight")
@@ -66,7 +66,8 @@ def quantize(source: str | Path, target: str | Path, plan: Plan, shown: Sequence
     model, stored = folder.our_tensors(place)
     config = model.config
     _require_plain(place, stored)
-    _require_own_vocabulary(place, config)
+    if (place / VOCABULARY_FILE).exists():
+        folder.vocabulary(place)
     group = group_for(plan.to, {each.shape[1] for name, each in stored.items() if LLM.fullmatch(name)})
     values, table = _form(place, config, stored)
     moments = Moments(model, stored, shown) if shown else None
@@ -101,18 +102,6 @@ def _require_plain(place: Path, stored: Mapping[str, Stored]) -> None:
         raise ValueError(
             f"{place} is quantised already, and would only lose by it again; quantise the checkpoint that it was "
             "made from."
-        )
-
-
-def _require_own_vocabulary(place: Path, config: ModelConfig) -> None:
-    """Raises ValueError when the vocabulary beside the weights is not the one of this model."""
-    if not (place / "qwen.tiktoken").exists():
-        return
-    imgpad = Tokenizer.load(place).imgpad
-    if imgpad != config.imgpad_id or imgpad >= config.llm.vocab_size:
-        raise ValueError(
-            f"the vocabulary in {place} numbers <imgpad> {imgpad} but its model of {config.llm.vocab_size:,} words "
-            f"expects {config.imgpad_id}; put the qwen.tiktoken there that belongs to this checkpoint."
         )
 
 

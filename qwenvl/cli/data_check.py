@@ -42,10 +42,9 @@ def data_check(
     """
     from dataclasses import asdict
 
-    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.checkpoint.folder import read_config, resolve, vocabulary
     from qwenvl.data.check import Finding, message
     from qwenvl.terminal import printable_json
-    from qwenvl.tokenizer import Tokenizer
 
     if sequence_length < 1:
         raise ValueError(f"--sequence-length {sequence_length}; expected a token at least.")
@@ -57,7 +56,7 @@ def data_check(
         raise ValueError(f"--modules {modules[0]} names layers with low-rank adapters; add --lora.")
     place = resolve(model or "tiny")
     queries = read_config(place).adapter.queries
-    report = checked(file, Tokenizer.load(place), queries, sequence_length, images)
+    report = checked(file, vocabulary(place), queries, sequence_length, images)
     findings = list(report.findings)
     if model is not None:
         findings += [

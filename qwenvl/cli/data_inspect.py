@@ -60,10 +60,10 @@ def data_inspect(
         if tokenizer is None:
             words, own = Tokenizer({bytes([value]): value for value in range(256)}), 256
         else:
-            from qwenvl.checkpoint.folder import read_config, resolve
+            from qwenvl.checkpoint.folder import read_config, resolve, vocabulary
 
             place = resolve(tokenizer)
-            words, own = Tokenizer.load(place), read_config(place).adapter.queries
+            words, own = vocabulary(place), read_config(place).adapter.queries
         text, shown, usable, total = sample_viewer.page(
             src,
             words,

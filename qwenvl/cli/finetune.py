@@ -170,15 +170,14 @@ def _checked(
     readers: int,
 ) -> "tuple[Finetuning | None, Report | None]":
     """What is to be done, when the data is fit for it; nothing after telling what is wrong with it."""
-    from qwenvl.checkpoint.folder import read_config, resolve
+    from qwenvl.checkpoint.folder import read_config, resolve, vocabulary
     from qwenvl.data.stream.sources import SourceConfig
-    from qwenvl.tokenizer import Tokenizer
     from qwenvl.train.finetune import Finetuning, little, stage_of
 
     base = resolve(checkpoint)
     model = read_config(base)
     _require_weights(base, config.trains, adapters)
-    report = _usable(data, images, Tokenizer.load(base), model.adapter.queries, config.sequence_length)
+    report = _usable(data, images, vocabulary(base), model.adapter.queries, config.sequence_length)
     if report is None:
         return None, None
     source = SourceConfig(paths=(str(data.absolute()),), images=str(images.absolute()) if images else "")

@@ -34,7 +34,6 @@ from qwenvl.files import atomic, component
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parsing import read_toml
 from qwenvl.runtime import Runtime
-from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
 from qwenvl.train.log import following, traceless
@@ -365,7 +364,7 @@ def _train_stage(
     model = checkpoint.load(init, runtime, dequantise=True)
     # who asks the model, while it learns too, shows it images of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
-    train(model, Tokenizer.load(init), stage, run_dir, runtime, parallel=parallel, watch=watch)
+    train(model, checkpoint.vocabulary(init), stage, run_dir, runtime, parallel=parallel, watch=watch)
     trained = whole(model)
     distributed.on_rank0(lambda: _write(trained, run_dir / "model", init, stage))
 

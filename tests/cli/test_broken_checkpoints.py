@@ -93,8 +93,16 @@ def test_the_vocabulary_of_another_model_or_none(tmp_path: Path, capsys: pytest.
     another_vocabulary(tmp_path / "model")
     for door, words in DOORS.items():
         if door not in WITHOUT_WORDS:
-            said = "numbers <imgpad> 808 but its model" if door == "quantize" else OTHER_VOCABULARY
-            refused(words(str(tmp_path / "model"), str(tmp_path / "out")), said, capsys)
+            refused(words(str(tmp_path / "model"), str(tmp_path / "out")), OTHER_VOCABULARY, capsys)
+    (tmp_path / "d.json").write_text("[]")
+    for line in (
+        "data check FILE --model",
+        "data inspect FILE --tokenizer",
+        "finetune --data FILE --device cpu",
+    ):
+        words = line.replace("FILE", str(tmp_path / "d.json")).split()
+        refused([*words, str(tmp_path / "model")], OTHER_VOCABULARY, capsys)
+    (tmp_path / "d.json").unlink()
     (tmp_path / "model" / VOCABULARY).unlink()
     for door in ("ask", "chat", "serve", "convert --to hf"):
         typed = DOORS[door](str(tmp_path / "model"), str(tmp_path / "out"))

@@ -295,6 +295,30 @@ def test_f16_f100_the_result_is_kept_in_a_precision_that_holds_it(
         assert f"{precision} keeps" in printed.err and facts["verified"] <= 0.1
 
 
+def test_all_that_was_remarked_before_training_is_kept_with_the_result(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What is left out, by kind; what is not read; the precision of the result."""
+    long = {"from": "user", "value": "word " * 200}
+    shown = {"from": "user", "value": "<img>red.png</img>" * 30}
+    said = {"from": "assistant", "value": "yes"}
+    more = [{"conversations": [long, said]}, {"conversations": [shown, said]}]
+    noted = {"note": "by hand", "conversations": [{"from": "user", "value": "Hi"}, said]}
+    data.write_text(json.dumps([*json.loads(data.read_text()), *more, noted]))
+    assert run(data, tmp_path / "run", "--sequence-length", 128, "--epochs", 1, "--show-every", 0) == 0
+    remarks = json.loads((tmp_path / "run" / "verified.json").read_text())["remarks"]
+    starts = (
+        "cut image: 1, such as",
+        "over-long: 2, such as",
+        "not read: note (1)",
+        "the result is written in float32",
+    )
+    assert all(remark.startswith(start) for remark, start in zip(remarks, starts, strict=True)), remarks
+    printed = capsys.readouterr().err
+    assert "cut image: 1\n" in printed and "over-long: 2\n" in printed
+    assert remarks[2] in printed and remarks[3] in printed
+
+
 def test_f16_f100_a_precision_that_does_not_hold_it_is_not_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
