@@ -218,7 +218,24 @@ def overview(group: str | None = None) -> str:
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the input or the machine is at fault; anything else is our mistake and keeps its traceback."""
     no_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, told by name: torch may not be loaded
-    return no_memory or isinstance(error, ValueError | OSError | MemoryError)
+    lacks = isinstance(error, ModuleNotFoundError) and extra_with(error.name or "") is not None
+    return no_memory or lacks or isinstance(error, ValueError | OSError | MemoryError)
+
+
+def extra_with(module: str) -> str | None:
+    """The extra that brings a module; None where none does, by the name of its package."""
+    import re
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        wanted = requires("qwenvl") or []
+    except PackageNotFoundError:  # run from its source alone
+        return None
+    name = module.partition(".")[0].replace("_", "-")
+    found = [
+        re.search(r"extra == ['\"](\w+)", each) for each in wanted if re.split(r"[^\w-]", each)[0] == name
+    ]
+    return next((each[1] for each in found if each is not None and each[1] not in ("test", "dev")), None)
 
 
 def sentence(error: BaseException) -> str:
@@ -226,6 +243,9 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}"
+    if isinstance(error, ModuleNotFoundError):
+        extra = extra_with(error.name or "")
+        return f"this needs the package {error.name}, which is not installed; pip install 'qwenvl[{extra}]'."
     if isinstance(error, MemoryError):
         return f"out of memory. {error}".strip()
     return " ".join(str(error).split()) or type(error).__name__

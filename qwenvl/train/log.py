@@ -39,7 +39,7 @@ LOG = "log.jsonl"
 
 @contextmanager
 def traceless(run_dir: Path) -> Iterator[None]:
-    """A run that fails before its log begins leaves nothing in `run_dir`: what it was to read could not be read."""
+    """A run that fails before its first update leaves nothing in `run_dir`: what it was to read could not be read."""
     if distributed.rank():
         yield
         return
@@ -55,7 +55,7 @@ def traceless(run_dir: Path) -> Iterator[None]:
 
 def has_begun(run_dir: Path) -> bool:
     """Whether a run went as far as its first update."""
-    return (run_dir / LOG).exists()
+    return (run_dir / LOG).exists() and (run_dir / LOG).stat().st_size > 0
 
 
 class Log:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +30,7 @@ final_lr = 1e-4
 warmup_steps = 1
 steps = 2
 """
+NO_PEFT = "this needs the package peft, which is not installed; pip install 'qwenvl[hf]'."
 FAILS = {
     "eval run broken x.jsonl --out new/e": "truncated",
     "eval run broken x.jsonl --out new/e --part 0/2": "truncated",
@@ -46,6 +48,10 @@ FAILS = {
     "convert MODEL x.jsonl": "x.jsonl is a file",
     "data clean x.jsonl a.png": "DST a.png is a file, where a folder is to be written",
     "data clean x.jsonl new/c --clip nowhere": "--clip nowhere is no folder",
+    "data clean x.jsonl new/c --executor ray": "the executor `ray` needs the package ray",
+    "data check d.json --model MODEL --lora": NO_PEFT,
+    "finetune MODEL --data d.json --out new/f --lora": NO_PEFT,
+    "plan stage.toml --model small --lora 8": NO_PEFT,
     "data read coco none.json --out new/r.jsonl": "none.json",
     "data mix none.jsonl --out new/m.jsonl": "there is no none.jsonl",
     "data inspect x.jsonl --tokenizer nowhere --out new/p.html": "nowhere is no folder",
@@ -78,8 +84,12 @@ def typed(
 
 @pytest.mark.parametrize("line", FAILS)
 def test_inputs_that_cannot_be_read_leave_nothing_behind(
-    line: str, typed: Callable[[str], tuple[int, str]]
+    line: str, typed: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "needs the package" in FAILS[line]:
+        monkeypatch.setitem(sys.modules, "peft", None)
+        monkeypatch.setitem(sys.modules, "ray", None)
+        monkeypatch.delitem(sys.modules, "qwenvl.integrations.peft", raising=False)
     if "broken" in line:
         shutil.copytree(MODEL, "broken")
         for file in Path("broken").glob("*.safetensors"):

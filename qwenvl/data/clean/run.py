@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from qwenvl.data.shards import dump, find_shards
 from qwenvl.files import atomic, owned
 from qwenvl.parsing import read_json
 from qwenvl.terminal import printable
+
+RECORD = "cleaning.json"
+"""Name of the file that says what a folder was cleaned from, and how."""
 
 RULES_VERSION = 2
 """Goes up when a rule changes its mind about any pair: results of another version are not resumed."""
@@ -66,8 +70,7 @@ def clean(
         raise ValueError(f"source and destination are both {out}; give another folder for the clean shards.")
     if settings.images is not None and not settings.images.is_dir():
         raise ValueError(f"--images {settings.images} is no folder; name the one that holds the images.")
-    with owned(out):
-        _agree(out, paths, settings)
+    with owned(out), _agreed(out, paths, settings):
         jobs = [Job(index=k, path=path, out=out) for k, path in enumerate(paths)]
         todo = [job for job in jobs if job.statistics() is None]
         resumed = len(jobs) - len(todo)
@@ -79,6 +82,18 @@ def clean(
                 for number, _ in enumerate(handed_out(clean_shard, todo), resumed + 1):
                     progress(number, len(jobs))
         return _outcome(out, jobs, settings, resumed)
+
+
+@contextmanager
+def _agreed(out: Path, paths: Sequence[Path], settings: Settings) -> Iterator[None]:
+    """The record of what is done here; of a run that fails before it has a result nothing stays."""
+    _agree(out, paths, settings)
+    try:
+        yield
+    except BaseException:
+        if [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] == [RECORD]:
+            (out / RECORD).unlink()
+        raise
 
 
 def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
@@ -97,8 +112,11 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
         "inputs": [[path.name, path.stat().st_size] for path in paths],
     }
     now = dump(entry) + b"\n"
-    path = out / "cleaning.json"
-    if path.exists():
+    path = out / RECORD
+    others = [
+        entry.name for entry in out.iterdir() if entry.name != RECORD and not entry.name.startswith(".")
+    ]
+    if path.exists() and others:
         if path.read_bytes() != now:
             before = _object(path)
             other = [name for name, value in json.loads(now).items() if before.get(name) != value]
@@ -106,11 +124,11 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
                 f"{out} holds the results of another run (different: {', '.join(other)}); "
                 "give an empty folder, or the settings and inputs of that run to resume it."
             )
-    elif out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no cleaning.json; give an empty folder.")
-    else:
-        with atomic(path) as file:
-            file.write(now)
+        return
+    if others:
+        raise ValueError(f"{out} is not empty and holds no {RECORD}; give an empty folder.")
+    with atomic(path) as file:
+        file.write(now)
 
 
 def _object(path: Path) -> dict[str, Any]:
