@@ -224,7 +224,9 @@ def test_a_vocabulary_of_another_size(official, tmp_path, capsys):
     lines = (official / "qwen.tiktoken").read_text().splitlines()
     (official / "qwen.tiktoken").write_text("\n".join(lines[:-3]) + "\n")
     message = refused(capsys, "quantize", official, "--to", "int8", "--out", tmp_path / "new")
-    assert "the vocabulary numbers <imgpad> 513 but the model expects 516; use the qwen.tiktoken that" in message
+    assert (
+        "the vocabulary numbers <imgpad> 513 but the model expects 516; use the qwen.tiktoken that" in message
+    )
 
 
 def test_weights_that_are_no_numbers(official, tmp_path, capsys):
