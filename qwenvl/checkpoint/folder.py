@@ -130,7 +130,7 @@ def resolve(checkpoint: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(checkpoint), allow_patterns=[*HUB_FILES, *CARDS, *LICENCES]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{checkpoint} is no folder and the hub did not give it ({reason}); download it first."
         ) from None
