@@ -100,8 +100,8 @@ def test_the_vocabulary_of_another_model_or_none(tmp_path: Path, capsys: pytest.
         "data inspect FILE --tokenizer",
         "finetune --data FILE --device cpu",
     ):
-        words = line.replace("FILE", str(tmp_path / "d.json")).split()
-        refused([*words, str(tmp_path / "model")], OTHER_VOCABULARY, capsys)
+        typed = line.replace("FILE", str(tmp_path / "d.json")).split()
+        refused([*typed, str(tmp_path / "model")], OTHER_VOCABULARY, capsys)
     (tmp_path / "d.json").unlink()
     (tmp_path / "model" / VOCABULARY).unlink()
     for door in ("ask", "chat", "serve", "convert --to hf"):
