@@ -53,7 +53,7 @@ class Request:
 
 
 class Assistant:
-    """A model with its vocabulary and manner; stateless, see `session` for dialogues."""
+    """A model with its vocabulary and the format that it is asked in; stateless, see `session` for dialogues."""
 
     def __init__(
         self, model: QwenVL, tokenizer: Tokenizer, prompt_format: PromptFormat | None = None

@@ -118,7 +118,9 @@ def index(
                 else:
                     found.setdefault((row, record.source, format), []).append((number, place))
     if not found and not unused:
-        kind, (count, first) = next(iter(unusable.items()), ("no sample", (0, "the files are empty")))
+        if not unusable:
+            raise ValueError(f"{', '.join(map(str, paths))}: there is no sample to mix; the files are empty.")
+        kind, (count, first) = next(iter(unusable.items()))
         raise ValueError(f"none of the samples can be used ({kind}, {count:,} times; the first, {first})")
     groups = []
     for (row, dataset, format), members in sorted(found.items()):

@@ -98,6 +98,12 @@ def test_table_2_mixes_data_sets_of_captions(tmp_path: Path) -> None:
     assert found.unused["VQA"] == 80
 
 
+def test_files_without_a_sample_are_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl: there is no sample to mix; the files are empty"):
+        mixtures.index([tmp_path / "a.jsonl"], mixtures.MULTITASK)
+
+
 def test_a_line_that_is_no_record_names_its_file(tmp_path: Path) -> None:
     bad = tmp_path / "x.jsonl"
     bad.write_text('{"kind": []}\n{"kind": "dream"}\n')
