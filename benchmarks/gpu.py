@@ -14,19 +14,23 @@
     answers    the full model in bfloat16 writes 128 tokens about an image; 1, 8, 64 answers at once
 
 Weights are random: speed and memory do not depend on them. An update is 8 micro-batches, as in the recipes. One JSON
-line per case. Tokens/s and MFU are medians over updates of the real loop, from its log; `micro_ms` is a micro-batch by
-itself, forward and backward, `update_ms` a whole update; `profile_ms` is one update by kinds of kernels, beside
-`budget_ms` (`gpu_budget`). An expectation of speed is `plan`'s at an MFU of 45 %.
+line per case, which with `--all` has a process and four minutes of its own. Tokens/s and MFU are medians over updates
+of the real loop, from its log; `micro_ms` is a micro-batch by itself, forward and backward, `update_ms` a whole update;
+`profile_ms` is one update by kinds of kernels, beside `budget_ms` (`gpu_budget`). An expectation of speed is `plan`'s
+at an MFU of 45 %.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +51,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
-from qwenvl.train.objectives import Objective, next_token_of
+from qwenvl.train.objectives import Loss, Objective, next_token_of
 from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.plan import Assumptions, Plan, plan
 from qwenvl.train.stages import OptimConfig, StageConfig
@@ -55,8 +59,8 @@ from qwenvl.train.stages import OptimConfig, StageConfig
 MFU = 0.45
 MICRO_BATCHES = 8
 """Of an update."""
-LIMIT = 20 * 60
-"""Seconds that all cases may take; what is left is named."""
+LIMIT, EACH = 20 * 60, 4 * 60
+"""Seconds that all cases may take, and one of them; what is left is named."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
 SMALL = ModelConfig(
     vision=VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=56),
@@ -186,17 +190,20 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
     def objective(model: QwenVL, tokenizer: Tokenizer, stage: StageConfig) -> Objective:
         plain = next_token_of(model, tokenizer, stage, lambda _: shown)
 
-        def batch(documents: Sequence[int]) -> object:
-            if documents[0] == begin * stage.documents:
-                profile.begin()
-            elif documents[0] == end * stage.documents:
-                kinds.update(profile.end(end - begin))
-            elif documents[0] == last * stage.documents:
-                found["micro_ms"] = micro_batch(plain, documents, device)
-                raise Enough
-            return plain.batch(documents)
+        each, seen = stage.documents // stage.micro_documents, count()
 
-        return replace(plain, batch=batch)
+        def loss(given: object) -> Loss:
+            update, micro = divmod(next(seen), each)
+            if micro == 0 and update == begin:
+                profile.begin()
+            elif micro == 0 and update == end:
+                kinds.update(profile.end(end - begin))
+            elif micro == 0 and update == last:
+                found["micro_ms"] = micro_batch(plain, range(stage.micro_documents), device)
+                raise Enough
+            return plain.loss(given)
+
+        return replace(plain, loss=loss)
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -234,7 +241,7 @@ def micro_batch(objective: Objective, documents: Sequence[int], device: str, rou
     """Milliseconds of a forward and backward pass by itself, the median."""
 
     def once() -> float:
-        batch = objective.batch(documents)
+        batch = objective.placed(objective.batch(documents))
         synchronize(device)
         start = time.perf_counter()
         with torch.autocast(device, torch.bfloat16):
@@ -286,21 +293,42 @@ def answering(rows: int, way: str, config: ModelConfig, given: argparse.Namespac
     return facts | {"measured": answers(config, rows, way, given.device, **sizes)}
 
 
-def cases(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[ModelConfig], dict[str, object]]]]:
-    """Everything that is asked for, what tells most first, each with its name."""
+Asked = tuple[str, list[str], Callable[[ModelConfig], dict[str, object]]]
+"""The name of a case, the options that ask for it alone, and what measures it here."""
+
+
+def cases(given: argparse.Namespace) -> Iterator[Asked]:
+    """Everything that is asked for, what tells most first."""
     both = [True, False] if given.all else [given.compile]
     for compiled in both:
         for case in CASES:
             if given.case in (None, case.name):
                 own = replace(case, compile=compiled)
-                yield case.name, lambda config, own=own: training(own, config, given)  # type: ignore[misc]
-        for way in WAYS if given.case in (None, "answers") else ():
+                alone = ["--case", case.name, *["--compile"] * compiled]
+                yield case.name, alone, lambda config, own=own: training(own, config, given)  # type: ignore[misc]
+        for way in (given.way or WAYS) if given.case in (None, "answers") else ():
             if (way == "compiled graphs") == (compiled and given.all) or not given.all:
-                for rows in ROWS[: 2 if given.small else None]:
+                for rows in given.rows or ROWS[: 2 if given.small else None]:
                     yield (
                         f"answers, {rows} at once",
+                        ["--case", "answers", "--way", way, "--rows", str(rows)],
                         lambda config, rows=rows, way=way: answering(rows, way, config, given),  # type: ignore[misc]
                     )
+
+
+def apart(name: str, options: Sequence[str], seconds: float) -> dict[str, object]:
+    """A case in a process of its own: one that hangs, fails or fills the memory takes no other along."""
+    command = [sys.executable, __file__, *options]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"case": name, "left_out": f"took more than {seconds:.0f} s"}
+    if run.returncode:
+        return {
+            "case": name,
+            "left_out": (run.stderr.strip().splitlines() or [f"status {run.returncode}"])[-1],
+        }
+    return json.loads(run.stdout)
 
 
 # === The table ===
@@ -337,7 +365,7 @@ def table_of(lines: Sequence[Mapping[str, Any]]) -> str:
     return table(head, map(row_of, lines))
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -351,7 +379,14 @@ def main() -> None:
     parser.add_argument("--expect", action="store_true", help="plan only")
     parser.add_argument("--small", action="store_true", help="toy size, three updates")
     parser.add_argument("--all", action="store_true", help="all cases, compiled and not, within 20 minutes")
+    parser.add_argument("--way", choices=WAYS, action="append", help="of answers, these instead of all")
+    parser.add_argument("--rows", type=int, action="append", help="answers at once, instead of 1, 8 and 64")
     parser.add_argument("--table", type=Path, help="write the lines of this file into docs/PERFORMANCE.md")
+    return parser
+
+
+def main() -> None:
+    parser = options()
     given = parser.parse_args()
     if given.table:
         lines = [json.loads(line) for line in given.table.read_text("utf-8").splitlines()]
@@ -360,11 +395,16 @@ def main() -> None:
     if given.device == "cpu" and not (given.expect or given.small):
         parser.error("the full model on a CPU is no measurement; give --device cuda, --expect or --small")
     config, began = (SMALL if given.small else presets.qwen_vl_7b()), time.monotonic()
-    for name, case in cases(given):
-        if time.monotonic() - began > LIMIT:
-            print(json.dumps({"case": name, "left_out": f"{LIMIT // 60} minutes are over"}), flush=True)
-            continue
-        print(json.dumps(case(config)), flush=True)
+    common = ["--device", given.device, "--memory", str(given.memory), "--steps", str(given.steps)]
+    for name, alone, case in cases(given):
+        left = LIMIT - (time.monotonic() - began)
+        if left <= 0:
+            line: Mapping[str, object] = {"case": name, "left_out": f"{LIMIT // 60} minutes are over"}
+        elif given.all and given.device == "cuda":
+            line = apart(name, [*common, *alone], min(left, EACH))
+        else:
+            line = case(config)
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

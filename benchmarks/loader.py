@@ -166,7 +166,7 @@ def step(rounds: int) -> None:
             read.append(time.process_time() - start)
             start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
-                objective.loss(batch).total.backward()
+                objective.loss(objective.placed(batch)).total.backward()
             trained.append(time.process_time() - start)
     loader, training = 16 / np.mean(read[1:]), 16 / np.mean(trained[1:])
     print(

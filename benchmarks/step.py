@@ -174,7 +174,7 @@ def ours(config: ModelConfig, length: int) -> tuple[nn.Module, Callable[[Sequenc
     objective = next_token_of(model, tokenizer, stage, lambda _: documents(config, length, 1, 0)[0])
 
     def step(examples: Sequence[Example]) -> None:
-        loss = objective.loss(pack(examples, length, packing="isolated", pad_id=0))
+        loss = objective.loss(objective.placed(pack(examples, length, packing="isolated", pad_id=0)))
         (loss.total / max(loss.supervised, 1)).backward()
 
     return model, step

@@ -103,7 +103,7 @@ def main() -> None:
             for rows in layout(documents):
                 assert np.max(rows.segments) >= DOCUMENT
                 with torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
-                    loss = objective.loss(rows)
+                    loss = objective.loss(objective.placed(rows))
                 loss.total.backward()
             optimizer.step()
             optimizer.zero_grad()

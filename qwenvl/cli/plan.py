@@ -28,6 +28,7 @@ def plan(
     shard: Literal["none", "optimizer", "full"] = "full",
     tensor: int = 1,
     activation_checkpointing: bool = False,
+    keep: float = 1.0,
     reduce_once_per_step: bool = False,
     lora: int | None = None,
     released: bool = False,
@@ -59,6 +60,7 @@ def plan(
         shard: What the GPUs share: nothing, gradients and optimizer state, or weights too.
         tensor: GPUs that share each matrix.
         activation_checkpointing: Compute the inside of every block again in the backward pass.
+        keep: Share of what compiled blocks would keep for the backward pass that they keep (`train --compile --keep`).
         reduce_once_per_step: Add up gradients once an update, not after every micro-batch.
         lora: Rank of low-rank adapters that learn in the stage's parts, over weights in bfloat16.
         released: What is frozen comes from a release in bfloat16, and one GPU holds it so.
@@ -83,6 +85,8 @@ def plan(
             shard=shard,
             tensor=tensor,
             activation_checkpointing=activation_checkpointing,
+            compile=keep < 1,
+            keep=keep,
             reduce_once_per_step=reduce_once_per_step,
         ),
     )
@@ -91,10 +95,7 @@ def plan(
     stages, config = _stages(place, changes), _shape(place, model)
     plans = {e.name: planning.plan(e, config, given, adapt=_adapters(e, lora, tensor)) for e in stages}
     if json:
-        from qwenvl.terminal import printable_json
-
-        facts = {name: _facts(found) for name, found in plans.items()}
-        print(printable_json(facts if place.is_dir() else facts[stages[0].name]))
+        _print_json(plans, whole=place.is_dir())
     for each, found in zip(stages, plans.values(), strict=True):
         if not json:
             heading = f"== {each.name}\n" if place.is_dir() else ""
@@ -149,6 +150,13 @@ def _adapters(stage: "StageConfig", rank: int | None, tensor: int) -> "Adapt | N
     from qwenvl.integrations.peft import Lora, add_lora
 
     return lambda whole: add_lora(whole, Lora(rank=rank, parts=stage.trains))
+
+
+def _print_json(plans: "Mapping[str, Plan]", *, whole: bool) -> None:
+    from qwenvl.terminal import printable_json
+
+    facts = {name: _facts(found) for name, found in plans.items()}
+    print(printable_json(facts if whole else next(iter(facts.values()))))
 
 
 def _facts(found: "Plan") -> dict[str, object]:

@@ -35,6 +35,7 @@ def train(
     tensor: int = 1,
     activation_checkpointing: bool = False,
     compile: bool = False,
+    keep: float = 1.0,
     reduce_once_per_step: bool = False,
     spike: float = 4.0,
     stage: Stage = NO_STAGE,
@@ -72,6 +73,8 @@ def train(
         tensor: Processes that share each matrix (tensor parallelism).
         activation_checkpointing: Keep only what enters a block, compute the rest again: less memory, more arithmetic.
         compile: Compile every block with torch.compile.
+        keep: With --compile, the share of what blocks would keep for the backward pass that they keep; the rest is
+            computed again, what costs least first.
         reduce_once_per_step: With --shard, add up gradients once an update: fewer messages, whole gradients in memory.
         spike: A loss so many times its median, for five updates, stops the run.
         stage: Values of the stage, or of all stages of a recipe, which override those of files.
@@ -92,6 +95,7 @@ def train(
         tensor=tensor,
         activation_checkpointing=activation_checkpointing,
         compile=compile,
+        keep=keep,
         reduce_once_per_step=reduce_once_per_step,
         spike=spike,
     )

@@ -12,13 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qwenvl.generate.choosing import Row, Settings
 from qwenvl.generate.engine import Answer
 from qwenvl.generate.prompts import Prompt, check, device_of, longest_row
 from qwenvl.generate.sampling import SamplingConfig, uniform
 from qwenvl.generate.static import StaticStep
+from qwenvl.generate.visual import encode
 from qwenvl.model.llm import ntk_alpha
 from qwenvl.model.vlm import QwenVL, place_images
 
@@ -77,8 +78,11 @@ class Replay:
     """Writes the answers of batches, with the steps of past ones at hand."""
 
     def __init__(self, model: QwenVL, *, compiled: bool = False) -> None:
-        """With `compiled`, a step goes through torch.compile as one graph before it is captured."""
+        """With `compiled`, a step goes through torch.compile as one graph before it is captured, and so does a block of
+        the vision encoder, once for each number of images that it reads together.
+        """
         self.model, self._compiled = model, compiled
+        self._through = torch.compile(run_block, fullgraph=True, dynamic=False) if compiled else run_block
         self._held: OrderedDict[Key, Graph] = OrderedDict()
 
     def write(self, prompts: Sequence[Prompt], settings: Settings | None = None) -> list[Answer]:
@@ -115,8 +119,10 @@ class Replay:
 
         graph, places = bucket(len(rows)), dict(enumerate(rows))
         logprobs: dict[int, list[float]] = {id(row): [] for row in rows}
+        with torch.inference_mode():
+            visual = iter(encode(self.model, prompts, self._through))
         for slot, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            self._admit(graph.step, slot, prompt, row)
+            self._admit(graph.step, slot, row, [next(visual) for _ in prompt.pixels])
         known = _copied(graph.step)
         while places:
             graph()
@@ -152,18 +158,21 @@ class Replay:
         return self._held[key]
 
     @torch.inference_mode()
-    def _admit(self, step: StaticStep, slot: int, prompt: Prompt, row: Row) -> None:
+    def _admit(self, step: StaticStep, slot: int, row: Row, visual: Sequence[Tensor]) -> None:
         model, device = self.model, device_of(self.model)
-        ids = torch.tensor([prompt.ids], device=device)
-        pixels = [torch.from_numpy(image).to(device) for image in prompt.pixels]
-        visual = model.encode(torch.stack(pixels)) if pixels else None
-        slots = ids == model.config.imgpad_id
-        hidden = place_images(model.llm.embed(ids), slots, visual, model.config.adapter.queries)
+        ids = torch.tensor([row.prompt], device=device)
+        slots, images = ids == model.config.imgpad_id, torch.stack([*visual]) if visual else None
+        hidden = place_images(model.llm.embed(ids), slots, images, model.config.adapter.queries)
         if not step.sampling.greedy:
             seeds = row.settings.seed, row.prompt_seed
             draws = [uniform(*seeds, token) for token in range(step.draws.shape[1])]
             step.draws[slot] = torch.tensor(draws, dtype=torch.float64).to(device)
-        step.read(slot, hidden, ntk_alpha(len(prompt.ids), model.config.llm))
+        step.read(slot, hidden, ntk_alpha(len(row.prompt), model.config.llm))
+
+
+def run_block(block: nn.Module, patches: Tensor) -> Tensor:
+    """What is compiled of the vision encoder."""
+    return block(patches)
 
 
 def suits(settings: Settings) -> bool:

@@ -6,13 +6,13 @@ others the longest unused go first.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from qwenvl.generate.prompts import Prompt, device_of
 from qwenvl.model.vision import interpolate_positions
@@ -20,6 +20,10 @@ from qwenvl.model.vlm import QwenVL
 
 IMAGES_AT_ONCE = 4
 """Images that pass through the vision encoder together, to bound its memory and the time of a slice."""
+
+
+Through = Callable[[nn.Module, Tensor], Tensor]
+"""Runs a block of the vision encoder on patches."""
 
 
 def digest(pixels: Float32[np.ndarray, "3 side side"]) -> bytes:
@@ -41,8 +45,9 @@ class VisualCache:
     """Multiplications from which torch gives a product in bfloat16 to oneDNN: with fewer, an image has other bits alone
     than beside others."""
 
-    def __init__(self, model: QwenVL, budget: int) -> None:
-        self._model, self._budget = model, budget
+    def __init__(self, model: QwenVL, budget: int, through: Through | None = None) -> None:
+        """`through` runs a block of the vision encoder, compiled for example."""
+        self._model, self._budget, self._through = model, budget, through
         self._visual: OrderedDict[bytes, Float[Tensor, "queries hidden"]] = OrderedDict()
         self._pins: Counter[bytes] = Counter()
         self.held_bytes = 0
@@ -84,7 +89,7 @@ class VisualCache:
         missing = [key for key in images if key not in self._visual][: min(at_once, self._at_once)]
         pixels = torch.from_numpy(np.stack([images[key] for key in missing])).to(device_of(self._model))
         visual = None
-        for visual in encode_in_slices(self._model, pixels):
+        for visual in encode_in_slices(self._model, pixels, self._through):
             if visual is None:
                 yield
         assert visual is not None
@@ -111,7 +116,7 @@ class VisualCache:
 
 
 def encode_in_slices(
-    model: QwenVL, pixels: Float[Tensor, "images 3 side side"]
+    model: QwenVL, pixels: Float[Tensor, "images 3 side side"], through: Through | None = None
 ) -> Iterator[Float[Tensor, "images queries hidden"] | None]:
     """What `QwenVL.encode` computes, with a None after each block and the visual tokens at last."""
     vision = model.vision
@@ -119,14 +124,16 @@ def encode_in_slices(
     patches = vision.norm_pre(patches + interpolate_positions(vision.position, patches.shape[1]))
     for block in vision.blocks:
         yield None
-        patches = block(patches)
+        patches = block(patches) if through is None else through(block, patches)
     yield None
     yield model.adapter(patches)
 
 
-def encode(model: QwenVL, prompts: Sequence[Prompt]) -> list[Float[Tensor, "queries hidden"]]:
+def encode(
+    model: QwenVL, prompts: Sequence[Prompt], through: Through | None = None
+) -> list[Float[Tensor, "queries hidden"]]:
     """Visual tokens of all images of all prompts in order; each different image is encoded once."""
-    cache = VisualCache(model, budget=2**62)
+    cache = VisualCache(model, 2**62, through)
     images = [(digest(pixels), pixels) for prompt in prompts for pixels in prompt.pixels]
     while cache.lacks(key for key, _ in images):
         for _ in cache.see(dict(images)):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
@@ -95,7 +95,7 @@ def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
     """
     wrapped = QwenVLForConditionalGeneration.wrap(model)
     wrapped.name_or_path = base
-    wrapped.is_loaded_in_4bit = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    wrapped.is_loaded_in_4bit = _is_nf4(model)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -104,7 +104,7 @@ def add_lora(model: QwenVL, lora: Lora, *, base: str = "") -> PeftModel:
         bias="none",
         task_type=None,
     )
-    with _over_integers(config):
+    with _our_layers(config, plain=not wrapped.is_loaded_in_4bit):
         adapted = get_peft_model(wrapped, config)
     adapted.peft_config["default"].task_type = TASK
     return adapted
@@ -123,16 +123,34 @@ def load_lora(model: QwenVL, folder: Path) -> PeftModel:
     """Put the saved adapters of `folder` into `model`, in place."""
     config = LoraConfig.from_pretrained(str(folder))
     config.task_type = None
-    with _over_integers(config):
+    with _our_layers(config, plain=not _is_nf4(model)):
         return PeftModel.from_pretrained(
             QwenVLForConditionalGeneration.wrap(model), str(folder), config=config
         )
 
 
+class LoraLinear(peft_lora.Linear):
+    """An adapted layer that leaves precision to autocast, where that is on.
+
+    PEFT casts what comes in to the float32 of the adapters, and autocast casts it back for the product. The numbers are
+    the same without both; the adapters themselves are cast once a micro-batch and get gradients in float32.
+    """
+
+    def _cast_input_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x if torch.is_autocast_enabled(x.device.type) else super()._cast_input_dtype(x, dtype)
+
+
+def _is_nf4(model: nn.Module) -> bool:
+    return any(type(module).__name__ == "Linear4bit" for module in model.modules())
+
+
 @contextmanager
-def _over_integers(config: LoraConfig) -> Iterator[None]:
-    """Tell PEFT how an adapter sits on a quantised layer, which it does not know and warns of."""
-    config._register_custom_module({QuantizedLinear: LoraLinear})
+def _our_layers(config: LoraConfig, *, plain: bool) -> Iterator[None]:
+    """Tell PEFT how an adapter sits on a quantised layer, which it does not know and warns of, and on a `plain` one.
+
+    It has a layer of its own for those of nf4, which are `nn.Linear` too and are left to it.
+    """
+    config._register_custom_module(dict.fromkeys([QuantizedLinear, *[nn.Linear] * plain], LoraLinear))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         yield

@@ -213,6 +213,12 @@ def _fused_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
+@once
+def _fused_block_mask() -> Callable[[Tensor], BlockMask]:
+    """Compiled, it holds no table of tokens by tokens. For training, whose rows keep one length: once for each."""
+    return torch.compile(block_mask, dynamic=False)
+
+
 class GatedMLP(nn.Module):
     """down(up(x) * silu(gate(x)))."""
 
@@ -255,7 +261,7 @@ def attention_mask(
     """
     if segments is not None and cache is None and not last_only:
         if hidden.is_cuda:
-            return block_mask(segments)
+            return (_fused_block_mask() if torch.is_grad_enabled() else block_mask)(segments)
         if tokens >= LONG_ROW and (rows := documents_of(segments, hidden)):
             return Documents(rows)
     start = cache.length if cache else 0

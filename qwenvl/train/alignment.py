@@ -191,7 +191,7 @@ class Spoken:
     def _of(self, text: str) -> Float[Tensor, " hidden"]:
         if text not in self._known:
             ids = self.tokenizer.encode(text)
-            rows = self.table[torch.tensor(ids, dtype=torch.long, device=self.table.device)]
+            rows = self.table[on_device(torch.tensor(ids, dtype=torch.long), self.table.device)]
             shares = FADING ** torch.arange(len(ids), device=self.table.device)
             self._known[text] = F.normalize((shares[:, None] * rows).sum(dim=0), dim=0)
         return self._known[text]
@@ -213,14 +213,15 @@ def align(
     nn.init.zeros_(head.bias)
     head.to(device)
 
-    def loss(batch: Batch) -> Loss:
-        pixels, image, said, shares, boxes = (
-            on_device(torch.from_numpy(each), device)
-            for each in (batch.pixels, batch.image, batch.said, batch.places, batch.boxes)
-        )
+    def placed(batch: Batch) -> list[Tensor]:
+        arrays = (batch.pixels, batch.image, batch.said, batch.places, batch.boxes)
+        return [*(on_device(torch.from_numpy(each), device) for each in arrays), spoken(batch.texts)]
+
+    def loss(given: list[Tensor]) -> Loss:
+        pixels, image, said, shares, boxes, words = given
         visual = model.encode(pixels).float()[image]  # (things, queries, hidden)
         spoken_there = (shares[:, None] @ visual).squeeze(1)
-        scores = SHARPNESS * F.normalize(spoken_there, dim=-1) @ spoken(batch.texts).T
+        scores = SHARPNESS * F.normalize(spoken_there, dim=-1) @ words.T
         missed = F.cross_entropy(scores, said, reduction="sum")
         off = F.smooth_l1_loss(head(visual).float(), boxes, reduction="none", beta=0.02).sum(dim=-1)
         boxed = (shares * off).sum()
@@ -244,5 +245,10 @@ def align(
 
     module = nn.ModuleDict({"vision": model.vision, "adapter": model.adapter, "head": head})
     return Objective(
-        module=module, batch=lesson, loss=loss, flops=flops, sources=("said", "said_wrong", "boxes")
+        module=module,
+        batch=lesson,
+        placed=placed,
+        loss=loss,
+        flops=flops,
+        sources=("said", "said_wrong", "boxes"),
     )

@@ -18,6 +18,7 @@ from qwenvl.files import owned
 from qwenvl.runtime import on_device, wide
 
 Result = TypeVar("Result")
+Numbers = TypeVar("Numbers", bound=Tensor)
 
 BUCKET = 1 << 25
 """Elements of gradients that are added up in one message."""
@@ -109,7 +110,7 @@ class ParallelDims:
         """Each named value added up over the rows of the grid, or over all processes: one message, one host wait.
 
         The processes of a row know the same `of_rows`, so that one of them speaks. Every process names the same values
-        in the same order; none is a gradient, whose sums are `sum_gradients`' or FSDP's.
+        in the same order; none is a gradient, whose sums are `GradientSums`' or FSDP's.
         """
         speaks = float(self.tensor_rank == 0)
         values = {**{name: speaks * value for name, value in of_rows.items()}, **of_processes}
@@ -122,31 +123,15 @@ class ParallelDims:
             dist.all_reduce(sums)
         return dict(zip(values, sums.tolist(), strict=True))
 
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add up the gradients over the rows of the grid, in place, where FSDP has not done so.
-
-        What taught nothing in this process may have taught in another: a gradient that is missing counts as zero.
-        What all processes of a row compute alike is averaged, or rounding would pull their copies apart.
-        """
-        if self.mesh is None:
+    def average_alike(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Average what all processes of a row compute alike, in place, or rounding would pull their copies apart."""
+        if self.mesh is None or (ranks := self.mesh["tensor"].size()) == 1:
             return
-        for each in parameters if self.data_size > 1 else ():
-            if each.grad is None and not cut_along(each, "data"):
-                each.grad = torch.zeros_like(each)
         gradients = [each.grad for each in parameters if each.grad is not None]
-        self._all_reduce([local(each) for each in gradients if not cut_along(each, "data")], "data")
-        alike = [local(each) for each in gradients if not cut_along(each, "tensor")]
-        self._all_reduce(alike, "tensor", mean=True)
-
-    def _all_reduce(self, gradients: Sequence[Tensor], side: str, *, mean: bool = False) -> None:
-        assert self.mesh is not None
-        ranks, group = self.mesh[side].size(), self.mesh.get_group(side)
-        for bucket in _buckets(gradients) if ranks > 1 else ():
+        for bucket in buckets([local(each) for each in gradients if not cut_along(each, "tensor")]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat, group=group)
-            parts = (flat / ranks if mean else flat).split([each.numel() for each in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+            dist.all_reduce(flat, group=self.mesh.get_group("tensor"))
+            put_back(flat / ranks, bucket)
 
     def square(self, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
         """What this process adds to the squared Euclidean norm of the gradients, whoever holds which share of them.
@@ -185,9 +170,15 @@ def cut_along(tensor: Tensor, side: str) -> bool:
     )
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def put_back(flat: Tensor, bucket: Sequence[Tensor]) -> None:
+    """The numbers of a message into the tensors that it was made of."""
+    for tensor, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def buckets(tensors: Sequence[Numbers]) -> Iterator[list[Numbers]]:
     """The tensors in order, as many at a time as fit `BUCKET` (at least one)."""
-    bucket: list[Tensor] = []
+    bucket: list[Numbers] = []
     for tensor in tensors:
         if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
             yield bucket

@@ -278,7 +278,7 @@ def require_gradients(
     shown = example_of(probe, tokenizer, model.config.adapter.queries)
     objective = next_token_of(model, tokenizer, stage, lambda _: shown)
     with torch.autocast(model.llm.embed.weight.device.type, torch.bfloat16, enabled=stage.bfloat16):
-        total = objective.loss(objective.batch([0])).total
+        total = objective.loss(objective.placed(objective.batch([0]))).total
     if total.requires_grad:  # nothing that learns may be on the way to it
         total.backward()
     silent = [name for name, parameter in learning.items() if parameter.grad is None]

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import alignment, distributed, naming, toy
 from qwenvl.train.distributed import ParallelDims
+from qwenvl.train.gradients import GradientSums
 from qwenvl.train.health import Spikes, Starvation, Stragglers, Work
 from qwenvl.train.log import Log, mean_loss
 from qwenvl.train.objectives import Objective, next_token
@@ -33,6 +34,7 @@ from qwenvl.train.optim import (
 )
 from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
 from qwenvl.train.precision import lower_, raise_, raised
+from qwenvl.train.prefetch import DevicePrefetcher
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.state import Saver, load_state
@@ -89,7 +91,9 @@ def train(
     model.train()
     with (
         hearing(),
+        closing(DevicePrefetcher(objective, all_micro_batches(stage, start, dims), runtime.device)) as data,
         closing(objective),
+        closing(GradientSums(objective.module, dims)) as sums,
         Saver(run_dir / "state") as saver,
         Log(run_dir, stage, runtime.device, start=start) as log,
     ):
@@ -97,8 +101,8 @@ def train(
             stop_in(stage, start, run_dir)
         for step in range(start, stage.optim.steps):
             began = time.perf_counter()
-            counted, work = accumulate_gradients(model, objective, stage, step, runtime, parallel, dims)
-            seen = shared(objective.module, counted, stragglers, dims)
+            counted, work = accumulate_gradients(model, objective, data, sums, stage, step, runtime, parallel)
+            seen = shared(objective.module, sums, counted, stragglers)
             norms = clip_gradients(objective.module, stage.optim.max_grad_norm, seen)
             spikes.see(step, mean_loss(seen), norms["all"])
             starvation.see(step, seen, norms["all"])
@@ -110,7 +114,7 @@ def train(
             stops, last = seen["stops"] > 0, step + 1 == stage.optim.steps
             if stops or last or (due(step + 1, stage.save_every, stage) and not spikes.spiking):
                 saver.save(step + 1, objective.module, optimizers)
-            look(model, tokenizer, stage, objective, log, watch, lowered, step + 1)
+            look(model, tokenizer, stage, objective, data, log, watch, lowered, step + 1)
             if stops and not last:
                 saver.finish()
                 stop_in(stage, step + 1, run_dir)
@@ -126,15 +130,17 @@ def look(
     tokenizer: Tokenizer,
     stage: StageConfig,
     objective: Objective,
+    data: DevicePrefetcher,
     log: Log,
     watch: Watch | None,
     lowered: Sequence[nn.Parameter],
     done: int,
 ) -> None:
-    """Sample predictions, where they are due, and whoever watches: both see weights in float32."""
+    """Sample predictions, where they are due, and whoever watches: both see weights in float32 and data at rest."""
     document = objective.document if due(done, stage.show_every, stage) else None
     if document is None and watch is None:
         return
+    data.settle()
     with raised(lowered):
         if document is not None:
             show_all(model, tokenizer, stage, document, log, done)
@@ -164,26 +170,30 @@ def due(done: int, every: int, stage: StageConfig) -> bool:
 def accumulate_gradients(
     model: QwenVL,
     objective: Objective,
+    data: DevicePrefetcher,
+    sums: GradientSums,
     stage: StageConfig,
     step: int,
     runtime: Runtime,
     parallel: ParallelConfig,
-    dims: ParallelDims,
 ) -> tuple[dict[str, Tensor | float], Work]:
     """Forward and backward over the micro-batches of this process; gradients are those of sums.
 
-    Returns what they add up to (`Loss.counted`), of every source that the objective knows, and the work of reading and,
-    where that waits for nobody, computing. Nothing waits for the device or for another process, FSDP's own aside.
+    Returns what they add up to (`Loss.counted`), of every source that the objective knows, and the work of
+    this process: waiting for what is read ahead and, where that waits for nobody, computing. Nothing waits for the
+    device or for another process, FSDP's own aside; the last backward pass sends gradients as it finds them.
     """
     total: dict[str, Tensor | float] = {
         f"{kind}/{source}": 0.0 for source in objective.sources for kind in ("loss", "supervised")
     }
     work = Work(runtime.device)
-    micro = micro_batches(stage, step, dims.data_rank, dims.data_size)
+    micro = micro_batches(stage, step, sums.dims.data_rank, sums.dims.data_size)
     for documents in micro:
         with work.reading():
-            batch = objective.batch(documents)
-        sync_gradients(model, parallel, last=documents is micro[-1])
+            batch = data()
+        last = documents is micro[-1]
+        sync_gradients(model, parallel, last=last)
+        sums.listening = last
         torch.manual_seed(stage.seed * 1_000_003 + documents.start)  # dropout belongs to the documents
         with nullcontext() if parallel.cuts else work.computing():
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
@@ -198,13 +208,18 @@ def accumulate_gradients(
 
 
 def shared(
-    module: nn.Module, counted: Mapping[str, Tensor | float], stragglers: Stragglers, dims: ParallelDims
+    module: nn.Module,
+    sums: GradientSums,
+    counted: Mapping[str, Tensor | float],
+    stragglers: Stragglers,
 ) -> dict[str, float]:
     """Add up an update over the processes: the gradients, in place, and behind them, in one message, all else.
 
     Returns the totals, the same in every process: the loop waits for the device here and nowhere else.
     """
-    dims.sum_gradients([parameter for parameter in module.parameters() if parameter.requires_grad])
+    dims = sums.dims
+    sums.finish()
+    dims.average_alike([parameter for parameter in module.parameters() if parameter.requires_grad])
     facts = {"stops": float(asked()), **stragglers.own()}
     seen = dims.totals(counted, {**facts, **squared_norms(module, dims)})
     if not seen["images"]:
@@ -217,6 +232,12 @@ def micro_batches(stage: StageConfig, step: int, rank: int = 0, ranks: int = 1) 
     first, size = step * stage.documents, stage.micro_documents
     starts = range(first, first + stage.documents, size)
     return [range(start, start + size) for start in starts[rank::ranks]]
+
+
+def all_micro_batches(stage: StageConfig, start: int, dims: ParallelDims) -> Iterator[range]:
+    """Those of one reader from update `start` on to the end."""
+    for step in range(start, stage.optim.steps):
+        yield from micro_batches(stage, step, dims.data_rank, dims.data_size)
 
 
 def stop_in(stage: StageConfig, done: int, run_dir: Path) -> None:

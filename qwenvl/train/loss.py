@@ -4,6 +4,7 @@ The gradient of a chunk is known as soon as its logits are, so it is taken there
 2,048 x 151,936 of them never exist together, and nothing is computed twice.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,23 +24,40 @@ LOGIT_CHUNK = 4 * LOGIT_BLOCK
 """Positions whose logits exist at the same time."""
 
 
-def next_token_nll(
-    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], labels: Int[Tensor, "batch tokens"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, " learned"]]:
-    """Negative log-likelihood of the learned tokens: its sum, to go backward from (once), and that of each, row by row.
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """The learned tokens of a batch, on the device.
 
-    Logits exist at learned positions only. Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product
-    of ever new shapes is slow on a CPU. Labels stay on the CPU, where they are made: to find the learned ones on a GPU
-    would wait for it. The words of `head` may be cut over processes (tensor parallelism).
+    Their number is filled up to a multiple of `LOGIT_BLOCK`: a matrix product of ever new shapes is slow on a CPU.
     """
+
+    index: Int[Tensor, " filled"]
+    """Where they stand among all tokens, row by row."""
+    targets: Int[Tensor, " filled"]
+    """What is learned there, IGNORE where it is filled up."""
+    count: int
+
+
+def find_supervised(labels: Int[Tensor, "batch tokens"], device: torch.device) -> Supervised:
+    """What the labels say, which are on the CPU: to find the learned ones on a GPU would wait for it."""
     supervised = (labels.flatten() != IGNORE).nonzero()[:, 0]
     filling = -len(supervised) % LOGIT_BLOCK
     targets = F.pad(labels.flatten()[supervised], (0, filling), value=IGNORE)
-    index, targets = (on_device(each, hidden.device) for each in (F.pad(supervised, (0, filling)), targets))
-    rows = hidden.flatten(0, 1)[index]  # (learned, hidden)
+    index, targets = (on_device(each, device) for each in (F.pad(supervised, (0, filling)), targets))
+    return Supervised(index=index, targets=targets, count=len(supervised))
+
+
+def next_token_nll(
+    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], given: Supervised
+) -> tuple[Float[Tensor, ""], Float[Tensor, " learned"]]:
+    """Negative log-likelihood of the learned tokens: its sum, to go backward from (once), and that of each, row by row.
+
+    Logits exist at learned positions only. The words of `head` may be cut over processes (tensor parallelism).
+    """
+    rows = hidden.flatten(0, 1)[given.index]  # (filled, hidden)
     weights = [each for each in head.parameters() if each.requires_grad]
-    total, each = _Nll.apply(head, targets, torch.is_grad_enabled(), rows, *weights)
-    return total, each[: len(supervised)]
+    total, each = _Nll.apply(head, given.targets, torch.is_grad_enabled(), rows, *weights)
+    return total, each[: given.count]
 
 
 class _Nll(torch.autograd.Function):

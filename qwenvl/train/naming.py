@@ -156,11 +156,12 @@ def naming(
     device = model.vision.position.device
     head.to(device)
 
-    def loss(batch: Batch) -> Loss:
-        pixels, named, words, shares = (
-            on_device(torch.from_numpy(each), device)
-            for each in (batch.pixels, batch.nouns, batch.words, batch.shares)
-        )
+    def placed(batch: Batch) -> tuple[Batch, list[Tensor]]:
+        arrays = (batch.pixels, batch.nouns, batch.words, batch.shares)
+        return batch, [on_device(torch.from_numpy(each), device) for each in arrays]
+
+    def loss(given: tuple[Batch, list[Tensor]]) -> Loss:
+        batch, (pixels, named, words, shares) = given
         scores = head(model.vision(pixels)).float()  # (images, labels)
         of_nouns, of_words = scores.split([len(nouns()), len(lesson.words)], dim=1)
         missed = nn.functional.cross_entropy(of_nouns, named, ignore_index=MISSING, reduction="sum")
@@ -194,6 +195,7 @@ def naming(
     return Objective(
         module=module,
         batch=lesson,
+        placed=placed,
         loss=loss,
         flops=flops,
         finish=partial(_keep, head, run_dir),

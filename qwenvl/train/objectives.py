@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from qwenvl.config import ModelConfig
 from qwenvl.data.formats import IGNORE, Example
 from qwenvl.data.packing import Rows, pack
 from qwenvl.data.records import Skipped
@@ -26,7 +27,7 @@ from qwenvl.runtime import on_device, wide
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.data import batches, documents
 from qwenvl.train.flops import learning, next_token_flops
-from qwenvl.train.loss import next_token_nll
+from qwenvl.train.loss import Supervised, find_supervised, next_token_nll
 from qwenvl.train.precision import residual_of
 from qwenvl.train.stages import StageConfig
 
@@ -71,7 +72,9 @@ class Objective:
     module: nn.Module
     """What learns; its children carry the names of the model's parts."""
     batch: Callable[[Sequence[int]], Any]
-    """A pure function of the documents' numbers."""
+    """A pure function of the documents' numbers; it may be called in another thread, a micro-batch ahead."""
+    placed: Callable[[Any], Any]
+    """A batch as `loss` takes it, what is computed with on the device; nothing waits for that."""
     loss: Callable[[Any], Loss]
     flops: Callable[[Mapping[str, float]], float]
     """Arithmetic of an update, from the sum of its `Loss.counted`."""
@@ -86,6 +89,39 @@ class Objective:
 
 
 # === Next token (paper 3.1-3.3) ===
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedRows:
+    """Packed rows, and on the device what is computed with."""
+
+    rows: Rows
+    ids: Int[Tensor, "rows tokens"]
+    positions: Int[Tensor, "rows tokens"]
+    segments: Int[Tensor, "rows tokens"]
+    levels: UInt8[Tensor, "images height width 3"] | None
+    supervised: Supervised
+    origins: Int[Tensor, " learned"]
+    """Which of the rows' sources each learned token comes from."""
+
+
+def place_rows(rows: Rows, config: ModelConfig, device: torch.device) -> PlacedRows:
+    """The rows on the device. Raises ValueError when they have other images than places for them."""
+    require_slots(int((rows.ids == config.imgpad_id).sum()), len(rows.images), config.adapter.queries)
+    levels = [np.asarray(image.source) for image in rows.images]  # squares of levels since they were read
+    ids, positions, segments, origins = (
+        on_device(torch.from_numpy(each), device)
+        for each in (rows.ids, rows.positions, rows.segments, rows.origins[rows.labels != IGNORE])
+    )
+    return PlacedRows(
+        rows=rows,
+        ids=ids,
+        positions=positions,
+        segments=segments,
+        levels=on_device(torch.from_numpy(np.stack(levels)), device) if levels else None,
+        supervised=find_supervised(torch.from_numpy(rows.labels), device),
+        origins=origins,
+    )
 
 
 def next_token(
@@ -135,25 +171,20 @@ def _next_token_over(
             supervised=seen["supervised"],
         )
 
-    def loss(rows: Rows) -> Loss:
-        device, size, images = model.llm.embed.weight.device, stage.image_size, len(rows.images)
-        ids, positions, segments = (
-            on_device(torch.from_numpy(each), device) for each in (rows.ids, rows.positions, rows.segments)
-        )
-        require_slots(int((rows.ids == config.imgpad_id).sum()), images, config.adapter.queries)
-        levels = [np.asarray(image.source) for image in rows.images]  # squares of levels since they were read
+    def loss(given: PlacedRows) -> Loss:
+        rows, size, images = given.rows, stage.image_size, len(given.rows.images)
         # processes that hold the weights together walk the ViT together, whoever has images
         walks = isinstance(model, FSDPModule) and not images
-        idle = torch.zeros(1, 3, size, size, device=device) if walks else None
+        idle = torch.zeros(1, 3, size, size, device=given.ids.device) if walks else None
         hidden = model.hidden(
-            ids,
-            normalised(on_device(torch.from_numpy(np.stack(levels)), device)) if images else None,
-            positions=positions,
-            segments=segments,
+            given.ids,
+            None if given.levels is None else normalised(given.levels),
+            positions=given.positions,
+            segments=given.segments,
             idle=idle,
             residual=residual_of(stage),
         )
-        total, each = next_token_nll(model.llm.head, hidden, torch.from_numpy(rows.labels))
+        total, each = next_token_nll(model.llm.head, hidden, given.supervised)
         return Loss(
             total=total,
             supervised=len(each),
@@ -161,10 +192,13 @@ def _next_token_over(
             images=images,
             row_tokens=rows.ids.size,
             left_out=len(rows.left_out),
-            by_source=sums_by_source(each, rows),
+            by_source=sums_by_source(each, given),
         )
 
-    return Objective(module=model, batch=batch, loss=loss, flops=flops, document=document)
+    def placed(rows: Rows) -> PlacedRows:
+        return place_rows(rows, config, model.llm.embed.weight.device)
+
+    return Objective(module=model, batch=batch, placed=placed, loss=loss, flops=flops, document=document)
 
 
 def normalised(
@@ -176,13 +210,13 @@ def normalised(
     return pixels.div_(255).sub_(mean).div_(std)
 
 
-def sums_by_source(nll: Float[Tensor, " learned"], rows: Rows) -> dict[str, tuple[Float[Tensor, ""], int]]:
+def sums_by_source(
+    nll: Float[Tensor, " learned"], given: PlacedRows
+) -> dict[str, tuple[Float[Tensor, ""], int]]:
     """Sum and count of the losses of each named source of the rows."""
-    origins = rows.origins[rows.labels != IGNORE]
-    counts = np.bincount(origins, minlength=len(rows.sources)).tolist()
-    sums = nll.new_zeros(len(rows.sources)).index_add_(
-        0, on_device(torch.from_numpy(origins), nll.device), nll
-    )
+    rows = given.rows
+    counts = np.bincount(rows.origins[rows.labels != IGNORE], minlength=len(rows.sources)).tolist()
+    sums = nll.new_zeros(len(rows.sources)).index_add_(0, given.origins, nll)
     return {
         source: (total, count)
         for source, total, count in zip(rows.sources, sums.unbind(), counts, strict=True)

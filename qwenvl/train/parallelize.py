@@ -6,6 +6,7 @@ weights, gradients and moments may be cut once more (FSDP2).
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -49,6 +50,9 @@ class ParallelConfig:
     """Keep only what enters a block and compute the rest again in the backward pass."""
     compile: bool = False
     """Compile every block with torch.compile; see `compile_` for what runs as it is."""
+    keep: float = 1.0
+    """Share of what compiled blocks would keep for the backward pass that they do keep; the rest is computed again,
+    what costs least first."""
     reduce_once_per_step: bool = False
     """With `shard`, add up gradients once an update, not after every micro-batch: fewer messages, whole gradients."""
     spike: float = 4.0
@@ -63,6 +67,11 @@ class ParallelConfig:
         if self.tensor < 1 or not self.spike > 1:
             raise ValueError(
                 f"tensor is {self.tensor} and spike {self.spike:g}; expected 1 process or more, and a spike above 1."
+            )
+        if not 0 <= self.keep <= 1 or (self.keep < 1 and (self.activation_checkpointing or not self.compile)):
+            raise ValueError(
+                f"keep is {self.keep:g}; expected a share from 0 to 1, below 1 of compiled blocks alone (--compile "
+                "without --activation-checkpointing, which keeps nothing but what enters a block)."
             )
         if self.reduce_once_per_step and self.shard == "none":
             raise ValueError(
@@ -99,7 +108,7 @@ def parallelize_(model: QwenVL, stage: StageConfig, parallel: ParallelConfig, di
     blocks = [*model.vision.blocks, *model.llm.blocks]
     for block in blocks:
         if parallel.compile:
-            compile_(block)
+            compile_(block, keep=parallel.keep)
         if parallel.activation_checkpointing:
             checkpoint_activations_(block)
     if dims.mesh is not None and parallel.shard != "none":
@@ -133,8 +142,10 @@ def cut_(model: QwenVL, tensor: int) -> None:
                 model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], cut)
 
 
-def compile_(block: nn.Module) -> None:
+def compile_(block: nn.Module, *, keep: float = 1.0) -> None:
     """Compile a block for what has the same form again and again: training on whole rows.
+
+    `keep` is its budget of memory (`ParallelConfig.keep`), torch's own way to recompute what costs little.
 
     Behind a cache every step has another length, and documents that are attended one by one have ever new ones: these
     run as they are, or torch would compile a few lengths and then, silently, give up on all.
@@ -146,7 +157,10 @@ def compile_(block: nn.Module) -> None:
         varies = isinstance(given, AttentionContext) and (
             given.cache is not None or isinstance(given.mask, Documents)
         )
-        return (plain if varies else compiled)(hidden, *context, **more)
+        if varies:
+            return plain(hidden, *context, **more)
+        with torch._functorch.config.patch(activation_memory_budget=keep) if keep < 1 else nullcontext():
+            return compiled(hidden, *context, **more)
 
     block.forward = forward
 
@@ -157,9 +171,13 @@ def checkpoint_activations_(block: nn.Module) -> None:
 
 
 def sync_gradients(model: nn.Module, parallel: ParallelConfig, *, last: bool) -> None:
-    """Say before a backward pass whether FSDP adds up gradients in it."""
+    """Say before a backward pass whether FSDP adds up gradients in it, and whether it lets go of weights behind it.
+
+    Where only the optimizer's state is cut, weights are gathered once an update: they stay until they are moved.
+    """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or not parallel.reduce_once_per_step)
+        model.set_reshard_after_backward(last or parallel.shard == "full")
 
 
 def whole(model: QwenVL) -> QwenVL:

@@ -271,7 +271,25 @@ def activations(
     parallel: ParallelConfig = _ALONE,
     released: bool = False,
 ) -> float:
-    """Bytes that autograd keeps of `rows` packed rows with `images` images, in the stage's precision; no weights."""
+    """Bytes that autograd keeps of `rows` packed rows with `images` images, in the stage's precision; no weights.
+
+    Compiled blocks with a budget keep no more than that share of what lies between all and `activation_checkpointing`.
+    """
+    if parallel.keep < 1:
+        whole, least = (
+            activations(
+                config,
+                stage,
+                rows,
+                images,
+                on_cpu=on_cpu,
+                adapt=adapt,
+                parallel=replace(parallel, keep=1.0, activation_checkpointing=again),
+                released=released,
+            )
+            for again in (False, True)
+        )
+        return min(whole, least + parallel.keep * (whole - least))
 
     def with_layers(
         vision: int, llm: int, *, activation_checkpointing: bool = parallel.activation_checkpointing

@@ -68,12 +68,14 @@ def dense(
         pixels = np.stack([preprocess(paint(scene), stage.image_size) for scene in scenes])
         return pixels, np.stack(classes), np.stack([each.box for each in labels])
 
-    def loss(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Loss:
-        shapes = arrays[1][:, 0].reshape(-1)
-        covered = np.flatnonzero(shapes > 0)  # found where it was made: a GPU would have to be waited for
-        pixels, classes, boxes, places = (
-            on_device(torch.from_numpy(each), head.weight.device) for each in (*arrays, covered)
-        )
+    def placed(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[torch.Tensor]:
+        covered = np.flatnonzero(
+            arrays[1][:, 0] > 0
+        )  # found where it was made: a GPU would have to be waited for
+        return [on_device(torch.from_numpy(each), head.weight.device) for each in (*arrays, covered)]
+
+    def loss(given: list[torch.Tensor]) -> Loss:
+        pixels, classes, boxes, places = given
         predicted = head(model.vision(pixels)).float()  # (images, patches, classes and box)
         *logits, edges = predicted.split([*_CLASSES, 4], dim=-1)
         classes = classes.flatten(2)  # (images, labels, patches)
@@ -83,7 +85,7 @@ def dense(
         )
         wanted = boxes.flatten(0, 2)[places]
         off = F.smooth_l1_loss(edges.flatten(0, 1)[places], wanted, reduction="sum", beta=0.02)
-        patches = len(shapes)
+        patches = classes.shape[0] * classes.shape[2]
         return Loss(
             total=total + _BOX_WEIGHT * off,
             supervised=patches,
@@ -96,7 +98,7 @@ def dense(
         return vision_flops(model.config.at(stage.image_size), True, True, seen["images"])
 
     module = nn.ModuleDict({"vision": model.vision, "head": head})
-    return Objective(module=module, batch=batch, loss=loss, flops=flops)
+    return Objective(module=module, batch=batch, placed=placed, loss=loss, flops=flops)
 
 
 # === How a narrow model begins ===

@@ -22,6 +22,7 @@ from qwenvl.train.parallelize import ParallelConfig, parallelize_
 
 from .test_static import DEVICES, GOLDEN, NoQuestions, admit, prompts_for, random_model
 
+FOLDERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 DRAWN = SamplingConfig(greedy=False, temperature=1.3, top_k=40, top_p=0.95)
 
 
@@ -34,7 +35,7 @@ def assert_equal(
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in GOLDEN.iterdir() if path.is_dir()))
+@pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_engines_answers_on_every_recorded_model(folder: str, device: str) -> None:
     """Greedy and drawn; rows that stop early leave their bucket, twice."""
@@ -110,22 +111,24 @@ def test_adapters_that_nobody_has_merged_are_not_joined() -> None:
     model = random_model()
     add_lora(model, Lora(rank=2))
     with pytest.raises(
-        ValueError, match="up of block 0 is Linear of Parameter, expected a plain matrix; merge"
+        ValueError, match="up of block 0 is LoraLinear of Parameter, expected a plain matrix; merge"
     ):
         join_(model)
 
 
 @pytest.mark.compile
-def test_a_compiled_step_is_one_graph_for_all_batches_of_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_compiled_answers_on_every_recorded_model(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph for all batches of a bucket, and one for all blocks of the vision encoder."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = random_model()
+    model = Fixture(GOLDEN / folder).model
     replay = Replay(model, compiled=True)
     for lengths in ([4, 30], [8, 2], [100, 7]):
-        assert_equal(model, replay, prompts_for(model, lengths), Settings(max_new_tokens=4), model)
+        assert_equal(model, replay, prompts_for(model, lengths), Settings(max_new_tokens=4))
     counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
 # === Tensor parallelism ===

@@ -55,8 +55,7 @@ def test_packed_rows_go_through_flex_attention_and_give_the_same_loss_and_gradie
     for place in PLACES:
         model, tokenizer = tiny(place)
         objective = next_token(model, tokenizer, stage())
-        rows = objective.batch(range(8))
-        loss = objective.loss(rows)
+        loss = objective.loss(objective.placed(objective.batch(range(8))))
         model.zero_grad()
         (loss.total / loss.supervised).backward()
         losses.append(loss.total.item() / loss.supervised)

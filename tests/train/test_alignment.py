@@ -33,7 +33,7 @@ def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_pa
     optimizer = torch.optim.AdamW(trained, 1e-2)
     losses = []
     for _ in range(40):
-        made = objective.loss(batch)
+        made = objective.loss(objective.placed(batch))
         losses.append({name: float(total) / count for name, (total, count) in made.by_source.items()})
         optimizer.zero_grad()
         made.total.backward()

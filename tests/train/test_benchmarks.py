@@ -1,10 +1,12 @@
 """The benchmarks of training run at toy size: what they compare is comparable, what they expect is counted."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,13 +55,27 @@ def test_the_cases_of_a_large_gpu_run_at_toy_size() -> None:
         assert expected["peak_gb"] == pytest.approx(sum(expected[kind] for kind in kinds), abs=0.004)
 
 
-def test_the_table_is_made_of_recorded_lines() -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module."""
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+def test_every_case_of_a_large_gpu_can_be_asked_for_alone_and_has_an_end(gpu: Any) -> None:
+    read = gpu.options().parse_args
+    every = [*gpu.cases(read(["--all"]))]
+    assert len(every) == len({tuple(alone) for _, alone, _ in every}) == 2 * len(gpu.CASES) + 9
+    for name, alone, _ in every:
+        assert [each[:2] for each in gpu.cases(read(alone))] == [(name, alone)]
+    left_out = gpu.apart("stage 2", ["--small"], 0.01)
+    assert left_out == {"case": "stage 2", "left_out": "took more than 0 s"}
+
+
+def test_the_table_is_made_of_recorded_lines(gpu: Any) -> None:
     """What docs/PERFORMANCE.md shows of a GPU is what the lines beside the script say, measured or not."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from gpu import table_of  # type: ignore[import-not-found]
-    finally:
-        sys.path.pop(0)
+    table_of = gpu.table_of
     recorded = (ROOT / "benchmarks" / "gpu.jsonl").read_text("utf-8")
     known = [json.loads(line) for line in recorded.splitlines()]
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text("utf-8")

@@ -45,7 +45,7 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(start: Path, micro: int) 
         model = folder.load(start, CPU)
         objective = OBJECTIVES["next_token"](model, Tokenizer.load(start), stage())
         losses = [
-            objective.loss(objective.batch(range(at, at + micro_documents)))
+            objective.loss(objective.placed(objective.batch(range(at, at + micro_documents))))
             for at in range(0, 8, micro_documents)
         ]
         (sum(loss.total for loss in losses) / sum(loss.supervised for loss in losses)).backward()

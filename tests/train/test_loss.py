@@ -13,9 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from qwenvl.data.formats import IGNORE
 from qwenvl.images import normalise
 from qwenvl.train import loss
-from qwenvl.train.loss import LOGIT_CHUNK, next_token_nll
+from qwenvl.train.loss import LOGIT_CHUNK, find_supervised, next_token_nll
 from qwenvl.train.objectives import normalised
 
+CPU = torch.device("cpu")
 Case = tuple[nn.Linear, Tensor, Tensor]
 
 
@@ -42,7 +43,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
     head, hidden, labels = case(200, 50, supervised=supervised)
     expected = plain(head, hidden, labels)
     gradients = torch.autograd.grad(expected, (hidden, head.weight))
-    ours, each = next_token_nll(head, hidden, labels)
+    ours, each = next_token_nll(head, hidden, find_supervised(labels, CPU))
     torch.testing.assert_close(ours, expected)
     rows = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="none")
     torch.testing.assert_close(each, rows[labels.flatten() != IGNORE])
@@ -55,7 +56,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
 def test_a_frozen_head_gets_no_gradient_and_lets_it_through() -> None:
     head, hidden, labels = case(60, 50)
     head.requires_grad_(False)
-    next_token_nll(head, hidden, labels)[0].backward()
+    next_token_nll(head, hidden, find_supervised(labels, CPU))[0].backward()
     assert head.weight.grad is None
     torch.testing.assert_close(hidden.grad, torch.autograd.grad(plain(head, hidden, labels), hidden)[0])
 
@@ -63,7 +64,7 @@ def test_a_frozen_head_gets_no_gradient_and_lets_it_through() -> None:
 def test_without_gradients_it_is_only_a_number() -> None:
     head, hidden, labels = case(60, 50)
     with torch.no_grad():
-        ours, _ = next_token_nll(head, hidden, labels)
+        ours, _ = next_token_nll(head, hidden, find_supervised(labels, CPU))
     assert not ours.requires_grad
     torch.testing.assert_close(ours, plain(head, hidden, labels).detach())
 
@@ -71,7 +72,7 @@ def test_without_gradients_it_is_only_a_number() -> None:
 def test_bfloat16_products_are_summed_in_float32() -> None:
     head, hidden, labels = case(1000, 300)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, _ = next_token_nll(head, hidden, labels)
+        ours, _ = next_token_nll(head, hidden, find_supervised(labels, CPU))
     ours.backward()
     assert hidden.grad.dtype == torch.float32
     torch.testing.assert_close(ours, plain(head, hidden, labels), rtol=1e-3, atol=0.1)
@@ -93,7 +94,9 @@ def test_logits_are_never_held_whole() -> None:
     head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, supervised=1.0)
     logits = labels.numel() * 8192 * 4
     assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
-    assert peak(lambda: next_token_nll(head, hidden, labels)[0].backward()) < 0.45 * logits
+    assert (
+        peak(lambda: next_token_nll(head, hidden, find_supervised(labels, CPU))[0].backward()) < 0.45 * logits
+    )
 
 
 def test_levels_are_normalised_on_the_device_to_the_same_bits() -> None:

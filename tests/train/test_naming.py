@@ -53,7 +53,7 @@ def test_names_are_learned(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(objective.module.parameters(), 3e-3)
     losses = []
     for _ in range(50):
-        made = objective.loss(batch)
+        made = objective.loss(objective.placed(batch))
         assert made.supervised == made.images == 8
         losses.append({name: float(total) / count for name, (total, count) in made.by_source.items()})
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """However a model is spread over processes, it learns the same; what cannot work is told before it starts."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -15,15 +16,18 @@ from safetensors.torch import load_file
 
 import qwenvl.cli as cli
 from qwenvl.checkpoint import folder
+from qwenvl.config import VisionConfig
+from qwenvl.model.vision import VisionBlock
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train import distributed, launcher
 from qwenvl.train.distributed import ParallelDims
+from qwenvl.train.gradients import GradientSums
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import next_token
-from qwenvl.train.parallelize import ParallelConfig, parallelize_, whole
+from qwenvl.train.parallelize import ParallelConfig, compile_, parallelize_, whole
 from qwenvl.train.recipe import run_stage
 from qwenvl.train.show import SHOWN
 from qwenvl.train.stages import OptimConfig, StageConfig
@@ -58,6 +62,7 @@ TWO: Mapping[str, Case] = {
         TRIAL,
         ParallelConfig(shard="full", reduce_once_per_step=True, activation_checkpointing=True),
     ),
+    "trial, full, compiled": (TRIAL, ParallelConfig(shard="full", compile=True)),
     "trial, tensor": (TRIAL, ParallelConfig(tensor=2)),
     "muon, replicated": (MUON, ParallelConfig()),
     "frozen, replicated": (FROZEN, ParallelConfig()),
@@ -83,7 +88,16 @@ def look(run: Path, model: QwenVL, stage: StageConfig, step: int) -> None:
 def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
     """In every process: one case after the other."""
     torch.set_num_threads(1)
-    size = distributed.world_size()
+    distributed.BUCKET = 1 << 12  # several messages
+    size, finish, sent = distributed.world_size(), GradientSums.finish, list[tuple[int, int]]()
+
+    def noting(sums: GradientSums) -> None:
+        sent.append((sums._sent, len(sums._buckets)))
+        finish(sums)
+
+    if size > 1:  # captured and run as captured
+        torch.compile = partial(torch.compile, backend="aot_eager")
+    GradientSums.finish = noting  # type: ignore[assignment, method-assign]
     values = {"row": torch.tensor(1.0)}, {"rank": distributed.rank()}
     for tensor in {1, size}:
         rows = size // tensor
@@ -95,6 +109,9 @@ def train_each(start: Path, out: Path, cases: Mapping[str, Case]) -> None:
         train(model, Tokenizer.load(start), trial, out / name, CPU, parallel=parallel, watch=watch)
         trained = whole(model)
         distributed.on_rank0(lambda trained=trained, name=name: folder.save(trained, out / name / "model"))
+        (out / name / f"sent-{distributed.rank()}").write_text(json.dumps(sent))
+        sent.clear()
+    GradientSums.finish = finish  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +144,11 @@ def test_every_spread_learns_what_one_process_learns(
             torch.testing.assert_close(
                 tensor, weights[part], rtol=1e-3, atol=near, msg=lambda m, at=(name, part): f"{at}: {m}"
             )
+        for rank in range(processes):
+            early = json.loads((message / f"sent-{rank}").read_text())
+            replicated = name.split(", ")[1].startswith("replicated")
+            assert all((known > 1) == replicated for _, known in early), name
+            assert name != "trial, replicated" or all(sent > 0 for sent, _ in early), early
         seen = {(rank, step) for rank in range(processes) for step in (1, 2, 3)}
         assert {each.name for each in message.glob("seen-*")} == {
             f"seen-{rank}-{step}" for rank, step in seen
@@ -160,6 +182,42 @@ def test_compiled_blocks_learn_the_same(
     train_each(start, tmp_path, {"compiled": (TRIAL, ParallelConfig(compile=True))})
     lines = [read_log(run / "log.jsonl") for run in (alone / "trial", tmp_path / "compiled")]
     assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], rel=1e-5)
+
+
+@pytest.mark.compile
+def test_compiled_blocks_keep_what_their_budget_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All, half and none of what is between; gradients stay."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    torch.manual_seed(0)
+    block, shown = VisionBlock(VisionConfig(width=32, heads=2, mlp_width=256)), torch.randn(2, 64, 32)
+    plain, kept, found = block.forward, [], []
+    for keep in (1.0, 0.5, 0.0):
+        torch._dynamo.reset()
+        sizes: list[int] = []
+        block.forward = plain  # type: ignore[method-assign]
+        compile_(block, keep=keep)
+
+        def keeping(each: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(each.nbytes)
+            return each
+
+        with torch.autograd.graph.saved_tensors_hooks(keeping, lambda each: each):
+            written = block(shown)
+        found.append(torch.autograd.grad(written.square().sum(), [*block.parameters()]))
+        kept.append(sum(sizes))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+    assert kept[0] > 1.25 * kept[1] > 1.25 * 1.25 * kept[2]
+
+
+def test_a_budget_without_compiled_blocks_is_refused() -> None:
+    for given in ({}, {"compile": True, "activation_checkpointing": True}):
+        with pytest.raises(
+            ValueError, match=r"keep is 0\.5; expected a share from 0 to 1, below 1 of compiled"
+        ):
+            ParallelConfig(keep=0.5, **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"keep is nan; expected a share"):
+        ParallelConfig(keep=float("nan"), compile=True)
 
 
 @pytest.mark.compile

@@ -202,6 +202,8 @@ def test_recomputing_keeps_less() -> None:
         SMALL, stage(), 2, 3, on_cpu=False, parallel=ParallelConfig(activation_checkpointing=True)
     )
     assert again < 0.6 * kept
+    half = activations(SMALL, stage(), 2, 3, on_cpu=False, parallel=ParallelConfig(compile=True, keep=0.5))
+    assert half == (kept + again) / 2, "the most that compiled blocks of that budget keep"
 
 
 def test_impossible_questions_are_told() -> None:
