@@ -15,7 +15,7 @@ DOORS: Mapping[str, str] = {
 }
 """Program -> module with `opened(folder)`, a `qwenvl.parity.through.Door`."""
 
-Through = Literal["transformers", "vllm", "int8", "int4", "nf4"]
+Through = Literal["transformers", "vllm", "static", "compiled", "int8", "int4", "nf4"]
 
 
 def parity(
@@ -39,8 +39,9 @@ def parity(
         json: Print one JSON object per case and a last one with the counts.
         device: Where the models compute: auto, cpu, cuda or mps; in float32.
         through: Ask another program that serves the models, transformers or vllm, for their recorded answers: ids and
-            log-probabilities. Or int8, int4, nf4: round the models as `qwenvl quantize` does, and hold their
-            logits to those of the weights that the integers mean.
+            log-probabilities. Or static, compiled: ask our own static step, as it is or through torch.compile. Or int8,
+            int4, nf4: round the models as `qwenvl quantize` does, and hold their logits to those of the weights that
+            the integers mean.
     """
     if not paths:
         raise ValueError("no fixtures named; give one folder or file at least: `qwenvl parity DIR...`")
@@ -56,12 +57,16 @@ def _judge(program: Through, device: str) -> Any:
         from qwenvl.parity import integers
 
         return partial(integers.certify, kind=program)
+    from qwenvl.parity.through import judged
+
+    if program == "static" or program == "compiled":
+        from qwenvl.parity import replayed
+
+        return judged(partial(replayed.opened, compiled=program == "compiled"))
     if device != "cpu":
         raise ValueError(
             f"--device {device} is of our own models; --through {program} computes where that does."
         )
     if importlib.util.find_spec(program) is None:
         raise ValueError(f"--through {program}: {program} is not installed here; see docs/COMPATIBILITY.md.")
-    from qwenvl.parity.through import judged
-
     return judged(importlib.import_module(DOORS[program]).opened)

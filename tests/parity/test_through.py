@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from qwenvl.cli import main
 from qwenvl.integrations.huggingface.door import opened
 from qwenvl.parity import certificate
 from qwenvl.parity.through import judged
@@ -21,6 +22,11 @@ def statuses(door: Any, place: Path = GOLDEN / "models" / "tiny_q4") -> dict[str
 def test_every_recorded_answer_comes_through_transformers() -> None:
     found = statuses(opened, GOLDEN / "models")
     assert len(found) == 6 and set(found.values()) == {"PASS"}
+
+
+def test_every_recorded_answer_comes_through_the_static_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parity", str(GOLDEN / "models"), "--through", "static"]) == 0
+    assert "6 PASS, 0 FIXED, 0 FAIL" in capsys.readouterr().out
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from qwenvl.train.parallelize import ParallelConfig
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -86,6 +88,21 @@ def test_the_table_is_made_of_recorded_lines(gpu: Any) -> None:
         "measured": {"peak_gb": 120.0, "tokens_per_second": 9000, "update_ms": 1.0, "mfu": 0.451},
     }
     assert "45.1%" in table_of([seen])
+
+
+def test_the_messages_of_many_cards_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten weights, of which four learn, over two cards: half of what moves is another card's."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    messages = importlib.import_module("cards").messages
+    counted = {
+        shard: messages(10, 4, ParallelConfig(shard=shard), micro_batches=3, cards=2)
+        for shard in ("none", "optimizer", "full")
+    }
+    assert counted == {
+        "none": (2 * 16) / 2,  # to all and back, once
+        "optimizer": (20 + 3 * 16) / 2,
+        "full": (3 * 2 * 20 + 3 * 16) / 2,
+    }
 
 
 def test_the_full_model_is_not_measured_on_a_cpu() -> None:
