@@ -54,8 +54,10 @@ def traceless(run_dir: Path) -> Iterator[None]:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether a run went as far as its first update."""
-    return (run_dir / LOG).exists() and (run_dir / LOG).stat().st_size > 0
+    """Whether a run went as far as its first update, or left a state or a model."""
+    log = run_dir / LOG
+    kept = any((run_dir / name).exists() for name in ("state", "model", "adapter"))
+    return kept or (log.exists() and log.stat().st_size > 0)
 
 
 class Log:

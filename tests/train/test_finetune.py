@@ -368,8 +368,10 @@ def test_another_run_in_the_same_folder_is_refused(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "finetune.json").write_text("{}")
+    (tmp_path / "out" / "log.jsonl").write_text('{"step": 1}\n')
     assert run(data, tmp_path / "out") == 2
     assert "other settings" in capsys.readouterr().err
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["finetune.json", "log.jsonl"]
 
 
 def test_logits_that_differ_are_noticed(data: Path) -> None:
