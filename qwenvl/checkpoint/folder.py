@@ -20,7 +20,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from qwenvl.checkpoint import names
@@ -31,7 +30,7 @@ from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
 from qwenvl.files import inside, locked, swapped
-from qwenvl.model.vlm import QwenVL
+from qwenvl.model.vlm import QwenVL, without_values
 from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime, tight_memory
 from qwenvl.tokenizer import Tokenizer
@@ -220,8 +219,7 @@ def our_tensors(folder: Path) -> tuple[QwenVL, dict[str, Stored]]:
     """
     config, stored = read_config(folder), stored_tensors(folder)
     _require_filled(config, stored, folder)
-    with torch.device("meta"):
-        model = QwenVL(config)
+    model = without_values(config)
     values = settings(folder)
     stored = whole_weights(stored, values, config, str(folder))
     if is_official(values):

@@ -123,10 +123,9 @@ def _learning(
     place: Path, train: str | None, lora: bool, modules: tuple[str, ...], images: bool
 ) -> list[tuple[str, str, str]]:
     """Kind, what and fix when nothing, or less than asked for, would learn."""
-    import torch
 
     from qwenvl.checkpoint.folder import read_config
-    from qwenvl.model.vlm import QwenVL
+    from qwenvl.model.vlm import without_values
     from qwenvl.train.stages import PARTS
 
     parts = tuple(train.split(",")) if train is not None else ("llm",) if lora else ("adapter", "llm")
@@ -137,8 +136,7 @@ def _learning(
     if lora:
         from qwenvl.integrations.peft import Lora, targets
 
-        with torch.device("meta"):
-            model = QwenVL(read_config(place))
+        model = without_values(read_config(place))
         try:
             targets(model, Lora(parts=parts, modules=modules))
         except ValueError as error:

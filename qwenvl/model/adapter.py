@@ -82,7 +82,9 @@ def sine_cosine_2d(side: int, width: int) -> Float[Tensor, "positions width"]:
 
     Each half is [sin(p f), cos(p f)] with frequencies f = 10000^(-i / (width / 4)) (as in MAE).
     """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    halves = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # (positions, width / 4) each
-    return torch.cat([wave for half in halves for wave in (half.sin(), half.cos())], dim=1).float()
+    with torch.device("cpu"):
+        frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+        row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        halves = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # (positions, width / 4) each
+        table = torch.cat([wave for half in halves for wave in (half.sin(), half.cos())], dim=1).float()
+    return table.to(torch.get_default_device())

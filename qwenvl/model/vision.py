@@ -24,7 +24,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, size = config.width, config.patch_size
         self.patch_embed = nn.Conv2d(3, width, kernel_size=size, stride=size, bias=False)
-        self.position = nn.Parameter(torch.randn(POSITION_GRID**2, width) * width**-0.5)
+        self.position = nn.Parameter(torch.empty(POSITION_GRID**2, width).normal_(std=width**-0.5))
         self.norm_pre = nn.LayerNorm(width, eps=config.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 

@@ -4,11 +4,12 @@ Where a row holds `<imgpad>`, the word embedding is overwritten by a visual toke
 modelling. The model never opens a file and never sees a path.
 """
 
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.adapter import Adapter
@@ -128,3 +129,19 @@ def require_slots(slots: int, images: int, queries: int) -> None:
             f"{slots} image placeholders in the ids but {images} images given; every image needs {queries} "
             "placeholders and one row of pixels. Build ids with markup.render()."
         )
+
+
+def without_values(config: ModelConfig) -> QwenVL:
+    """The model on the meta device: names, shapes and no memory."""
+    with torch.device("meta"), _Undrawn():
+        return QwenVL(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """First values are not drawn: for that torch would load its compiler on the meta device, 75 MB and a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -70,10 +70,9 @@ def _weights(data: Mapping[str, Any]) -> Iterator[Result]:
     from qwenvl import presets
     from qwenvl.checkpoint.converting import official_tensors
     from qwenvl.checkpoint.weights import Stored
-    from qwenvl.model.vlm import QwenVL
+    from qwenvl.model.vlm import without_values
 
-    with torch.device("meta"):
-        model = QwenVL(presets.qwen_vl_7b())
+    model = without_values(presets.qwen_vl_7b())
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     ours = {
         name: Stored(tuple(tensor.shape), torch.bfloat16, tensor.clone)

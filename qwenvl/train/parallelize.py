@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.llm import AttentionContext, Documents
-from qwenvl.model.vlm import QwenVL
+from qwenvl.model.vlm import QwenVL, without_values
 from qwenvl.train.distributed import ParallelDims, rank
 from qwenvl.train.stages import StageConfig
 
@@ -185,8 +185,7 @@ def whole(model: QwenVL) -> QwenVL:
     if not any(isinstance(each, DTensor) for each in model.parameters()):
         return model
     weights = gathered(model.state_dict())
-    with torch.device("meta"):
-        complete = QwenVL(model.config)
+    complete = without_values(model.config)
     if weights:
         complete.load_state_dict(weights, assign=True)
     return complete

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qwenvl.config import ModelConfig
 from qwenvl.model.llm import LONG_ROW
-from qwenvl.model.vlm import QwenVL
+from qwenvl.model.vlm import QwenVL, without_values
 from qwenvl.train.compact import BLOCK, LEAST
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
@@ -235,7 +235,7 @@ def prepared(
 ) -> QwenVL:
     """The model as the loop would hold it, without memory; of matrices that are cut by `parallel.tensor` one share."""
     with torch.device("meta"):
-        model = QwenVL(config)
+        model = without_values(config)
         cut_(model, parallel.tensor)
         if adapt is not None:
             model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU

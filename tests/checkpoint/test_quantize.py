@@ -333,6 +333,7 @@ start = peak()
 quantize(place, target, Plan(to=kind))
 rounded = peak()
 model = folder.load(target, runtime)
+assert "torch._dynamo" not in sys.modules, "a compiler of 75 MB"
 print(rounded - start, peak() - start, (Path(target) / "model.safetensors").stat().st_size)
 """
 

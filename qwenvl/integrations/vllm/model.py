@@ -20,7 +20,7 @@ from qwenvl.integrations.vllm.processing import PLACE, DummyInputs, Info, Proces
 from qwenvl.integrations.vllm.settings import text_config
 from qwenvl.model.adapter import Adapter
 from qwenvl.model.vision import VisionTransformer
-from qwenvl.model.vlm import QwenVL
+from qwenvl.model.vlm import without_values
 from qwenvl.terminal import printable
 
 
@@ -82,8 +82,7 @@ class QwenVLForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP):
 
         Raises ValueError, by name, for missing, unknown and misshapen ones.
         """
-        with torch.device("meta"):
-            whole = QwenVL(self.shape).state_dict()
+        whole = without_values(self.shape).state_dict()
         expected = {name: tuple(each.shape) for name, each in whole.items()}
         found: dict[str, tuple[int, ...]] = {}
         ours = self._ours(weights, expected, found)
