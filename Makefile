@@ -5,7 +5,7 @@
 # make compat which versions of transformers (and TRL) our classes run under, printed into docs/COMPATIBILITY.md
 # make vllm   our models inside vLLM, in environments of its own (2.5 GB each), printed into docs/VLLM.md
 # make clients  the clients of OpenAI's API against `qwenvl serve tiny`, printed into docs/SERVING.md
-# make soak   half an hour of clients that do everything wrong (half a minute of it is in make test)
+# make soak   half an hour of clients that do everything wrong (ten seconds of it are in make test)
 # make coverage  which lines and branches of qwenvl/ the tests run, in the processes that they start too (an hour)
 # make lint   the part of `make test` that takes seconds        make format   write the style instead of checking it
 # make clean  remove what these made

@@ -4,10 +4,10 @@
 
 `soak_server.py` runs in a process of its own. Clients (`soak_clients.py`) ask questions whose answers are known, and
 images whose sizes are theirs alone; beside that they vanish in every phase, read slowly, send malformed bodies, broken
-and huge images, fill the queue and poison rows. They work in rounds, until both the time is over and so many distinct
-images have been answered. After every round the engine must be empty and every page returned, every cache within its
-bytes; over all rounds the memory must be flat (`soak_memory.py` says what that means). Then a server whose engine
-raises must end every request with an error and itself with 1.
+and huge images, fill the queue and poison rows. They work in rounds, until the time is over, so many distinct images
+have been answered, and everything that is often done was done. After every round the engine must be empty and every
+page returned, every cache within its bytes; over all rounds the memory must be flat (`soak_memory.py` says what that
+means). Then a server whose engine raises must end every request with an error and itself with 1.
 Exit status 1 if anything of this failed. With `--leak` the server keeps so many bytes of every image, to see that they
 are noticed.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from soak_clients import CHAT, POISON, Soak, ask, chat
+from soak_clients import ACTIONS, CHAT, POISON, Soak, ask, chat
 from soak_memory import AMOUNTS, IMAGES, Round, growth, kept, resident
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +34,11 @@ ROOT = Path(__file__).parents[1]
 CACHE = 1 << 20
 """Bytes of visual tokens, and of images opened lately, that the server keeps."""
 
-ROUNDS = 60
-"""Rounds of a run."""
+ROUNDS, LEAST = 60, 4
+"""Rounds of a run; fewer where it is short or the machine slow, but so many."""
+
+OFTEN = {name for name, (weight, _) in ACTIONS.items() if weight >= 8}
+"""What every run has done when it ends."""
 
 EMPTY = {
     "num_requests_running": 0, "num_requests_waiting": 0, "requests_unfinished": 0, "kv_cache_usage_perc": 0,
@@ -113,10 +116,15 @@ class Server:
 def soaked(server: Server, soak: Soak, args: argparse.Namespace) -> list[Round]:
     """The clients' work, round by round, and what the server holds after each."""
     rounds: list[Round] = []
-    began, patience = time.monotonic(), 2 * args.seconds
-    while (past := time.monotonic() - began) < args.seconds or soak.images < args.images:
+    began, patience = time.monotonic(), max(2 * args.seconds, 300)
+    while (
+        (past := time.monotonic() - began) < args.seconds
+        or soak.images < args.images
+        or len(rounds) < LEAST
+        or not soak.done.keys() >= OFTEN
+    ):
         if past > patience:
-            soak.wrong.append(f"only {soak.images} distinct images in {past:.0f} seconds")
+            soak.wrong.append(f"only {soak.images} distinct images in {past:.0f} seconds: {dict(soak.done)}")
             break
         soak.until = time.monotonic() + args.seconds / ROUNDS * (1 if args.seconds > 300 else 4)
         busy = worked(server, soak, args)

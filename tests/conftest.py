@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable
 
 import hypothesis
+import jaxtyping
 import pytest
+import typecheck
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch loads: the suite runs in two processes on two cores
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+jaxtyping.jaxtyped = typecheck.checked  # what the hook that checks shapes calls
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("house")
@@ -38,7 +42,7 @@ def qwenvl() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`qwenvl("ask", "tiny", ...)` in a process of its own, as a person would type it; 80 columns, no terminal."""
 
     def run(
-        *args: object, cwd: os.PathLike[str] | None = None, timeout: float = 280
+        *args: object, cwd: os.PathLike[str] | None = None, timeout: float = 580
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "qwenvl", *map(str, args)],

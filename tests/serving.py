@@ -156,7 +156,7 @@ class Running:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(120)
         if self._thread.is_alive():
             frames = sys._current_frames()
             stand = [
@@ -171,7 +171,7 @@ class Running:
         """Connections whose clients leave so much unread that nothing more can be sent."""
         return sum(each.flow.write_paused for each in list(self._server.server_state.connections))
 
-    def until(self, there: Callable[[], bool], seconds: float = 20.0) -> None:
+    def until(self, there: Callable[[], bool], seconds: float = 120.0) -> None:
         """Wait for something to become true."""
         deadline = time.monotonic() + seconds
         while not there():
@@ -182,7 +182,7 @@ class Running:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> "Answered":
         """One request on a connection of its own; a `body` that is no bytes is sent as JSON."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
             given = {"Content-Type": "application/json"} if data is not None else {}

@@ -199,7 +199,7 @@ def test_a_terminal_is_asked_and_left_as_it_was(reply: bytes, expected: str, mon
         ):
             monkeypatch.setattr("sys.stdin", keyboard)
             assert detected(out, {"TERM": "xterm"}) == expected
-        thread.join(5)
+        thread.join(60)
         assert asked == [b"\x1b[c"] and termios.tcgetattr(inner) == before
     finally:
         os.close(outer)

@@ -21,7 +21,7 @@ def tiny() -> Tokenizer:
 
 # === Boxes ===
 
-HOOK = "Type-check error whilst checking the parameters"
+HOOK = "violates type hint"
 """What `make test`'s hook says of a wrong type before we can: then the message of ours is not reached."""
 
 

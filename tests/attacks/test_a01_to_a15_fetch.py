@@ -291,14 +291,14 @@ def test_a12_proxies_and_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def trickle(connection: socket.socket, head: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
-    for _ in range(100):
+    for _ in range(600):  # half a minute
         connection.sendall(b"x")
         time.sleep(0.05)
 
 
 def slow_headers(connection: socket.socket, head: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    for number in range(90):
+    for number in range(600):
         connection.sendall(b"X-%d: y\r\n" % number)
         time.sleep(0.05)
 
@@ -337,7 +337,7 @@ def test_a13_endless_and_slow_bodies(script: Script) -> None:
         ours, start = fetcher(found, limits=limits), time.monotonic()
         with pytest.raises(RefusedMedia, match=re.escape(REFUSAL)):
             ours.fetch(f"{ALLOWED}/cat.png")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15
 
 
 def test_a13_a_name_whose_look_up_never_ends() -> None:

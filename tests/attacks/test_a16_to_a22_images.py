@@ -8,7 +8,6 @@ import io
 import re
 import struct
 import subprocess
-import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pace import at_most
 from PIL import Image
 
 from qwenvl.images import preprocess
@@ -77,12 +77,6 @@ def resized(file: bytes, width: int, height: int) -> bytes:
 ENCODED = {form: encoded(COLOUR, form, **({"lossless": True} if form == "WEBP" else {})) for form in FORMATS}
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def refused(data: bytes, what: str, limits: Limits = LIMITS) -> None:
     with pytest.raises(RefusedMedia, match=what):
         open_upload(data, limits)
@@ -93,10 +87,9 @@ def test_a16_decompression_bomb(form: str) -> None:
     """vllm#47010, CVE-2022-45198: a header of gigapixels. The header is believed before any memory is taken:
     40 megapixels here, where training takes 100."""
     large = (16_000, 16_000) if form != "WEBP" else (16_383, 16_383)
-    start = time.process_time()
-    refused(resized(ENCODED[form], *large), "too large|too much time or memory")
-    refused(resized(ENCODED[form], 7_000, 6_000), "too large|too much time or memory")
-    assert time.process_time() - start < 0.5
+    with at_most(0.5):
+        refused(resized(ENCODED[form], *large), "too large|too much time or memory")
+        refused(resized(ENCODED[form], 7_000, 6_000), "too large|too much time or memory")
     assert open_upload(ENCODED[form], LIMITS).image.size == (60, 40)
 
 
@@ -173,7 +166,8 @@ def test_a18_bombs_beside_the_pixels(bomb: list[bytes]) -> None:
     data = ENCODED["PNG"][:33] + b"".join(bomb) + ENCODED["PNG"][33:]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert timed(lambda: open_upload(data, LIMITS)) < 0.5
+        with at_most(0.5):
+            open_upload(data, LIMITS)
         assert open_upload(data, LIMITS).image.tobytes() == COLOUR.tobytes()
     assert said == []
 
@@ -181,7 +175,8 @@ def test_a18_bombs_beside_the_pixels(bomb: list[bytes]) -> None:
 def test_a18_pixels_that_unpack_to_more_than_the_image() -> None:
     """A zip bomb where the pixels are: the decoder stops at the last row."""
     bomb = png_of(60, 40, bytes(181 * 40) + bytes(50_000_000))
-    assert timed(lambda: open_upload(bomb, LIMITS)) < 0.5
+    with at_most(0.5):
+        open_upload(bomb, LIMITS)
 
 
 def test_a19_animations() -> None:
@@ -189,9 +184,8 @@ def test_a19_animations() -> None:
     gif = encoded(COLOUR.resize((4, 4)).quantize(4), "GIF")
     table = 13 + 3 * (2 << (gif[10] & 7))
     frames = gif[:table] + gif[table:-1] * 100_000 + b";"
-    start = time.process_time()
-    assert open_upload(frames, LIMITS).image.tobytes() == open_upload(gif, LIMITS).image.tobytes()
-    assert time.process_time() - start < 0.5
+    with at_most(0.5):
+        assert open_upload(frames, LIMITS).image.tobytes() == open_upload(gif, LIMITS).image.tobytes()
     first, second = COLOUR, COLOUR.rotate(180)
     for form in ("WEBP", "PNG"):
         still = {"lossless": True} if form == "WEBP" else {}
@@ -288,9 +282,8 @@ def test_a43_parts_that_are_walked_one_by_one(kind: str) -> None:
         "run lengths": bmp[:30] + b"\1" + bmp[31:54] + b"\1\5" * (most // 2),
     }[kind]
     assert len(bomb) <= LIMITS.image_bytes
-    start = time.process_time()
-    refused(bomb, "too much time or memory")
-    assert time.process_time() - start < 0.5
+    with at_most(0.5):
+        refused(bomb, "too much time or memory")
 
 
 # ---- 22, 52, 53: data URLs ----
@@ -301,12 +294,8 @@ def test_a22_base64_in_linear_time() -> None:
     hours."""
     for piece in ("A", "A\r\n", "%2B", "%", "=", " ", "-_", "AAAA=", "\t", ";"):
         url = "data:image/png;base64," + piece * (8_000_000 // len(piece))
-
-        def decode(url: str = url) -> None:
-            with contextlib.suppress(RefusedMedia):
-                decode_data_url(url, LIMITS)
-
-        assert timed(decode) < 1, piece
+        with at_most(1), contextlib.suppress(RefusedMedia):
+            decode_data_url(url, LIMITS)
 
 
 def test_a22_a_data_url_is_decoded_whole_or_refused() -> None:

@@ -3,13 +3,13 @@ number."""
 
 import io
 import json
-import time
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import at_most
 from PIL import Image
 from serving import Running, ScriptedEngine, api_over, data_url, serving, shown
 
@@ -43,10 +43,9 @@ def test_a28_schemas_and_grammars(key: str, server: Running) -> None:
     for _ in range(30):
         schema = {"anyOf": [schema, {"pattern": "(a+)+" * 20 + "$"}]}
     value = {"type": "json_schema", "json_schema": {"schema": schema}} if key == "response_format" else schema
-    start = time.process_time()  # the server is a thread of this process
-    answer = server.chat(**{key: value})
+    with at_most(2):  # the server is a thread of this process
+        answer = server.chat(**{key: value})
     assert answer.status == (400 if key == "response_format" else 200)
-    assert time.process_time() - start < 2
 
 
 WRONG: list[tuple[str, Any]] = [
@@ -189,9 +188,9 @@ def test_a37_json_that_becomes_gigabytes(server: Running, engine: ScriptedEngine
     """30 MB of `{},` became 1.5 GB of objects and held Python's lock, hence every other request, for eight seconds."""
     for piece in ("{},", "[],", '"":[],', "1,"):
         body = ('{"messages":[' + piece * 1_000_000 + "0]}").encode()
-        start = time.process_time()
-        answer = server.ask("POST", "/v1/chat/completions", body)
-        assert answer.status == 400 and time.process_time() - start < 4
+        with at_most(4):
+            answer = server.ask("POST", "/v1/chat/completions", body)
+        assert answer.status == 400
     for body in (
         b"[" * 1_000_000,
         b'{"a":' * 500_000,

@@ -100,7 +100,7 @@ def test_a32_slow_headers_and_bodies(hasty: Running) -> None:
     that bytes do not move; a body has its own."""
     for start in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"):
         with (
-            socket.create_connection((hasty.host, hasty.port), timeout=5) as connection,
+            socket.create_connection((hasty.host, hasty.port), timeout=60) as connection,
             pytest.raises(OSError),
         ):
             connection.sendall(start)
@@ -109,7 +109,7 @@ def test_a32_slow_headers_and_bodies(hasty: Running) -> None:
             ):  # ten seconds and more: each byte would move a deadline that counts from the last
                 connection.sendall(b"x")
                 time.sleep(0.1)
-    with socket.create_connection((hasty.host, hasty.port), timeout=5) as connection:
+    with socket.create_connection((hasty.host, hasty.port), timeout=60) as connection:
         connection.sendall(SMUGGLED + b"Content-Length: 1000\r\n\r\n{")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
 
@@ -118,7 +118,7 @@ def test_a32_more_connections_than_places(assistant: Assistant) -> None:
     """Those above the limit are closed at once; the others are served, and places come back."""
     engine = ScriptedEngine(lambda prompt, settings: [])
     with serving(api_over(engine, assistant, limits=Limits(connections=20, header_seconds=60))) as server:
-        idle = [socket.create_connection((server.host, server.port), timeout=5) for _ in range(60)]
+        idle = [socket.create_connection((server.host, server.port), timeout=60) for _ in range(60)]
         left = list(idle)
         for connection in idle:
             connection.settimeout(0.01)
@@ -526,7 +526,7 @@ def test_a44_bodies_held_back_a_byte_before_their_end(assistant: Assistant) -> N
     ids = assistant.tokenizer.encode("It is a cat.")
     with serving(api_over(ScriptedEngine(lambda prompt, settings: ids), assistant, limits=limits)) as server:
         head = SMUGGLED + b"Content-Length: 3000000\r\n\r\n"
-        first = socket.create_connection((server.host, server.port), timeout=5)
+        first = socket.create_connection((server.host, server.port), timeout=60)
         first.sendall(head + b" " * 2_999_999)
         server.until(lambda: server.api.bodies.held == 2_999_999)
         refused = server.ask("POST", "/v1/completions", b" " * 3_000_000)

@@ -113,7 +113,7 @@ def test_f3_f95_fetching_ends_with_its_client_and_all_that_it_started(
         assert fetch.poll() is None, fetch.communicate()[1]
         time.sleep(0.01)
     (os.killpg if group else os.kill)(fetch.pid, number)
-    said = fetch.communicate(timeout=30)[1]
+    said = fetch.communicate(timeout=240)[1]
     assert fetch.returncode == status and "Traceback" not in said
     assert list((tmp_path / "out" / "packages").iterdir()) == []
     for process in mark.read_text().split():

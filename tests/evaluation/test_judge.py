@@ -84,7 +84,7 @@ def test_ratings_are_averaged_and_everything_else_counted(
 ) -> None:
     samples, said = asked
     inquiries = list(judge.inquiries(samples, said))
-    endpoint, recorded = judge.Endpoint(url=url, timeout=20), tmp_path / "replies.jsonl"
+    endpoint, recorded = judge.Endpoint(url=url, timeout=120), tmp_path / "replies.jsonl"
     replies = judge.replies(inquiries, endpoint, recorded)
     predictions = {name: Prediction(id=name, plain=text) for name, text in said.items()}
     row = benchmark("touchstone-en")
@@ -106,7 +106,7 @@ def test_a_judge_that_takes_too_long_is_counted_and_asked_again_later(
     replies = judge.replies(inquiries, quick, recorded)
     assert set(replies) <= {("2", 1), ("2", 2)}
     server.slow = False
-    patient = judge.Endpoint(url=url, timeout=20)
+    patient = judge.Endpoint(url=url, timeout=120)
     assert set(judge.replies(inquiries, patient, recorded)) == {(k, place) for k in "12" for place in (1, 2)}
 
 
@@ -115,7 +115,7 @@ def test_replies_go_on_behind_a_line_that_a_killed_run_left_half_written(
 ) -> None:
     samples, said = asked
     inquiries = [inquiry for inquiry in judge.inquiries(samples, said) if inquiry.id in ("1", "2")]
-    endpoint, recorded = judge.Endpoint(url=url, timeout=20), tmp_path / "replies.jsonl"
+    endpoint, recorded = judge.Endpoint(url=url, timeout=120), tmp_path / "replies.jsonl"
     whole = judge.replies(inquiries, endpoint, recorded)
     lines = recorded.read_bytes()
     recorded.write_bytes(lines[:-20])
@@ -138,9 +138,9 @@ def test_a_judge_that_refuses_ends_the_run_with_a_sentence(
     """Every question would be refused alike: it was asked for all of them twice, and scored as without an answer."""
     server.status, recorded = status, tmp_path / "replies.jsonl"
     with pytest.raises(ValueError, match=said):
-        judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=20), recorded)
+        judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=120), recorded)
     server.status = 200
-    assert judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=20), recorded)
+    assert judge.replies(list(judge.inquiries(*asked)), judge.Endpoint(url=url, timeout=120), recorded)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -149,7 +149,7 @@ def test_a_judge_that_is_busy_leaves_a_gap(
 ) -> None:
     server.status = status
     inquiries = list(judge.inquiries(*asked))[:1]
-    assert judge.replies(inquiries, judge.Endpoint(url=url, timeout=20), tmp_path / "r.jsonl") == {}
+    assert judge.replies(inquiries, judge.Endpoint(url=url, timeout=120), tmp_path / "r.jsonl") == {}
 
 
 def test_a_silent_judge_leaves_a_gap(asked: tuple[list, dict[str, str]], tmp_path: Path) -> None:

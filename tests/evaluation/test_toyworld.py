@@ -111,9 +111,11 @@ def test_f7_the_toy_world_is_asked_as_any_benchmark_is(
     assert len(records) == whole["questions_asked"]
 
 
-def test_f7_a_shuffled_run_takes_whole_images(tmp_path: Path) -> None:
+def test_f7_a_shuffled_run_takes_whole_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwenvl.data.datasets import toyworld
     from qwenvl.evaluation.run import Job, samples_of
 
+    monkeypatch.setattr(toyworld, "IMAGES", 50)  # all are made before they are shuffled
     row = benchmark("toyworld")
 
     def scenes(**changes: Any) -> list[str]:

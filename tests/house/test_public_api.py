@@ -38,7 +38,7 @@ def test_a_type_checker_sees_the_same_names_from_the_same_homes() -> None:
 
 def test_importing_loads_no_torch() -> None:
     program = "import sys, qwenvl, qwenvl.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0
 
 
 def test_start_up_times() -> None:
@@ -47,7 +47,7 @@ def test_start_up_times() -> None:
         [sys.executable, str(ROOT / "benchmarks/startup.py"), "--json"],
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=240,
         cwd=ROOT,
     )
     found = json.loads(run.stdout)

@@ -54,17 +54,27 @@ def test_annotations_are_not_postponed_where_there_are_shapes(path: Path) -> Non
 
 
 def test_the_hook_catches_a_wrong_shape() -> None:
-    program = """if True:
-        from jaxtyping import TypeCheckError, install_import_hook
-        with install_import_hook("qwenvl", "beartype.beartype"):
+    """And a wrong type where there is no shape, which goes without the wrapper that shapes need."""
+    program = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT / "tests")!r})
+        import jaxtyping, typecheck
+        jaxtyping.jaxtyped = typecheck.checked
+        with jaxtyping.install_import_hook("qwenvl", "typecheck.check"):
+            from qwenvl.markup import Box
             from qwenvl.model.vision import merge_heads
+            from qwenvl.runtime import Runtime
         import torch
-        try:
-            merge_heads(torch.zeros(2, 3))
-        except TypeCheckError as error:
-            assert "attended" in str(error)
-        else:
-            raise SystemExit("a wrong shape went through")
+        for call, said in ((lambda: merge_heads(torch.zeros(2, 3)), "attended"),
+                           (lambda: Runtime.detect(device=torch.zeros(2)), "violates type hint"),
+                           (lambda: Box(0, 0.5, 1, 1), "violates type hint")):
+            try:
+                call()
+            except TypeError as error:
+                assert said in str(error)
+            else:
+                raise SystemExit(f"a wrong argument went through: {{said}}")
+        assert "jaxtyping" in merge_heads.__code__.co_filename != Box.to_pixels.__code__.co_filename
     """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr

@@ -17,7 +17,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder on which `import qwenvl` finds what a wheel installs, with spaces and other letters in its name."""
     out = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    made = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    made = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert made.returncode == 0, made.stderr
     (wheel,) = out.glob("qwenvl-*.whl")
     site = tmp_path_factory.mktemp("räume und orte") / "site"
@@ -29,7 +29,7 @@ def run(site: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site), "LANG": "C", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
     environment.pop("HOME", None)
     command = [sys.executable, "-P", "-m", "qwenvl", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def test_the_wheel_holds_the_package_its_model_and_its_recipes(installed: Path) -> None:
@@ -56,7 +56,7 @@ def test_recipes_are_found_outside_of_a_checkout(installed: Path, tmp_path: Path
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-P", "-c", program]
     found = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert found.stdout.splitlines() == [
         str(installed / "qwenvl/recipes" / name) for name in ("tiny", "small")

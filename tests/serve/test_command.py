@@ -70,7 +70,7 @@ def test_the_shipped_model_answers_a_stream_with_boxes(assistant: Assistant) -> 
         assert boxes[0]["pixels"] == pytest.approx(list(box.to_pixels(448, 448)), abs=0.01)
         assert boxes[0]["score"] == pytest.approx(box.score, abs=1e-3)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.communicate()

@@ -32,7 +32,7 @@ def request(content: Any = "Hello", **said: Any) -> bytes:
 
 def connect(server: Running) -> socket.socket:
     client = socket.create_connection((server.host, server.port))
-    client.settimeout(10)
+    client.settimeout(60)
     return client
 
 
@@ -94,7 +94,7 @@ def test_a_row_that_fails_ends_its_request_and_no_other(
         streamed = server.events("poison")
     finally:
         for each in others:
-            each.join(20)
+            each.join(120)
         engine.broken = lambda prompt: False
     assert failed.status == 500 and failed.error["code"] == "row_failed" and "NaN" in failed.error["message"]
     assert streamed[-1]["error"]["code"] == "row_failed"
@@ -225,7 +225,7 @@ def test_broken_images_cost_nobody_else(
     blocked, real = threading.Event(), media.open_image
 
     def slow(*args: Any, **more: Any) -> Any:
-        blocked.wait(60)
+        blocked.wait(120)
         return real(*args, **more)
 
     monkeypatch.setattr(media, "open_image", slow)
@@ -234,7 +234,7 @@ def test_broken_images_cost_nobody_else(
     assert server.ask("GET", "/health").status == 200 and server.chat().status == 200
     assert waiting.is_alive() and not blocked.is_set()  # they were answered beside it, not behind it
     blocked.set()
-    waiting.join(20)
+    waiting.join(120)
 
 
 def test_a_decoder_that_raises_is_our_mistake(

@@ -249,14 +249,14 @@ def test_p29_a_body_beyond_the_limit_is_not_read(engine: ScriptedEngine, assista
         answer = server.chat("a" * 20_000)
         assert answer.status == 413 and answer.error["code"] == "body_too_large"
         with socket.create_connection((server.host, server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             head = (
                 "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             )
             client.sendall(f"{head}Content-Length: 10000000000\r\n\r\n".encode())
             assert client.recv(65536).startswith(b"HTTP/1.1 413 ")  # nothing of the body was sent yet
         with socket.create_connection((server.host, server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
             for _ in range(3):
                 client.sendall(b"1000\r\n" + b" " * 4096 + b"\r\n")

@@ -36,7 +36,7 @@ def texts(events: list[Any]) -> list[str]:
 def received(server: Running, sent: bytes, answers: int = 1) -> bytes:
     """What comes back on one connection, until so many answers are there."""
     with socket.create_connection((server.host, server.port)) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendall(sent)
         data = b""
         while data.count(b"HTTP/1.1 200") < answers or not data.endswith(b"}"):
@@ -70,7 +70,7 @@ def test_p42_who_waits_is_told_its_place(
     server.until(lambda: len(engine.waiting) == 4)
     body = server.chat(stream=True).body
     for each in others:
-        each.join(20)
+        each.join(120)
     comments = [line for line in body.split(b"\n\n") if line.startswith(b":")]
     assert comments == [b": queued 5", b": queued 1", b": reading"]
     assert texts(read_events(body)) == ["It is a cat."]
@@ -330,7 +330,7 @@ def test_p54_text_with_windows_line_ends(server: Running, asked: Asked) -> None:
 
 def test_p54_curl_asks_before_it_sends(server: Running) -> None:
     with socket.create_connection((server.host, server.port)) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.sendall(f"{HEAD}Content-Length: {len(BODY)}\r\nExpect: 100-continue\r\n\r\n".encode())
         assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(BODY)
@@ -345,7 +345,7 @@ def test_p55_old_and_eager_clients(server: Running) -> None:
     several = received(server, request * 3, answers=3)
     assert several.count(b"HTTP/1.1 200 OK") == 3 and several.count(b"It is a cat.") == 3
     with socket.create_connection((server.host, server.port)) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         for _ in range(3):
             client.sendall(request)
             answer = b""
@@ -376,5 +376,5 @@ def test_many_clients_get_their_own_answers(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert wrong == [] and not engine.busy

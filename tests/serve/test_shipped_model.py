@@ -58,7 +58,7 @@ def test_answers_are_those_of_ask_alone_and_among_others(real: Running, assistan
     for each in threads:
         each.start()
     for each in threads:
-        each.join(60)
+        each.join(240)
     assert found == {(n, way): expected[n] for n in range(6) for way in ("whole", "stream")}
     several = real.chat(question(0), n=3, max_tokens=40).json["choices"]
     assert [each["message"]["content"] for each in several] == [expected[0]] * 3

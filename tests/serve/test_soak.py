@@ -1,4 +1,4 @@
-"""The short form of the soak: half a minute of clients that do everything wrong; and whether its judge can say no."""
+"""The short form of the soak: ten seconds of clients that do everything wrong; and whether its judge can say no."""
 
 import json
 import subprocess
@@ -23,16 +23,16 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return soak_memory
 
 
-def test_half_a_minute_of_everything_at_once() -> None:
+def test_ten_seconds_of_everything_at_once() -> None:
     """No crash, no answer mixed up, every page returned, caches within their bytes, threads, files and tensors as many
     as before; a failing engine ends all with an error.
 
     Of memory, only a leak of whole images shows in so short a time; `make soak` judges ten thousand.
     """
     run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seconds", "25", "--clients", "6", "--images", "0",
+        [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seconds", "10", "--clients", "6", "--images", "0",
          "--json"],
-        capture_output=True, text=True, timeout=200, cwd=ROOT,
+        capture_output=True, text=True, timeout=560, cwd=ROOT,
     )  # fmt: skip
     assert run.stdout, run.stderr[-2000:]
     found = json.loads(run.stdout)
@@ -102,7 +102,7 @@ print(json.dumps(kept(rounds)))
 def test_five_kilobytes_of_every_image_are_noticed(leak: int, said: set[str]) -> None:
     """In a real process: six thousand images are opened, the last ones are kept, and of each as much as is leaked."""
     run = subprocess.run(
-        [sys.executable, "-c", KEEPER, str(leak)], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", KEEPER, str(leak)], capture_output=True, text=True, timeout=560,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
     )  # fmt: skip
     assert run.stdout, run.stderr[-2000:]

@@ -92,8 +92,8 @@ def test_a_killed_run_goes_on_bit_for_bit(start: Path, tmp_path: Path) -> None:
     ]
     log = tmp_path / "killed" / "log.jsonl"
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    deadline = time.monotonic() + 120
-    while len(read_log(log)) < 5:
+    deadline = time.monotonic() + 500
+    while len(read_log(log)) < 3:
         assert process.poll() is None and time.monotonic() < deadline, (
             "the run ended before it could be killed"
         )

@@ -58,7 +58,7 @@ def test_f3_cleaning_stops_as_asked(
         assert run.poll() is None, run.communicate()[1]
         time.sleep(0.005)
     os.killpg(run.pid, number)
-    said = run.communicate(timeout=90)[1]
+    said = run.communicate(timeout=240)[1]
     assert run.returncode == status, said
     assert "stopped as asked" in said and "the same command goes on" in said and "Traceback" not in said
     wait_until_gone(run.pid)
