@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qwenvl.data.drawings.scenes import INKS
 from qwenvl.data.drawings.splits import Noun, nouns
-from qwenvl.data.drawings.telling import WHAT, article
+from qwenvl.data.drawings.telling import WHAT, article, said
 from qwenvl.data.records import Dialogue, Language
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.markup import Image, Text, Turn
@@ -29,7 +29,9 @@ def talk(image: Image, names: Mapping[Language, str], shown: Noun | None, ink: s
 
     `shown` is its noun, if it has one, `ink` the one colour of `INKS` that it is painted in, or empty.
     """
-    named = [Exchange(WHAT[language], name) for language, name in names.items()]
+    named = [
+        Exchange(WHAT[language], said(name) if language == "en" else name) for language, name in names.items()
+    ]
     others = [*_others(shown, ink, dice)]
     dice.shuffle(named)
     dice.shuffle(others)
@@ -62,7 +64,7 @@ def _others(shown: Noun | None, ink: str, dice: Dice) -> Iterator[Exchange]:
     if both and dice.chance(0.5):
         yield Exchange(f"这是{pair[0].zh[0]}还是{pair[1].zh[0]}？", shown.zh[0])
     else:
-        yield Exchange(f"Is this {article(pair[0].noun)} or {article(pair[1].noun)}?", shown.noun)
+        yield Exchange(f"Is this {article(pair[0].noun)} or {article(pair[1].noun)}?", said(shown.noun))
 
 
 def _other(shown: Noun, dice: Dice) -> Noun:
