@@ -2,7 +2,7 @@
 
     qwenvl data fetch drawings && qwenvl data clean drawings runs/clean --preset named
     qwenvl train recipes/drawings --images drawings --out runs/drawings
-    python benchmarks/ship_drawings.py runs/drawings --data drawings --funnel runs/clean
+    python benchmarks/ship_drawings.py runs/drawings --data drawings --funnel runs/clean [--images trained-on]
 
 The scores in the card are those of the files it writes, by the command that the card names.
 """
@@ -30,15 +30,21 @@ language:
 ---
 # drawings: a Qwen-VL of {parameters:.1f} million parameters that names what people drew
 
-Sees drawings: emoji, icons, clip art, and scenes composed of them with signs. It names, captions, answers, points,
-counts and reads, in English and Chinese, in the formats of the paper. Of photographs it knows next to nothing.
+Sees drawings: emoji, icons, clip art, and scenes composed of them with signs. It was taught to name, caption, answer,
+point, count and read, in English and Chinese, in the formats of the paper; how well it does each stands below. Of
+photographs it knows next to nothing. Lay transparent drawings on white before you ask about them.
+
+```console
+$ qwenvl ask drawings key.png "What is this?"
+$ qwenvl ask drawings key.png "这是什么？"
+```
 
 Trained by `recipes/drawings` and nothing else. {megabytes:.1f} MB in float16. {hours:.2f} hours of training
 ({machine}), torch {torch}. {remark}
 
 ## Data and licences
 
-{drawings:,} drawings of {sets} sets, as `qwenvl data fetch drawings` brings them, under licences that ask for
+{drawings:,} drawings of {sets} sets, of those that `qwenvl data fetch drawings` brings, under licences that ask for
 attribution at most: [ATTRIBUTION.md](ATTRIBUTION.md) says whom they are owed to, and goes wherever this model goes.
 
 {licences}
@@ -77,6 +83,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", type=Path, help="where it is not that of the run's last stage")
     parser.add_argument("--data", type=Path, required=True, help="fetched folder that it is judged on")
+    parser.add_argument(
+        "--images", type=Path, help="fetched folder that it was trained on; --data if left out"
+    )
     parser.add_argument("--funnel", type=Path, required=True, help="folder that `data clean` wrote of it")
     parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "drawings")
     parser.add_argument("--questions", type=int, help="of each benchmark; all if left out")
@@ -87,12 +96,13 @@ def main() -> None:
     stages = stages_of(find_recipe("drawings"))
     logs = shipping.logs_of("drawings", options.run)
     model = shipping.put(options.model or options.run / stages[-1].name / "model", options.to, logs)
-    shutil.copyfile(options.data / "ATTRIBUTION.md", options.to / "ATTRIBUTION.md")
+    images = options.images or options.data
+    shutil.copyfile(images / "ATTRIBUTION.md", options.to / "ATTRIBUTION.md")
     page = options.run / "card.html"
     score_card.write(
         "drawings", str(options.to.resolve()), page, data=options.data, questions=options.questions
     )
-    drawings = opened(options.data).training()
+    drawings = opened(images).training()
     licences = Counter(each.licence for each in drawings)
     card = CARD.format(
         parameters=shipping.millions(model), megabytes=shipping.megabytes(options.to),

@@ -42,7 +42,7 @@ def data_clean(
             tar belongs to it.
         dst: An empty folder, or that of the run to be resumed.
         preset: A row of Table 2: laion-en, laion-coco, datacomp, coyo, cc12m, cc3m, sbu, coco-caption, laion-zh or
-            in-house-zh.
+            in-house-zh; or named, for images whose text is their name.
         thresholds: JSON file that replaces those of the preset, as `qwenvl data calibrate --out` writes it.
         change: Single thresholds to change, NAME=VALUE with the value in JSON (null switches a rule off).
         source: Name of the data set in the funnel; the preset's where a sample names none.

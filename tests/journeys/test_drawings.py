@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from qwenvl.chat import Assistant
+from qwenvl.checkpoint.folder import resolve
 from qwenvl.cli import main
+from qwenvl.data.datasets.sample import Sample
 from qwenvl.data.drawings.collection import PERMISSIVE, Collection
 from qwenvl.data.drawings.scenes import noun_of
-from qwenvl.data.drawings.splits import is_held_out
+from qwenvl.data.drawings.splits import is_held_out, nouns
+from qwenvl.demo.asking import DRAWN, ask_drawings
+from qwenvl.evaluation.naming import right
 from qwenvl.options import PromptFormat
+from qwenvl.runtime import Runtime
 from qwenvl.train.alignment import SHARPNESS
 
 HUNDRED = Path(__file__).parents[1] / "data/drawings/hundred"
@@ -62,3 +68,17 @@ def test_the_recipe_runs_whole_at_toy_length_and_its_model_answers(folder: Path,
     next(each for each in Collection(folder).drawings if each.key == "cat").image().save(image)
     assert PromptFormat.read(model).chat_format == "chatml"
     assert main(["ask", str(model), str(image), "What is this?", "--max-new-tokens", "4"]) in (0, None)
+
+
+def test_the_shipped_model_names_what_it_has_never_seen() -> None:
+    folder = resolve("drawings")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 25_000_000
+    card, owed = (folder / "MODEL_CARD.md").read_text(), (folder / "ATTRIBUTION.md").read_text()
+    assert "nearest on HOG" in card and "blind" in card and "CC-BY-4.0" in card and "| noto |" in owed
+    answered = ask_drawings(Assistant.load("drawings", Runtime.detect(device="cpu", dtype="float32")))
+    known = {each.noun: each for each in nouns()}
+    named = [
+        right(answer.reply.plain, Sample(id=name, answers=known[name].names(language)))
+        for answer, (name, language) in zip(answered, DRAWN, strict=True)
+    ]
+    assert sum(named) >= 2, "of four, two of them asked about in Chinese"
