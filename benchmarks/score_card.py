@@ -31,8 +31,8 @@ CARDS = {
 
 def write(
     recipe: str, model: str, out: Path, *, data: Path | None = None, questions: int | None = None
-) -> None:
-    """Run what has no answers yet and write the page, and the table beside it."""
+) -> list[Path]:
+    """Run what has no answers yet and write the page, and the table beside it; returns the folders of the runs."""
     title, cards = CARDS[recipe]
     qwenvl = [sys.executable, "-m", "qwenvl", "eval"]
     folders = []
@@ -44,6 +44,7 @@ def write(
         subprocess.run([*qwenvl, *run], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     report = ["report", *map(str, folders), "--out", str(out.resolve()), "--title", title]
     subprocess.run([*qwenvl, *report], check=True, cwd=ROOT)
+    return folders
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ The scores in the card are those of the files it writes, by the command that the
 import argparse
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import score_card
 import shipping
@@ -18,6 +20,7 @@ import torch
 
 import qwenvl
 from qwenvl.data.drawings.collection import opened
+from qwenvl.evaluation.scoring import FROM, TO
 from qwenvl.parsing import read_json
 from qwenvl.train.log import seconds_trained
 from qwenvl.train.recipe import find_recipe, stages_of
@@ -31,8 +34,8 @@ language:
 # drawings: a Qwen-VL of {parameters:.1f} million parameters that names what people drew
 
 Sees drawings: emoji, icons, clip art, and scenes composed of them with signs. It was taught to name, caption, answer,
-point, count and read, in English and Chinese, in the formats of the paper; how well it does each stands below. Of
-photographs it knows next to nothing. Lay transparent drawings on white before you ask about them.
+point, count and read, in English and Chinese, in the formats of the paper. **What it can do is name**; how well it does
+each stands below. Of photographs it knows next to nothing. Lay transparent drawings on white before you ask.
 
 ```console
 $ qwenvl ask drawings key.png "What is this?"
@@ -55,7 +58,9 @@ Of all that is fetched, cleaning keeps (`qwenvl data clean drawings clean --pres
 
 ## Scores
 
-On drawings that it was never trained on (`qwenvl/data/drawings/splits.json`), of these files:
+Percent, with 95 % intervals, of questions about drawings that it was never trained on, as many of each split
+(`qwenvl/data/drawings/splits.json`), asked as in stage 2. Nearest on HOG and RGB are the names of the training drawings
+that look most alike; blind is the most frequent noun, or 1 where things are counted. Of these files:
 
 ```console
 $ python benchmarks/score_card.py drawings --model {place} --data drawings --out card.html
@@ -99,7 +104,7 @@ def main() -> None:
     images = options.images or options.data
     shutil.copyfile(images / "ATTRIBUTION.md", options.to / "ATTRIBUTION.md")
     page = options.run / "card.html"
-    score_card.write(
+    folders = score_card.write(
         "drawings", str(options.to.resolve()), page, data=options.data, questions=options.questions
     )
     drawings = opened(images).training()
@@ -110,7 +115,7 @@ def main() -> None:
         torch=torch.__version__.split("+")[0], remark=options.remark, drawings=len(drawings),
         sets=len({each.source for each in drawings}), place=options.to.name,
         licences=shipping.markdown(("licence", "drawings"), [(name, f"{n:,}") for name, n in licences.most_common()]),
-        funnel=funnel(options.funnel), scores=scores(page.with_suffix(".md")),
+        funnel=funnel(options.funnel), scores=scores([read_json(each / "score.json")[0] for each in folders]),
         stages=shipping.stage_table(logs), gain=options.gain,
     )  # fmt: skip
     (options.to / "MODEL_CARD.md").write_text(card)
@@ -127,9 +132,28 @@ def funnel(cleaned: Path) -> str:
     return shipping.markdown(("rule", "dropped", "left"), rows)
 
 
-def scores(report: Path) -> str:
-    """The report without its heading."""
-    return "\n".join(report.read_text().splitlines()[1:]).strip()
+BESIDE = ("nearest on HOG", "nearest on RGB", "blind")
+"""What needs no model."""
+
+
+def scores(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each benchmark and split: the model, and beside it what needs none, with intervals where there are."""
+    rows = []
+    for report in reports:
+        score = report["score"]
+        for part, (value, count) in sorted(score["groups"].items(), reverse=True):
+            own = interval(score["notes"], f"answers, {part}") or f"{value:.1f}"
+            beside = [interval(score["notes"], f"{name}, {part}") or "" for name in BESIDE]
+            rows.append((report["title"].removeprefix("Drawings: "), part, own, *beside, str(count)))
+    return shipping.markdown(("", "split", "drawings", *BESIDE, "questions"), rows)
+
+
+def interval(notes: Mapping[str, float], name: str) -> str | None:
+    """A score and where it lies, where the notes have it."""
+    if name not in notes:
+        return None
+    low, high = notes[f"{name}{FROM}"], notes[f"{name}{TO}"]
+    return f"{notes[name]:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def put(trained: Path, to: Path, logs: Logs) -> QwenVL:
     sidecars.mkdir(exist_ok=True)
     shutil.copyfile(trained / "qwen.tiktoken", sidecars / "qwen.tiktoken")
     (sidecars / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
-    for written in ("curves.svg", "ATTRIBUTION.md"):  # what is no part of a model stands in its way
+    for written in ("curves.svg", "ATTRIBUTION.md"):  # of the model before
         (to / written).unlink(missing_ok=True)
     folder.save(model, to, sidecars=sidecars)
     shutil.rmtree(sidecars)

@@ -75,7 +75,7 @@ REMEMBERED = {
 }
 """Official settings -> where ours keep them, so that they can be written back as they were."""
 
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "ATTRIBUTION*")
 """Patterns of names: what must go wherever the weights go."""
 
 SIDECARS = (

@@ -86,7 +86,8 @@ def test_a_model_without_official_files_gets_those_of_the_release(official: Path
 
 
 def test_licences_and_the_card_travel(official: Path, tmp_path: Path) -> None:
-    words = {"LICENSE": "a", "LICENSE.txt": "b", "NOTICE": "c", "README.md": "d", "COPYING.LESSER": "e"}
+    words = {"LICENSE": "a", "LICENSE.txt": "b", "NOTICE": "c", "README.md": "d", "COPYING.LESSER": "e",
+             "ATTRIBUTION.md": "f"}  # fmt: skip
     for name, text in {**words, "notes.txt": "mine", "modeling_qwen.py": "import os"}.items():
         (official / name).write_text(text)
     (official / "LICENSES").mkdir()

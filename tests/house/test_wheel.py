@@ -20,6 +20,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert made.returncode == 0, made.stderr
     (wheel,) = out.glob("qwenvl-*.whl")
+    assert wheel.stat().st_size <= 40_000_000, "two models and no more"
     site = tmp_path_factory.mktemp("räume und orte") / "site"
     zipfile.ZipFile(wheel).extractall(site)
     return site
@@ -35,6 +36,8 @@ def run(site: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_wheel_holds_the_package_its_model_and_its_recipes(installed: Path) -> None:
     names = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     assert {"qwenvl/py.typed", "qwenvl/tiny/config.json", "qwenvl/tiny/qwen.tiktoken"} <= names
+    assert {"qwenvl/drawings/model.safetensors", "qwenvl/drawings/ATTRIBUTION.md"} <= names
+    assert {"qwenvl/demo/drawings/doughnut.png", "qwenvl/demo/drawings/ATTRIBUTION.md"} <= names
     assert any(name.startswith("qwenvl/recipes/tiny/") for name in names)
     assert any(name.endswith("lines.js") for name in names)
     shipped = {name.partition("/")[0] for name in names}
