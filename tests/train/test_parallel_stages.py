@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import signal
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from qwenvl.processes import Worker
 from qwenvl.runtime import Runtime
 from qwenvl.train import launcher
 from qwenvl.train.log import read_log, seconds_trained
@@ -109,8 +111,11 @@ def leave_late(where: Path) -> None:
     builtins.late = Late(where)  # type: ignore[attr-defined]
 
 
-def test_a_request_to_stop_that_meets_a_process_on_its_way_out_is_no_failure(tmp_path: Path) -> None:
+def test_a_request_to_stop_that_meets_a_process_on_its_way_out_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python forgets its handlers before it has left, and a run that was done ended as one that was killed."""
+    monkeypatch.setattr(Worker, "_Popen", staticmethod(SpawnProcess._Popen))  # what is forked leaves at once
     launcher.launch([launcher.WorkerGroup(1, leave_late, (tmp_path,))])
     assert (tmp_path / "late").is_dir()
 
