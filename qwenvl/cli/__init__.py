@@ -199,7 +199,7 @@ def overview(group: str | None = None) -> str:
             "usage: qwenvl [--debug] COMMAND ...",
             "",
             "Qwen-VL, clean-room: a model that sees, reads, answers and points.",
-            "CKPT is a folder (ours or official), a hub id, or a shipped model: `tiny`, `drawings`.",
+            "CKPT is a folder (ours or official), a hub id, or shipped: `tiny`, `drawings`.",
             "",
             *lines,
             "",
