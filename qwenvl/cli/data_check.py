@@ -123,7 +123,6 @@ def _learning(
     place: Path, train: str | None, lora: bool, modules: tuple[str, ...], images: bool
 ) -> list[tuple[str, str, str]]:
     """Kind, what and fix when nothing, or less than asked for, would learn."""
-
     from qwenvl.checkpoint.folder import read_config
     from qwenvl.model.vlm import without_values
     from qwenvl.train.stages import PARTS

@@ -29,7 +29,6 @@ def opened(folder: Path, *, compiled: bool) -> Iterator[Any]:
         written = apart.submit(replay.write, asked, settings).result()
         return [(list(each.ids), list(each.logprobs)) for each in written]
 
-    with ThreadPoolExecutor(
-        1
-    ) as apart:  # a default device is a mode of its thread, through which nothing compiles
+    # A default device is a mode of its thread, through which nothing compiles.
+    with ThreadPoolExecutor(1) as apart:
         yield answers

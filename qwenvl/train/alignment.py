@@ -20,7 +20,7 @@ from PIL import Image as pillow
 from torch import Tensor, nn
 
 from qwenvl.data.drawings.labels import noun_number
-from qwenvl.data.drawings.poses import posed_in
+from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.scenes import Corners, Scene
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.streams import Place, cut_out_of, drawing_at, scene_at, shards
@@ -144,7 +144,7 @@ def _of_scene(shown: Scene) -> Seen:
 
 def _of_drawing(place: Place, index: int, dice: Dice, side: int) -> Seen:
     drawing = drawing_at(place, index)
-    pixels, box = posed_in(cut_out_of(drawing, KEPT), dice, side, name=drawing.en)
+    pixels, box = posed(cut_out_of(drawing, KEPT), dice, side, name=drawing.en)
     number = noun_number(drawing)
     return Seen(pixels=pixels, things=[(None if number is None else f" {nouns()[number].noun}", box)])
 

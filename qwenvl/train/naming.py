@@ -118,7 +118,7 @@ class Lesson:
         """The drawing of a document as it stands there."""
         drawing, strength = drawing_at(self.place, index), min(1.0, self.progress(index) / POSED)
         dice = Dice("naming", self.place.seed, index)
-        return posed(cut_out_of(drawing, KEPT), dice, self.side(index), name=drawing.en, strength=strength)
+        return posed(cut_out_of(drawing, KEPT), dice, self.side(index), name=drawing.en, strength=strength)[0]
 
     def __call__(self, documents: Sequence[int]) -> Batch:
         """The documents of a micro-batch."""

@@ -91,9 +91,14 @@ def _agreed(out: Path, paths: Sequence[Path], settings: Settings) -> Iterator[No
     try:
         yield
     except BaseException:
-        if [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] == [RECORD]:
-            (out / RECORD).unlink()
+        if not _besides_record(out):
+            (out / RECORD).unlink(missing_ok=True)
         raise
+
+
+def _besides_record(out: Path) -> bool:
+    """Whether anything but the record stands in the folder, hidden files aside."""
+    return any(entry.name != RECORD and not entry.name.startswith(".") for entry in out.iterdir())
 
 
 def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
@@ -113,9 +118,7 @@ def _agree(out: Path, paths: Sequence[Path], settings: Settings) -> None:
     }
     now = dump(entry) + b"\n"
     path = out / RECORD
-    others = [
-        entry.name for entry in out.iterdir() if entry.name != RECORD and not entry.name.startswith(".")
-    ]
+    others = _besides_record(out)
     if path.exists() and others:
         if path.read_bytes() != now:
             before = _object(path)

@@ -158,9 +158,8 @@ def letter_of(number: object, where: object) -> str:
 
 def options_of(value: object, where: object) -> tuple[str, ...]:
     """A list of options as texts, empty where there is none. Raises BadEntry."""
-    given = value if isinstance(value, list) else [value]
-    found = [text_of("" if one is None else one) for one in given]
-    if given is not value or None in found:
+    found = [text_of("" if one is None else one) for one in value] if isinstance(value, list) else [None]
+    if None in found:
         raise BadEntry(
             "no options", f"{where} has the options {str(value)[:80]!r}; expected a list of texts."
         )

@@ -91,9 +91,7 @@ def get(
     """
     results = []
     with made(folder):
-        for left in folder.glob(
-            f"{GETTING}*"
-        ):  # of a run that was killed: the folder has one owner at a time
+        for left in folder.glob(f"{GETTING}*"):  # of a killed run: the folder has one owner at a time
             shutil.rmtree(left)
         for package in packages:
             got = _get(package, folder, archives)

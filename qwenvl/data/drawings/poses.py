@@ -30,25 +30,12 @@ def posed(
     name: str = "",
     strength: float = 1.0,
     painted: bool = False,
-) -> UInt8[np.ndarray, "size size 3"]:
-    """The drawing (RGBA) on a square of `size` pixels; mirrored now and then where `name` allows it.
-
-    At `strength` 0 it fills the square, on white; towards 1 everything differs more, and more often. What is `painted`
-    keeps its colours.
-    """
-    return posed_in(image, dice, size, name=name, strength=strength, painted=painted)[0]
-
-
-def posed_in(
-    image: pillow.Image,
-    dice: Dice,
-    size: int,
-    *,
-    name: str = "",
-    strength: float = 1.0,
-    painted: bool = False,
 ) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[int, int, int, int]]:
-    """The same, and where the drawing stands in it: left, top, right, bottom in pixels."""
+    """The drawing (RGBA) on a square of `size` pixels, and its place there: left, top, right, bottom in pixels.
+
+    It is mirrored now and then where `name` allows it. At `strength` 0 it fills the square, on white; towards 1
+    everything differs more, and more often. What is `painted` keeps its colours.
+    """
     cut = cut_out(image)
     if dice.chance(0.4 * strength) and SIDED.isdisjoint(name.lower().split()):
         cut = cut.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)

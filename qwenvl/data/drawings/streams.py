@@ -102,7 +102,7 @@ def drawing_at(place: Place, index: int) -> Drawing:
 def image_of(place: Place, index: int, size: int = SIZE) -> UInt8[ndarray, "size size 3"]:
     """The drawing of a document as it stands there."""
     drawing = drawing_at(place, index)
-    return posed(drawing.image(), Dice("pose", place.seed, index), size, name=drawing.en)
+    return posed(drawing.image(), Dice("pose", place.seed, index), size, name=drawing.en)[0]
 
 
 @lru_cache(maxsize=16384)
@@ -244,7 +244,7 @@ def talks_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
     cut = cut_out_of(drawing, SIZE)
     ink = dice.pick(tuple(INKS)) if is_of_one_ink(cut) and dice.chance(PAINTED) else ""
     shown = repainted(cut, INKS[ink][1]) if ink else cut
-    pixels = posed(shown, Dice("pose", place.seed, index), SIZE, name=drawing.en, painted=bool(ink))
+    pixels, _ = posed(shown, Dice("pose", place.seed, index), SIZE, name=drawing.en, painted=bool(ink))
     number = noun_number(drawing)
     noun = None if number is None else nouns()[number]
     return example_of(talk(Image(pixels), _names(drawing), noun, ink, dice), tokenizer, queries)

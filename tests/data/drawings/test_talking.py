@@ -55,5 +55,5 @@ def test_a_drawing_without_a_noun_is_named_and_no_more() -> None:
 def test_an_icon_keeps_the_colour_that_is_asked_for() -> None:
     icon = pillow.new("RGBA", (40, 40), (0, 0, 0, 255))
     for number in range(20):
-        seen = posed(repainted(icon, (205, 30, 40)), Dice("pose", number), 48, painted=True)
+        seen, _ = posed(repainted(icon, (205, 30, 40)), Dice("pose", number), 48, painted=True)
         assert (np.abs(seen.astype(int) - (205, 30, 40)).max(axis=-1) <= 2).sum() > 150, number
