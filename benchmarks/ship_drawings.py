@@ -7,7 +7,6 @@
 The scores in the card are those of the files it writes, by the command that the card names.
 """
 
-import argparse
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ import score_card
 import shipping
 import torch
 
-import qwenvl
 from qwenvl.data.drawings.collection import opened
 from qwenvl.evaluation.scoring import FROM, TO
 from qwenvl.parsing import read_json
@@ -82,20 +80,14 @@ $ python benchmarks/score_card.py drawings --model {place} --data drawings --out
 
 def main() -> None:
     """Writes the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
+    parser = shipping.parser(__doc__, "drawings")
     parser.add_argument("--model", type=Path, help="where it is not that of the run's last stage")
     parser.add_argument("--data", type=Path, required=True, help="fetched folder that it is judged on")
     parser.add_argument(
         "--images", type=Path, help="fetched folder that it was trained on; --data if left out"
     )
     parser.add_argument("--funnel", type=Path, required=True, help="folder that `data clean` wrote of it")
-    parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "drawings")
     parser.add_argument("--questions", type=int, help="of each benchmark; all if left out")
-    parser.add_argument("--remark", default="", help="what else to say of how the run went")
-    parser.add_argument("--gain", default="", help="text of the card's last section")
     options = parser.parse_args()
     torch.set_num_threads(1)
     stages = stages_of(find_recipe("drawings"))

@@ -8,12 +8,10 @@ The scores in the card are those of the files it writes: the model is loaded bac
 
 import argparse
 import json
-from pathlib import Path
 
 import shipping
 import torch
 
-import qwenvl
 from qwenvl.chat import Assistant
 from qwenvl.evaluation.figures import Tally
 from qwenvl.evaluation.in_memory import score
@@ -72,14 +70,8 @@ By kind:
 
 def main() -> None:
     """Writes the folder and prints its scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
+    parser = shipping.parser(__doc__, "tiny")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / "tiny")
-    parser.add_argument("--remark", default="", help="what else to say of how the run went")
-    parser.add_argument("--gain", default="", help="text of the card's last section")
     options = parser.parse_args()
     torch.set_num_threads(1)
     stages = stages_of(find_recipe("tiny"))

@@ -1,5 +1,6 @@
 """What the scripts that make a shipped model's folder have in common: the files, the curves, the tables of its card."""
 
+import argparse
 import json
 import platform
 import shutil
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
+import qwenvl
 from qwenvl.checkpoint import folder
 from qwenvl.demo import report
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
-from qwenvl.train.log import read_log
+from qwenvl.train.log import LOG, read_log
 from qwenvl.train.recipe import find_recipe, stages_of
 
 GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size": 1024, "top_p": 0.3}
@@ -21,9 +23,21 @@ GENERATION = {"chat_format": "chatml", "max_new_tokens": 256, "max_window_size":
 Logs = Mapping[str, list[dict[str, Any]]]
 
 
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """What such a script is told: the run, where the folder `name` goes, and two texts of the card."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("run", type=Path)
+    found.add_argument("--to", type=Path, default=Path(qwenvl.__file__).parent / name)
+    found.add_argument("--remark", default="", help="what else to say of how the run went")
+    found.add_argument("--gain", default="", help="text of the card's last section")
+    return found
+
+
 def logs_of(recipe: str, run: Path) -> Logs:
     """The lines of every stage's log, in order."""
-    return {stage.name: read_log(run / stage.name / "log.jsonl") for stage in stages_of(find_recipe(recipe))}
+    return {stage.name: read_log(run / stage.name / LOG) for stage in stages_of(find_recipe(recipe))}
 
 
 def put(trained: Path, to: Path, logs: Logs) -> QwenVL:
