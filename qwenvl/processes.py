@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +94,12 @@ class Worker(SpawnProcess):
 
 
 class Workers(SpawnContext):
-    """What a `ProcessPoolExecutor` takes as its `mp_context` to work in processes of this kind; it knows them."""
+    """Where processes of this kind come from; it knows them, and what they write their results to."""
 
     def __init__(self) -> None:
         super().__init__()
         self._started: list[Worker] = []
+        self._results: list[SimpleQueue[Any]] = []
 
     def Process(self, *args: Any, **keywords: Any) -> Worker:  # type: ignore[override]
         """One more process, not started yet."""
@@ -104,12 +107,38 @@ class Workers(SpawnContext):
         self._started.append(worker)
         return worker
 
+    def SimpleQueue(self) -> SimpleQueue[Any]:
+        """What a pool reads results from."""
+        queue = super().SimpleQueue()
+        self._results.append(queue)
+        return queue
+
     def kill(self) -> None:
-        """End all of them at once."""
+        """End all of them at once; who reads a result that is cut short sees its end instead of waiting for more."""
         for worker in self._started:
             if worker.pid is not None:
                 with suppress(ValueError, ProcessLookupError):  # ended and forgotten before
                     worker.kill()
+        for queue in self._results:
+            queue._writer.close()  # type: ignore[attr-defined]  # this process's own end, which would keep it open
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """A pool of `Worker`s that can be ended whatever they are doing."""
+
+    def __init__(
+        self, number: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+    ) -> None:
+        self._workers = Workers()
+        super().__init__(number, self._workers, initializer, initargs)
+
+    def kill(self) -> None:
+        """End the workers at once and wait until the pool is gone: futures that are not done are cancelled or fail.
+
+        Its thread must not outlive this: where the process leaves meanwhile, both would close the same pipe.
+        """
+        self._workers.kill()
+        self.shutdown(cancel_futures=True)
 
 
 def end_workers() -> None:

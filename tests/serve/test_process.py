@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,27 @@ class Process:
         while self.ask("GET", "/ready").status != 200:
             time.sleep(0.02)
 
-    def ask(self, method: str, path: str, body: Any = None) -> Answered:
+    def ask(
+        self, method: str, path: str, body: Any = None, see: Callable[[bytes], None] = lambda line: None
+    ) -> Answered:
+        """`see` is shown every line of what is answered, when it is there."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
+            lines = []
+            while line := response.readline():
+                see(line)
+                lines.append(line)
             return Answered(
-                response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+                response.status, {k.lower(): v for k, v in response.getheaders()}, b"".join(lines)
             )
         finally:
             connection.close()
 
-    def chat(self, **said: Any) -> Answered:
-        return self.ask(
-            "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], **said}
-        )
+    def chat(self, see: Callable[[bytes], None] = lambda line: None, **said: Any) -> Answered:
+        body = {"messages": [{"role": "user", "content": "Hello"}], **said}
+        return self.ask("POST", "/v1/chat/completions", body, see)
 
     def end(self) -> tuple[int, list[dict[str, Any]]]:
         """Exit status, and the lines of the log."""
@@ -80,10 +86,16 @@ class Asking(threading.Thread):
         super().__init__(daemon=True)
         self._process, self._said = process, said
         self.answer: Answered | None = None
+        self.writes = threading.Event()
+        """Set when a streamed answer has its first words."""
         self.start()
 
     def run(self) -> None:
-        self.answer = self._process.chat(**self._said)
+        self.answer = self._process.chat(self._see, **self._said)
+
+    def _see(self, line: bytes) -> None:
+        if b'"content"' in line and b'"role"' not in line:
+            self.writes.set()
 
     def result(self) -> Answered:
         self.join(120)
@@ -126,7 +138,7 @@ def test_a_signal_finds_answers_in_every_phase_and_all_of_them_end(processes: di
     process.begin()
     streamed = Asking(process, stream=True, max_tokens=60)
     until_running(process)
-    time.sleep(0.6)  # its prefill
+    assert streamed.writes.wait(120)  # its prefill is done
     others = [Asking(process, max_tokens=5) for _ in range(5)]
     while "num_requests_waiting 2.0" not in process.ask("GET", "/metrics").body.decode():
         time.sleep(0.01)
@@ -144,6 +156,7 @@ def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Proces
     process.begin()
     streamed, whole = Asking(process, stream=True), Asking(process)
     until_running(process, 2)
+    assert streamed.writes.wait(120)
     process.process.send_signal(signal.SIGINT)
     until_draining(process)
     process.process.send_signal(signal.SIGINT)

@@ -5,7 +5,7 @@ hold the n-grams of benchmarks) are sent once to each worker, not with every sha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from qwenvl.data.clean.engine import Job, Scorer, ScorerFactory, Settings
 from qwenvl.data.records import Pair
-from qwenvl.processes import Workers, deaf, stopping
+from qwenvl.processes import WorkerPool, deaf, stopping
 
 Executor: TypeAlias = Literal["inline", "process", "ray"]
 
@@ -60,7 +60,7 @@ _SETTINGS: Settings | None = None
 
 @contextmanager
 def _processes(number: int, settings: Settings) -> Iterator[Map]:
-    with ProcessPoolExecutor(number, mp_context=Workers(), initializer=_begin, initargs=(settings,)) as pool:
+    with WorkerPool(number, _begin, (settings,)) as pool:
 
         def handed_out(work: Work, jobs: Sequence[Job]) -> Iterator[Any]:
             waiting = iter(jobs)

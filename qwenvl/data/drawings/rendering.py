@@ -9,7 +9,6 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image as pillow
 
 from qwenvl import images
-from qwenvl.processes import Workers, limit_memory
+from qwenvl.processes import WorkerPool, limit_memory
 
 PATIENCE = 10.0
 """Seconds for one drawing; most take a thousandth of that, the slowest of these sets a fiftieth."""
@@ -150,7 +149,7 @@ class _Pool:
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
-        self._workers, self._pool = Workers(), None  # type: Workers, ProcessPoolExecutor | None
+        self._pool: WorkerPool | None = None
 
     def __enter__(self) -> "_Pool":
         return self
@@ -161,10 +160,7 @@ class _Pool:
     def run(self, parts: list[list[Drawing]], side: int) -> list[list[Rendered] | None]:
         """The results of each part; None for one that was not ready in time."""
         if self._pool is None:
-            self._workers = Workers()
-            self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=self._workers, initializer=limit_memory, initargs=(MEMORY,)
-            )
+            self._pool = WorkerPool(self._processes, limit_memory, (MEMORY,))
             self._pool.submit(_part, [], side).result()  # the start of a process is nobody's fault
         futures = [self._pool.submit(_part, part, side) for part in parts]
         results: list[list[Rendered] | None] = []
@@ -179,8 +175,7 @@ class _Pool:
 
     def _end(self) -> None:
         if self._pool is not None:
-            self._workers.kill()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.kill()
             self._pool = None
 
 

@@ -1,13 +1,13 @@
 """Micro-batches made by worker processes before they are asked for."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
 from qwenvl.data.packing import Rows
 from qwenvl.data.stream.batches import Batches
-from qwenvl.processes import Workers
+from qwenvl.processes import WorkerPool
 
 DEPTH = 2
 """Micro-batches that each worker is ahead."""
@@ -23,8 +23,7 @@ class Prefetcher:
     def __init__(self, batches: Batches, workers: int, *, update: int, end: int) -> None:
         """`update` is how many documents an update has, `end` how many the stage reads."""
         self._micro, self._update, self._end, self._depth = batches.micro, update, end, DEPTH * workers
-        self._workers = Workers()
-        self._pool = ProcessPoolExecutor(workers, self._workers, initializer=_begin, initargs=(batches,))
+        self._pool = WorkerPool(workers, _begin, (batches,))
         self._coming: dict[int, Future[Rows]] = {}
         self._asked: list[int] = []
         self._offsets: list[int] = []
@@ -60,8 +59,7 @@ class Prefetcher:
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._workers.kill()
+        self._pool.kill()
 
 
 _here: list[Batches] = []
