@@ -154,15 +154,20 @@ def _write(file: Path, table: NDArray[np.int64]) -> None:
 def _in_tar(shard: Path) -> Iterator[tuple[int, int]]:
     seen: set[str] = set()
     apart = ""
-    torn = 0
-    for key, files, _ in grouped(skim_tar(shard)):
+    damage, torn = None, 0
+    for key, files, damaged in grouped(skim_tar(shard)):
         if not key:
+            damage = damage or (damaged and damaged.damage)
             continue  # a damaged stretch
         if key in seen and len(files) == 1:
             torn, apart = torn + 1, key
         seen.add(key)
         members = [*files.values()]
         yield members[0].start, members[-1].stop - members[0].start
+    if damage and not seen:
+        raise ValueError(
+            f"{shard} has nothing whole in it ({damage}); expected a tar archive: get a fresh copy of it."
+        )
     if torn > len(seen) / 2:
         raise ValueError(
             f"{shard}: the files of a sample do not stand side by side (those of {apart!r}, and {torn - 1:,} more); "

@@ -136,6 +136,17 @@ def test_a_damaged_tar_gives_what_is_whole(tmp_path: Path) -> None:
         read_sample(damaged, *cut)
 
 
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xfd7zXZ\0" + b"packed" * 400, b"<html>not found</html>", b"\xff" * 20_480]
+)
+def test_a_tar_that_is_none_is_no_empty_one(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"a.tar has nothing whole in it \(.*\); expected a tar archive"):
+        sample_index(tmp_path / "a.tar")
+    (tmp_path / "b.tar").write_bytes(bytes(10_240))
+    assert not len(sample_index(tmp_path / "b.tar"))
+
+
 def test_lines_and_lists_and_rows(tmp_path: Path) -> None:
     lines = records_lines(tmp_path / "r.jsonl", mixed_records(tmp_path / "images", 3))
     assert [each.columns["kind"] for each in samples(lines)] == ["question"] * 3 + ["referring"] * 3 + [
