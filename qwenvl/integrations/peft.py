@@ -7,18 +7,22 @@ with `PeftModel.from_pretrained` on top of `AutoModelForImageTextToText` as well
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 
 from qwenvl.integrations.transformers import QwenVLForConditionalGeneration
+from qwenvl.model.borrowed import bitsandbytes, hidden
 from qwenvl.model.quantized import QuantizedLinear
 from qwenvl.model.vlm import QwenVL
+
+with hidden("bitsandbytes"):  # which PEFT imports by itself, for nothing
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+    from peft.tuners import lora as peft_lora
 
 TARGETS = {
     "llm": ("attention.qkv", "attention.out", "mlp.up", "mlp.gate"),
@@ -148,12 +152,22 @@ def _is_nf4(model: nn.Module) -> bool:
 def _our_layers(config: LoraConfig, *, plain: bool) -> Iterator[None]:
     """Tell PEFT how an adapter sits on a quantised layer, which it does not know and warns of, and on a `plain` one.
 
-    It has a layer of its own for those of nf4, which are `nn.Linear` too and are left to it.
+    It has a layer of its own for those of nf4, which are `nn.Linear` too and are left to it. Where there are none it
+    would import bitsandbytes all the same, and remember what it found.
     """
     config._register_custom_module(dict.fromkeys([QuantizedLinear, *[nn.Linear] * plain], LoraLinear))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), hidden("bitsandbytes") if plain else nullcontext():
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
-        yield
+        _forget_bitsandbytes()
+        try:
+            yield
+        finally:
+            _forget_bitsandbytes()
+
+
+def _forget_bitsandbytes() -> None:
+    is_bnb_available.cache_clear()
+    is_bnb_4bit_available.cache_clear()
 
 
 def merge(adapted: PeftModel) -> None:
@@ -196,7 +210,7 @@ def quantize_(model: QwenVL, *, device: torch.device) -> int:
     Needs bitsandbytes. The vision encoder, embeddings and head keep their precision, as in the official Int4 release.
     """
     try:
-        import bitsandbytes as bnb
+        bnb = bitsandbytes()
     except ImportError:
         raise ValueError("QLoRA needs bitsandbytes; install it: pip install 'qwenvl[quant]'.") from None
     replaced = 0

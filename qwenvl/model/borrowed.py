@@ -1,4 +1,13 @@
-"""nf4 on the kernel of bitsandbytes for a CPU: torch has none for levels that are no even steps."""
+"""nf4 on the kernel of bitsandbytes for a CPU: torch has none for levels that are no even steps.
+
+The library is imported here and nowhere else, since it would ask the hub for code.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +22,41 @@ ROWS = 4 * BLOCK
 """Rows put into that order at a time."""
 
 
+@contextmanager
+def hidden(name: str) -> Iterator[None]:
+    """Whoever imports this library meanwhile is told that it is not installed."""
+    modules: dict[str, Any] = sys.modules
+    before = {name: modules[name]} if name in modules else {}
+    modules[name] = None
+    try:
+        yield
+    finally:
+        del modules[name]
+        modules.update(before)
+
+
+def bitsandbytes() -> Any:
+    """The library with the kernels that it was built with, and silent.
+
+    By itself it fetches another from the hub and runs it, where the package `kernels` is installed, and complains where
+    it is not. Raises ImportError where it is not installed itself.
+    """
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.addFilter(_is_told)
+    try:
+        with hidden("kernels"):
+            import bitsandbytes as library
+    finally:
+        log.removeFilter(_is_told)
+    if (apple := sys.modules.get("bitsandbytes.backends.mps.ops")) is not None:
+        apple._kernel_load_failed = True  # type: ignore[attr-defined]  # it would fetch at its first product
+    return library
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in str(record.msg)
+
+
 class Borrowed:
     """Levels as the kernel reads them: two neighbours of 32 rows, the first 16 rows in the low halves of the bytes.
 
@@ -20,11 +64,10 @@ class Borrowed:
     """
 
     def __init__(self, integers: Integers) -> None:
-        from bitsandbytes.functional import has_avx512bf16
-
+        has_kernel = bitsandbytes().functional.has_avx512bf16()
         self.out, self.width = integers.levels.shape
         self.group = integers.group
-        if integers.kind != "nf4" or self.out % BLOCK or not has_avx512bf16():
+        if integers.kind != "nf4" or self.out % BLOCK or not has_kernel:
             raise ValueError(
                 "bitsandbytes multiplies nf4 in whole blocks of 32 rows, on processors with AVX512-BF16."
             )

@@ -112,18 +112,55 @@ def test_lora_is_merged_verified_and_loads_in_peft(
     assert torch.allclose(theirs(input_ids=ids).logits, merged(ids), atol=1e-4)
 
 
-def test_qlora(
+LONELY = """
+import socket, sys
+from importlib.util import find_spec
+from qwenvl.cli import main
+
+def reach(*_):
+    raise SystemExit("reached for the network")
+
+socket.socket.connect = socket.getaddrinfo = reach
+check, plain, four = ([*map(str, words.split("\\n"))] for words in sys.argv[1:])
+assert find_spec("bitsandbytes") and find_spec("kernels")
+assert main(check) == 0 and main(plain) == 0
+assert "peft" in sys.modules and "bitsandbytes" not in sys.modules
+assert sys.modules["peft.import_utils"].is_bnb_available()
+assert main(four) == 0
+assert "bitsandbytes" in sys.modules
+"""
+
+KERNELS = """
+__version__ = "0.1.0"  # transformers asks, and finds it too old
+
+def get_kernel(*_, **__):
+    raise SystemExit("asked for a kernel of the hub")
+"""
+
+
+def test_qlora_fetches_nothing_and_nothing_else_imports_its_library(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """bitsandbytes asks the hub for a kernel through the package `kernels`, and complains where that is missing."""
     pytest.importorskip("peft")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        assert run(data, tmp_path / "out", "--qlora") == 2
-        assert "QLoRA needs bitsandbytes" in capsys.readouterr().err
-        return
-    assert run(data, tmp_path / "out", "--qlora", "--rank", 4, "--epochs", 0.5) == 0
-    assert changed(tmp_path / "out" / "model")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert run(data, tmp_path / "none", "--qlora") == 2
+    assert "QLoRA needs bitsandbytes" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    check = ("data", "check", data, "--model", BASE, "--lora")
+    learn = (*WORDS, "--data", data, "--rank", 4, "--epochs", 0.5, "--out")
+    each = (check, (*learn, tmp_path / "plain", "--lora"), (*learn, tmp_path / "four", "--qlora"))
+    done = subprocess.run(
+        [sys.executable, "-c", LONELY, *("\n".join(map(str, words)) for words in each)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0 and "kernel" not in done.stderr, done.stderr
+    assert changed(tmp_path / "four" / "model")
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
