@@ -21,7 +21,7 @@ from qwenvl.chat import Assistant
 from qwenvl.cli import main as qwenvl
 from qwenvl.markup import Quad
 from qwenvl.runtime import Runtime
-from qwenvl.train.log import read_log
+from qwenvl.train.log import LOG, read_log
 
 QUESTIONS = {"company": "Which company is it?", "date": "Which date is it?", "total": "What is the total?"}
 LINES = 2
@@ -85,7 +85,7 @@ def main() -> None:
     step("data", "check", data, "--images", given.folder, "--model", given.model, "--lora")
     tuning = ("--batch", 4, "--epochs", given.epochs, "--lr", given.lr, "--device", given.device)
     step("finetune", given.model, "--data", data, "--images", given.folder, "--lora", "--out", run, *tuning)
-    losses = [line["loss"] for line in read_log(run / "log.jsonl")]
+    losses = [line["loss"] for line in read_log(run / LOG)]
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} updates")
     shutil.rmtree(official, ignore_errors=True)
     if given.model != "tiny":  # the shipped model's shape has no official form

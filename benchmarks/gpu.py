@@ -49,7 +49,7 @@ from qwenvl.markup import Image
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train.log import read_log
+from qwenvl.train.log import LOG, read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Loss, Objective, next_token_of
 from qwenvl.train.parallelize import ParallelConfig
@@ -212,7 +212,7 @@ def measured(case: Case, stage: StageConfig, config: ModelConfig, device: str) -
             train(
                 model, tokenizer, stage, Path(folder), place, parallel=case.parallel, make_objective=objective
             )
-        lines = read_log(Path(folder) / "log.jsonl")
+        lines = read_log(Path(folder) / LOG)
     timed = lines[end:]
     for name in ("tokens_per_second", "images_per_second", "mfu", "fill"):
         if name in timed[0]:

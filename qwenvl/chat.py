@@ -82,7 +82,7 @@ class Assistant:
             )
         runtime = runtime or Runtime.detect(device=device, dtype=dtype)
         place = folder.resolve(checkpoint)
-        tokenizer = Tokenizer.load(place)
+        tokenizer = folder.vocabulary(place)
         prompt_format = PromptFormat.read(place)
         model = folder.load(place, runtime)
         pack_(model)

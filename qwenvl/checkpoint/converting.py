@@ -45,8 +45,7 @@ def convert(
     folder = folders.resolve(source)
     model, stored = folders.our_tensors(folder)
     config, written = model.config, stored
-    if (folder / VOCABULARY_FILE).exists():
-        folders.vocabulary(folder)
+    folders.require_own_vocabulary(folder)
     values: dict[str, Any] = {"model_type": MODEL_TYPE, **config.to_dict()}
     if to == "official":
         values = to_official(config, named(stored["llm.embed.weight"].dtype))

@@ -33,7 +33,7 @@ from qwenvl.files import inside, locked, swapped
 from qwenvl.model.vlm import QwenVL, without_values
 from qwenvl.parsing import read_json
 from qwenvl.runtime import Runtime, tight_memory
-from qwenvl.tokenizer import Tokenizer
+from qwenvl.tokenizer import VOCABULARY_FILE, Tokenizer
 
 MODEL_TYPE = "qwenvl"
 """`model_type` in the config.json of our own folders."""
@@ -79,7 +79,7 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "ATTRIBUTION*")
 """Patterns of names: what must go wherever the weights go."""
 
 SIDECARS = (
-    "qwen.tiktoken",
+    VOCABULARY_FILE,
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -113,6 +113,7 @@ def resolve(checkpoint: str | Path) -> Path:
     if is_shipped(str(checkpoint)) and not (folder / "config.json").exists():
         return _in_package(str(checkpoint))
     if folder.is_dir():
+        _require_no_run(folder)
         return folder
     if str(checkpoint) in SHIPPED:
         raise ValueError(
@@ -135,6 +136,17 @@ def resolve(checkpoint: str | Path) -> Path:
         ) from None
 
 
+def _require_no_run(folder: Path) -> None:
+    """Raises ValueError for the folder of a run, whose models lie in folders of their own."""
+    if any((folder / name).exists() for name in ("config.json", VOCABULARY_FILE)):
+        return
+    found = [each.parent for each in (*folder.glob("model/config.json"), *folder.glob("*/model/config.json"))]
+    if models := sorted(map(str, found)):
+        raise ValueError(
+            f"{folder} is the folder of a run and no model; give a model of it: {', '.join(models)}."
+        )
+
+
 def is_shipped(name: str) -> bool:
     """Whether this is the name of a model that comes with this version."""
     return name in SHIPPED and _in_package(name).is_dir()
@@ -145,10 +157,17 @@ def _in_package(name: str) -> Path:
 
 
 def vocabulary(folder: Path) -> Tokenizer:
-    """The vocabulary beside a model. Raises ValueError where there is none, or that of another model."""
+    """The vocabulary beside a model. Raises ValueError where there is no model or no vocabulary, or another's."""
+    imgpad = read_config(folder).imgpad_id
     tokenizer = Tokenizer.load(folder)
-    tokenizer.require_own(read_config(folder).imgpad_id)
+    tokenizer.require_own(imgpad)
     return tokenizer
+
+
+def require_own_vocabulary(folder: Path) -> None:
+    """Raises ValueError where the vocabulary beside a model is another's; there may be none."""
+    if (folder / VOCABULARY_FILE).exists():
+        vocabulary(folder)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -24,7 +24,6 @@ from qwenvl.config import ModelConfig
 from qwenvl.model.compensated import compensated
 from qwenvl.model.integers import Integers, Kind, group_for, rounded
 from qwenvl.runtime import tight_memory
-from qwenvl.tokenizer import VOCABULARY_FILE
 
 LLM = re.compile(r"llm\.blocks\.\d+\.(attention\.(qkv|out)|mlp\.(up|gate|down))\.weight")
 VISION = re.compile(r"vision\.blocks\.\d+\.(attention\.(qkv|out)|up|down)\.weight")
@@ -66,8 +65,7 @@ def quantize(source: str | Path, target: str | Path, plan: Plan, shown: Sequence
     model, stored = folder.our_tensors(place)
     config = model.config
     _require_plain(place, stored)
-    if (place / VOCABULARY_FILE).exists():
-        folder.vocabulary(place)
+    folder.require_own_vocabulary(place)
     group = group_for(plan.to, {each.shape[1] for name, each in stored.items() if LLM.fullmatch(name)})
     values, table = _form(place, config, stored)
     moments = Moments(model, stored, shown) if shown else None

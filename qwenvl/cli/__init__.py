@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         not sys.warnoptions
     ):  # libraries warn about files and versions; an error of ours says what matters in one line
         warnings.simplefilter("ignore")
+    _open_closed_streams()
     _show_any_name(sys.stdout)
     try:
         status = _run(args)
@@ -82,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"qwenvl: error: {printable(sentence(error))}", file=sys.stderr)
         return 2
+
+
+def _open_closed_streams() -> None:
+    """Nothing in the place of a standard stream that is closed (`<&-`, a job of cron): Python has None there."""
+    import os
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as the process
 
 
 def _show_any_name(stream: Any) -> None:

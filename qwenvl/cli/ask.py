@@ -87,6 +87,8 @@ def _told_apart(words: tuple[str, ...]) -> tuple[str, tuple[str, ...], str]:
     if len(words) < 2:
         raise ValueError(f"give a model and a question at least: {usage}")
     checkpoint, *images, question = words
+    if not Path(checkpoint).is_dir() and _is_image(checkpoint):
+        raise ValueError(f"the first word, {checkpoint}, is an image file and no model: {usage}")
     if _is_image(question):
         raise ValueError(
             f"the last word, {question}, is an image file and no question; ask behind it: {usage}"

@@ -89,6 +89,8 @@ def data_clean(
         print(f"{paper}here {outcome.share:.0%}")
     if advice := advice_on(outcome):
         print(advice, file=sys.stderr)
+    if not outcome.total.read:
+        raise ValueError(f"{src} holds no sample; give shards with pairs of an image and a text.")
     if not outcome.total.kept:
         raise ValueError(f"nothing was kept of {outcome.total.read:,} samples{most_lost(outcome)}.")
     return 0

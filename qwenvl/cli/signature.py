@@ -22,6 +22,9 @@ import tyro
 
 from qwenvl.files import clear_dead
 
+DEFAULT_PLACE = Path("runs")
+"""Below which a command writes that chooses a folder where `--out` was not given."""
+
 WIDEST = 100
 """Columns of help text at most: longer lines are hard to read even where they fit."""
 
@@ -171,7 +174,8 @@ def _output(
     """How a command names its output, and where that is: `--out`, or the argument DST or TARGET."""
     named = dict(zip(signature.parameters, positional, strict=False))
     found = next(((name.upper(), named[name]) for name in ("dst", "target") if name in named), None)
-    return found or ("--out", options.get("out"))
+    out = options.get("out") or (DEFAULT_PLACE if "out" in signature.parameters else None)
+    return found or ("--out", out)
 
 
 def _writing(name: str, out: object, run: Callable[[], int | None]) -> int | None:

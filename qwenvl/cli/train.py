@@ -9,6 +9,8 @@ from qwenvl.cli.signature import choices
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qwenvl.train.recipe import Start
 
 
@@ -114,11 +116,17 @@ def train(
                 alone, resolve(str(init)), model.parent, runtime, processes=processes, parallel=parallel
             )
         if distributed.rank() == 0:
-            _tell(out, model)
+            _tell([model.parent] if alone else sorted(path for path in out.iterdir() if path.is_dir()), model)
 
 
 def _stage_alone(file: Path, init: str | None, start: "Start", scale: float) -> StageConfig | None:
     """The stage of a file with what the options and their file say about it; None of a recipe folder."""
+    from qwenvl.train.recipe import NO_STAGES
+
+    if file.name in NO_STAGES:
+        raise ValueError(
+            f"{file} describes no stage; give its folder {file.parent}, or a stage file beside it."
+        )
     if file.is_dir() != (init is None):
         raise ValueError(
             "--init CKPT (a model folder, a hub id or `tiny`) is for one stage file, which needs it; a recipe folder "
@@ -133,12 +141,12 @@ def _stage_alone(file: Path, init: str | None, start: "Start", scale: float) -> 
     return changed.reading(start.images).scaled(scale)
 
 
-def _tell(out: Path, model: Path) -> None:
-    """What was left out, on stderr, and where the model is."""
+def _tell(run_dirs: "Sequence[Path]", model: Path) -> None:
+    """What the stages in these folders left out, on stderr, and where the model is."""
     from qwenvl.terminal import printable
     from qwenvl.train.data import left_out
 
-    for kind, (count, example) in left_out(sorted(path for path in out.iterdir() if path.is_dir())).items():
+    for kind, (count, example) in left_out(run_dirs).items():
         print(f"left out: {count:,} {kind}, such as {printable(example[:200])}", file=sys.stderr)
     print(model)
 

@@ -36,7 +36,7 @@ from qwenvl.evaluation.report import source_of
 from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad, parse
 from qwenvl.runtime import Runtime
-from qwenvl.train.log import read_log
+from qwenvl.train.log import LOG, read_log
 from qwenvl.train.recipe import find_recipe, run_recipe, stages_of
 
 SHOWN = 12
@@ -110,7 +110,7 @@ def run(plan: Plan, console: Console) -> Path:
     console.print(score_table(scores, clock))
     console.print(record_table(eval_points))
     losses = {
-        stage.name: [line["loss"] for line in read_log(examiner.run / stage.name / "log.jsonl")]
+        stage.name: [line["loss"] for line in read_log(examiner.run / stage.name / LOG)]
         for stage in stages_of(recipe)
     }
     file = plan.folder / "report.html"

@@ -271,8 +271,10 @@ def write(folder: Path, cards: Sequence[Card], records: Sequence[Record]) -> Non
 def read(folder: Path) -> tuple[list[Card], list[Record]]:
     """Cards and records of a run's folder. Raises ValueError if it holds none."""
     if not (folder / "score.json").exists():
+        below = sorted(str(each.parent) for each in folder.rglob("score.json"))
         raise ValueError(
-            f"{folder} has no score.json; expected a folder that `qwenvl eval run` or `eval score` wrote."
+            f"{folder} has no score.json; expected a folder that `qwenvl eval run` or `eval score` wrote"
+            + (f", such as {', '.join(below[:4])}." if below else ".")
         )
     cards = [Card.from_json(record) for record in load_json(folder / "score.json")]
     scored = folder / "scored.jsonl"

@@ -27,7 +27,6 @@ from qwenvl.evaluation.in_memory import score
 from qwenvl.generate.prompts import device_of
 from qwenvl.images import normalise
 from qwenvl.model.llm import BRANCHES
-from qwenvl.tokenizer import Tokenizer
 
 BENCHMARK = "toyworld"
 TOY = ("toy:tasks", "toy:chats")
@@ -90,7 +89,7 @@ def shown(checkpoint: str, source: str, count: int) -> list[Shown]:
     paths = TOY if source == "toy" else (source if is_made(source) else str(Path(source).absolute()),)
     stream = Stream(
         sources=tuple(SourceConfig(paths=(path,)) for path in paths),
-        tokenizer=Tokenizer.load(place),
+        tokenizer=folder.vocabulary(place),
         queries=config.adapter.queries,
         longest=config.llm.sequence_length,
         seed=0,

@@ -80,8 +80,12 @@ class Keys:
         """Keys from a file: one a line, 16 to 512 visible ASCII characters; empty lines and lines with # are notes.
 
         Raises ValueError for a file that other users may read, or a group may change, and for a line that is no
-        key (which is named by its number, never shown); OSError where there is none.
+        key (which is named by its number, never shown), or where there is none.
         """
+        if not path.exists():
+            raise ValueError(
+                f"there is no key file {path}; `openssl rand -hex 24 > {path} && chmod 600 {path}` makes one."
+            )
         with open_regular(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(_LARGEST + 1)

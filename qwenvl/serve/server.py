@@ -7,6 +7,7 @@ has failed, with 130 after Ctrl-C.
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -31,11 +32,18 @@ class _Uvicorn(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 finds a free one. Raises OSError, with the address in its place of a file name."""
+    """A socket that listens; port 0 finds a free one.
+
+    Raises ValueError where another program listens there, else OSError with the address in place of a file name.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"another program listens at {host}:{port}; stop it, or give another --port (0 finds a free one)."
+            ) from None
         number = error.errno or 0  # not above 0 where it was the name that could not be looked up
         reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise OSError(number, reason, f"{host}:{port}") from None

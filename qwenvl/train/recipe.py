@@ -17,6 +17,7 @@ after the other where there are not, and their parts are put together. A stage w
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.config import from_dict
 from qwenvl.files import atomic, component
 from qwenvl.model.vlm import QwenVL
-from qwenvl.parsing import read_toml
+from qwenvl.parsing import read_json, read_toml
 from qwenvl.runtime import Runtime
 from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
@@ -205,10 +206,11 @@ def run_recipe(
             require_sources(stage)
     distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     models = [model_of(together, run) for together in order]
+    scaled = [[stage.scaled(scale) for stage in together] for together in order]
     left = [
-        ([stage.scaled(scale) for stage in together], init)
-        for together, init, model in zip(order, [run / "start", *models], models, strict=False)
-        if not distributed.on_rank0(model.exists)
+        (together, init)
+        for together, init, model in zip(scaled, [run / "start", *models], models, strict=False)
+        if not distributed.on_rank0(partial(_is_done, model, {run / each.name: each for each in together}))
     ]
     with hearing():
         for alone, jobs in groupby(left, lambda job: len(job[0]) == 1):
@@ -301,6 +303,21 @@ def run_parallel_stages(
         distributed.on_rank0(lambda: _put_together(places, init, model_of(stages, run)))
 
 
+def _is_done(model: Path, stages: Mapping[Path, StageConfig]) -> bool:
+    """Whether a model is there; that its stages, by folder, had other values than are asked for now is told."""
+    if not model.exists():
+        return False
+    for run_dir, stage in stages.items():
+        kept = run_dir / "stage.json"
+        if kept.exists() and (other := stage.unlike(read_json(kept))):
+            print(
+                f"{run_dir} is done with other values than are asked for ({'; '.join(other)}) and stays as it is; name "
+                "another --out, or remove it to train this stage again.",
+                file=sys.stderr,
+            )
+    return True
+
+
 def _put_together(stages: Mapping[Path, StageConfig], init: Path, folder: Path) -> None:
     """Write the model in `init` with the parts that the stages have trained, unless it is there."""
     if folder.exists():
@@ -326,7 +343,7 @@ def _train_stages(
     left = {
         run_dir: stage
         for run_dir, stage in stages.items()
-        if not distributed.on_rank0((run_dir / "model").exists)
+        if not distributed.on_rank0(partial(_is_done, run_dir / "model", {run_dir: stage}))
     }
     jobs = [(stage, init, run_dir, runtime, parallel, watch) for run_dir, stage in left.items()]
     with ExitStack() as begun:

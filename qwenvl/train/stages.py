@@ -4,6 +4,7 @@ A stage is one value; nothing asks for its name. It is read from a TOML file of 
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """Least and most of the whole numbers of a stage."""
+
+UNLEARNED = ("micro_documents", "workers", "save_every", "show_every", "track")
+"""Values of a stage that change nothing of what is learned."""
 
 STATES = ("float32", "8bit")
 """How moments may be kept."""
@@ -94,8 +98,8 @@ class OptimConfig:
             )
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them; lower it or "
-                "give more steps."
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; expected 0 up to all of them; "
+                "lower it (--optim.warmup-steps) or give more steps."
             )
 
 
@@ -258,6 +262,22 @@ class StageConfig:
             curriculum=dataclasses.replace(self.curriculum, steps=first),
             optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup),
         )
+
+    def unlike(self, kept: Mapping[str, Any]) -> list[str]:
+        """The values of a stage kept as JSON that are others than these and change what it learns: `seed 0, now 1`."""
+        asked, before = (_flat(each) for each in (json.loads(json.dumps(dataclasses.asdict(self))), kept))
+        return [
+            name if isinstance(value, list) else f"{name} {before[name]}, now {value}"
+            for name, value in asked.items()
+            if name not in UNLEARNED and before.get(name, value) != value
+        ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of tables as one of names such as `optim.steps`."""
+    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    deep = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return {name: value for name, value in values.items() if name not in tables} | deep
 
 
 def read_changes(path: Path) -> dict[str, dict[str, Any]]:

@@ -246,6 +246,8 @@ def test_a33_key_files(tmp_path: Path) -> None:
     file.write_text("# nothing\n\n")
     with pytest.raises(ValueError, match="holds no key"):
         Keys.read(file)
+    with pytest.raises(ValueError, match=r"there is no key file .*none; `openssl rand"):
+        Keys.read(tmp_path / "none")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(ValueError, match="pipe"):

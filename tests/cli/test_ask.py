@@ -99,6 +99,13 @@ def test_f8_a_forgotten_question_is_told(run: Run):
     )
 
 
+def test_an_image_in_the_place_of_the_model_is_told(run: Run):
+    status, out, err = run("ask", A, FOLDER, "Where?")
+    assert (
+        status == 2 and out == "" and f"the first word, {A}, is an image file and no model" in sentence(err)
+    )
+
+
 def test_f42_options_may_stand_between_the_words(run: Run, prompts: list[str]):
     for words in (("--sample", FOLDER, A, "Where?"), (FOLDER, "--temperature", 1, A, "--json", "Where?")):
         status, _, err = run("ask", *words)

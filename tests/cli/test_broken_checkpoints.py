@@ -110,6 +110,19 @@ def test_the_vocabulary_of_another_model_or_none(tmp_path: Path, capsys: pytest.
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_folder_of_a_run_names_its_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `--out` of finetune and train named is typed instead of the model below it."""
+    shutil.copytree(resolve("tiny"), tmp_path / "mine" / "model")
+    shutil.copytree(resolve("tiny"), tmp_path / "run" / "1-pretraining" / "model")
+    (tmp_path / "photos").mkdir()
+    for words in DOORS.values():
+        for run, model in (("mine", "mine/model"), ("run", "run/1-pretraining/model")):
+            said = rf"{run} is the folder of a run and no model; give a model of it: {tmp_path}/{model}\."
+            refused(words(str(tmp_path / run), str(tmp_path / "out")), said, capsys)
+        none = r"photos/config\.json does not exist; is .*photos the right folder|photos has no weights; expected"
+        refused(words(str(tmp_path / "photos"), str(tmp_path / "out")), none, capsys)
+
+
 def test_what_is_quantised_and_what_does_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,3 +283,13 @@ def test_a_choice_of_true_or_false_takes_a_word(tmp_path: Path) -> None:
     """`--stage.bfloat16 False --device cpu`: options of a dataclass that may be left out are no flags."""
     with pytest.raises(ValueError, match=r"no recipe|does not exist|neither"):
         cli.parse(["train", str(tmp_path / "none"), "--stage.bfloat16", "False", "--device", "cpu"])()
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_nothing_to_read_and_nowhere_to_write(closed: str, tmp_path: Path) -> None:
+    """As a job of cron or a daemon has them; Python then has None in their place."""
+    said = "import sys; from qwenvl.cli import main; sys.exit(main(sys.argv[1:]))"
+    typed = shlex.join([sys.executable, "-c", said, "eval", "report", str(tmp_path / "none")])
+    done = subprocess.run(["sh", "-c", f"{typed} {closed}"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout
+    assert ("has no score.json" in done.stderr) == ("2>" not in closed)

@@ -165,6 +165,10 @@ def test_runs_with_and_without_solved_examples_do_not_share_a_folder(
         "toyworld-vqa",
         "toyworld-vqa-2-shot",
     ]
+    assert cli.main(["eval", "report", "runs/eval"]) == 2
+    assert (
+        "such as runs/eval/tiny/toyworld-vqa, runs/eval/tiny/toyworld-vqa-2-shot." in capsys.readouterr().err
+    )
     for part in ([], ["--part", "0/2"]):
         assert cli.main([*asked, "--shots", "1", "--out", "runs/eval/tiny/toyworld-vqa", *part]) == 2
         assert "with 0 solved examples, this one has 1; give another --out." in capsys.readouterr().err

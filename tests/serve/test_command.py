@@ -116,7 +116,10 @@ def test_a_model_that_is_none_and_a_port_that_is_taken(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "tiny", "--port", str(port)]) == 2
-    assert capsys.readouterr().err == f"qwenvl: error: address already in use: 127.0.0.1:{port}\n"
+    assert capsys.readouterr().err == (
+        f"qwenvl: error: another program listens at 127.0.0.1:{port}; stop it, or give another --port "
+        "(0 finds a free one).\n"
+    )
 
 
 def test_the_guide_names_every_option_and_metric_and_ignored_key() -> None:

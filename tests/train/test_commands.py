@@ -147,6 +147,32 @@ def test_f44_a_place_that_cannot_be_written_names_the_option(
     )
 
 
+def test_the_place_that_a_command_chooses_itself_names_the_option_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "runs")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    words = [
+        "eval",
+        "run",
+        "tiny",
+        "toyworld-vqa",
+        "--limit",
+        "1",
+        "--device",
+        "cpu",
+        "--prompt-format",
+        "chatml",
+    ]
+    assert "cannot write to runs (permission denied: runs); name another place with --out" in said(
+        capsys, *words
+    )
+
+
 def test_options_that_would_do_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     stage = RECIPES / "small" / "2-multitask.toml"
     once = "adding up gradients once a step needs shard = optimizer or full"
@@ -187,3 +213,35 @@ def test_stages_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(text.replace("2-multitask", name))
     found = [stage.name for stage in recipe.stages_of(tmp_path)]
     assert found == ["0a-first", "0b-side", "2-next", "3-then", "10-last"]
+
+
+def test_a_stage_that_is_done_says_what_it_was_done_with(
+    start: Path, shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what was left out is told of the stages that were asked for alone."""
+    sizes = "--stage.image-size 56 --stage.documents 4 --stage.micro-documents 4 --stage.window 0"
+    words = ["train", str(RECIPES / "tiny" / "2-multitask.toml"), "--init", str(start), "--data", str(shard)]
+    words += ["--out", str(tmp_path / "run"), "--optim.warmup-steps", "0", "--device", "cpu", *sizes.split()]
+    assert main([*words, "--optim.steps", "2"]) == 0
+    beside = tmp_path / "run" / "1-pretraining"
+    beside.mkdir()
+    line = {"kind": "over-long", "shard": "x.jsonl", "sample": "x.jsonl, byte 0", "detail": "9 tokens, 8 fit"}
+    (beside / "left_out-000.jsonl").write_text(json.dumps(line) + "\n")
+    capsys.readouterr()
+    assert main([*words, "--optim.steps", "2", "--stage.show-every", "5"]) == 0
+    assert capsys.readouterr().err == "", "what changes nothing of what is learned may be another"
+    assert main([*words, "--optim.steps", "3"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}/run/2-multitask/model\n"
+    assert (
+        "is done with other values than are asked for (optim.steps 2, now 3) and stays as it is"
+        in printed.err
+    )
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_a_file_of_a_recipe_that_is_no_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    given = RECIPES / "tiny" / "recipe.toml"
+    assert f"recipe.toml describes no stage; give its folder {given.parent}" in said(capsys, "train", given)
+    printed = said(capsys, "train", RECIPES / "tiny/2-multitask.toml", "--init", "tiny", "--optim.steps", 5)
+    assert "lower it (--optim.warmup-steps) or give more steps" in printed

@@ -12,12 +12,11 @@ from qwenvl.checkpoint.weights import stored_tensors
 from qwenvl.integrations.huggingface.config import ARCHITECTURE, QwenVLConfig
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
 from qwenvl.parsing import read_json
-from qwenvl.tokenizer import Tokenizer
 
 
 def export(source: str | Path, target: str | Path) -> None:
     """Rewrite a checkpoint bit for bit in our format, with all that the hub and the Auto classes look for."""
-    Tokenizer.load(folders.resolve(source))  # the Auto classes need one
+    folders.vocabulary(folders.resolve(source))  # the Auto classes need one
     origin, title = hub_id(source), Path(target).resolve().name
     convert(source, target, finish=lambda old, new: _finish(old, new, title, origin))
 

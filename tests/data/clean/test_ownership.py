@@ -190,6 +190,14 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     return status, *capsys.readouterr()
 
 
+def test_a_file_without_a_sample_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    status, _, err = said(capsys, tmp_path / "empty.jsonl", tmp_path / "out")
+    assert status == 2 and err.startswith(
+        f"qwenvl: error: {tmp_path}/empty.jsonl holds no sample; give shards"
+    )
+
+
 def test_f5_a_run_that_keeps_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = raw_shards(tmp_path / "raw", ["1", "2"])
     status, out, err = said(capsys, raw, tmp_path / "out", "--change", "clip_score=null", "short_side=5000")
