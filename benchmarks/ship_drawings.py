@@ -33,7 +33,8 @@ language:
 
 Sees drawings: emoji, icons, clip art, and scenes composed of them with signs. It was taught to name, caption, answer,
 point, count and read, in English and Chinese, in the formats of the paper. **What it can do is name**; how well it does
-each stands below. Of photographs it knows next to nothing. Lay transparent drawings on white before you ask.
+each stands below. Of photographs it knows next to nothing. What is transparent it
+sees on white.
 
 ```console
 $ qwenvl ask drawings key.png "What is this?"

@@ -188,7 +188,7 @@ class Assistant:
         rendered, size = self.render(turns, options), self.model.config.vision.image_size
         for image in rendered.images:
             if image not in pixels:
-                pixels[image] = preprocess(opened(image), size)
+                pixels[image] = preprocess(opened(image), size, ground=self.prompt_format.ground)
         images = tuple(pixels[image] for image in rendered.images)
         return [Prompt(ids=rendered.ids, pixels=images, seed=number) for number in range(options.n)]
 

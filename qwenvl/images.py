@@ -4,7 +4,8 @@
 
 The squash to a square is Pillow's antialiased bicubic and the values are CLIP's, bit for bit what the released
 model was trained on. EXIF rotation is not applied and alpha is dropped, not composited, because the official code
-does neither. No URL is ever followed: whoever has one fetches it first.
+does neither; a checkpoint that says on which `ground` it learned is shown that instead. No URL is ever followed:
+whoever has one fetches it first.
 
 The door: six formats that Pillow decodes by itself (`FORMATS`), size and memory known before a pixel is decoded, no
 other program started, and one verdict. `opened` is the same door for who needs the header only.
@@ -14,7 +15,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
@@ -158,14 +159,14 @@ def normalise(levels: UInt8[np.ndarray, "height width 3"]) -> Float32[np.ndarray
 
 
 def preprocess(
-    source: Source, size: int, *, cut_deep: bool = False
+    source: Source, size: int, *, cut_deep: bool = False, ground: Sequence[int] = ()
 ) -> Float32[np.ndarray, "3 {size} {size}"]:
     """What the vision encoder reads: channels first, values about -1.8 to 2.2.
 
     Equal in every bit to what the official code computes with torchvision; for grey of more than 8 bits with `cut_deep`
-    (see `open_image`).
+    (see `open_image`), and without a `ground`.
     """
-    return normalise(resize(open_image(source, cut_deep=cut_deep), size))
+    return normalise(resize(open_image(source, cut_deep=cut_deep, ground=rgb(ground)), size))
 
 
 # === The door ===
@@ -246,6 +247,15 @@ def _require_size(width: int, height: int, name: str, limit: int) -> None:
 
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 1
+
+
+def rgb(ground: Sequence[int]) -> RGB | None:
+    """A `ground` as a colour, None where it is empty. Raises ValueError for what is no colour."""
+    if len(ground) not in (0, 3) or not all(0 <= level <= 255 for level in ground):
+        raise ValueError(
+            f"ground is {list(ground)}; expected levels of red, green and blue from 0 to 255, or an empty list."
+        )
+    return (ground[0], ground[1], ground[2]) if ground else None
 
 
 def is_transparent(image: pillow.Image) -> bool:

@@ -9,6 +9,7 @@ from qwenvl.config import from_dict
 from qwenvl.generate.choosing import TOP_LOGPROBS
 from qwenvl.generate.sampling import GREEDY, SamplingConfig, check_whole, checked_bias
 from qwenvl.generate.text import checked_stop
+from qwenvl.images import rgb
 from qwenvl.markup import SYSTEM
 from qwenvl.parsing import read_json
 
@@ -36,8 +37,11 @@ class PromptFormat:
     """Tokens of dialogue to remember; see `markup.fit_window`."""
     sampling: SamplingConfig = RELEASED
     """Used when asked to sample; answers are greedy otherwise."""
+    ground: tuple[int, ...] = ()
+    """Red, green and blue of what stood behind transparency in training; empty: alpha is dropped, as officially."""
 
     def __post_init__(self) -> None:
+        rgb(self.ground)
         if self.chat_format not in ("chatml", "raw"):
             raise ValueError(f"chat_format is {self.chat_format!r}; expected 'chatml' or 'raw'.")
 
@@ -56,6 +60,7 @@ class PromptFormat:
                 "chat_format": "chat_format",
                 "max_new_tokens": "max_new_tokens",
                 "max_window_size": "max_window",
+                "image_ground": "ground",
             },
             **{name: name for name in (*DRAWS, "repetition_penalty")},
         }

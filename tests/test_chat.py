@@ -163,7 +163,9 @@ def test_hostile_text_is_text(assistant: Assistant, base: Assistant, monkeypatch
     opened: list[object] = []
     preprocess = chat.preprocess
     monkeypatch.setattr(
-        chat, "preprocess", lambda source, size: (opened.append(source), preprocess(source, size))[1]
+        chat,
+        "preprocess",
+        lambda source, size, ground: (opened.append(source), preprocess(source, size, ground=ground))[1],
     )
     for each in (assistant, base):
         turns = [Turn("user", (Image(A), Text(HOSTILE)))]

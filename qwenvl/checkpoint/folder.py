@@ -276,11 +276,12 @@ def renamed(
     return ours
 
 
-def ask_in_chatml(folder: Path) -> None:
-    """Say in the folder's generation_config.json that the model is asked in dialogues, as it learned them."""
+def ask_as_trained(folder: Path, values: Mapping[str, Any]) -> None:
+    """Say in the folder's generation_config.json how the model is asked: in the form that it was trained in last."""
     settings = folder / "generation_config.json"
-    values = read_json(settings) if settings.exists() else {}
-    settings.write_text(json.dumps({**values, "chat_format": "chatml"}, indent=2) + "\n")
+    if values:
+        before = read_json(settings) if settings.exists() else {}
+        settings.write_text(json.dumps({**before, **values}, indent=2) + "\n")
 
 
 @contextmanager

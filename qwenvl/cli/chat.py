@@ -10,6 +10,8 @@ import tyro
 from qwenvl.cli.answering import DEFAULTS, Answering, save_image
 
 if TYPE_CHECKING:
+    from PIL import Image as pillow
+
     from qwenvl.chat import Reply, Session
     from qwenvl.images import Source
     from qwenvl.inline import Screen
@@ -59,13 +61,15 @@ def chat(
     options = answer.options()
     typed = sys.stdin.isatty()
     shown = screen(inline if typed or inline != "auto" else "none", sys.stdout)
-    opened: list[Source] = [open_image(image) for image in images]
+    for image in images:
+        open_image(image)  # a bad image is told before a model is loaded
     session = answer.load(checkpoint).session(options)
+    opened: list[Source] = [_opened(Path(image), session) for image in images]
     if typed:
         complete_lines()
         print(COMMANDS, file=sys.stderr)
-    for image in opened:
-        _show(shown, image)
+    for each in opened:
+        _show(shown, each)
     return _talk(session, opened, typed, shown)
 
 
@@ -92,7 +96,7 @@ def _talk(session: "Session", images: "list[Source]", typed: bool, shown: "Scree
                 images = [] if word == "/reset" else images
                 print(_forget(session, word), file=sys.stderr)
             elif word == "/image":
-                images = [*images, _opened(rest, shown)]
+                images = [*images, _added(rest, session, shown)]
             elif word == "/save":
                 if reply is None:
                     raise ValueError("there is no answer to draw yet; ask something first.")
@@ -124,14 +128,20 @@ def _forget(session: "Session", word: str) -> str:
     return "(forgotten: the last question and its answer)"
 
 
-def _opened(path: str, shown: "Screen | None") -> "Source":
+def _opened(image: Path, session: "Session") -> "pillow.Image":
+    """The image as the model sees it."""
+    from qwenvl.images import open_image, rgb
+
+    return open_image(image, ground=rgb(session.assistant.prompt_format.ground))
+
+
+def _added(path: str, session: "Session", shown: "Screen | None") -> "Source":
     import sys
 
-    from qwenvl.images import open_image
     from qwenvl.terminal import printable
 
     place = _path(path, "/image PATH")
-    image = open_image(place)
+    image = _opened(place, session)
     print(
         f"({printable(place)}, {image.width} x {image.height}: goes with your next question)", file=sys.stderr
     )

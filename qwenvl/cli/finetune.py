@@ -172,6 +172,7 @@ def _checked(
     """What is to be done, when the data is fit for it; nothing after telling what is wrong with it."""
     from qwenvl.checkpoint.folder import read_config, resolve, vocabulary
     from qwenvl.data.stream.sources import SourceConfig
+    from qwenvl.options import PromptFormat
     from qwenvl.train.finetune import Finetuning, little, stage_of
 
     base = resolve(checkpoint)
@@ -182,6 +183,7 @@ def _checked(
         return None, None
     source = SourceConfig(paths=(str(data.absolute()),), images=str(images.absolute()) if images else "")
     stage = stage_of(config, model, report.lengths, data=source, samples=report.total, readers=readers)
+    stage = stage.changed({"ground": PromptFormat.read(base).ground})
     for warning in little(stage):
         print(f"warning: {warning}", file=sys.stderr)
     remarks = _precision(base, stage, adapters, runtime, dtype)

@@ -161,7 +161,7 @@ class Asker:
     def _read(self, image: Image) -> Float32[np.ndarray, "3 side side"]:
         if image not in self._pixels:
             size = self.assistant.model.config.vision.image_size
-            self._pixels[image] = preprocess(opened(image.source), size)
+            self._pixels[image] = preprocess(opened(image.source, self.assistant.prompt_format.ground), size)
             if len(self._pixels) > IMAGES_KEPT:
                 self._pixels.popitem(last=False)
         self._pixels.move_to_end(image)

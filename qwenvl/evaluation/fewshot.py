@@ -78,12 +78,13 @@ def _enough(pool: int, shots: int) -> None:
 def _features(asker: Asker, samples: Sequence[Sample]) -> Float32[np.ndarray, "samples hidden"]:
     """Mean visual token of each sample's first image, of length 1."""
     model = asker.assistant.model
+    ground = asker.assistant.prompt_format.ground
     size, device = model.config.vision.image_size, model.llm.embed.weight.device
     if bare := next((sample.id for sample in samples if not sample.images), None):
         raise ValueError(f"question {bare} has no image, so nothing is like it; draw its examples at random.")
     parts = []
     for at in range(0, len(samples), AT_ONCE):
-        pixels = [preprocess(opened(sample.images[0]), size) for sample in samples[at : at + AT_ONCE]]
+        pixels = [preprocess(opened(sample.images[0], ground), size) for sample in samples[at : at + AT_ONCE]]
         parts.append(
             model.encode(torch.from_numpy(np.stack(pixels)).to(device)).float().mean(dim=1).cpu().numpy()
         )

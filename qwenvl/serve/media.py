@@ -10,13 +10,13 @@ and files of this machine.
 
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from PIL import Image as pillow
 
-from qwenvl.images import UnreadableImage, exif_orientation, open_image, opened, upright
+from qwenvl.images import UnreadableImage, exif_orientation, open_image, opened, rgb, upright
 from qwenvl.serve.limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -146,11 +146,14 @@ def decode_data_url(url: str, limits: Limits) -> bytes:
     return data
 
 
-def open_upload(data: bytes, limits: Limits, *, raw: bool = False, side: int | None = None) -> Upload:
-    """The first frame of an encoded image in RGB, turned upright as its EXIF asks; alpha is dropped as in training.
+def open_upload(
+    data: bytes, limits: Limits, *, raw: bool = False, side: int | None = None, ground: Sequence[int] = ()
+) -> Upload:
+    """The first frame of an encoded image in RGB, turned upright as its EXIF asks.
 
-    With `raw` it is read as stored, as the official code does. With `side` it comes squashed to the square that
-    the model sees (bit for bit what `preprocess` would make of the whole), so that no large one is kept in memory.
+    Alpha is dropped, or shows the `ground`, as the checkpoint was trained. With `raw` it is read as stored, as the
+    official code does. With `side` it comes squashed to the square that the model sees (bit for bit what `preprocess`
+    would make of the whole), so that no large one is kept in memory.
     Raises RefusedMedia for what is none of `FORMATS`, damaged, or beyond the limits, which the header decides.
     """
     if len(data) > limits.image_bytes:
@@ -159,7 +162,7 @@ def open_upload(data: bytes, limits: Limits, *, raw: bool = False, side: int | N
         with opened(data, FORMATS) as header:
             _require_size(*header.size, limits)
             orientation = exif_orientation(header)
-        image = open_image(data, formats=FORMATS)
+        image = open_image(data, formats=FORMATS, ground=rgb(ground))
     except UnreadableImage as error:
         raise _refusal(error) from None
     if not raw:

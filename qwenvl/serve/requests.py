@@ -166,13 +166,13 @@ class Preparer:
     ) -> Image:
         known = next((each for other, each in opened.items() if other.url == part.url), None)
         if known is None:
-            side = self.assistant.model.config.vision.image_size
+            side, ground = self.assistant.model.config.vision.image_size, self.assistant.prompt_format.ground
             try:
                 data = read_source(part.url, self.limits, fetched)
                 key = self._recent.key(data, salt)
                 seen = self._recent.get(key)
                 upload = (
-                    open_upload(data, self.limits, raw=self.raw_orientation, side=side)
+                    open_upload(data, self.limits, raw=self.raw_orientation, side=side, ground=ground)
                     if seen is None
                     else seen.upload
                 )

@@ -80,6 +80,7 @@ def batches(
         window=stage.window,
         image_size=stage.image_size,
         fast=stage.fast_images,
+        ground=stage.ground,
         seed=stage.seed,
     )
     return MicroBatches(made, stage, run_dir)

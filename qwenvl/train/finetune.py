@@ -310,9 +310,9 @@ def _merge(job: Finetuning) -> None:
     assert job.adaptation is not None
     model, tokenizer = folder.load(job.base, job.runtime, dequantise=True), Tokenizer.load(job.base)
     adapted = job.adaptation.load(model, job.out / "adapter")
-    before = supervised_logits(model, tokenizer, job.shown)
+    before = supervised_logits(model, tokenizer, job.shown, job.stage.ground)
     job.adaptation.merge(adapted)
-    off = difference(before, supervised_logits(model, tokenizer, job.shown))
+    off = difference(before, supervised_logits(model, tokenizer, job.shown, job.stage.ground))
     warnings = []
     if not off <= TOLERANCE[job.runtime.dtype]:
         warnings.append(
@@ -325,7 +325,7 @@ def _merge(job: Finetuning) -> None:
 def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
     """Write it as a chat model, read it back and compare: in the precision that was asked for, if that holds it."""
     tokenizer, trained = Tokenizer.load(job.base), model.llm.embed.weight.dtype
-    expected = supervised_logits(model, tokenizer, job.shown)
+    expected = supervised_logits(model, tokenizer, job.shown, job.stage.ground)
     target, warnings = job.out / "model", list(known.get("warnings", ()))
     unverified = job.out / ".model-unverified"
     shutil.rmtree(unverified, ignore_errors=True)
@@ -333,9 +333,9 @@ def _write(model: QwenVL, job: Finetuning, known: Mapping[str, Any]) -> None:
         folder.save(
             model if dtype == trained else copy.deepcopy(model).to(dtype), unverified, sidecars=job.base
         )
-        folder.ask_in_chatml(unverified)
+        folder.ask_as_trained(unverified, {"chat_format": "chatml"})
         again = folder.load(unverified, dataclasses.replace(job.runtime, dtype=dtype))
-        off = difference(expected, supervised_logits(again, tokenizer, job.shown))
+        off = difference(expected, supervised_logits(again, tokenizer, job.shown, job.stage.ground))
         if off <= TOLERANCE[dtype]:
             break
         warnings.append(

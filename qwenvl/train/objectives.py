@@ -146,7 +146,9 @@ def next_token_of(
     def batch(documents: Sequence[int]) -> Rows:
         examples = [document(index) for index in documents]
         rows = pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
-        squares = tuple(Image(square(image.source, stage.image_size)) for image in rows.images)
+        squares = tuple(
+            Image(square(image.source, stage.image_size, ground=stage.ground)) for image in rows.images
+        )
         return replace(rows, images=squares)
 
     return _next_token_over(model, stage, batch, document)

@@ -33,6 +33,7 @@ from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.config import from_dict
 from qwenvl.files import atomic, component
 from qwenvl.model.vlm import QwenVL
+from qwenvl.options import PromptFormat
 from qwenvl.parsing import read_json, read_toml
 from qwenvl.runtime import Runtime
 from qwenvl.train import distributed, launcher
@@ -378,6 +379,7 @@ def _train_stage(
     watch: Watch | None,
 ) -> None:
     runtime = dataclasses.replace(runtime, device=distributed.own_device(runtime.device))
+    stage = dataclasses.replace(stage, ground=stage.ground or PromptFormat.read(init).ground)
     model = checkpoint.load(init, runtime, dequantise=True)
     # who asks the model, while it learns too, shows it images of this size; raises where patches do not fill them
     model.config = model.config.at(stage.image_size)
@@ -388,5 +390,5 @@ def _train_stage(
 
 def _write(model: QwenVL, folder: Path, init: Path, stage: StageConfig) -> None:
     checkpoint.save(model, folder, sidecars=init)
-    if stage.chat:
-        checkpoint.ask_in_chatml(folder)
+    said = {"chat_format": "chatml" if stage.chat else None, "image_ground": stage.ground or None}
+    checkpoint.ask_as_trained(folder, {name: value for name, value in said.items() if value})

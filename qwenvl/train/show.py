@@ -71,7 +71,7 @@ def show(
     there may be none. Where the data is finite, they are documents of a later epoch.
     """
     first = stage.optim.steps * stage.documents
-    found = list(islice(_readable(document, range(first, first + TRIED)), SHOWN))
+    found = list(islice(_readable(document, range(first, first + TRIED), stage.ground), SHOWN))
     if not found:
         return []
     questions = [_question(each, tokenizer) for each, _ in found]
@@ -93,14 +93,14 @@ def show(
 
 
 def _readable(
-    document: Callable[[int], Example | Skipped], numbers: Iterable[int]
+    document: Callable[[int], Example | Skipped], numbers: Iterable[int], ground: Sequence[int]
 ) -> Iterator[tuple[Example, list[pillow.Image]]]:
     """Different documents that can be used, with their images: those that have some first."""
     usable = [made for made in map(document, numbers) if not isinstance(made, Skipped)]
     different = {(each.ids, each.images): each for each in usable}
     for each in sorted(different.values(), key=lambda each: not each.images):
         with suppress(ValueError, OSError):
-            yield each, [opened(image.source) for image in each.images]
+            yield each, [opened(image.source, ground) for image in each.images]
 
 
 def _answers(

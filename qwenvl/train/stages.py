@@ -16,6 +16,7 @@ from qwenvl.config import LARGEST, from_dict
 from qwenvl.data.packing import PACKINGS
 from qwenvl.data.stream.sources import SourceConfig, is_made
 from qwenvl.files import component
+from qwenvl.images import rgb
 from qwenvl.parsing import read_toml
 
 PARTS = ("vision", "adapter", "llm")
@@ -142,6 +143,9 @@ class StageConfig:
     """What is read before."""
     chat: bool = False
     """The documents are dialogues: who asks the model afterwards asks it in ChatML."""
+    ground: tuple[int, ...] = ()
+    """Red, green and blue of what stands behind transparency, here and in whoever asks the model afterwards; empty: as
+    the model that the stage starts from says, or alpha is dropped."""
     documents: int
     """Documents per update, the global batch."""
     micro_documents: int
@@ -197,6 +201,7 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name} is tracked by {self.track!r}; expected wandb, trackio or nothing."
             )
+        rgb(self.ground)
         self._check_precisions()
         if self.documents % self.micro_documents:
             raise ValueError(

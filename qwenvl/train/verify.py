@@ -26,15 +26,18 @@ def named(dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def supervised_logits(
-    model: QwenVL, tokenizer: Tokenizer, samples: Sequence[TrainingSample]
+    model: QwenVL, tokenizer: Tokenizer, samples: Sequence[TrainingSample], ground: Sequence[int] = ()
 ) -> list[Float[Tensor, "_ vocab"]]:
-    """Logits that predict the supervised tokens of each sample, float32 on the CPU; the model is left in evaluation."""
+    """Logits that predict the supervised tokens of each sample, float32 on the CPU; the model is left in evaluation.
+
+    `ground` is that of the stage.
+    """
     model.eval()
     device, logits = model.llm.embed.weight.device, []
     for sample in samples:
         shown = example_of(sample, tokenizer, model.config.adapter.queries)
         size = model.config.vision.image_size
-        pixels = [normalise(square(image.source, size)) for image in shown.images]
+        pixels = [normalise(square(image.source, size, ground=ground)) for image in shown.images]
         hidden = model.hidden(
             torch.tensor([shown.ids], device=device),
             torch.from_numpy(np.stack(pixels)).to(device) if pixels else None,

@@ -19,6 +19,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from jaxtyping import UInt8
+
 from qwenvl.data.formats import Example
 from qwenvl.data.packing import Rows, assemble, fit, joined
 from qwenvl.data.records import Skipped
@@ -53,6 +56,8 @@ class Batches:
     """Pixels a side to which images are squashed here; 0 leaves them to the caller as they are."""
     fast: bool = False
     """Resize by the faster filter (`stream.images`)."""
+    ground: tuple[int, ...] = ()
+    """What stands behind transparency (`images.rgb`)."""
     seed: int = 0
     _windows: OrderedDict[int, tuple[Packed, list[Skipped]]] = field(default_factory=OrderedDict, repr=False)
 
@@ -122,6 +127,9 @@ class Batches:
         rows = fit([len(made) for _, made in documents], self.row_length)
         return [[documents[k] for k in row] for row in rows]
 
+    def _square(self, source: object) -> UInt8[np.ndarray, "side side 3"]:
+        return square(source, self.image_size, fast=self.fast, ground=self.ground)
+
     def _with_squares(self, rows: Packed) -> tuple[Packed, list[Skipped]]:
         """Images decoded and squashed; a document with a damaged one leaves its row."""
         left_out: list[Skipped] = []
@@ -130,9 +138,7 @@ class Batches:
             whole.append([])
             for task, each in row:
                 try:
-                    squares = tuple(
-                        Image(square(image.source, self.image_size, fast=self.fast)) for image in each.images
-                    )
+                    squares = tuple(Image(self._square(image.source)) for image in each.images)
                 except (ValueError, OSError) as error:
                     where = str(each.images[0].source)
                     left_out.append(Skipped(key=where, kind="damaged image", detail=str(error)))

@@ -6,29 +6,36 @@ fast    simplejpeg decodes a plain JPEG to the same levels, torch's kernel of th
         further, because Pillow 13 squashes them down first and across then, torch never does
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as pillow
 
 from qwenvl.data.stream.samples import Located
-from qwenvl.images import MAX_PIXELS, open_image, resize
+from qwenvl.images import MAX_PIXELS, open_image, resize, rgb
 
 
-def square(source: object, size: int, *, fast: bool = False) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The image squashed to `size` pixels a side. `source` is what `images.open_image` opens, or a `Located`.
+def square(
+    source: object, size: int, *, fast: bool = False, ground: Sequence[int] = ()
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The image squashed to `size` pixels a side, on a `ground` if that is given (`images.rgb`).
+
+    `source` is what `images.open_image` opens, or a `Located`.
 
     Raises ValueError for whatever is no image, OSError for a file that cannot be read.
     """
     if not fast:
-        return resize(opened(source), size)
+        return resize(opened(source, ground), size)
     given = source.read() if isinstance(source, Located) else source
     levels = _of_jpeg(given)
-    return _squashed(np.array(open_image(given)) if levels is None else levels, size)  # type: ignore[arg-type]
+    return _squashed(np.array(opened(given, ground)) if levels is None else levels, size)
 
 
-def opened(source: object) -> pillow.Image:
-    """The image in RGB, wherever it lies. Raises as `square`."""
-    return open_image(source.read() if isinstance(source, Located) else source)  # type: ignore[arg-type]
+def opened(source: object, ground: Sequence[int] = ()) -> pillow.Image:
+    """The image in RGB, wherever it lies, on a `ground` if that is given. Raises as `square`."""
+    given = source.read() if isinstance(source, Located) else source
+    return open_image(given, ground=rgb(ground))  # type: ignore[arg-type]
 
 
 def _of_jpeg(given: object) -> UInt8[np.ndarray, "height width 3"] | None:

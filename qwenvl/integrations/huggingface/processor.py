@@ -86,10 +86,16 @@ class QwenVLProcessor(ProcessorMixin):
     """Messages and images to `input_ids`, `attention_mask` and `pixel_values`; padded as the tokenizer pads."""
 
     def __init__(
-        self, tokenizer: QwenVLTokenizer, *, queries: int = 256, size: int = 448, chatml: bool = True
+        self,
+        tokenizer: QwenVLTokenizer,
+        *,
+        queries: int = 256,
+        size: int = 448,
+        chatml: bool = True,
+        ground: Sequence[int] = (),
     ) -> None:
         super().__init__(tokenizer)
-        self.queries, self.size, self.chatml = queries, size, chatml
+        self.queries, self.size, self.chatml, self.ground = queries, size, chatml, ground
         self.chat_template = TEMPLATE
 
     @classmethod
@@ -105,11 +111,13 @@ class QwenVLProcessor(ProcessorMixin):
         if (folder / "config.json").exists() or not own.exists():
             shape = read_config(folder)
             known |= {"queries": shape.adapter.queries, "size": shape.vision.image_size}
+        asked = {**known, **_read(settings)}
         return cls(
             QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=known.get("padding_side") or "left"),
             queries=known["queries"],
             size=known["size"],
-            chatml={**known, **_read(settings)}.get("chat_format", "chatml") == "chatml",
+            chatml=asked.get("chat_format", "chatml") == "chatml",
+            ground=asked.get("image_ground") or (),
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -117,7 +125,8 @@ class QwenVLProcessor(ProcessorMixin):
         _refuse({**kwargs, **({"push_to_hub": True} if push_to_hub else {})}, (), "save_pretrained")
         folder = Path(save_directory)
         vocabulary = self.tokenizer.core.save(folder)
-        format_ = {"chat_format": "chatml" if self.chatml else "raw"}
+        format_: dict[str, Any] = {"chat_format": "chatml" if self.chatml else "raw"}
+        format_ |= {"image_ground": list(self.ground)} if self.ground else {}
         side = {"padding_side": self.tokenizer.padding_side}
         seen = {"queries": self.queries, "size": self.size}
         settings = folder / "generation_config.json"
@@ -246,7 +255,8 @@ class QwenVLProcessor(ProcessorMixin):
             del found["attention_mask"]
         if answers:
             found["assistant_masks"] = [padded([int(each) for each in row.answered], 0) for row in rows]
-        pixels = [preprocess(image.source, self.size) for row in rows for image in row.images]  # type: ignore[arg-type]
+        sources: list[Any] = [image.source for row in rows for image in row.images]
+        pixels = [preprocess(source, self.size, ground=self.ground) for source in sources]
         if pixels:
             found["pixel_values"] = torch.from_numpy(np.stack(pixels))
         return BatchFeature(found, tensor_type=options["return_tensors"])
