@@ -139,9 +139,7 @@ class Attention(nn.Module):
         context: AttentionContext,
         last_only: bool = False,
     ) -> Float[Tensor, "batch written hidden"]:
-        heads = self.qkv(hidden).unflatten(-1, (-1, 3, self.head_width)).transpose(1, 2)
-        query, key = rotate(heads[..., :2, :], context.rotation).unbind(-2)
-        value = heads[..., 2, :]  # (batch, heads, tokens, head) each
+        query, key, value = rotated_heads(self.qkv(hidden), self.head_width, context.rotation)
         if context.query_scale is not None:
             query = query * context.query_scale.to(query.dtype)
         mask = context.mask
@@ -349,7 +347,7 @@ def ntk_alpha(prompt_tokens: int, config: LLMConfig) -> float:
 
 def rotary_tables(
     positions: Int[Tensor, "rows tokens"], config: LLMConfig, alpha: Float[Tensor, " batch"] | None
-) -> tuple[Float[Tensor, "all 1 tokens 1 pairs"], Float[Tensor, "all 1 tokens 1 pairs"]]:
+) -> tuple[Float[Tensor, "all 1 tokens pairs"], Float[Tensor, "all 1 tokens pairs"]]:
     """Cosines and sines, float32, for every row; `alpha` stretches the base of each row (None: 1)."""
     width = config.rotary_width
     stretch = torch.ones(1, dtype=torch.float64, device=positions.device) if alpha is None else alpha.double()
@@ -357,17 +355,31 @@ def rotary_tables(
     exponents = torch.arange(0, width, 2, device=positions.device).float() / width
     frequencies = 1.0 / base[:, None] ** exponents  # (rows, pairs)
     angles = positions[:, :, None].float() * frequencies[:, None, :]  # (rows, tokens, pairs)
-    angles = angles[:, None, :, None]  # (rows, 1, tokens, 1, pairs)
+    angles = angles[:, None]  # (rows, 1, tokens, pairs)
     return angles.cos(), angles.sin()
 
 
+def rotated_heads(
+    qkv: Float[Tensor, "batch tokens width3"], head_width: int, rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query and key, both rotated, and value, each (batch, heads, tokens, head), from a projection ordered head by head."""
+    kinds = qkv.unflatten(-1, (-1, 3, head_width)).permute(3, 0, 2, 1, 4)  # (3, batch, heads, tokens, head)
+    turning, (value,) = kinds.split((2, 1))
+    query, key = rotate(turning, rotation)
+    return query, key, value
+
+
 def rotate(
-    heads: Float[Tensor, "batch heads tokens kinds head"], rotation: tuple[Tensor, Tensor]
-) -> Float[Tensor, "batch heads tokens kinds head"]:
-    """Queries and keys with the first channels of each rotated (halves paired, as GPT-NeoX), in float32."""
+    heads: Float[Tensor, "*kinds batch heads tokens head"], rotation: tuple[Tensor, Tensor]
+) -> Float[Tensor, "*kinds batch heads tokens head"]:
+    """Queries and keys with the first channels of each rotated (halves paired, as GPT-NeoX), in float32.
+
+    One kind lies behind the other, and so do what becomes of them and their gradients.
+    """
     cos, sin = rotation
     pairs = cos.shape[-1]
-    first, second, rest = heads.float().tensor_split((pairs, 2 * pairs), dim=-1)
+    wide = heads.to(torch.float32, memory_format=torch.contiguous_format)
+    first, second, rest = wide.split((pairs, pairs, heads.shape[-1] - 2 * pairs), dim=-1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
     return turned.to(heads.dtype)
 

@@ -23,20 +23,20 @@ class Positions:
 
     def __init__(self, config: LLMConfig, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._tables: dict[float, Float[Tensor, "positions 2 1 pairs"]] = {}
+        self._tables: dict[float, Float[Tensor, "positions 2 pairs"]] = {}
         """For each stretch, cosines and sines side by side, so that one look-up finds both."""
         self._scales = torch.empty(0, device=device)
 
     def rotation(
         self, positions: Int[Tensor, "rows tokens"], stop: int, alphas: Sequence[float]
-    ) -> tuple[Float[Tensor, "rows 1 tokens 1 pairs"], Float[Tensor, "rows 1 tokens 1 pairs"]]:
+    ) -> tuple[Float[Tensor, "rows 1 tokens pairs"], Float[Tensor, "rows 1 tokens pairs"]]:
         """Cosines and sines of positions below `stop`; `alphas` is the stretch of each row (`llm.ntk_alpha`)."""
         if len(set(alphas)) == 1:
             found = self._table(alphas[0], stop)[positions]
         else:
             tables = [self._table(alpha, stop) for alpha in alphas]
             found = torch.stack([table[own] for table, own in zip(tables, positions, strict=True)])
-        cos, sin = found.unsqueeze(1).unbind(3)  # (rows, 1, tokens, 2, 1, pairs)
+        cos, sin = found.unsqueeze(1).unbind(3)  # (rows, 1, tokens, pairs) each
         return cos, sin
 
     def query_scale(
@@ -50,7 +50,7 @@ class Positions:
             self._scales = torch.cat([self._scales, piece])
         return self._scales[positions][:, None, :, None]
 
-    def _table(self, alpha: float, stop: int) -> Float[Tensor, "positions 2 1 pairs"]:
+    def _table(self, alpha: float, stop: int) -> Float[Tensor, "positions 2 pairs"]:
         table = self._tables.get(alpha)
         while table is None or len(table) < stop:
             start = 0 if table is None else len(table)
@@ -66,7 +66,7 @@ class Positions:
 @lru_cache(maxsize=64)
 def _turned(
     config: LLMConfig, alpha: float, start: int, device: torch.device
-) -> Float[Tensor, "positions 2 1 pairs"]:
+) -> Float[Tensor, "positions 2 pairs"]:
     """A piece of a table, for engines that come and go."""
     positions = torch.arange(start, start + PIECE, device=device)[None]
     both = rotary_tables(positions, config, torch.tensor([alpha], device=device))

@@ -409,7 +409,7 @@ def test_training_neither_stretches_nor_scales(model):
 def test_rotation_is_multiplication_by_unit_complex_numbers():
     config = LLMConfig(hidden=32, heads=2, rotary_fraction=0.5, rope_base=100.0)
     heads, positions = torch.randn(1, 2, 5, 16), torch.tensor([[0, 1, 2, 7, 9]])
-    turned = rotate(heads[:, :, :, None], rotary_tables(positions, config, None))[:, :, :, 0]
+    turned = rotate(heads, rotary_tables(positions, config, None))
     assert torch.equal(turned[..., 8:], heads[..., 8:])
     angles = positions[0, :, None] * torch.tensor([100.0 ** (-i / 4) for i in range(4)])
     numbers = torch.complex(heads[..., :4], heads[..., 4:8]) * torch.polar(torch.ones(5, 4), angles)

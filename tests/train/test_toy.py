@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwenvl import presets
-from qwenvl.model.llm import rotary_tables, rotate
+from qwenvl.model.llm import rotary_tables, rotated_heads
 from qwenvl.model.vlm import QwenVL
 from qwenvl.train.toy import PREVIOUS_TOKEN_HEADS, init_previous_token_heads_, initialise_narrow_
 
@@ -55,9 +55,8 @@ def test_the_first_block_begins_by_looking_back(heads):
     config, attention = model.llm.config, model.llm.blocks[0].attention
     tokens = 60
     text = torch.randn(1, tokens, config.hidden, generator=generator)
-    heads_of_text = attention.qkv(text).unflatten(-1, (heads, 3, -1)).transpose(1, 2)
     rotation = rotary_tables(torch.arange(tokens)[None], config, None)
-    query, key = rotate(heads_of_text[..., :2, :], rotation).unbind(-2)
+    query, key, _ = rotated_heads(attention.qkv(text), config.head_width, rotation)
     scores = query @ key.transpose(-1, -2) * config.head_width**-0.5
     causal = torch.full((tokens, tokens), -torch.inf).triu(1)
     weights = (scores + causal).softmax(dim=-1)[0, :, 8:]  # (heads, queries, keys), behind the start

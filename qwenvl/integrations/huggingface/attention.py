@@ -21,7 +21,7 @@ from qwenvl.model.llm import (
     log_n_scale,
     ntk_alpha,
     rotary_tables,
-    rotate,
+    rotated_heads,
 )
 
 
@@ -120,8 +120,7 @@ def weights_of(block: Block, hidden: Tensor, around: AttentionContext) -> Tensor
     Computed beside the block, which never forms them; `around.mask` must be a tensor or None.
     """
     layer = block.attention
-    heads = layer.qkv(block.norm_1(hidden)).unflatten(-1, (-1, 3, layer.head_width)).transpose(1, 2)
-    query, key = rotate(heads[..., :2, :], around.rotation).unbind(-2)
+    query, key, _ = rotated_heads(layer.qkv(block.norm_1(hidden)), layer.head_width, around.rotation)
     if around.query_scale is not None:
         query = query * around.query_scale.to(query.dtype)
     if isinstance(around.cache, LayerCache):
