@@ -4,14 +4,16 @@
     python benchmarks/before.py /tmp/before [--rounds 5] [--only tars columns ...]
 
 Both checkouts answer in processes of their own, of one thread, each by its own benchmarks (`cleaning.py`, `pages.py`,
-`loader.py`, `step.py`), in turn and with turns changed, round by round; a figure is the best of the rounds. A ratio
-above 1 says how many times as much this version does. `html` and `articles` need Chromium and count its time too.
+`loader.py`, `step.py`) or by updates of its own recipe, in turn and with turns changed, round by round; a figure is the
+best of the rounds. A ratio above 1 says how many times as much this version does. `html` and `articles` need Chromium
+and count its time too.
 """
 
 import argparse
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -20,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +145,40 @@ def step(folder: Path) -> Callable[[], float]:
     return lambda: 1 / _seconds_of("benchmarks/step.py", "--small")
 
 
+def update(folder: Path, stage: str, updates: int = 4) -> Callable[[], float]:
+    """Updates of a stage of the tiny recipe by its own loop, reading and logging included, from the shipped model."""
+    import torch
+
+    from qwenvl.checkpoint import folder as checkpoint
+    from qwenvl.runtime import Runtime
+    from qwenvl.tokenizer import Tokenizer
+    from qwenvl.train.loop import train
+    from qwenvl.train.stages import StageConfig
+
+    torch.set_num_threads(1)
+    runtime, shipped = Runtime.detect(device="cpu"), checkpoint.resolve("tiny")
+    given = StageConfig.read(Path("recipes", "tiny", f"{stage}.toml"))
+    given = replace(given, optim=replace(given.optim, warmup_steps=0, steps=2 + updates))
+    least = [float("inf")] * updates  # processor time of each, over all rounds
+
+    def rate() -> float:
+        ends: list[float] = []
+        with tempfile.TemporaryDirectory(dir=folder) as run_dir, contextlib.redirect_stderr(io.StringIO()):
+            train(
+                checkpoint.load(shipped, runtime),
+                Tokenizer.load(shipped),
+                given,
+                Path(run_dir),
+                runtime,
+                watch=lambda *_: ends.append(time.process_time()),
+            )
+        seconds = [after - before for before, after in itertools.pairwise(ends)]
+        least[:] = map(min, least, seconds)  # the first one warms up, the last one saves
+        return updates / sum(least)
+
+    return rate
+
+
 def ask(folder: Path) -> Callable[[], float]:
     return lambda: 1 / _seconds_of("-m", "qwenvl", "ask", "tiny", "docs/pages.jpg", "What is this?")
 
@@ -157,6 +195,11 @@ TASKS: dict[str, tuple[Task, str]] = {
     "articles": (articles, "the same without their tables"),
     "loader": (loader, "documents/s of one loader process"),
     "step": (step, "runs/s of step.py --small, whole command"),
+    "stage0a": (partial(update, stage="0a-language"), "updates/s of the tiny recipe, stage 0a"),
+    "stage0b": (partial(update, stage="0b-vision"), "updates/s of the tiny recipe, stage 0b"),
+    "stage1": (partial(update, stage="1-pretraining"), "updates/s of the tiny recipe, stage 1"),
+    "stage2": (partial(update, stage="2-multitask"), "updates/s of the tiny recipe, stage 2"),
+    "stage3": (partial(update, stage="3-finetuning"), "updates/s of the tiny recipe, stage 3"),
     "ask": (ask, "runs/s of qwenvl ask tiny, whole command"),
 }
 
@@ -187,9 +230,9 @@ def answer() -> None:
             print(json.dumps(ready[task]()), flush=True)
 
 
-def _started(checkout: Path) -> subprocess.Popen[str]:
+def _started(checkout: Path, memory: Mapping[str, str]) -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(checkout), str(checkout / "benchmarks")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **memory, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
         "-P",
@@ -221,10 +264,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if given.before is None:
         parser.error("name the checkout of the earlier version")
-    both = [_started(given.before.resolve()), _started(Path(__file__).resolve().parents[1])]
+    from qwenvl.train.launcher import KEEP_MEMORY
+
+    checkouts = given.before.resolve(), Path(__file__).resolve().parents[1]
+    started: dict[bool, list[subprocess.Popen[str]]] = {}
     print(f"{'':<46}{'before':>12}{'now':>12}{'ratio':>8}   load {os.getloadavg()[0]:.0f}")
     for task in given.only:
-        best = [0.0, 0.0]
+        trains = task.startswith("stage")  # in processes as `qwenvl train` spawns them
+        if trains not in started:
+            started[trains] = [_started(each, KEEP_MEMORY if trains else {}) for each in checkouts]
+        both, best = started[trains], [0.0, 0.0]
         for number in range(given.rounds):
             for side in (0, 1) if number % 2 else (1, 0):
                 best[side] = max(best[side], _asked(both[side], task))
@@ -233,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{TASKS[task][1]:<46}{best[0]:>12,.{digits}f}{best[1]:>12,.{digits}f}{best[1] / best[0]:>8.2f}",
             flush=True,
         )
-    for process in both:
+    for process in itertools.chain(*started.values()):
         assert process.stdin is not None
         process.stdin.close()
         process.wait()

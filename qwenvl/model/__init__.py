@@ -4,7 +4,7 @@ Glossary of the dimension words in shape annotations:
 
     batch            rows of token ids
     tokens           positions along a row
-    written          those of them that come out: all, or the last alone
+    wanted           tokens of all rows that come out, where not all do
     images           images of the whole batch, in row-major order of their slots
     side             pixels along one side of an image
     patches          patches of one image, row by row from the top left

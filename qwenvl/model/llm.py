@@ -48,11 +48,11 @@ class LLM(nn.Module):
         segments: Int[Tensor, "batch keys"] | None = None,
         cache: Chunk | None = None,
         long_context: Float[Tensor, " batch"] | None = None,
-        last_only: bool = False,
-    ) -> Float[Tensor, "batch written hidden"]:
+        only: Int[Tensor, " wanted"] | None = None,
+    ) -> Float[Tensor, "*wanted hidden"]:
         """Normalised hidden states, ready for `head`; `vlm.ForwardKwargs` tells what the arguments mean.
 
-        With `last_only`, that of the last token alone: the last block then reads all tokens but computes one.
+        With `only`, those of these tokens alone, counted through all rows: no others pass the last perceptron.
         """
         tokens, start = hidden.shape[1], cache.begin(hidden.shape[1]) if cache else 0
         if positions is None:
@@ -60,11 +60,11 @@ class LLM(nn.Module):
         context = AttentionContext(
             rotation=rotary_tables(positions, self.config, long_context),
             query_scale=None if long_context is None else log_n_scale(positions, self.config),
-            mask=attention_mask(segments, tokens, cache, hidden, last_only=last_only),
+            mask=attention_mask(segments, tokens, cache, hidden),
             cache=cache,
         )
         for index, block in enumerate(self.blocks, start=1):
-            hidden = block(hidden, context, last_only=last_only and index == len(self.blocks))
+            hidden = block(hidden, context, only if index == len(self.blocks) else None)
         if cache:
             cache.end()
         return self.norm(hidden)
@@ -106,10 +106,12 @@ class Block(nn.Module):
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
         context: AttentionContext,
-        last_only: bool = False,
-    ) -> Float[Tensor, "batch written hidden"]:
-        attended = self.attention(self.norm_1(hidden), context, last_only)
-        hidden = hidden[:, -attended.shape[1] :] + attended
+        only: Int[Tensor, " wanted"] | None = None,
+    ) -> Float[Tensor, "*wanted hidden"]:
+        """Every token, or `only` some of all rows: behind the attention no token looks at another."""
+        hidden = hidden + self.attention(self.norm_1(hidden), context)
+        if only is not None:
+            hidden = hidden.flatten(0, 1)[only]
         return hidden + self.mlp(self.norm_2(hidden))
 
     def in_slices(
@@ -137,19 +139,14 @@ class Attention(nn.Module):
         self,
         hidden: Float[Tensor, "batch tokens hidden"],
         context: AttentionContext,
-        last_only: bool = False,
-    ) -> Float[Tensor, "batch written hidden"]:
+    ) -> Float[Tensor, "batch tokens hidden"]:
         query, key, value = rotated_heads(self.qkv(hidden), self.head_width, context.rotation)
         if context.query_scale is not None:
             query = query * context.query_scale.to(query.dtype)
-        mask = context.mask
-        if last_only:
-            assert not isinstance(mask, Documents), "attention_mask makes a tensor of it"
-            query, mask = query[:, :, -1:], None if mask is None else mask[:, :, -1:]
         if context.cache is None:
-            return self.out(merge_heads(attend(query, key, value, mask)))
+            return self.out(merge_heads(attend(query, key, value, context.mask)))
         context.cache.write(self.index, key, value)
-        return self.out(merge_heads(attend_to_cache(query, context.cache.view(self.index), mask)))
+        return self.out(merge_heads(attend_to_cache(query, context.cache.view(self.index), context.mask)))
 
 
 def attend_to_cache(
@@ -226,7 +223,7 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(config.hidden, config.mlp_width, bias=config.bias)
         self.down = nn.Linear(config.mlp_width, config.hidden, bias=config.bias)
 
-    def forward(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
+    def forward(self, hidden: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
         return self.down(self.up(hidden) * F.silu(self.gate(hidden)))
 
 
@@ -247,8 +244,6 @@ def attention_mask(
     tokens: int,
     cache: Chunk | None,
     hidden: Float[Tensor, "batch tokens hidden"],
-    *,
-    last_only: bool = False,
 ) -> Float[Tensor, "_ 1 _ keys"] | BlockMask | Documents | None:
     """What each new token sees, as 0 or -inf added to the scores; None where plain causality says it all.
 
@@ -257,7 +252,7 @@ def attention_mask(
         ids        [ img img | q1 a1 | q2 a2 | img | q pad ]
         segments   [ 1024    | 1025  | 1026  | 2048    0   ]   q2 sees img and q2, not q1 a1
     """
-    if segments is not None and cache is None and not last_only:
+    if segments is not None and cache is None:
         if hidden.is_cuda:
             return (_fused_block_mask() if torch.is_grad_enabled() else block_mask)(segments)
         if tokens >= LONG_ROW and (rows := documents_of(segments, hidden)):
@@ -362,7 +357,7 @@ def rotary_tables(
 def rotated_heads(
     qkv: Float[Tensor, "batch tokens width3"], head_width: int, rotation: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query and key, both rotated, and value, each (batch, heads, tokens, head), from a projection ordered head by head."""
+    """Query and key, both rotated, and value, each (batch, heads, tokens, head); `qkv` is ordered head by head."""
     kinds = qkv.unflatten(-1, (-1, 3, head_width)).permute(3, 0, 2, 1, 4)  # (3, batch, heads, tokens, head)
     turning, (value,) = kinds.split((2, 1))
     query, key = rotate(turning, rotation)

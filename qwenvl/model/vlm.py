@@ -62,10 +62,12 @@ class QwenVL(nn.Module):
         *,
         idle: Float[Tensor, "_ 3 side side"] | None = None,
         residual: torch.dtype | None = None,
+        only: Int[Tensor, " wanted"] | None = None,
         **kwargs: Unpack[ForwardKwargs],
-    ) -> Float[Tensor, "batch tokens hidden"]:
+    ) -> Float[Tensor, "*wanted hidden"]:
         """Everything before the head, for callers that need the logits of a few positions only.
 
+        `only`: of these tokens alone, counted through all rows (`LLM.forward`).
         `idle` images stand nowhere and change nothing: a process without images walks the ViT beside processes
         that have some, forward and backward, because together they hold its weights. What the blocks add to is kept in
         the precision `residual`, None: in that of the embedding and of the ViT's positions.
@@ -75,7 +77,8 @@ class QwenVL(nn.Module):
             hidden = hidden + 0.0 * self.encode(idle, residual).sum().to(residual)
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels, residual)
-        return self.llm(place_images(hidden, slots, visual, self.config.adapter.queries), **kwargs)
+        hidden = place_images(hidden, slots, visual, self.config.adapter.queries)
+        return self.llm(hidden, only=only, **kwargs)
 
     def encode(
         self, pixels: Float[Tensor, "images 3 side side"], residual: torch.dtype | None = None

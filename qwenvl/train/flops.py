@@ -34,6 +34,7 @@ def next_token_flops(
 ) -> float:
     """FLOPs of `row_tokens` tokens in packed rows of `length`, padding included, with `supervised` logits.
 
+    Behind the attention of the last block only supervised tokens go on (`LLM.forward`).
     `touched` are the parts in which something learns, `whole` those whose own weights do: LoRA touches a part and
     leaves its weights alone (its own matrices, a percent or two, are not counted). `config` has the stage's size of
     images.
@@ -48,13 +49,9 @@ def next_token_flops(
     products = 2 * ((2 * patches + 2 * images * adapter) * hidden**2 + images * adapter * hidden**2)
     total += products * _passes("adapter" in whole, flows)
     total += 4 * images * adapter * config.vision.patches * hidden * (1 + _ATTENTION_BACKWARD * flows)
-    total += (
-        2
-        * row_tokens
-        * llm.layers
-        * (4 * hidden**2 + 3 * hidden * llm.mlp_width)
-        * _passes("llm" in whole, True)
-    )
+    through_mlp = row_tokens * (llm.layers - 1) + supervised
+    blocks = row_tokens * llm.layers * 4 * hidden**2 + through_mlp * 3 * hidden * llm.mlp_width
+    total += 2 * blocks * _passes("llm" in whole, True)
     total += 4 * row_tokens * length * hidden * llm.layers * (1 + _ATTENTION_BACKWARD)
     return total + 2 * supervised * hidden * llm.vocab_size * _passes("llm" in whole, True)
 

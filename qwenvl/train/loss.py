@@ -48,13 +48,13 @@ def find_supervised(labels: Int[Tensor, "batch tokens"], device: torch.device) -
 
 
 def next_token_nll(
-    head: nn.Module, hidden: Float[Tensor, "batch tokens hidden"], given: Supervised
+    head: nn.Module, rows: Float[Tensor, "filled hidden"], given: Supervised
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " learned"]]:
     """Negative log-likelihood of the learned tokens: its sum, to go backward from (once), and that of each, row by row.
 
-    Logits exist at learned positions only. The words of `head` may be cut over processes (tensor parallelism).
+    `rows` are the hidden states of the learned tokens. The words of `head` may be cut over processes (tensor
+    parallelism).
     """
-    rows = hidden.flatten(0, 1)[given.index]  # (filled, hidden)
     weights = [each for each in head.parameters() if each.requires_grad]
     total, each = _Nll.apply(head, given.targets, torch.is_grad_enabled(), rows, *weights)
     return total, each[: given.count]

@@ -185,6 +185,7 @@ def _next_token_over(
             segments=given.segments,
             idle=idle,
             residual=residual_of(stage),
+            only=given.supervised.index,
         )
         total, each = next_token_nll(model.llm.head, hidden, given.supervised)
         return Loss(

@@ -148,12 +148,13 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
     micro_batches = stage.documents // micro
     parallel = given.parallel
     low = given.released and not parallel.cuts
+    supervised = micro * (given.text_tokens if given.supervised_tokens is None else given.supervised_tokens)
+    filled = math.ceil(supervised / LOGIT_BLOCK) * LOGIT_BLOCK
     kept = activations(
-        config, stage, rows, images, on_cpu=given.on_cpu, adapt=adapt, parallel=parallel, released=low
+        config, stage, rows, images, filled, on_cpu=given.on_cpu, adapt=adapt, parallel=parallel, released=low
     )
     model = prepared(config, stage, adapt)
     trainable, frozen = count_parameters(model)
-    supervised = micro * (given.text_tokens if given.supervised_tokens is None else given.supervised_tokens)
     touched, whole = learning(model)
     flops = micro_batches * next_token_flops(
         config,
@@ -165,7 +166,7 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
         supervised=supervised,
     )
     share = prepared(config, stage, adapt, parallel, released=low)
-    memory = _memory(stage, given, share, kept, math.ceil(supervised / LOGIT_BLOCK) * LOGIT_BLOCK)
+    memory = _memory(stage, given, share, kept, filled)
     return Plan(
         trainable=trainable,
         frozen=frozen,
@@ -265,6 +266,7 @@ def activations(
     stage: StageConfig,
     rows: int,
     images: int,
+    supervised: int,
     *,
     on_cpu: bool,
     adapt: Adapt | None = None,
@@ -273,6 +275,7 @@ def activations(
 ) -> float:
     """Bytes that autograd keeps of `rows` packed rows with `images` images, in the stage's precision; no weights.
 
+    Behind the attention of the last block `supervised` tokens go on.
     Compiled blocks with a budget keep no more than that share of what lies between all and `activation_checkpointing`.
     """
     if parallel.keep < 1:
@@ -282,6 +285,7 @@ def activations(
                 stage,
                 rows,
                 images,
+                supervised,
                 on_cpu=on_cpu,
                 adapt=adapt,
                 parallel=replace(parallel, keep=1.0, activation_checkpointing=again),
@@ -305,6 +309,7 @@ def activations(
             stage,
             rows,
             images,
+            supervised,
             on_cpu=on_cpu,
             parallel=replace(parallel, activation_checkpointing=activation_checkpointing),
         )
@@ -326,6 +331,7 @@ def _kept(
     stage: StageConfig,
     rows: int,
     images: int,
+    supervised: int,
     *,
     on_cpu: bool,
     parallel: ParallelConfig = _ALONE,
@@ -347,7 +353,8 @@ def _kept(
             if images:
                 slots = torch.zeros(rows, length, 1, dtype=torch.bool)
                 hidden = hidden.masked_scatter(slots, model.encode(pixels, precision).to(hidden.dtype))
-            hidden = model.llm(hidden, positions=torch.zeros_like(ids), segments=segments)
+            only = torch.zeros(supervised, dtype=torch.long)
+            hidden = model.llm(hidden, positions=torch.zeros_like(ids), segments=segments, only=only)
             if hidden.requires_grad:
                 hidden.sum().backward()
     return float(sum(kept.values()))

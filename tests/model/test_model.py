@@ -394,6 +394,19 @@ def test_rows_of_one_batch_have_their_own_stretch(model):
     assert not close(together[1], model(ids[1:], long_context=alpha[:1])[0])
 
 
+@torch.enable_grad()
+def test_some_tokens_alone_come_out_and_teach_as_they_do_among_all(model):
+    """The last block looks at all tokens and goes on with some."""
+    ids, only = words(2, 9), torch.tensor([3, 17, 0, 3])
+    learning = [each for each in model.llm.parameters() if each is not model.llm.head.weight]
+    found = []
+    for some in (model.hidden(ids).flatten(0, 1)[only], model.hidden(ids, only=only)):
+        found.append([some, *torch.autograd.grad(some.square().sum(), learning)])
+    for among, alone in zip(*found, strict=True):
+        torch.testing.assert_close(alone, among, rtol=1e-4, atol=1e-4 * float(among.detach().abs().max()))
+    assert found[1][1].abs().sum(1).count_nonzero() > 4, "tokens that are only looked at learn too"
+
+
 def test_training_neither_stretches_nor_scales(model):
     ids = words(1, 40)
     plain = dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, log_n=False, dynamic_ntk=False))

@@ -34,6 +34,12 @@ def plain(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
+def learned_nll(head: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ours, of the learned rows alone, as the model hands them over."""
+    given = find_supervised(labels, CPU)
+    return next_token_nll(head, hidden.flatten(0, 1)[given.index], given)
+
+
 @pytest.mark.parametrize("supervised", [0.0, 0.02, 1.0])
 def test_loss_and_gradients_are_those_of_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, supervised: float
@@ -43,7 +49,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
     head, hidden, labels = case(200, 50, supervised=supervised)
     expected = plain(head, hidden, labels)
     gradients = torch.autograd.grad(expected, (hidden, head.weight))
-    ours, each = next_token_nll(head, hidden, find_supervised(labels, CPU))
+    ours, each = learned_nll(head, hidden, labels)
     torch.testing.assert_close(ours, expected)
     rows = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="none")
     torch.testing.assert_close(each, rows[labels.flatten() != IGNORE])
@@ -56,7 +62,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(
 def test_a_frozen_head_gets_no_gradient_and_lets_it_through() -> None:
     head, hidden, labels = case(60, 50)
     head.requires_grad_(False)
-    next_token_nll(head, hidden, find_supervised(labels, CPU))[0].backward()
+    learned_nll(head, hidden, labels)[0].backward()
     assert head.weight.grad is None
     torch.testing.assert_close(hidden.grad, torch.autograd.grad(plain(head, hidden, labels), hidden)[0])
 
@@ -64,7 +70,7 @@ def test_a_frozen_head_gets_no_gradient_and_lets_it_through() -> None:
 def test_without_gradients_it_is_only_a_number() -> None:
     head, hidden, labels = case(60, 50)
     with torch.no_grad():
-        ours, _ = next_token_nll(head, hidden, find_supervised(labels, CPU))
+        ours, _ = learned_nll(head, hidden, labels)
     assert not ours.requires_grad
     torch.testing.assert_close(ours, plain(head, hidden, labels).detach())
 
@@ -72,7 +78,7 @@ def test_without_gradients_it_is_only_a_number() -> None:
 def test_bfloat16_products_are_summed_in_float32() -> None:
     head, hidden, labels = case(1000, 300)
     with torch.autocast("cpu", torch.bfloat16):
-        ours, _ = next_token_nll(head, hidden, find_supervised(labels, CPU))
+        ours, _ = learned_nll(head, hidden, labels)
     ours.backward()
     assert hidden.grad.dtype == torch.float32
     torch.testing.assert_close(ours, plain(head, hidden, labels), rtol=1e-3, atol=0.1)
@@ -94,9 +100,7 @@ def test_logits_are_never_held_whole() -> None:
     head, hidden, labels = case(8 * LOGIT_CHUNK, 8192, supervised=1.0)
     logits = labels.numel() * 8192 * 4
     assert peak(lambda: plain(head, hidden, labels).backward()) > 2 * logits
-    assert (
-        peak(lambda: next_token_nll(head, hidden, find_supervised(labels, CPU))[0].backward()) < 0.45 * logits
-    )
+    assert peak(lambda: learned_nll(head, hidden, labels)[0].backward()) < 0.45 * logits
 
 
 def test_levels_are_normalised_on_the_device_to_the_same_bits() -> None:
