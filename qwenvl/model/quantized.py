@@ -96,8 +96,13 @@ class Digits:
 
     def product(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows out"]:
         """Rows times the matrix, the sums exact."""
-        if len(rows) > ROWS:
-            return torch.cat([self.product(few) for few in rows.split(ROWS)])
+        product = rows.new_empty(len(rows), len(self.scales))
+        for few, into in zip(rows.split(ROWS), product.split(ROWS), strict=True):
+            self._multiply(few, into)
+        return product
+
+    def _multiply(self, rows: Float[Tensor, "rows width"], product: Float[Tensor, "rows out"]) -> None:
+        """Writes the product, of as many rows as are multiplied at a time."""
         count, width = rows.shape
         digits, steps = torch.empty(max(FEW, 2 * count), width, dtype=torch.uint8), []
         for few, low, high in _pieces(rows, digits[:count], digits[count : 2 * count]):
@@ -105,11 +110,9 @@ class Digits:
         sums = torch.ops.onednn.qlinear_pointwise.default(
             digits, 1.0, 128, self.packed, self.scales, self.none, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        product = rows.new_empty(count, len(self.scales))
         pieces = _pieces(product, sums[:count], sums[count : 2 * count])
         for (few, low, high), step in zip(pieces, steps, strict=True):
             few.copy_(low.add_(high, alpha=256).mul_(step))
-        return product
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

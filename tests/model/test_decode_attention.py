@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qwenvl.model import vision
 from qwenvl.model.decode_attention import decode_attention, keys_by_channel, suits
 from qwenvl.model.vision import sdpa
 
@@ -79,3 +80,25 @@ def test_it_stands_back_where_it_is_not_meant_for():
 def test_keys_lie_channel_by_channel_where_they_are_read_so():
     cpu = torch.device("cpu")
     assert keys_by_channel(cpu, torch.bfloat16) and not keys_by_channel(cpu, torch.float32)
+
+
+@pytest.mark.parametrize("scores", [1, 3 * 7 * 9, 4 * 3 * 7 * 9])
+def test_a_few_heads_at_a_time_have_the_bits_of_all_and_their_gradients(
+    monkeypatch: pytest.MonkeyPatch, scores: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 5, tokens, 16, generator=draw).bfloat16() for tokens in (7, 9, 9)]
+    mask = torch.where(torch.rand(3, 1, 7, 9, generator=draw) < 0.2, -torch.inf, 0.0)
+
+    def answers() -> list[torch.Tensor]:
+        found = []
+        for each in (None, mask):
+            leaves = [one.clone().requires_grad_() for one in inputs]
+            attended = sdpa(*leaves, mask=each)
+            attended.square().sum().backward()
+            found += [attended, *(one.grad for one in leaves if one.grad is not None)]
+        return found
+
+    whole = answers()
+    monkeypatch.setattr(vision, "SCORES", scores)
+    assert len(whole) == 8 and all(map(torch.equal, answers(), whole))
