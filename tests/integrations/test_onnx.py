@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import shutil
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,32 @@ def ours(checkpoint: Any, pixels: np.ndarray) -> np.ndarray:
         return folder.load(checkpoint, CPU, dequantise=True).encode(torch.from_numpy(pixels)).numpy()
 
 
+class Held:
+    """Bytes of values that an export has read and not let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = self.most = self.largest = self.all = 0
+        values = graphs._values
+
+        def watched(*args: Any) -> graphs.Values:
+            real = values(*args)
+            sizes = [each().nbytes for each in real.values()]
+            self.largest, self.all = max(sizes), sum(sizes)
+            return {name: partial(self.read, each) for name, each in real.items()}
+
+        monkeypatch.setattr(graphs, "_values", watched)
+
+    def read(self, value: Callable[[], torch.Tensor]) -> torch.Tensor:
+        tensor = value()
+        self.let_go(-tensor.nbytes)
+        weakref.finalize(tensor, self.let_go, tensor.nbytes)
+        return tensor
+
+    def let_go(self, size: int) -> None:
+        self.bytes -= size
+        self.most = max(self.most, self.bytes)
+
+
 @with_onnx
 def test_the_shipped_model_sees_the_same_in_onnxruntime(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -82,7 +111,9 @@ def test_official_and_quantised_and_halves_with_weights_beside_the_graph(
     quantize(GOLDEN, tmp_path / "small", Plan(to="int8", vision=True))
     (tmp_path / "small" / "LICENSE").write_text("free")
     monkeypatch.setattr(graphs, "BESIDE", 0)
+    held = Held(monkeypatch)
     assert main(["convert", str(tmp_path / "small"), str(tmp_path / "new"), "--to", "onnx"]) == 0
+    assert held.bytes == 0 < held.most <= 2 * held.largest < held.all, "a matrix at a time"
     assert "8 quantised layers became plain weights" in capsys.readouterr().out
     assert {each.name for each in (tmp_path / "new").iterdir()} == {
         "LICENSE", "preprocessor_config.json", "vision.onnx", "vision.onnx.data"
@@ -91,7 +122,7 @@ def test_official_and_quantised_and_halves_with_weights_beside_the_graph(
     expected = ours(tmp_path / "small", pixels)
     assert np.abs(tokens(tmp_path / "new", pixels) - expected).max() <= 1e-4 * expected.std()
 
-    def of_another(eyes: Any, file: Path, side: int) -> None:
+    def of_another(eyes: Any, values: Any, file: Path, side: int) -> None:
         for each in (tmp_path / "kept").iterdir():
             shutil.copyfile(each, file.parent / each.name)
 
