@@ -5,7 +5,8 @@
 The paper's stage 1 lets captions alone teach the adapter, through a frozen language model, from 1.4 billion pairs. A
 few ten thousand teach it next to nothing (docs/EXPERIMENTS.md, 2026-11-29). Told directly, it learns in minutes:
 the mean visual token of a thing is compared, by a softmax of cosines, with the embeddings of the tokens that a text
-about the same scene has in its place, which the language model can read (stage 0a). Places are a grid, one to a query.
+about the same scene has in its place, which the language model can read (stage 0a). Places are a grid, one to a query;
+each also says the box of the thing on it. Of scenes a stage shows parts that widen: one thing at first, in the end all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,12 @@ BOXES = 2.0
 COVERED = 0.4
 """The share of a place from which on a thing stands there."""
 
+NARROWEST = 1.2
+"""Sides of a thing that the narrowest part of a scene measures."""
+
+SHOWN = 0.7
+"""The share of a thing that a part of a scene must show to have it named."""
+
 KEPT = 128
 """Pixels of the longer side of cut-outs that are kept in memory."""
 
@@ -62,7 +69,7 @@ class Batch:
     places: Float32[np.ndarray, "things queries"]
     """The share of each place in a thing, 1 in all."""
     boxes: Float32[np.ndarray, "things queries 4"]
-    """Left, top, right, bottom of the thing, in sides of the image from the middle of each place."""
+    """Left, top, right, bottom of the thing, in sides of the image, the same at each place."""
     texts: tuple[str, ...]
     """Every noun, and what the signs of these images say."""
 
@@ -103,7 +110,8 @@ class Lesson:
         row = self.stage.data[min(drawn, len(self._until) - 1)]
         place = row.place(self.stage.seed)
         if row.made == "scenes":
-            return _of_scene(scene_at(place, index)[0])
+            grown = index / (self.stage.documents * self.stage.optim.steps)
+            return zoomed(_of_scene(scene_at(place, index)[0]), grown, dice)
         return _of_drawing(place, index, dice, self.stage.image_size)
 
     def __call__(self, documents: Sequence[int]) -> Batch:
@@ -142,6 +150,31 @@ def _of_scene(shown: Scene) -> Seen:
     return Seen(pixels=shown.pixels, things=[*things, *signs])
 
 
+def zoomed(seen: Seen, grown: float, dice: Dice) -> Seen:
+    """A part of a scene with one of its things: hardly more at the beginning of a stage (0), all at its end (1)."""
+    wide = min(1.0, max(0.0, 1.4 * grown - 0.3 + 0.6 * dice.share()))
+    if wide == 1 or not seen.things:
+        return seen
+    full = len(seen.pixels)
+    left, top, right, bottom = dice.pick(seen.things)[1]
+    narrow = min(full, round(NARROWEST * max(right - left, bottom - top)))
+    size = narrow + round(wide * (full - narrow))
+    x, y = (
+        max(0, high - size) + dice.below(min(low, full - size) - max(0, high - size) + 1)
+        for low, high in ((left, right), (top, bottom))
+    )
+    things = []
+    for name, box in seen.things:
+        inside = max(box[0], x) - x, max(box[1], y) - y, min(box[2], x + size) - x, min(box[3], y + size) - y
+        if _area(inside) >= SHOWN * _area(box):
+            things.append((name, inside))
+    return Seen(pixels=seen.pixels[y : y + size, x : x + size], things=things)
+
+
+def _area(box: Corners) -> int:
+    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+
+
 def _of_drawing(place: Place, index: int, dice: Dice, side: int) -> Seen:
     drawing = drawing_at(place, index)
     pixels, box = posed(cut_out_of(drawing, KEPT), dice, side, name=drawing.en)
@@ -155,12 +188,11 @@ def places(seen: Seen, side: int) -> Sequence[tuple[Float32[np.ndarray, " q"], F
     It stands where it covers enough of a place, and where it covers most of all places.
     """
     edges, size, found = np.arange(side + 1) / side, len(seen.pixels), []
-    middles = np.stack(np.meshgrid(*[(edges[:-1] + edges[1:]) / 2] * 2), axis=-1).reshape(-1, 2)
     for _, corners in seen.things:
         box = np.array(corners) / size
         covers = _overlap(box, edges)
         here = (covers >= COVERED) | (covers == covers.max())
-        found.append(((here / here.sum()).astype(np.float32), (box - np.tile(middles, 2)).astype(np.float32)))
+        found.append(((here / here.sum()).astype(np.float32), np.tile(box.astype(np.float32), (side**2, 1))))
     return found
 
 

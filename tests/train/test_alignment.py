@@ -9,9 +9,10 @@ from small_drawings import LETTERS, fetched, row, small, stage
 
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.stream.sources import SourceConfig
+from qwenvl.data.toy.worlds import Dice
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
-from qwenvl.train.alignment import Lesson, Seen, Spoken, align, places
+from qwenvl.train.alignment import Lesson, Seen, Spoken, align, places, zoomed
 from qwenvl.train.loop import train
 from qwenvl.train.stages import StageConfig
 
@@ -55,7 +56,26 @@ def test_a_thing_is_said_at_the_places_that_it_covers() -> None:
     (cat, boxes), (small_one, _) = places(seen, 3)
     assert cat.reshape(3, 3).tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 0, 0]]
     assert small_one.tolist() == [0] * 8 + [1], "less than a place, but there"
-    assert np.allclose(boxes[1] * 60, [-30, -10, 10, 10]), "from the middle of the second place"
+    assert np.allclose(boxes * 60, [0, 0, 40, 20]), "whole at each place"
+
+
+def test_scenes_widen_from_one_thing_to_all_with_true_boxes() -> None:
+    pixels = np.zeros((168, 168, 3), np.uint8)
+    boxes = ((2, 2, 42, 32), (60, 100, 124, 160), (130, 4, 166, 44))
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        pixels[top:bottom, left:right] = number + 1
+    scene = Seen(pixels=pixels, things=[(f" {number + 1}", box) for number, box in enumerate(boxes)])
+    shown = {
+        grown: [zoomed(scene, grown, Dice(grown, number)) for number in range(60)]
+        for grown in (0.0, 0.5, 1.0)
+    }
+    for part in (each for parts in shown.values() for each in parts):
+        assert part.pixels.shape[0] == part.pixels.shape[1] and part.things
+        for name, (x0, y0, x1, y1) in part.things:
+            assert (part.pixels[y0:y1, x0:x1] == int(name or 0)).all()
+    counts = [np.mean([len(each.things) for each in parts]) for parts in shown.values()]
+    assert counts[0] < 1.5 < counts[1] < counts[2] == 3
+    assert max(len(each.pixels) for each in shown[0.0]) < 168
 
 
 def test_scenes_and_drawings_alone_are_read_with_their_signs(tmp_path: Path) -> None:

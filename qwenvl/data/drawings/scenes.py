@@ -34,6 +34,9 @@ SIDE = 168
 CUT = 64
 """Pixels of the longest side at which cut-outs are kept between scenes."""
 
+MOST = 5
+"""Things on a canvas, at most."""
+
 SIDES = (32, 40, 48, 56, 64)
 """Longest sides of things on the canvas."""
 
@@ -162,11 +165,11 @@ def _by_name() -> Mapping[str, Noun]:
     return {each.noun: each for each in nouns()}
 
 
-def scene(held: Props, seed: int, index: int, *, side: int = SIDE) -> Scene:
-    """Scene number `index`."""
+def scene(held: Props, seed: int, index: int, *, side: int = SIDE, most: int = MOST) -> Scene:
+    """Scene number `index`, of no more than `most` things."""
     dice = Dice("scene", seed, index)
     canvas, brightness = _ground(held.folder, dice, side)
-    wanted = _wanted(held, dice)
+    wanted = _wanted(held, dice)[:most]
     taken: list[Corners] = []
     sign = None
     if dice.chance(0.35):

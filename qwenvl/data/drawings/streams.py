@@ -3,6 +3,7 @@
 drawn_text      a scene in words, and the records about it without an image      the language model's own pre-training
 names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
+lone_scenes     a scene of one thing, asked about in the same ways               the beginning of stage 2
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
 map_regions     a map, and its regions by name                                   stage 2
 drawn_pages     a small page of text, each line with its corners                 stage 2
@@ -23,7 +24,7 @@ from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
-from qwenvl.data.drawings.scenes import INKS, PHOTOGRAPHS, Props, Scene, props, scene
+from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, Props, Scene, props, scene
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.talking import talk
 from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, records, which_image
@@ -132,22 +133,27 @@ def _names(drawing: Drawing) -> Mapping[Language, str]:
 
 
 CAPTIONS = ("caption", "caption", "grounded_caption")
-KINDS = (*ASK, "refer", "refer", "count", "what", "color", "where")
+KINDS = (*ASK, *("refer", "count") * 2, "exists", "what", "color", "where")
 """Kinds of records that scenes are asked for; short answers stand twice, for a loss per token counts them little."""
 
-RECORDS, DOCUMENT_TOKENS = 8, 260
+RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
 
 
-def scene_at(place: Place, index: int) -> tuple[Scene, Props]:
+def scene_at(place: Place, index: int, most: int = MOST) -> tuple[Scene, Props]:
     """The scene of a document, and what it is composed of."""
     held = props(place.folder, place.licences)
-    return scene(held, place.seed, index), held
+    return scene(held, place.seed, index, most=most), held
 
 
 def captions_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene and what is in it."""
     return _scene_document(place, tokenizer, queries, index, CAPTIONS, 1)
+
+
+def lone_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene of one thing and several records about it: where something is, before what is where."""
+    return _scene_document(place, tokenizer, queries, index, KINDS, RECORDS, most=1)
 
 
 def scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
@@ -156,9 +162,15 @@ def scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int
 
 
 def _scene_document(
-    place: Place, tokenizer: Tokenizer, queries: int, index: int, kinds: Sequence[str], limit: int
+    place: Place,
+    tokenizer: Tokenizer,
+    queries: int,
+    index: int,
+    kinds: Sequence[str],
+    limit: int,
+    most: int = MOST,
 ) -> Example:
-    shown, held = scene_at(place, index)
+    shown, held = scene_at(place, index, most)
     image = Image(shown.pixels)
     about = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
     return _told(render(image, tokenizer, queries), about, tokenizer, queries)
@@ -267,6 +279,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "drawn_text": text_document,
     "names": names_document,
     "drawn_captions": captions_document,
+    "lone_scenes": lone_scenes_document,
     "scenes": scenes_document,
     "map_regions": regions_document,
     "drawn_pages": pages_document,

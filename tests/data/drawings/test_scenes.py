@@ -51,6 +51,12 @@ def test_a_scene_is_a_function_of_seed_and_number(folder: Path, held: Props) -> 
     assert not np.array_equal(first[0].pixels, scene(held, 8, 0).pixels)
 
 
+def test_a_scene_may_be_of_one_thing(held: Props) -> None:
+    lone = [scene(held, 7, index, most=1) for index in range(20)]
+    assert {len(each.things) for each in lone} == {1} and any(each.sign for each in lone)
+    assert max(len(scene(held, 7, index).things) for index in range(20)) > 2
+
+
 def test_photographs_of_ones_own_stand_behind_scenes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
