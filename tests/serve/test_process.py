@@ -56,6 +56,10 @@ class Process:
         body = {"messages": [{"role": "user", "content": "Hello"}], **said}
         return self.ask("POST", "/v1/chat/completions", body, see)
 
+    def hurry(self) -> None:
+        """Let running answers come to their end at once."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def end(self) -> tuple[int, list[dict[str, Any]]]:
         """Exit status, and the lines of the log."""
         _, errors = self.process.communicate(timeout=120)
@@ -66,17 +70,22 @@ class Process:
 def processes() -> Iterator[dict[str, Process]]:
     """All started at once: each needs half a second to begin."""
     started = {
-        "drains": Process(0.01, 0, 30),
+        "drains": Process(0.05, 0, 120),
         "is cut": Process(0.05, 0, 30),
         "gives up": Process(0.05, 0, 0.3),
-        "fails": Process(0.01, 20, 30),
-        "is in every phase": Process(0.02, 0, 30, 25),
+        "fails": Process(0.05, 5, 30),
+        "is in every phase": Process(0.02, 0, 120, 25),
     }
     yield started
     for each in started.values():
         if each.process.poll() is None:
             each.process.kill()
         each.process.communicate()
+
+
+LONG = 400
+"""Tokens of an answer that goes on while everything is looked at that has to happen meanwhile, 8 to 20 seconds; where
+it is to end, `Process.hurry` says so."""
 
 
 class Asking(threading.Thread):
@@ -117,7 +126,7 @@ def until_draining(process: Process) -> Answered:
 def test_a_signal_lets_running_answers_end(processes: dict[str, Process]) -> None:
     process = processes["drains"]
     process.begin()
-    running = Asking(process, stream=True, max_tokens=100)
+    running = Asking(process, stream=True, max_tokens=LONG)
     until_running(process)
     process.process.send_signal(signal.SIGTERM)
     ready = until_draining(process)
@@ -125,6 +134,7 @@ def test_a_signal_lets_running_answers_end(processes: dict[str, Process]) -> Non
     refused = process.chat()
     assert refused.status == 503 and 1 <= int(refused.headers["retry-after"]) <= 120
     assert process.ask("GET", "/health").status == 200
+    process.hurry()
     events = read_events(running.result().body)
     assert events[-1]["choices"][0]["finish_reason"] == "length"
     status, log = process.end()
@@ -136,13 +146,14 @@ def test_a_signal_finds_answers_in_every_phase_and_all_of_them_end(processes: di
     """One is streamed, three have no token yet, two wait for a place: what was admitted is answered."""
     process = processes["is in every phase"]
     process.begin()
-    streamed = Asking(process, stream=True, max_tokens=60)
+    streamed = Asking(process, stream=True, max_tokens=LONG)
     until_running(process)
     assert streamed.writes.wait(120)  # its prefill is done
-    others = [Asking(process, max_tokens=5) for _ in range(5)]
+    others = [Asking(process, max_tokens=LONG) for _ in range(5)]
     while "num_requests_waiting 2.0" not in process.ask("GET", "/metrics").body.decode():
         time.sleep(0.01)
     process.process.send_signal(signal.SIGTERM)
+    process.hurry()
     assert read_events(streamed.result().body)[-1]["choices"][0]["finish_reason"] == "length"
     for each in others:
         assert each.result().status == 200
@@ -154,7 +165,7 @@ def test_a_signal_finds_answers_in_every_phase_and_all_of_them_end(processes: di
 def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Process]) -> None:
     process = processes["is cut"]
     process.begin()
-    streamed, whole = Asking(process, stream=True), Asking(process)
+    streamed, whole = Asking(process, stream=True, max_tokens=LONG), Asking(process, max_tokens=LONG)
     until_running(process, 2)
     assert streamed.writes.wait(120)
     process.process.send_signal(signal.SIGINT)
@@ -170,7 +181,7 @@ def test_a_second_signal_cuts_them_off_with_an_error(processes: dict[str, Proces
 def test_a_drain_has_its_time(processes: dict[str, Process]) -> None:
     process = processes["gives up"]
     process.begin()
-    running = Asking(process)
+    running = Asking(process, max_tokens=LONG)
     until_running(process)
     started = time.monotonic()
     process.process.send_signal(signal.SIGTERM)
@@ -181,7 +192,7 @@ def test_a_drain_has_its_time(processes: dict[str, Process]) -> None:
 def test_an_engine_that_fails_ends_everything_with_an_error(processes: dict[str, Process]) -> None:
     process = processes["fails"]
     process.begin()
-    streamed, whole = Asking(process, stream=True), Asking(process)
+    streamed, whole = Asking(process, stream=True, max_tokens=LONG), Asking(process, max_tokens=LONG)
     assert read_events(streamed.result().body)[-1]["error"]["type"] == "server_error"
     assert whole.result().status == 500
     health = process.ask("GET", "/health")
