@@ -250,19 +250,22 @@ def _checked_objective(
 
 def _remember(job: Finetuning) -> None:
     """Write what this run is; raises ValueError when OUT holds a run with other settings."""
-    watched = {"show_every", "track", "workers"}  # how a run is looked at and read may change on the way
-    stage = dataclasses.asdict(job.stage)
-    said = {
-        "checkpoint": str(job.base),
-        "stage": {name: value for name, value in stage.items() if name not in watched},
-        "adapters": None if job.adaptation is None else dataclasses.asdict(job.adaptation),  # type: ignore[call-overload]
-    }
-    text = json.dumps(said, indent=2) + "\n"
+    adapters: Any = None if job.adaptation is None else dataclasses.asdict(job.adaptation)  # type: ignore[call-overload]
+    said = {"checkpoint": str(job.base), "adapters": json.loads(json.dumps(adapters))}
     file = job.out / "finetune.json"
-    if has_begun(job.out) and file.exists() and file.read_text() != text:
-        raise ValueError(f"{job.out} holds a run with other settings or data ({file}); give another --out.")
+    if has_begun(job.out) and file.exists():
+        before = read_json(file)
+        other = [
+            f"{name} {before.get(name)}, now {value}"
+            for name, value in said.items()
+            if before.get(name) != value
+        ]
+        if other := other + job.stage.unlike(before.get("stage", {})):
+            raise ValueError(
+                f"{job.out} holds a run with other settings or data ({'; '.join(other)}); give another --out."
+            )
     with atomic(file) as out:
-        out.write(text.encode())
+        out.write(f"{json.dumps({**said, 'stage': dataclasses.asdict(job.stage)}, indent=2)}\n".encode())
 
 
 def require_gradients(

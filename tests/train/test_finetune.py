@@ -194,8 +194,11 @@ def test_adapters_learn_on_integers(
     assert "is quantised already; --lora trains adapters on its integers" in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
-    """Killed in a real process, on two that share weights and adapters (FSDP2), and begun again: dropout included."""
+def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Killed in a real process, on two that share weights and adapters (FSDP2), and begun again: dropout included.
+
+    With another rate it is refused; that it was begun before stages had a ground is no other setting.
+    """
     pytest.importorskip("peft")
     options: tuple[object, ...] = (
         "--lora",
@@ -226,6 +229,12 @@ def test_a_killed_run_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
     *_, state = sorted((tmp_path / "killed" / "state").glob("step-*"))
     stored = {name for each in state.glob("*.safetensors") for name in load_file(each)}
     assert stored and all("lora_" in name for name in stored), "only what learns is in the state"
+    assert run(data, tmp_path / "killed", *options, "--seed", 7) == 2
+    assert "other settings or data (seed 0, now 7); give another --out" in capsys.readouterr().err
+    settings = tmp_path / "killed" / "finetune.json"
+    said = json.loads(settings.read_text())
+    assert said["stage"].pop("ground") == []
+    settings.write_text(json.dumps(said))
     assert run(data, tmp_path / "killed", *options) == 0
     these, those = (
         load_file(tmp_path / each / "adapter/adapter_model.safetensors") for each in ("whole", "killed")
