@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,13 +87,18 @@ class Run:
 
 def in_session(leader: int) -> Iterator[int]:
     """Processes of a session that have not ended."""
+    return (process for process, _ in parents_in_session(leader))
+
+
+def parents_in_session(leader: int) -> Iterator[tuple[int, int]]:
+    """The same, each with its parent."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
+            state, parent, _, session = file.read_text().rpartition(")")[2].split()[:4]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(session) == leader and state != "Z":
-            yield int(file.parent.name)
+            yield int(file.parent.name), int(parent)
 
 
 pytestmark = pytest.mark.skipif(
@@ -142,16 +148,12 @@ def test_f4_ctrl_c_twice(start: Path, shard: Path, tmp_path: Path, processes: in
 def test_f1_an_error_in_one_of_several_processes(start: Path, shard: Path, tmp_path: Path) -> None:
     """A loader worker is killed, as when the memory is full: its rank says so, and the other does not wait for it."""
     run = Run(start, shard, tmp_path, "--processes", 2).until(3)
-    parents = {each: parent_of(each) for each in in_session(run.process.pid)}
+    parents = dict(parents_in_session(run.process.pid))
     ranks = [each for each, parent in parents.items() if parent == run.process.pid]
     worker = next(each for each, parent in parents.items() if parent in ranks and is_spawned(each))
     os.kill(worker, signal.SIGKILL)
     said = run.end()
     assert run.process.returncode == 2 and "a worker process that reads ahead was ended" in said
-
-
-def parent_of(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_spawned(process: int) -> bool:
@@ -166,6 +168,7 @@ def test_sigterm_before_the_first_update(start: Path, shard: Path, tmp_path: Pat
     while not (run.folder / "trial" / "stage.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     for each in in_session(run.process.pid):  # as systemd and SLURM do: to every process there is
-        os.kill(each, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # some end on their way
+            os.kill(each, signal.SIGTERM)
     run.end()
     assert run.process.returncode == 75
