@@ -4,16 +4,18 @@ A terminal, `timeout` and job schedulers send SIGINT and SIGTERM to every proces
 one that a person started, decides what follows from that; the others hear it from there.
 """
 
+import errno
 import multiprocessing
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +96,11 @@ class Worker(SpawnProcess):
 
 
 class Workers(SpawnContext):
-    """Where processes of this kind come from; it knows them, and what they write their results to."""
+    """Where processes of this kind come from; it knows them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._started: list[Worker] = []
-        self._results: list[SimpleQueue[Any]] = []
 
     def Process(self, *args: Any, **keywords: Any) -> Worker:  # type: ignore[override]
         """One more process, not started yet."""
@@ -107,30 +108,67 @@ class Workers(SpawnContext):
         self._started.append(worker)
         return worker
 
-    def SimpleQueue(self) -> SimpleQueue[Any]:
-        """What a pool reads results from."""
-        queue = super().SimpleQueue()
-        self._results.append(queue)
-        return queue
+    def ends(self) -> list[int]:
+        """What can be read from when a worker has ended, one of each."""
+        return [worker.sentinel for worker in self._started if worker.pid is not None]
 
     def kill(self) -> None:
-        """End all of them at once; who reads a result that is cut short sees its end instead of waiting for more."""
+        """End all of them at once."""
         for worker in self._started:
             if worker.pid is not None:
                 with suppress(ValueError, ProcessLookupError):  # ended and forgotten before
                     worker.kill()
-        for queue in self._results:
-            queue._writer.close()  # type: ignore[attr-defined]  # this process's own end, which would keep it open
+
+
+class Pipe(connection.Connection):
+    """An end of a pipe to or from workers, which waits for nobody once one of them has ended.
+
+    The system would not tell: this process and the other workers hold the far end too. A worker that is killed in the
+    middle of an answer would keep its reader waiting for the rest of it.
+    """
+
+    workers: Workers
+
+    def _recv(self, size: int) -> Any:
+        return super()._recv(size, self._read_some)  # type: ignore[misc]
+
+    def _send(self, data: Any) -> None:
+        super()._send(data, self._write_some)  # type: ignore[misc]
+
+    def _read_some(self, handle: int, size: int) -> bytes:
+        if self not in connection.wait([self, *self.workers.ends()]):
+            raise EOFError("a worker has ended")
+        return os.read(handle, size)
+
+    def _write_some(self, handle: int, data: Any) -> int:
+        """No more at a time than there is certainly room for."""
+        poll, ends = select.poll(), self.workers.ends()
+        poll.register(handle, select.POLLOUT)
+        for end in ends:
+            poll.register(end, select.POLLIN)
+        if {each for each, _ in poll.poll()} & {*ends}:
+            raise BrokenPipeError(errno.EPIPE, "a worker has ended")
+        return os.write(handle, data[: select.PIPE_BUF])
+
+
+ForkingPickler.register(Pipe, connection.reduce_connection)  # type: ignore[attr-defined]  # a plain one in a worker
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """A pool of `Worker`s that can be ended whatever they are doing."""
+    """A pool of `Worker`s that can be ended whatever they are doing, and is broken whenever one of them is killed.
+
+    Futures are not to be cancelled one by one: in Python 3.11 a pool that breaks stumbles over the first that was, and
+    whoever waits for another one waits for ever.
+    """
 
     def __init__(
         self, number: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
     ) -> None:
         self._workers = Workers()
         super().__init__(number, self._workers, initializer, initargs)
+        queues: Any = (self._result_queue, self._call_queue)  # type: ignore[attr-defined]
+        for pipe in (queues[0]._reader, queues[1]._writer):
+            pipe.__class__, pipe.workers = Pipe, self._workers
 
     def kill(self) -> None:
         """End the workers at once and wait until the pool is gone: futures that are not done are cancelled or fail.

@@ -36,7 +36,7 @@ class Prefetcher:
                 if start not in self._coming:
                     self._coming[start] = self._pool.submit(_make, range(start, start + self._micro))
             for start in [start for start in self._coming if start < first]:
-                self._coming.pop(start).cancel()  # announced and not asked for
+                del self._coming[start]  # announced and not asked for
             return self._coming.pop(first).result()
         except BrokenProcessPool:
             raise ChildProcessError(

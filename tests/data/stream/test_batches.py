@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from qwenvl.data.formats import Example
 from qwenvl.data.mixtures import MULTITASK
 from qwenvl.data.packing import DOCUMENT, Rows
 from qwenvl.data.records import Skipped
+from qwenvl.data.stream import prefetcher
 from qwenvl.data.stream.batches import Batches
 from qwenvl.data.stream.order import Draw, permuted
 from qwenvl.data.stream.prefetcher import Prefetcher
@@ -199,6 +202,34 @@ def test_workers_learn_what_a_rank_reads(rank: int, ranks: int) -> None:
     asked = [start for update in range(0, 64, 16) for start in range(update, update + 16, 4)[rank::ranks]]
     for place, start in enumerate(asked):
         assert list(prefetcher.following(start)) == (asked[place + 1 :] if place else [])
+
+
+def lethal(number: int, file: Path) -> Document:
+    """The third document waits until there is a file, and then ends its process as a lack of memory does."""
+    while number == 2:
+        if file.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+    return Document("", of_length(4))
+
+
+def test_a_killed_worker_is_told_whatever_was_announced_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some that wait for a worker are not asked for any more when it ends; who asked for another one is told."""
+    monkeypatch.setattr(prefetcher, "DEPTH", 8)
+    document = partial(lethal, file=tmp_path / "now")
+    made = Batches(document=document, row_length=8, packing="isolated", pad_id=0, micro=1)
+    reader = Prefetcher(made, 1, update=64, end=64)
+    for number in (0, 1):
+        reader([number])
+    with ThreadPoolExecutor(1) as asking:
+        asked = asking.submit(reader, [8])
+        while min(reader._coming) < 8:
+            time.sleep(0.01)
+        (tmp_path / "now").touch()
+        assert isinstance(asked.exception(120), ChildProcessError)
+        reader.close()
 
 
 def test_workers_end_with_the_process_they_work_for(tmp_path: Path) -> None:
