@@ -255,6 +255,10 @@ def _remember(job: Finetuning) -> None:
     file = job.out / "finetune.json"
     if has_begun(job.out) and file.exists():
         before = read_json(file)
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"{file} holds a {type(before).__name__}; expected an object. Give another --out."
+            )
         other = [
             f"{name} {before.get(name)}, now {value}"
             for name, value in said.items()

@@ -268,8 +268,10 @@ class StageConfig:
             optim=dataclasses.replace(self.optim, steps=steps, warmup_steps=warmup),
         )
 
-    def unlike(self, kept: Mapping[str, Any]) -> list[str]:
+    def unlike(self, kept: Any) -> list[str]:
         """The values of a stage kept as JSON that are others than these and change what it learns: `seed 0, now 1`."""
+        if not isinstance(kept, Mapping):
+            return [f"the stage kept is a {type(kept).__name__}, not an object"]
         asked, before = (_flat(each) for each in (json.loads(json.dumps(dataclasses.asdict(self))), kept))
         return [
             name if isinstance(value, list) else f"{name} {before[name]}, now {value}"

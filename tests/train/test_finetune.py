@@ -409,14 +409,24 @@ def test_faults_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "missing image: 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ("{}", "other settings"),
+        ("[1]", "finetune.json holds a list; expected an object"),
+        ('{"stage": [1]}', "the stage kept is a list, not an object"),
+        ('{"stage": {"optim": 5, "seed": {}}}', "other settings"),
+        ('{"stage": ', "finetune.json is not valid JSON"),
+    ],
+)
 def test_another_run_in_the_same_folder_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kept: str, told: str
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "finetune.json").write_text("{}")
+    (tmp_path / "out" / "finetune.json").write_text(kept)
     (tmp_path / "out" / "log.jsonl").write_text('{"step": 1}\n')
     assert run(data, tmp_path / "out") == 2
-    assert "other settings" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["finetune.json", "log.jsonl"]
 
 
