@@ -24,7 +24,7 @@ from qwenvl.generate.engine import Prompt, Token
 from qwenvl.generate.grammar import Grammar, with_scores
 from qwenvl.generate.running import Inboxes, Running
 from qwenvl.generate.text import StopStrings, TextDecoder
-from qwenvl.images import Source, preprocess
+from qwenvl.images import Source, preprocess, rgb
 from qwenvl.markup import Image, Segment, Turn
 from qwenvl.model.packed import pack_
 from qwenvl.model.vlm import QwenVL
@@ -230,8 +230,9 @@ class Assistant:
         end = (tokens[-1].end if tokens else None) or "length"
         logprobs = tuple(self._told(token) for token in tokens)
         return Reply(
-            text=text, segments=tuple(scored), images=images, tokens=len(ids), end=end, logprobs=logprobs
-        )
+            text=text, segments=tuple(scored), images=images, ground=rgb(self.prompt_format.ground),
+            tokens=len(ids), end=end, logprobs=logprobs,
+        )  # fmt: skip
 
     def _told(self, token: Token) -> TokenLogprob:
         spelled = self.tokenizer.token_bytes

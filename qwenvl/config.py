@@ -6,6 +6,7 @@ round-trips through JSON (`to_dict`, `from_dict`) and refuses keys it does not k
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -24,6 +25,8 @@ LARGEST: Mapping[str, float] = {
     "rope_base": 1e12,
 }
 """What a config.json may say at most; a larger number is a mistake, or meant to take all memory."""
+
+_SEVERAL: Mapping[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 
 Config = TypeVar("Config")
 
@@ -211,10 +214,12 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
     if get_origin(expected) is tuple:
         kinds = get_args(expected)
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} is {value!r}; expected a list.")
+            raise ValueError(
+                f"{where} is {reprlib.repr(value)}; expected a list of {_SEVERAL.get(kinds[0], 'tables')}."
+            )
         of = [kinds[0]] * len(value) if kinds[-1] is ... else kinds
         if len(value) != len(of):
-            raise ValueError(f"{where} is {value!r}; expected a list of {len(of)} values.")
+            raise ValueError(f"{where} is {reprlib.repr(value)}; expected a list of {len(of)} values.")
         pairs = enumerate(zip(of, value, strict=True))
         return tuple(_convert(kind, each, f"{where}[{k}]") for k, (kind, each) in pairs)
     if get_origin(expected) is dict:
@@ -225,7 +230,7 @@ def _convert(expected: Any, value: Any, where: str) -> Any:
         }
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     if not matches:
-        raise ValueError(f"{where} is {value!r}; expected {expected.__name__}.")
+        raise ValueError(f"{where} is {reprlib.repr(value)}; expected {expected.__name__}.")
     return value
 
 

@@ -14,11 +14,12 @@ other program started, and one verdict. `opened` is the same door for who needs 
 import io
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -249,13 +250,21 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 1
 
 
-def rgb(ground: Sequence[int]) -> RGB | None:
-    """A `ground` as a colour, None where it is empty. Raises ValueError for what is no colour."""
-    if len(ground) not in (0, 3) or not all(0 <= level <= 255 for level in ground):
-        raise ValueError(
-            f"ground is {list(ground)}; expected levels of red, green and blue from 0 to 255, or an empty list."
-        )
-    return (ground[0], ground[1], ground[2]) if ground else None
+def rgb(ground: Any, name: str = "ground") -> RGB | None:
+    """A `ground` as a colour, None where it is empty or None; `name` is what it is called where it was read.
+
+    Raises ValueError for what is no colour, of whatever kind.
+    """
+    if ground is None or (isinstance(ground, list | tuple) and not ground):
+        return None
+    if isinstance(ground, list | tuple) and len(ground) == 3:
+        red, green, blue = ground
+        if all(type(level) is int and 0 <= level <= 255 for level in ground):
+            return red, green, blue
+    raise ValueError(
+        f"{name} is {reprlib.repr(ground)}; expected levels of red, green and blue from 0 to 255, such as "
+        "[255, 255, 255]. Leave it out to drop alpha."
+    )
 
 
 def is_transparent(image: pillow.Image) -> bool:
@@ -282,12 +291,14 @@ def _decoded(
         )
     _require_size(width, height, name, MAX_PIXELS)
     _guard(image.load, name)
-    if ground is not None and is_transparent(image):
-        return _guard(lambda: over(image, ground), name)
-    if image.mode == "RGB":
-        return image
     deep = image.mode.startswith(("I", "F")) and not cut_deep
     eight = _eight_bits(image, name) if deep else image
+    if eight.mode == "La":  # which Pillow turns into this alone
+        eight = eight.convert("LA")
+    if ground is not None and is_transparent(eight):
+        return _guard(lambda: over(eight, ground), name)
+    if eight.mode == "RGB":
+        return eight
     return _guard(lambda: eight.convert("RGB"), name)
 
 
@@ -316,6 +327,9 @@ def _eight_bits(image: pillow.Image, name: str) -> pillow.Image:
         )
     eight = pillow.fromarray(scaled.astype(np.uint8))
     eight.info = dict(image.info)
+    key = eight.info.pop("transparency", None)  # a level of the file's own depth
+    if isinstance(key, int):
+        eight.putalpha(pillow.fromarray(np.where(levels == key, 0, 255).astype(np.uint8)))
     return eight
 
 

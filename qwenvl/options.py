@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from PIL import Image as pillow
+
 from qwenvl.config import from_dict
 from qwenvl.generate.choosing import TOP_LOGPROBS
 from qwenvl.generate.sampling import GREEDY, SamplingConfig, check_whole, checked_bias
 from qwenvl.generate.text import checked_stop
-from qwenvl.images import rgb
+from qwenvl.images import Source, open_image, rgb
 from qwenvl.markup import SYSTEM
 from qwenvl.parsing import read_json
 
@@ -45,6 +47,10 @@ class PromptFormat:
         if self.chat_format not in ("chatml", "raw"):
             raise ValueError(f"chat_format is {self.chat_format!r}; expected 'chatml' or 'raw'.")
 
+    def opened(self, source: Source) -> pillow.Image:
+        """The image in RGB as this checkpoint sees it. Raises ValueError as `images.open_image` does."""
+        return open_image(source, ground=rgb(self.ground))
+
     @staticmethod
     def of(values: Any, where: str = "generation_config.json") -> "PromptFormat":
         """From the values of a generation_config.json; keys without a meaning here and nulls are passed over.
@@ -60,11 +66,11 @@ class PromptFormat:
                 "chat_format": "chat_format",
                 "max_new_tokens": "max_new_tokens",
                 "max_window_size": "max_window",
-                "image_ground": "ground",
             },
             **{name: name for name in (*DRAWS, "repetition_penalty")},
         }
         said = {ours: values[name] for name, ours in names.items() if values.get(name) is not None}
+        said["ground"] = rgb(values.get("image_ground"), f"image_ground of {where}") or ()
         sampling = {"greedy": False, "top_p": RELEASED.top_p}
         sampling |= {name: said.pop(name) for name in [*said] if name in SamplingConfig.__dataclass_fields__}
         return from_dict(PromptFormat, {**said, "sampling": sampling}, where)

@@ -6,7 +6,7 @@ from PIL import Image as pillow
 
 from qwenvl.drawing import draw_boxes
 from qwenvl.generate.choosing import End
-from qwenvl.images import Source
+from qwenvl.images import RGB, Source, open_image
 from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text
 
 
@@ -37,6 +37,8 @@ class Reply:
     """The same as objects; boxes and quads carry their label and score."""
     images: tuple[Image, ...] = field(default=(), repr=False)
     """All images of the dialogue so far."""
+    ground: RGB | None = field(default=None, repr=False)
+    """What stood behind their transparency."""
     tokens: int = 0
     """Tokens written, the stop symbol included."""
     end: End = "stop"
@@ -62,10 +64,14 @@ class Reply:
         return "".join(s.text for s in self.segments if isinstance(s, Text | Ref)).strip()
 
     def draw(self) -> pillow.Image:
-        """A copy of the latest image with the boxes and quads on it. Raises ValueError without an image."""
+        """A copy of the latest image as the model saw it, with the boxes and quads on it.
+
+        Raises ValueError without an image.
+        """
         if not self.images:
             raise ValueError("there is no image to draw on; ask with an image.")
-        return draw_boxes(opened(self.images[-1]), [*self.boxes, *self.quads])
+        seen = open_image(opened(self.images[-1]), ground=self.ground)
+        return draw_boxes(seen, [*self.boxes, *self.quads])
 
 
 def opened(image: Image) -> Source:

@@ -5,7 +5,7 @@ key by key, and what it does not say is added.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,16 @@ _BEGIN, _END = "<!-- qwenvl: how this folder is read -->", "<!-- qwenvl -->"
 _SECTION = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 
 
-def preprocessing(config: ModelConfig, processor: str | None = None) -> dict[str, Any]:
-    """The values of preprocessor_config.json: what `qwenvl.images.preprocess` does, in words that others use."""
+def preprocessing(config: ModelConfig, ground: Sequence[int], processor: str | None = None) -> dict[str, Any]:
+    """The values of preprocessor_config.json: what `qwenvl.images.preprocess` does, in words that others use.
+
+    For what stands behind transparency others have none: there it is ours.
+    """
     side = config.vision.image_size
     return {
         **({"processor_class": processor} if processor else {}),
         "do_convert_rgb": True,
+        **({"image_ground": list(ground)} if ground else {}),
         "do_resize": True,
         "size": {"height": side, "width": side},
         "resample": 3,

@@ -10,8 +10,6 @@ import tyro
 from qwenvl.cli.answering import DEFAULTS, Answering, save_image
 
 if TYPE_CHECKING:
-    from PIL import Image as pillow
-
     from qwenvl.chat import Reply, Session
     from qwenvl.images import Source
     from qwenvl.inline import Screen
@@ -64,7 +62,7 @@ def chat(
     for image in images:
         open_image(image)  # a bad image is told before a model is loaded
     session = answer.load(checkpoint).session(options)
-    opened: list[Source] = [_opened(Path(image), session) for image in images]
+    opened: list[Source] = [session.assistant.prompt_format.opened(image) for image in images]
     if typed:
         complete_lines()
         print(COMMANDS, file=sys.stderr)
@@ -128,20 +126,13 @@ def _forget(session: "Session", word: str) -> str:
     return "(forgotten: the last question and its answer)"
 
 
-def _opened(image: Path, session: "Session") -> "pillow.Image":
-    """The image as the model sees it."""
-    from qwenvl.images import open_image, rgb
-
-    return open_image(image, ground=rgb(session.assistant.prompt_format.ground))
-
-
 def _added(path: str, session: "Session", shown: "Screen | None") -> "Source":
     import sys
 
     from qwenvl.terminal import printable
 
     place = _path(path, "/image PATH")
-    image = _opened(place, session)
+    image = session.assistant.prompt_format.opened(place)
     print(
         f"({printable(place)}, {image.width} x {image.height}: goes with your next question)", file=sys.stderr
     )

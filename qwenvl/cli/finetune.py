@@ -176,14 +176,14 @@ def _checked(
     from qwenvl.train.finetune import Finetuning, little, stage_of
 
     base = resolve(checkpoint)
-    model = read_config(base)
+    model, ground = read_config(base), PromptFormat.read(base).ground
     _require_weights(base, config.trains, adapters)
     report = _usable(data, images, vocabulary(base), model.adapter.queries, config.sequence_length)
     if report is None:
         return None, None
     source = SourceConfig(paths=(str(data.absolute()),), images=str(images.absolute()) if images else "")
     stage = stage_of(config, model, report.lengths, data=source, samples=report.total, readers=readers)
-    stage = stage.changed({"ground": PromptFormat.read(base).ground})
+    stage = stage.changed({"ground": ground})
     for warning in little(stage):
         print(f"warning: {warning}", file=sys.stderr)
     remarks = _precision(base, stage, adapters, runtime, dtype)

@@ -15,7 +15,6 @@ from qwenvl.data.toy.paint import render
 from qwenvl.data.toy.questions import references
 from qwenvl.data.toy.worlds import scene
 from qwenvl.drawing import draw_boxes
-from qwenvl.images import open_image
 from qwenvl.markup import Box, Quad
 from qwenvl.terminal import printable
 
@@ -74,7 +73,7 @@ def ask_fresh(assistant: Assistant, seed: int) -> Iterator[Answered]:
 def ask_drawings(assistant: Assistant) -> Iterator[Answered]:
     """What each of `DRAWN` is."""
     for name, language in DRAWN:
-        image = np.asarray(open_image(DRAWINGS / f"{name}.png"))
+        image = np.asarray(assistant.prompt_format.opened(DRAWINGS / f"{name}.png"))
         yield Answered(WHAT[language], assistant.ask(image, WHAT[language]))
 
 

@@ -32,8 +32,7 @@ from qwenvl.evaluation.card import Record
 from qwenvl.evaluation.in_memory import Scores
 from qwenvl.evaluation.metrics.toy import GROUPS
 from qwenvl.evaluation.predictions import write_whole
-from qwenvl.evaluation.report import source_of
-from qwenvl.images import open_image
+from qwenvl.evaluation.report import image_of
 from qwenvl.markup import Box, Quad, parse
 from qwenvl.runtime import Runtime
 from qwenvl.train.log import LOG, read_log
@@ -251,7 +250,7 @@ def gallery(scores: Scores) -> Iterator[report.Card]:
     """A right answer of every kind, then wrong ones, boxes drawn."""
     wrong = one_of_each_kind(scores, right=False)[: SHOWN // 2]
     for record in [*one_of_each_kind(scores, right=True)[: SHOWN - len(wrong)], *wrong]:
-        *others, last = [open_image(source_of(name)) for name in record["images"]]
+        *others, last = [image_of(name, record) for name in record["images"]]
         shapes = [each for each in parse(record["raw"]) if isinstance(each, Box | Quad)]
         yield report.Card(
             image=side_by_side([*map(enlarged, others), with_shapes(last, shapes)]),

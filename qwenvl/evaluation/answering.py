@@ -130,7 +130,7 @@ def _all_written(
             (asked[place], Prediction(id="", raw=begin + each.text, plain=each.plain))
             for place, each in ended
         ]
-        yield Answered(_predictions(said, seconds), tuple(refused))
+        yield Answered(_predictions(asker, said, seconds), tuple(refused))
         refused.clear()
     if refused:
         yield Answered((), tuple(refused))
@@ -150,7 +150,7 @@ def _compared(asker: Asker, row: Benchmark, chunk: Sequence[Planned]) -> Answere
         (question, _likeliest(logprobs, question.sample.letters))
         for logprobs, (question, _) in zip(found, asked, strict=True)
     ]
-    return Answered(_predictions(said, (perf_counter() - start) / len(asked)), refused)
+    return Answered(_predictions(asker, said, (perf_counter() - start) / len(asked)), refused)
 
 
 def _asked(asker: Asker, row: Benchmark, question: Planned, refused: list[tuple[str, str]]) -> Prompt | None:
@@ -162,10 +162,18 @@ def _asked(asker: Asker, row: Benchmark, question: Planned, refused: list[tuple[
         return None
 
 
-def _predictions(said: Sequence[tuple[Planned, Prediction]], seconds: float) -> list[Prediction]:
+def _predictions(
+    asker: Asker, said: Sequence[tuple[Planned, Prediction]], seconds: float
+) -> list[Prediction]:
+    ground = asker.assistant.prompt_format.ground
     return [
         replace(
-            each, id=question.sample.id, key=question.key, prompt=spell(question.content), seconds=seconds
+            each,
+            id=question.sample.id,
+            key=question.key,
+            prompt=spell(question.content),
+            seconds=seconds,
+            ground=ground,
         )
         for question, each in said
     ]

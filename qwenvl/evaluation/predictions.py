@@ -20,6 +20,7 @@ from typing import Any
 from qwenvl.config import from_dict
 from qwenvl.data.datasets.annotations import is_lines, load_json, load_lines
 from qwenvl.files import atomic
+from qwenvl.images import rgb
 from qwenvl.parsing import Damaged, json_lines
 
 ANSWER_FIELDS = ("plain", "answer", "prediction", "caption", "raw")
@@ -39,6 +40,11 @@ class Prediction:
     nll: tuple[float, ...] = ()
     seconds: float = 0.0
     """Share of its batch's time."""
+    ground: tuple[int, ...] = ()
+    """What stood behind the transparency of its images (`images.rgb`)."""
+
+    def __post_init__(self) -> None:
+        rgb(self.ground)
 
 
 @contextmanager
@@ -113,7 +119,7 @@ def read_foreign(path: Path) -> dict[str, Prediction]:
             raise ValueError(f"{where} answers the question {key!r} a second time; every id must occur once.")
         if not isinstance(answer, str):
             raise ValueError(f"{where} has an answer that is a {type(answer).__name__}; expected text.")
-        optional = {name: record[name] for name in ("prompt", "seconds") if name in record}
+        optional = {name: record[name] for name in ("prompt", "seconds", "ground") if name in record}
         own = {"id": key, "raw": record.get("raw", answer), "plain": answer, **optional}
         found[key] = _prediction(own, where)
     return found

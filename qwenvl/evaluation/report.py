@@ -19,7 +19,7 @@ from qwenvl.evaluation.predictions import write_whole
 from qwenvl.evaluation.radar import radar
 from qwenvl.evaluation.scoring import CIDER, FROM, TO
 from qwenvl.html import Html, element
-from qwenvl.images import Source, open_image
+from qwenvl.images import open_image, rgb
 from qwenvl.markup import Box, Quad, parse
 
 SHOWN = 8
@@ -235,7 +235,7 @@ def _figure(record: Record) -> Html:
 
 def _image(name: str, record: Record, last: bool) -> Html:
     try:
-        image = open_image(source_of(name))
+        image = image_of(name, record)
     except ValueError:
         return element("p", "(image not found)", class_="soft")
     boxes: list[Box | Quad] = []
@@ -246,9 +246,10 @@ def _image(name: str, record: Record, last: bool) -> Html:
     return pages.image(draw_boxes(shown, boxes) if boxes else shown, THUMBNAIL)
 
 
-def source_of(name: str) -> Source:
-    """What an image of scored.jsonl stands for."""
-    return base64.b64decode(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
+def image_of(name: str, record: Record) -> pillow.Image:
+    """An image of a line of scored.jsonl, as the model saw it. Raises ValueError where there is none."""
+    source = base64.b64decode(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
+    return open_image(source, ground=rgb(record.get("ground")))
 
 
 def _truth(record: Record) -> list[Box | Quad]:

@@ -27,6 +27,7 @@ from qwenvl.checkpoint.weights import Stored
 from qwenvl.config import VisionConfig
 from qwenvl.model.vision import interpolate_positions
 from qwenvl.model.vlm import QwenVL
+from qwenvl.options import PromptFormat
 from qwenvl.runtime import free_memory
 
 OPSET = 18
@@ -95,7 +96,7 @@ def export(source: str | Path, target: Path) -> Exported:
     folder = folders.resolve(source)
     model, stored = folders.our_tensors(folder)
     seen = {name: each for name, each in stored.items() if not name.startswith("llm.")}
-    config = model.config
+    config, ground = model.config, PromptFormat.read(folder).ground
     _require_memory(seen, config.vision, folder)
     with folders.new_folder(target) as unfinished:
         eyes, values = Eyes(model).eval(), _values(seen, config.vision)
@@ -109,7 +110,7 @@ def export(source: str | Path, target: Path) -> Exported:
                 f"the graph of {folder} differs from the model by {largest:.2g} of the standard deviation, "
                 f"{TOLERANCE:g} is allowed; nothing was written. Try another version of onnxruntime."
             )
-        text = json.dumps(preprocessing(config), indent=2) + "\n"
+        text = json.dumps(preprocessing(config, ground), indent=2) + "\n"
         (unfinished / "preprocessor_config.json").write_text(text, encoding="utf-8")
         folders.copy_sidecars(folder, unfinished, names=folders.LICENCES)
     return Exported(largest=largest, dequantised=sum(each.integers is not None for each in seen.values()))

@@ -27,6 +27,7 @@ from qwenvl.evaluation.in_memory import score
 from qwenvl.generate.prompts import device_of
 from qwenvl.images import normalise
 from qwenvl.model.llm import BRANCHES
+from qwenvl.options import PromptFormat
 
 BENCHMARK = "toyworld"
 TOY = ("toy:tasks", "toy:chats")
@@ -101,11 +102,12 @@ def shown(checkpoint: str, source: str, count: int) -> list[Shown]:
             (f"{each.kind}: {each.detail}" for each in documents if not isinstance(each, Example)), ""
         )
         raise ValueError(f"{source} has no document to calibrate with ({reason}); see `qwenvl data check`.")
-    return [_shown(each, config.vision.image_size) for each in found]
+    ground = PromptFormat.read(place).ground
+    return [_shown(each, config.vision.image_size, ground) for each in found]
 
 
-def _shown(document: Example, size: int) -> Shown:
-    pixels = [normalise(square(image.source, size)) for image in document.images]
+def _shown(document: Example, size: int, ground: Sequence[int]) -> Shown:
+    pixels = [normalise(square(image.source, size, ground=ground)) for image in document.images]
     return Shown(
         ids=torch.tensor([document.ids]),
         positions=torch.tensor([document.positions]),

@@ -201,7 +201,7 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name} is tracked by {self.track!r}; expected wandb, trackio or nothing."
             )
-        rgb(self.ground)
+        rgb(self.ground, f"ground of stage {self.name}")
         self._check_precisions()
         if self.documents % self.micro_documents:
             raise ValueError(

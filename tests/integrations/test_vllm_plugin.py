@@ -1,20 +1,25 @@
 """The plugin for vLLM as far as it goes without vLLM; `make vllm` runs `test_vllm.py` with it."""
 
 import importlib
+import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from broken_folders import header_truncated
+from PIL import Image as pillow
 from transformers import AutoConfig
 
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.folder import resolve
 from qwenvl.config import LLMConfig, ModelConfig
+from qwenvl.images import preprocess
 from qwenvl.integrations.huggingface.config import OfficialConfig, QwenVLConfig
 from qwenvl.integrations.vllm import plugin
 from qwenvl.integrations.vllm.settings import Settings, ends, longest_row, text_config
@@ -25,6 +30,7 @@ from qwenvl.tokenizer import VOCABULARY_FILE, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = resolve("tiny")
+READER = "qwenvl.integrations.vllm.processing"
 SHORT = LLMConfig(vocab_size=829, hidden=192, layers=4, heads=3, mlp_width=512, sequence_length=1024)
 
 
@@ -170,6 +176,33 @@ def test_a_prompt_is_read_with_its_symbols_and_written_without() -> None:
 def test_what_the_dialogue_format_has_not_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="dialogue format"):
         tokenizer().apply_chat_template([{"role": "user", "content": "x"}], **options)
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_images_stand_on_what_the_folder_says(
+    white: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for the classes of vLLM that ours are made from."""
+
+    class Base:
+        def __class_getitem__(cls, _: object) -> type:
+            return cls
+
+    bases = ("BaseDummyInputsBuilder", "BaseMultiModalProcessor", "BaseProcessingInfo", "PromptReplacement")
+    names = dict.fromkeys((*bases, "PromptUpdateDetails", "MultiModalFieldConfig"), Base)
+    stand_in: Any = ModuleType("vllm")
+    stand_in.__dict__.update(names, get_cached_tokenizer=lambda tokenizer: tokenizer)
+    for name in ("vllm", "vllm.multimodal", "vllm.multimodal.inputs", "vllm.multimodal.processing",
+                 "vllm.tokenizers", "vllm.tokenizers.hf"):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.delitem(sys.modules, READER, raising=False)
+    reader = importlib.import_module(READER).ImageReader
+    monkeypatch.delitem(sys.modules, READER)
+    folder = Path(shutil.copytree(TINY, tmp_path / "folder"))
+    (folder / "generation_config.json").write_text(json.dumps({"image_ground": [255] * 3} if white else {}))
+    image = pillow.new("RGBA", (8, 8), (0, 0, 0, 0))
+    given = reader(28, PromptTokenizer.from_pretrained(folder))(images=[image])["pixel_values"][0]
+    assert np.array_equal(given, preprocess(pillow.new("RGB", (8, 8), "white" if white else "black"), 28))
 
 
 def test_the_program_must_be_there(qwenvl: Any) -> None:

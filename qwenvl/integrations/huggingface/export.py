@@ -11,12 +11,15 @@ from qwenvl.checkpoint.layers import named
 from qwenvl.checkpoint.weights import stored_tensors
 from qwenvl.integrations.huggingface.config import ARCHITECTURE, QwenVLConfig
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
+from qwenvl.options import PromptFormat
 from qwenvl.parsing import read_json
 
 
 def export(source: str | Path, target: str | Path) -> None:
     """Rewrite a checkpoint bit for bit in our format, with all that the hub and the Auto classes look for."""
-    folders.vocabulary(folders.resolve(source))  # the Auto classes need one
+    place = folders.resolve(source)
+    folders.vocabulary(place)  # the Auto classes need one
+    PromptFormat.read(place)
     origin, title = hub_id(source), Path(target).resolve().name
     convert(source, target, finish=lambda old, new: _finish(old, new, title, origin))
 
@@ -37,7 +40,7 @@ def _finish(old: Path, new: Path, title: str, origin: str | None) -> None:
     ends = {"eos_token_id": config.ends(), "pad_token_id": config.endoftext}
     if missing := {key: value for key, value in ends.items() if key not in said}:
         _write(generation, {**said, **missing})
-    _write(new / "preprocessor_config.json", preprocessing(shape, type(processor).__name__))
+    _write(new / "preprocessor_config.json", preprocessing(shape, processor.ground, type(processor).__name__))
     text = card(new, title, shape, dtype, origin)
     (new / CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
     (new / "MODEL_CARD.md").unlink(missing_ok=True)

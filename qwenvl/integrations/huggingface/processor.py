@@ -15,12 +15,13 @@ from transformers import BatchFeature, ProcessorMixin
 
 from qwenvl.checkpoint.folder import read_config
 from qwenvl.files import atomic
-from qwenvl.images import preprocess
+from qwenvl.images import preprocess, rgb
 from qwenvl.integrations.huggingface.hub import folder_of
 from qwenvl.integrations.huggingface.messages import image, images_of, turns_of
 from qwenvl.integrations.huggingface.prompt import Prompt, read_prompt, spell_content, spell_turns
 from qwenvl.integrations.huggingface.tokenizer import QwenVLTokenizer
 from qwenvl.markup import Image
+from qwenvl.options import PromptFormat
 from qwenvl.parsing import read_json
 from qwenvl.tokenizer import VOCABULARY_FILE
 
@@ -82,6 +83,10 @@ LOADING = (
 """What the Auto classes hand over when they load a processor; only those that lead to the folder matter here."""
 
 
+ASKED = ("chat_format", "image_ground")
+"""What of a folder's generation_config.json concerns a processor."""
+
+
 class QwenVLProcessor(ProcessorMixin):
     """Messages and images to `input_ids`, `attention_mask` and `pixel_values`; padded as the tokenizer pads."""
 
@@ -92,10 +97,11 @@ class QwenVLProcessor(ProcessorMixin):
         queries: int = 256,
         size: int = 448,
         chatml: bool = True,
-        ground: Sequence[int] = (),
+        ground: Any = (),
     ) -> None:
+        """`ground`: red, green and blue behind transparency; empty: alpha is dropped. Raises ValueError for others."""
         super().__init__(tokenizer)
-        self.queries, self.size, self.chatml, self.ground = queries, size, chatml, ground
+        self.queries, self.size, self.chatml, self.ground = queries, size, chatml, rgb(ground) or ()
         self.chat_template = TEMPLATE
 
     @classmethod
@@ -111,13 +117,14 @@ class QwenVLProcessor(ProcessorMixin):
         if (folder / "config.json").exists() or not own.exists():
             shape = read_config(folder)
             known |= {"queries": shape.adapter.queries, "size": shape.vision.image_size}
-        asked = {**known, **_read(settings)}
+        said = {**known, **_read(settings)}
+        asked = PromptFormat.of({name: said.get(name) for name in ASKED}, str(settings))
         return cls(
             QwenVLTokenizer(str(folder / VOCABULARY_FILE), padding_side=known.get("padding_side") or "left"),
             queries=known["queries"],
             size=known["size"],
-            chatml=asked.get("chat_format", "chatml") == "chatml",
-            ground=asked.get("image_ground") or (),
+            chatml=asked.chat_format == "chatml",
+            ground=asked.ground,
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:

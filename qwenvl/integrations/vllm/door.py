@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as pillow
-
 from qwenvl.checkpoint.folder import SIDECARS, read_config
+from qwenvl.images import open_image
 from qwenvl.integrations.vllm.settings import longest_row
 from qwenvl.tokenizer import Tokenizer
 
@@ -65,7 +64,7 @@ def opened(folder: Path) -> Iterator[Any]:
         asked = [
             {
                 "prompt_token_ids": [token for token in ids if token != tokenizer.imgpad],
-                "multi_modal_data": {"image": [pillow.open(file) for file in files]} if files else None,
+                "multi_modal_data": {"image": [open_image(file) for file in files]} if files else None,
             }
             for ids, files in prompts
         ]

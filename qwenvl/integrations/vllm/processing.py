@@ -42,7 +42,8 @@ class ImageReader:
             {} if text is None else {"input_ids": torch.tensor([self.tokenizer.encode(text)])}
         )
         if images is not None and len(images):
-            pixels = [preprocess(image(_media(each)).source, self.size) for each in images]  # type: ignore[arg-type]
+            opened: list[Any] = [image(_media(each)).source for each in images]
+            pixels = [preprocess(each, self.size, ground=self.tokenizer.ground) for each in opened]
             found["pixel_values"] = torch.from_numpy(np.stack(pixels))
         return BatchFeature(found)
 

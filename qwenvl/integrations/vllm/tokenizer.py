@@ -7,6 +7,7 @@ vLLM spells messages as one string and encodes it again. Control symbols that a 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwenvl.images import RGB
 from qwenvl.integrations.huggingface.hub import folder_of
 from qwenvl.integrations.huggingface.processor import QwenVLProcessor
 from qwenvl.integrations.huggingface.prompt import read_prompt
@@ -25,6 +26,8 @@ class PromptTokenizer(QwenVLTokenizer):
 
     chat_template = TEMPLATE
     chatml = True
+    ground: RGB | tuple[()] = ()
+    """What stands behind transparency, which the folder says beside how it is asked."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +38,8 @@ class PromptTokenizer(QwenVLTokenizer):
         folder = folder_of(pretrained_model_name_or_path, hub, ("*.json", "*.tiktoken"))
         processor = QwenVLProcessor.from_pretrained(folder)
         tokenizer = cls(processor.tokenizer.vocab_file, truncation_side=kwargs.get("truncation_side", "left"))
-        tokenizer.chatml, tokenizer.chat_template = processor.chatml, TEMPLATE
+        tokenizer.chatml, tokenizer.ground = processor.chatml, processor.ground
+        tokenizer.chat_template = TEMPLATE
         tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return get_cached_tokenizer(tokenizer)
 
