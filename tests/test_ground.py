@@ -214,12 +214,14 @@ def test_a_ground_that_is_no_colour_is_told(
 ) -> None:
     (on_white / "generation_config.json").write_text(json.dumps({"image_ground": wrong}))
     assert main(["ask", str(on_white), "Hello", "--device", "cpu"]) == 2
-    assert told(capsys.readouterr().err)
-    with pytest.raises(ValueError, match=r"stage.toml\.ground.* expected|^ground of stage icons is .* expected"):
+    assert is_whole(capsys.readouterr().err)
+    with pytest.raises(
+        ValueError, match=r"stage.toml\.ground.* expected|^ground of stage icons is .* expected"
+    ):
         from_dict(StageConfig, {**STAGE, "ground": wrong}, "stage.toml")
 
 
-def told(printed: str) -> bool:
+def is_whole(printed: str) -> bool:
     """One sentence: where, what is there, what is expected, what to do."""
     *_, last = printed.splitlines()
     there = "image_ground of " in last and "generation_config.json is " in last
@@ -258,7 +260,7 @@ def test_every_command_that_reads_it_tells_so(
     (on_white / "generation_config.json").write_text(json.dumps({"image_ground": "white"}))
     places = {"CHECKPOINT": on_white, "ROWS": tmp_path / "rows.jsonl", "NEW": tmp_path / "new"}
     assert main([str(places.get(word, word)) for word in command]) == 2
-    assert told(capsys.readouterr().err) and not (tmp_path / "new" / "model").exists()
+    assert is_whole(capsys.readouterr().err) and not (tmp_path / "new" / "model").exists()
 
 
 def test_nothing_and_null_are_no_ground(on_white: Path) -> None:
