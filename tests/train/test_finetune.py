@@ -410,7 +410,7 @@ def test_faults_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("kept", "told"),
+    ("kept", "message"),
     [
         ("{}", "other settings"),
         ("[1]", "finetune.json holds a list; expected an object"),
@@ -420,13 +420,13 @@ def test_faults_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kept: str, told: str
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kept: str, message: str
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "finetune.json").write_text(kept)
     (tmp_path / "out" / "log.jsonl").write_text('{"step": 1}\n')
     assert run(data, tmp_path / "out") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["finetune.json", "log.jsonl"]
 
 
