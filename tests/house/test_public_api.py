@@ -1,12 +1,12 @@
 """`import qwenvl`: fast, without torch, and every public name there when it is asked for."""
 
 import ast
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pace import at_most, of_children
 
 import qwenvl
 
@@ -41,16 +41,18 @@ def test_importing_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0
 
 
-def test_start_up_times() -> None:
-    """Bounds for a busy machine; the true figures are printed by the benchmark (aims: 50 ms and 0.5 s)."""
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/startup.py"), "--json"],
-        capture_output=True,
-        check=True,
-        timeout=240,
-        cwd=ROOT,
-    )
-    found = json.loads(run.stdout)
-    assert found["import_ms"] < 150
-    assert found["help_s"] < 1.5
-    assert found["command_help_s"] < 3
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (("-c", "import qwenvl"), 0.1),
+        (("-m", "qwenvl", "--help"), 0.2),
+        (("-m", "qwenvl", "parity", "--help"), 1.5),
+    ],
+    ids=["import", "help", "help of a command"],
+)
+def test_start_up_times(words: tuple[str, ...], seconds: float) -> None:
+    """Bounds of processor time; what a person waits is printed by `benchmarks/startup.py` (aims: 50 ms and 0.5 s)."""
+    command = [sys.executable, *words]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=240)  # fills caches
+    with at_most(seconds, of_children):
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=240)
