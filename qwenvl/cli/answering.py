@@ -1,10 +1,13 @@
 """What `qwenvl ask` and `qwenvl chat` share: the options of an answer, the model, an image with its boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from PIL import Image as pillow
+
     from qwenvl.chat import Assistant, Reply
     from qwenvl.options import Options
 
@@ -67,18 +70,27 @@ class Answering:
                 )
         return options
 
-    def load(self, checkpoint: str) -> "Assistant":
-        """The model; whoever watches sees that it is being read, which takes a while at 7B."""
+    def load(self, checkpoint: str, images: Sequence[str | Path]) -> "tuple[Assistant, list[pillow.Image]]":
+        """The model, and the images as it sees them; a bad one is told before the model is read.
+
+        Whoever watches sees that it is being read, which takes a while at 7B.
+        """
         from rich.console import Console
         from rich.markup import escape
 
+        from qwenvl.images import open_image
+
+        opened = [open_image(image) for image in images]
         with Console(stderr=True).status(f"reading {escape(checkpoint)}"):
             from qwenvl.chat import Assistant
             from qwenvl.runtime import Runtime, ask_for_huge_pages
 
             ask_for_huge_pages()
             runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed or 0)
-            return Assistant.load(checkpoint, runtime)
+            assistant = Assistant.load(checkpoint, runtime)
+        if assistant.prompt_format.ground:
+            opened = [assistant.prompt_format.opened(image) for image in images]
+        return assistant, opened
 
 
 def _bias(text: str) -> tuple[int, float]:

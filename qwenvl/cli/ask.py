@@ -46,14 +46,10 @@ def ask(
         raise ValueError(f"--top-logprobs {top_logprobs} is printed by --json alone; add it.")
     from time import perf_counter
 
-    from qwenvl.images import open_image
     from qwenvl.terminal import printable, printable_json
 
     options = answer.options(n=n, top_logprobs=top_logprobs)
-    opened = [open_image(image) for image in images]  # a bad image is told before a model is loaded
-    assistant = answer.load(checkpoint)
-    if assistant.prompt_format.ground:
-        opened = [assistant.prompt_format.opened(image) for image in images]
+    assistant, opened = answer.load(checkpoint, images)
     start = perf_counter()
     reply = assistant.ask(opened, question, options)
     seconds = perf_counter() - start

@@ -10,6 +10,8 @@ import tyro
 from qwenvl.cli.answering import DEFAULTS, Answering, save_image
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qwenvl.chat import Reply, Session
     from qwenvl.images import Source
     from qwenvl.inline import Screen
@@ -52,17 +54,14 @@ def chat(
         raise ValueError("give a model: `qwenvl chat tiny photo.jpg`")
     import sys
 
-    from qwenvl.images import open_image
     from qwenvl.inline import screen
 
     checkpoint, *images = words
     options = answer.options()
     typed = sys.stdin.isatty()
     shown = screen(inline if typed or inline != "auto" else "none", sys.stdout)
-    for image in images:
-        open_image(image)  # a bad image is told before a model is loaded
-    session = answer.load(checkpoint).session(options)
-    opened: list[Source] = [session.assistant.prompt_format.opened(image) for image in images]
+    assistant, opened = answer.load(checkpoint, images)
+    session = assistant.session(options)
     if typed:
         complete_lines()
         print(COMMANDS, file=sys.stderr)
@@ -71,7 +70,7 @@ def chat(
     return _talk(session, opened, typed, shown)
 
 
-def _talk(session: "Session", images: "list[Source]", typed: bool, shown: "Screen | None" = None) -> int:
+def _talk(session: "Session", images: "Sequence[Source]", typed: bool, shown: "Screen | None" = None) -> int:
     """Read lines until the end; returns 2 if a line of piped input failed, else 0."""
     import sys
 
@@ -149,7 +148,7 @@ def _show(shown: "Screen | None", image: "Source", reply: "Reply | None" = None)
         print(shown.show(open_image(image), marks), end="", flush=True)
 
 
-def _answer(session: "Session", question: str, images: "list[Source]") -> "Reply":
+def _answer(session: "Session", question: str, images: "Sequence[Source]") -> "Reply":
     from qwenvl.terminal import printable
 
     stream = session.stream(question, images)
