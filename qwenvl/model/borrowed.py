@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,8 @@ class Borrowed:
 
     Needs bitsandbytes and a processor that multiplies bfloat16 (AVX512-BF16); scales and products are bfloat16.
     """
+
+    allowed: ClassVar[float] = 1e-2
 
     def __init__(self, integers: Integers) -> None:
         has_kernel = bitsandbytes().functional.has_avx512bf16()

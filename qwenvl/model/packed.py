@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from qwenvl.model.quantized import quantized_in
 from qwenvl.model.vlm import QwenVL
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -205,7 +206,8 @@ class PackedLinear(nn.Linear):
 def pack_(model: QwenVL) -> Report:
     """Pack the matrices of the language model and of the ViT in place, one by one: memory never holds two copies.
 
-    The adapter's are used in parts (`adapter.third_of`) and left out.
+    The adapter's are used in parts (`adapter.third_of`) and left out. Quantised layers of the language model take the
+    kernel that answers fastest (`QuantizedLinear.pack_`); what the report counts are the others.
 
     A matrix that is no plain one on the CPU in float32 or bfloat16 (quantised, adapted by LoRA, cut over processes) or
     that two layers share stays what it is, and so do all of a shape that does not pass its trial. A layer is packed for
@@ -234,6 +236,8 @@ def pack_(model: QwenVL) -> Report:
             continue
         PackedLinear.pack_(layer, verdict)
         packed += 1
+    for quantized in quantized_in(model.llm).values():
+        quantized.pack_()
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
 

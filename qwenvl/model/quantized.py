@@ -9,18 +9,23 @@ machine (docs/EXPERIMENTS.md has the figures):
     Borrowed  nf4 by the kernel of bitsandbytes, where it is installed (`model.borrowed`)
     Plain     the formula: any device, any precision; and what the others are held to
 
+A model packed for answering (`packed.pack_`) takes, where onnxruntime is installed and passes the same trial,
+
+    Blockwise 8 or 4 bits times activations of 8 bits with a scale for each group (`model.blockwise`)
+
 A product that saturates without a word (oneDNN without VNNI) fails its trial, which asks for the largest sums.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from qwenvl.model.blockwise import BITS, Blockwise
 from qwenvl.model.borrowed import Borrowed
 from qwenvl.model.integers import FORMATS, Integers, Kind
 
@@ -50,6 +55,9 @@ MIDDLE = 2**15 + 128.5
 class Store(Protocol):
     """A matrix of integers in the order of one kernel; says `integers` as it was given them."""
 
+    allowed: ClassVar[float]
+    """How far a product may be off, of a row's norm: what the precision of the kernel does to activations and sums."""
+
     def __init__(self, integers: Integers) -> None: ...
 
     def integers(self) -> Integers:
@@ -61,6 +69,8 @@ class Store(Protocol):
 
 class Plain:
     """The formula: levels in bytes, or two in a byte, and a weight made of them for every product."""
+
+    allowed: ClassVar[float] = 1e-5
 
     def __init__(self, integers: Integers) -> None:
         levels = integers.levels
@@ -81,6 +91,8 @@ class Plain:
 
 class Digits:
     """8 bits: each activation is a number of 16 bits, 256 times its high byte plus its low one."""
+
+    allowed: ClassVar[float] = 2e-4
 
     def __init__(self, integers: Integers) -> None:
         if integers.kind != "int8" or integers.zeros is not None or integers.scales.shape[1] != 1:
@@ -134,6 +146,8 @@ def _cut(
 
 class Nibbles:
     """4 bits in the order of torch's kernel for a CPU; scales and products are bfloat16."""
+
+    allowed: ClassVar[float] = 1e-2
 
     def __init__(self, integers: Integers) -> None:
         self.out, self.width = integers.levels.shape
@@ -217,9 +231,12 @@ TRIED = (1, 2, 5, 17, MANY, 130)
 def store_of(integers: Integers) -> Store:
     """The integers in the order of the best kernel for them; their memory is the caller's no longer."""
     ways = WAYS[integers.kind] if integers.levels.device.type == "cpu" else (Plain,)
-    shape = (integers.kind, *integers.levels.shape, integers.group, integers.zeros is not None)
-    made: Store = next(way for way in ways if not _fails(way, *shape))(integers)
+    made: Store = next(way for way in ways if not _fails(way, *_shape(integers)))(integers)
     return made
+
+
+def _shape(integers: Integers) -> tuple[Kind, int, int, int, bool]:
+    return (integers.kind, *integers.levels.shape, integers.group, integers.zeros is not None)
 
 
 @cache
@@ -240,16 +257,11 @@ def _fails(way: Any, kind: Kind, out: int, width: int, group: int, shifted: bool
         wanted = rows.double() @ integers.dequantised().double().T
         for count in TRIED:
             off = (store.product(rows[:count]).double() - wanted[:count]).norm(dim=1)
-            if not bool((off <= _allowed(kind) * wanted[:count].norm(dim=1)).all()):
+            if not bool((off <= way.allowed * wanted[:count].norm(dim=1)).all()):
                 return f"products of {count} rows are not those of the formula"
     except (ImportError, AttributeError, RuntimeError, NotImplementedError, ValueError) as error:
         return str(error).splitlines()[0]
     return ""
-
-
-def _allowed(kind: Kind) -> float:
-    """Of a row's norm: activations in 16 bits, or rows, scales and products in bfloat16."""
-    return 2e-4 if kind == "int8" else 1e-2
 
 
 def _extreme(
@@ -286,17 +298,36 @@ class QuantizedLinear(nn.Module):
         )
         self.store = store_of(integers)
 
+    def pack_(self) -> None:
+        """Take the order of the kernel that answers fastest, where it passes its trial, for products alone.
+
+        Whoever asks for anything else (gradients, weights, a copy, a move) brings the order back that it had
+        (`plain_`).
+        """
+        if self.device.type != "cpu" or self.kind not in BITS or isinstance(self.store, Blockwise):
+            return
+        integers = self.store.integers()
+        if not _fails(Blockwise, *_shape(integers)):
+            self.store = Blockwise(integers)
+
+    def plain_(self) -> Store:
+        """Undo `pack_`."""
+        if isinstance(self.store, Blockwise):
+            self.store = store_of(self.store.integers())
+        return self.store
+
     @property
     def weight(self) -> Float[Tensor, "out width"]:
         """The weights that are meant, made anew."""
-        return self.store.integers().dequantised(self.dtype)
+        return self.plain_().integers().dequantised(self.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the integers and what belongs to them."""
         tensors = [each for each in vars(self.store).values() if isinstance(each, Tensor)]
         packed = [each.numel() * each.element_size() for each in tensors]
-        return sum(packed) + (0 if self.bias is None else self.bias.nbytes)
+        unseen = self.store.unseen if isinstance(self.store, Blockwise) else 0
+        return sum(packed) + unseen + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
         flat = rows.reshape(-1, self.in_features)
@@ -318,7 +349,7 @@ class QuantizedLinear(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "store": self.store.integers()}
+        return {**self.__dict__, "store": self.plain_().integers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -329,7 +360,7 @@ class QuantizedLinear(nn.Module):
         after = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         self.dtype = after.dtype
         if after.device != self.device:
-            self.store, self.device = store_of(self.store.integers().to(after.device)), after.device
+            self.store, self.device = store_of(self.plain_().integers().to(after.device)), after.device
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -350,6 +381,7 @@ class _Product(torch.autograd.Function):
         ctx: Any, rows: Float[Tensor, "rows width"], layer: QuantizedLinear
     ) -> Float[Tensor, "rows out"]:
         ctx.layer = layer
+        layer.plain_()
         return layer.product(rows)
 
     @staticmethod

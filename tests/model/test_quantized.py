@@ -126,7 +126,7 @@ def test_activations_far_from_the_others_cost_8_bits_nothing():
     layer, rows = layer_of("int8", width=512), torch.randn(4, 512)
     rows[:, ::40] *= 300
     wanted = rows.double() @ layer.weight.double().T + layer.bias.double()
-    assert distance(layer(rows), wanted) < quantized._allowed("int8")
+    assert distance(layer(rows), wanted) < Digits.allowed
     zero = torch.zeros(1, 512)
     assert torch.equal(layer(zero)[0], layer.get_parameter("bias"))
 
