@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from qwenvl.checkpoint import folder as checkpoint
 from qwenvl.checkpoint.quantize import Plan, quantize
 from qwenvl.generate import engine
+from qwenvl.model.blockwise import ONES, Blockwise
 from qwenvl.model.borrowed import Borrowed
 from qwenvl.model.integers import FORMATS, Kind
+from qwenvl.model.packed import pack_
 from qwenvl.model.quantized import STEPS, Digits, Nibbles, quantized_in
 from qwenvl.model.vlm import QwenVL
 from qwenvl.parity import answers
@@ -43,18 +45,27 @@ KINDS = ("generate", "generate_batch")
 """Cases that are judged."""
 
 
-def _two_digits(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-    """Whole steps, of which two digits of 8 bits tell as many as `STEPS` on either side."""
-    step = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / STEPS
+def _steps(rows: Float[Tensor, "*rows width"], most: int) -> Float[Tensor, "*rows width"]:
+    """Whole steps, `most` of them on either side of 0."""
+    step = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / most
     return (rows / step).round() * step
 
 
-def _bfloat16(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+def _two_digits(rows: Float[Tensor, "*rows width"], store: Digits) -> Float[Tensor, "*rows width"]:
+    return _steps(rows, STEPS)
+
+
+def _grouped(rows: Float[Tensor, "*rows width"], store: Blockwise) -> Float[Tensor, "*rows width"]:
+    return _steps(rows.unflatten(-1, (-1, store.group)), ONES).flatten(-2)
+
+
+def _bfloat16(rows: Float[Tensor, "*rows width"], store: Nibbles | Borrowed) -> Float[Tensor, "*rows width"]:
     return rows.bfloat16().float()
 
 
-PRECISIONS: Mapping[type, tuple[Callable[[Tensor], Tensor], ...]] = {
+PRECISIONS: Mapping[type, tuple[Callable[[Tensor, Any], Tensor], ...]] = {
     Digits: (_two_digits,),
+    Blockwise: (_grouped,),
     Nibbles: (_bfloat16, _bfloat16),
     Borrowed: (_bfloat16, _bfloat16),
 }
@@ -74,6 +85,7 @@ def certify(path: Path, kind: Kind) -> Iterator[Result]:
         small = checkpoint.load(Path(place) / "small", runtime)
     yield _weights(f"{path.name} {kind} weights", fixture.model, small)
     meant = _meant(small)
+    pack_(small)  # as whoever answers does
     stated = _at_the_stated_precision(meant, small)
     for values in read_cases(path / "cases.json"):
         if values.get("kind") in KINDS:
@@ -120,11 +132,16 @@ def _at_the_stated_precision(meant: QwenVL, small: QwenVL) -> QwenVL:
     """The same again, the activations of each layer rounded as its kernel says."""
     model = copy.deepcopy(meant)
     for name, layer in quantized_in(small).items():
-        plain, stated = model.get_submodule(name), PRECISIONS.get(type(layer.store), ())
+        plain, store = model.get_submodule(name), layer.store
+        stated = PRECISIONS.get(type(store), ())
         for rounding in stated[:1]:
-            plain.register_forward_pre_hook(lambda _, given, rounding=rounding: (rounding(given[0]),))
+            plain.register_forward_pre_hook(
+                lambda _, given, rounding=rounding, store=store: (rounding(given[0], store),)
+            )
         for rounding in stated[1:]:
-            plain.register_forward_hook(lambda _, given, made, rounding=rounding: rounding(made))
+            plain.register_forward_hook(
+                lambda _, given, made, rounding=rounding, store=store: rounding(made, store)
+            )
     return model
 
 
