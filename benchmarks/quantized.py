@@ -44,7 +44,9 @@ def ways(ggml: Path | None, threads: int) -> tuple[dict[str, Way], dict[str, int
         kind: [QuantizedLinear(rounded(weight, kind), None, torch.bfloat16) for weight in weights]
         for kind in FORMATS
     }
-
+    for own in layers.values():
+        for layer in own:
+            layer.pack_()
     found: dict[str, Way] = {
         "bfloat16": lambda rows: lambda: [F.linear(rows[each.shape[1]], each) for each in weights]
     }

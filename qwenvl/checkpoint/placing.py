@@ -1,6 +1,6 @@
 """Whether a model fits into memory, said before it is read; and quantised layers in their places."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -24,25 +24,35 @@ def put_quantized(model: QwenVL, layer: str, integers: Integers, runtime: Runtim
     setattr(model.get_submodule(parent), name, made.to(runtime.device))
 
 
-def bytes_of(stored: Mapping[str, Stored], kept: Iterable[str], runtime: Runtime) -> int:
-    """Memory of the model: plain tensors in the runtime's precision, layers of `kept` as integers."""
-    integers = set(kept)
+LOOKED_UP = "llm.embed.weight"
+"""A table of which each answer needs a few rows."""
+
+
+def stays_in_file(name: str, stored: Stored, kept: Collection[str], runtime: Runtime) -> bool:
+    """Whether the table of a quantised model (`kept`: its layers of integers) is left in the file's own pages."""
+    fits = runtime.device.type == "cpu" and stored.dtype == runtime.dtype and stored.mapped is not None
+    return name == LOOKED_UP and bool(kept) and fits
+
+
+def bytes_of(stored: Mapping[str, Stored], kept: Collection[str], runtime: Runtime) -> int:
+    """Memory of the model: plain tensors in the runtime's precision, layers of `kept` as integers, no mapped table."""
     total = 0
     for name, each in stored.items():
         count = each.size // each.dtype.itemsize
-        total += each.packed if name in integers else count * runtime.dtype.itemsize
+        if not stays_in_file(name, each, kept, runtime):
+            total += each.packed if name in kept else count * runtime.dtype.itemsize
     return total
 
 
-def require_memory(stored: Mapping[str, Stored], kept: Iterable[str], runtime: Runtime, folder: Path) -> None:
+def require_memory(
+    stored: Mapping[str, Stored], kept: Collection[str], runtime: Runtime, folder: Path
+) -> None:
     """Raises ValueError when the model is larger than the memory that is free, and says what would fit."""
     free, need = free_memory(runtime.device), int(SPARE * bytes_of(stored, kept, runtime))
     if free is None or need <= free:
         return
     smaller = (
-        "quantise it (`qwenvl quantize ... --to int4`)"
-        if not list(kept)
-        else "quantise its vision encoder too"
+        "quantise it (`qwenvl quantize ... --to int4`)" if not kept else "quantise its vision encoder too"
     )
     if runtime.dtype.itemsize > 2:
         smaller = f"load it in bfloat16 (--dtype bfloat16) or {smaller}"

@@ -47,6 +47,8 @@ class Stored:
     """Reads the integers of a quantised matrix; `read` then gives the weights that they mean."""
     packed: int = 0
     """Bytes that these integers take in memory."""
+    mapped: Callable[[], Tensor] | None = None
+    """Gives the values where they lie in the file: only what is looked at comes into memory."""
 
     @property
     def size(self) -> int:
@@ -124,8 +126,10 @@ def _safetensors(file: Path) -> dict[str, Stored | None]:
             found[name] = None
             continue
         start, stop = header[name]["data_offsets"]
+        values = (file, 8 + length + start, stop - start, dtype, shape)
+        aligned = values[1] % dtype.itemsize == 0
         found[name] = Stored(
-            shape, dtype, partial(_read, file, 8 + length + start, stop - start, dtype, shape)
+            shape, dtype, partial(_read, *values), mapped=partial(_map, *values) if aligned else None
         )
     return found
 
@@ -138,6 +142,12 @@ def _read(file: Path, place: int, size: int, dtype: torch.dtype, shape: tuple[in
         if size and cast(BufferedReader, source).readinto(data.numpy().data) != size:
             raise ValueError(f"{file} has become shorter while it was read; copy it again from its source.")
     return data.view(dtype).view(shape)
+
+
+def _map(file: Path, place: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in mapped pages of the file; what is written into it does not reach the file."""
+    pages = torch.from_file(str(file), shared=False, size=(place + size) // dtype.itemsize, dtype=dtype)
+    return pages[place // dtype.itemsize :].view(shape)
 
 
 def _unpickled(file: Path) -> dict[str, Stored | None]:

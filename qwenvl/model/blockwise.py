@@ -15,8 +15,8 @@ from torch import Tensor
 
 from qwenvl.model.integers import FORMATS, Integers, Kind
 
-GROUP = 128
-"""Activations of a row that share a scale, where weights of the whole row do."""
+GROUPS = (128, 64, 32)
+"""Activations that share a scale: the most of these that divide the weights that do."""
 
 STRIP = 2**24
 """Weights that are given to the library at a time: it copies them several times on the way."""
@@ -51,11 +51,11 @@ class Blockwise:
         """Raises ValueError for what the kernels do not take, ImportError without the library."""
         self.kind, self.scales = integers.kind, integers.scales
         self.out, self.width = integers.levels.shape
-        self.group = integers.group if FORMATS[self.kind].groups else GROUP
-        if self.kind not in BITS or integers.zeros is not None or self.width % self.group:
-            raise ValueError("onnxruntime multiplies 8 and 4 bits around their middle in whole groups.")
-        if self.group & (self.group - 1) or self.width % integers.group or self.group < 16:
-            raise ValueError(f"onnxruntime has no kernel for groups of {self.group} weights.")
+        self.group = next((group for group in GROUPS if integers.group % group == 0), 0)
+        if self.kind not in BITS or integers.zeros is not None or not self.group:
+            raise ValueError(
+                "onnxruntime multiplies 8 and 4 bits around their middle, in groups that 32 divides."
+            )
         rows = max(1, STRIP // self.width)
         self._strips = [
             _session(self.kind, self.group, levels, scales)
@@ -106,7 +106,7 @@ def _graph(kind: Kind, group: int, levels: Tensor, scales: Tensor) -> bytes:
     out, width = levels.shape
     levels = levels.view(torch.uint8) ^ 128 if kind == "int8" else levels[:, ::2] | (levels[:, 1::2] << 4)
     shape = (out, width // group, group * BITS[kind] // 8)
-    each = scales.float().expand(out, width // group).flatten()
+    each = scales.float().repeat_interleave(width // group // scales.shape[1], 1).flatten()
     operator = helper.make_node(
         "MatMulNBits",
         ["rows", "levels", "scales"],

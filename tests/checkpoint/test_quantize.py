@@ -285,6 +285,21 @@ def test_what_is_said_to_be_needed_is_what_is_taken(official, tmp_path):
 # === Files and memory ===
 
 
+def test_the_table_of_words_of_a_quantised_model_stays_in_its_file(official, tmp_path):
+    small, same = tmp_path / "small", Runtime(device=CPU.device, dtype=torch.float16)
+    quantize(official, small, Plan(to="int8"))
+    _, stored = checkpoint.our_tensors(small)
+    wanted = stored[placing.LOOKED_UP].read()
+    assert placing.stays_in_file(placing.LOOKED_UP, stored[placing.LOOKED_UP], ["llm"], same)
+    table = checkpoint.load(small, same).llm.embed.weight
+    assert torch.equal(table, wanted)
+    table.data.zero_()
+    assert torch.equal(stored[placing.LOOKED_UP].read(), wanted), "what is written does not reach the file"
+    assert torch.equal(checkpoint.load(small, CPU).llm.embed.weight, wanted.float()), (
+        "another precision is read"
+    )
+
+
 def test_a_file_is_read_by_safetensors_wherever_a_tensor_stands(tmp_path):
     tensors = {
         "odd": torch.arange(3, dtype=torch.uint8), "halves": torch.ones(3).half(), "scalar": torch.tensor(2.5),

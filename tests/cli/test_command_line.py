@@ -293,3 +293,20 @@ def test_closed_streams_are_nothing_to_read_and_nowhere_to_write(closed: str, tm
     done = subprocess.run(["sh", "-c", f"{typed} {closed}"], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout
     assert ("has no score.json" in done.stderr) == ("2>" not in closed)
+
+
+def test_threads_of_a_command_wait_briefly_unless_the_user_has_said_how(
+    monkeypatch: pytest.MonkeyPatch, install: Install
+) -> None:
+    def seen() -> None:
+        found.append(os.environ.get("GOMP_SPINCOUNT"))
+
+    install(seen)
+    found: list[str | None] = []
+    for count, policy in ((None, None), ("7", None), (None, "ACTIVE")):
+        for name, value in {"GOMP_SPINCOUNT": count, "OMP_WAIT_POLICY": policy}.items():
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        assert cli.main(["seen"]) == 0
+    assert found == ["10000", "7", None]
