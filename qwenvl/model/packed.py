@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qwenvl.model.quantized import quantized_in
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import tight_memory
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Precisions that are packed."""
@@ -236,8 +237,9 @@ def pack_(model: QwenVL) -> Report:
             continue
         PackedLinear.pack_(layer, verdict)
         packed += 1
-    for quantized in quantized_in(model.llm).values():
-        quantized.pack_()
+    with tight_memory():
+        for quantized in sorted(quantized_in(model.llm).values(), key=lambda each: -each.nbytes):
+            quantized.pack_()  # the largest first: it is there twice meanwhile
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
 
