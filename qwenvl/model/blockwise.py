@@ -6,6 +6,7 @@ an order of its own that it does not show; what the integers were is read out of
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar
 
@@ -30,15 +31,17 @@ BITS: Mapping[Kind, int] = {"int8": 8, "int4": 4}
 
 @cache
 def onnxruntime() -> Any:
-    """The library, with as many threads for all its matrices together as torch has now.
+    """The library, with as many threads for all its matrices together as torch has now, or as it has been given before.
 
     Raises ImportError where it is not installed, or lacks `onnx`, which writes what it is given.
     """
     import onnx  # noqa: F401
     import onnxruntime as library
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
     library.set_default_logger_severity(3)  # it would say that it finds no GPU
-    library.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
+    with suppress(Fail):
+        library.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
     return library
 
 

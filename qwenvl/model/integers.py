@@ -59,7 +59,7 @@ class Integers:
 
     kind: Kind
     levels: Integer[Tensor, "out width"]
-    """int8 within +-127 for `int8`, uint8 below 16 for 4 bits."""
+    """int8 within +-127 for `int8`, uint8 below 16 for 4 bits; in any order in memory."""
     scales: Float[Tensor, "out groups"]
     zeros: Integer[Tensor, "out groups"] | None = None
     """None: that of the format."""

@@ -3,7 +3,6 @@
 import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 import torch
@@ -137,10 +136,24 @@ def test_a_model_packed_for_answering_answers_as_before(kind):
 
 def test_without_onnxruntime_a_layer_stays_as_it_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    blockwise.onnxruntime.cache_clear()
-    monkeypatch.setattr(quantized, "_fails", partial(quantized._fails.__wrapped__))
+    monkeypatch.setattr(blockwise, "onnxruntime", blockwise.onnxruntime.__wrapped__)
+    monkeypatch.setattr(quantized, "_fails", quantized._fails.__wrapped__)
     layer = QuantizedLinear(matrix("int4"), None, torch.float32)
     layer.pack_()
     assert not isinstance(layer.store, Blockwise)
     assert "onnxruntime" in quantized._fails(Blockwise, "int4", 96, 256, 128, False)
-    blockwise.onnxruntime.cache_clear()
+
+
+def test_a_pool_of_threads_that_somebody_has_made_is_used(monkeypatch):
+    blockwise.onnxruntime()
+    monkeypatch.setattr(blockwise, "onnxruntime", blockwise.onnxruntime.__wrapped__)
+    integers, rows = matrix("int4"), rows_of(256)
+    assert (Blockwise(integers).product(rows) - rows @ integers.dequantised().T).norm() < 10
+
+
+def test_a_library_that_cannot_is_not_used(monkeypatch):
+    def refuse(*_):
+        raise type("Fail", (Exception,), {})("no such operator")
+
+    monkeypatch.setattr(blockwise, "_session", refuse)
+    assert quantized._fails.__wrapped__(Blockwise, "int4", 96, 256, 128, False) == "no such operator"
