@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from qwenvl.checkpoint import names
 from qwenvl.checkpoint.layers import SETTING, whole_weights
 from qwenvl.checkpoint.official import from_official, is_official
-from qwenvl.checkpoint.placing import put_quantized, require_memory, stays_in_file
+from qwenvl.checkpoint.placing import plain_tensor, put_quantized, require_memory
 from qwenvl.checkpoint.weights import Stored, stored_tensors
 from qwenvl.checkpoint.writing import write_tensors
 from qwenvl.config import ModelConfig
@@ -202,12 +202,7 @@ def load(checkpoint: str | Path, runtime: Runtime | None = None, *, dequantise: 
     require_memory(stored, kept, runtime, folder)
     plain = {name: each for name, each in stored.items() if name not in kept}
     with tight_memory():
-        state = {
-            name: each.mapped()
-            if each.mapped and stays_in_file(name, each, kept, runtime)
-            else each.read().to(runtime.device, runtime.dtype)
-            for name, each in plain.items()
-        }
+        state = {name: plain_tensor(name, each, kept, runtime) for name, each in plain.items()}
         model.load_state_dict(
             state, assign=True, strict=False
         )  # the names have been checked; the integers follow

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from qwenvl.checkpoint.weights import Stored
 from qwenvl.model.integers import Integers
@@ -13,6 +13,12 @@ from qwenvl.runtime import Runtime, free_memory
 
 SPARE = 1.05
 """What reading takes beside the model: one matrix on its way, and the allocator's own."""
+
+BESIDE = 0.15
+"""Of integers, what the order takes beside them that answers fastest on a CPU (`model.blockwise`)."""
+
+LOOKED_UP = "llm.embed.weight"
+"""A table of which each answer needs a few rows."""
 
 
 def put_quantized(model: QwenVL, layer: str, integers: Integers, runtime: Runtime) -> None:
@@ -24,14 +30,17 @@ def put_quantized(model: QwenVL, layer: str, integers: Integers, runtime: Runtim
     setattr(model.get_submodule(parent), name, made.to(runtime.device))
 
 
-LOOKED_UP = "llm.embed.weight"
-"""A table of which each answer needs a few rows."""
-
-
 def stays_in_file(name: str, stored: Stored, kept: Collection[str], runtime: Runtime) -> bool:
     """Whether the table of a quantised model (`kept`: its layers of integers) is left in the file's own pages."""
     fits = runtime.device.type == "cpu" and stored.dtype == runtime.dtype and stored.mapped is not None
     return name == LOOKED_UP and bool(kept) and fits
+
+
+def plain_tensor(name: str, stored: Stored, kept: Collection[str], runtime: Runtime) -> Tensor:
+    """The values in the runtime's precision on its device, or where they lie in the file."""
+    if stored.mapped is not None and stays_in_file(name, stored, kept, runtime):
+        return stored.mapped()
+    return stored.read().to(runtime.device, runtime.dtype)
 
 
 def bytes_of(stored: Mapping[str, Stored], kept: Collection[str], runtime: Runtime) -> int:
@@ -49,6 +58,8 @@ def require_memory(
 ) -> None:
     """Raises ValueError when the model is larger than the memory that is free, and says what would fit."""
     free, need = free_memory(runtime.device), int(SPARE * bytes_of(stored, kept, runtime))
+    if runtime.device.type == "cpu":
+        need += int(BESIDE * sum(stored[name].packed for name in kept))
     if free is None or need <= free:
         return
     smaller = (
