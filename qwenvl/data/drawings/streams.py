@@ -4,6 +4,7 @@ drawn_text      a scene in words, and the records about it without an image     
 names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
 lone_scenes     a scene of one thing, asked about in the same ways               the beginning of stage 2
+few_scenes      a scene of two things at most: which of them is meant            then these
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
 map_regions     a map, and its regions by name                                   stage 2
 drawn_pages     a small page of text, each line with its corners                 stage 2
@@ -135,6 +136,8 @@ def _names(drawing: Drawing) -> Mapping[Language, str]:
 CAPTIONS = ("caption", "caption", "grounded_caption")
 KINDS = (*ASK, *("refer", "count") * 2, "exists", "what", "color", "where")
 """Kinds of records that scenes are asked for; short answers stand twice, for a loss per token counts them little."""
+TELLING_APART = (*("refer",) * 3, *("what", "exists", "count") * 2, "read", "where", "caption")
+"""Kinds of which most can be answered only by finding what is asked for, and that take few tokens."""
 
 RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
@@ -154,6 +157,11 @@ def captions_document(place: Place, tokenizer: Tokenizer, queries: int, index: i
 def lone_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene of one thing and several records about it: where something is, before what is where."""
     return _scene_document(place, tokenizer, queries, index, KINDS, RECORDS, most=1)
+
+
+def few_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene of two things at most: which of them is meant, before there are more to choose from."""
+    return _scene_document(place, tokenizer, queries, index, TELLING_APART, RECORDS, most=2)
 
 
 def scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
@@ -280,6 +288,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "names": names_document,
     "drawn_captions": captions_document,
     "lone_scenes": lone_scenes_document,
+    "few_scenes": few_scenes_document,
     "scenes": scenes_document,
     "map_regions": regions_document,
     "drawn_pages": pages_document,

@@ -272,6 +272,19 @@ def test_documents_of_every_source_are_a_function_of_their_number(folder: Path) 
             assert any(label >= 0 for label in one.labels)
 
 
+def test_scenes_of_few_things_are_mostly_asked_for_one_of_two(folder: Path) -> None:
+    place = streams.Place(folder=folder, licences="permissive", seed=4)
+    found = 0
+    for index in range(20):
+        shown, _ = streams.scene_at(place, index, most=2)
+        document = streams.few_scenes_document(place, LETTERS, 4, index)
+        pixels = document.images[0].source
+        assert len(shown.things) <= 2 and isinstance(pixels, np.ndarray) and (pixels == shown.pixels).all()
+        assert LETTERS.quad not in document.ids, "no signs with their corners"
+        found += document.ids.count(LETTERS.ref)
+    assert found > 20, "more than a phrase of each"
+
+
 @pytest.mark.parametrize(
     ("one", "many"),
     [("cat", "cats"), ("box", "boxes"), ("berry", "berries"), ("key", "keys"), ("mouse", "mice")],
