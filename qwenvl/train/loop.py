@@ -198,6 +198,7 @@ def accumulate_gradients(
         with nullcontext() if parallel.cuts else work.computing():
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=stage.bfloat16):
                 loss = objective.loss(batch)
+            data.read_ahead()  # beside a backward pass, which is no Python
             if loss.total.requires_grad:  # a frozen language model learns nothing from text alone
                 loss.total.backward()
         if unknown := loss.by_source.keys() - set(objective.sources):

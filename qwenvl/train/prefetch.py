@@ -1,5 +1,10 @@
 """Micro-batches one ahead: a thread reads, packs, pins and copies the next one while the model learns from this one.
 
+    loop      forward [ backward          ] forward [ backward          ] update
+    thread            [ read the next ]             [ read the next ]
+
+Reading is Python, and so is a forward pass, of which only one thread runs at a time; a backward pass is none.
+
 On a GPU the copy stands in the same queue as the kernels, behind those of the micro-batch before: 25 MB at most, which
 take half a millisecond. Nothing else is different there: on a CPU to put a batch on the device is to leave it.
 """
@@ -26,14 +31,20 @@ class DevicePrefetcher:
         self._objective, self._order, self._device = objective, iter(order), own_device(device)
         self._thread = ThreadPoolExecutor(1, "prefetch", initializer=self._begin)
         self._coming: Future[Any] | None = None
-        self._announce()
+        self.read_ahead()
 
     def __call__(self) -> Any:
         """The next micro-batch, on the device."""
+        self.read_ahead()
         assert self._coming is not None, "no more than was announced"
-        made = self._coming.result()
-        self._announce()
+        made, self._coming = self._coming.result(), None
         return made
+
+    def read_ahead(self) -> None:
+        """Begin to make the next micro-batch, if there is one and that has not begun."""
+        if self._coming is None and (documents := next(self._order, None)) is not None:
+            with deaf():  # signals are for the thread that waits
+                self._coming = self._thread.submit(self._make, documents)
 
     def settle(self) -> None:
         """Return when nothing is read any more: what follows may look at the same data, or change it."""
@@ -43,11 +54,6 @@ class DevicePrefetcher:
     def close(self) -> None:
         """End the thread, when it has made what it is at."""
         self._thread.shutdown(cancel_futures=True)
-
-    def _announce(self) -> None:
-        documents = next(self._order, None)
-        with deaf():  # signals are for the thread that waits
-            self._coming = None if documents is None else self._thread.submit(self._make, documents)
 
     def _make(self, documents: Sequence[int]) -> Any:
         return self._objective.placed(self._objective.batch(documents))

@@ -30,11 +30,11 @@ from qwenvl.train.stages import StageConfig
 
 # === Dense labels ===
 
-_CLASSES = (
-    *(SIGN_CLASS + 1, len(worlds.COLORS) + 1, len(worlds.SIZES) + 1),
-    *[len(CHARACTERS) + 1] * (LONGEST + 4),
-    *[10] * 8,
+_LABELS = (
+    *((SIGN_CLASS + 1, 1), (len(worlds.COLORS) + 1, 1), (len(worlds.SIZES) + 1, 1)),
+    *((len(CHARACTERS) + 1, LONGEST + 4), (10, 8)),
 )
+"""Classes of a label, and how many labels in a row have these."""
 _BOX_WEIGHT = 20.0
 
 
@@ -45,7 +45,8 @@ def dense(
 
     Nothing is left out, so that nothing is noted in `run_dir`.
     """
-    head = nn.Linear(model.config.vision.width, sum(_CLASSES) + 4)
+    widths = [classes * labels for classes, labels in _LABELS]
+    head = nn.Linear(model.config.vision.width, sum(widths) + 4)
     nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
     nn.init.zeros_(head.bias)
     head.to(model.vision.position.device)
@@ -77,15 +78,16 @@ def dense(
     def loss(given: list[torch.Tensor]) -> Loss:
         pixels, classes, boxes, places = given
         predicted = head(model.vision(pixels)).float()  # (images, patches, classes and box)
-        *logits, edges = predicted.split([*_CLASSES, 4], dim=-1)
-        classes = classes.flatten(2)  # (images, labels, patches)
+        *logits, edges = predicted.split([*widths, 4], dim=-1)
+        classes = classes.flatten(2).transpose(1, 2)  # (images, patches, labels)
+        targets = classes.split([labels for _, labels in _LABELS], dim=-1)
         total = sum(
-            F.cross_entropy(each.flatten(0, 1), classes[:, k].flatten(), reduction="sum")
-            for k, each in enumerate(logits)
+            F.cross_entropy(each.reshape(-1, count), target.flatten(), reduction="sum")
+            for each, target, (count, _) in zip(logits, targets, _LABELS, strict=True)
         )
         wanted = boxes.flatten(0, 2)[places]
         off = F.smooth_l1_loss(edges.flatten(0, 1)[places], wanted, reduction="sum", beta=0.02)
-        patches = classes.shape[0] * classes.shape[2]
+        patches = classes.shape[0] * classes.shape[1]
         return Loss(
             total=total + _BOX_WEIGHT * off,
             supervised=patches,

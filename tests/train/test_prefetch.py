@@ -41,10 +41,15 @@ def test_the_next_one_is_made_meanwhile_and_no_other() -> None:
 
     ahead = DevicePrefetcher(reading(batch), [[0], [1], [2]], CPU)
     assert begun[0].wait(LONG) and ahead() == ("placed", 0)
+    ahead.settle()
+    assert not begun[1].is_set(), "a forward pass has Python to itself"
+    ahead.read_ahead()
     assert begun[1].wait(LONG), "though nobody has asked for it"
+    ahead.read_ahead()
     ahead.settle()
     assert not begun[2].is_set()
     assert ahead() == ("placed", 1) and ahead() == ("placed", 2)
+    ahead.read_ahead()
     ahead.settle()
     ahead.close()
     (thread,) = threads
