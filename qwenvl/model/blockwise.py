@@ -19,7 +19,7 @@ from qwenvl.model.integers import FORMATS, Integers, Kind
 GROUPS = (128, 64, 32)
 """Activations that share a scale: the most of these that divide the weights that do."""
 
-STRIP = 2**24
+STRIP = 2**26
 """Weights that are given to the library at a time: it copies them several times on the way."""
 
 ONES = 127
@@ -46,7 +46,7 @@ def onnxruntime() -> Any:
 
 
 class Blockwise:
-    """Levels in the library's own order, a few megabytes of rows at a time."""
+    """Levels in the library's own order, some rows at a time."""
 
     allowed: ClassVar[float] = 2e-2
 
