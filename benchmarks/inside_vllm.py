@@ -129,8 +129,8 @@ def speed(python: Path, rounds: int) -> dict[str, Any]:
     shapes = {"plugin": ours(), "Qwen2": qwen2("bfloat16")}
     found: dict[str, Any] = {"shape": SHAPE}
     best = {(batch, name): 0.0 for batch in (1, 8) for name in shapes}
+    peer = [str(python), str(ROOT / "benchmarks" / "vllm_peer.py")]
     for names in (list(shapes), list(shapes)[::-1]):
-        peer = [str(python), str(ROOT / "benchmarks" / "vllm_peer.py")]
         running = {name: Contender(peer, shapes[name]) for name in names}
         found["versions"] = running["plugin"].versions
         for batch, number in itertools.product((1, 8), range(-1, rounds)):

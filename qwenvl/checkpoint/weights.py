@@ -126,11 +126,10 @@ def _safetensors(file: Path) -> dict[str, Stored | None]:
             found[name] = None
             continue
         start, stop = header[name]["data_offsets"]
-        values = (file, 8 + length + start, stop - start, dtype, shape)
-        aligned = values[1] % dtype.itemsize == 0
-        found[name] = Stored(
-            shape, dtype, partial(_read, *values), mapped=partial(_map, *values) if aligned else None
-        )
+        place = 8 + length + start
+        values = (file, place, stop - start, dtype, shape)
+        mapped = None if place % dtype.itemsize else partial(_map, *values)
+        found[name] = Stored(shape, dtype, partial(_read, *values), mapped=mapped)
     return found
 
 
