@@ -33,9 +33,8 @@ BITS: Mapping[Kind, int] = {"int8": 8, "int4": 4}
 def onnxruntime() -> Any:
     """The library, with as many threads for all its matrices together as torch has now, or as it has been given before.
 
-    Raises ImportError where it is not installed, or lacks `onnx`, which writes what it is given.
+    Raises ImportError where it is not installed.
     """
-    import onnx  # noqa: F401
     import onnxruntime as library
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
@@ -51,7 +50,7 @@ class Blockwise:
     allowed: ClassVar[float] = 2e-2
 
     def __init__(self, integers: Integers) -> None:
-        """Raises ValueError for what the kernels do not take, ImportError without the library."""
+        """Raises ValueError for what the kernels do not take, ImportError without the library or `onnx`."""
         self.kind, self.scales = integers.kind, integers.scales
         self.out, self.width = integers.levels.shape
         self.group = next((group for group in GROUPS if integers.group % group == 0), 0)
@@ -90,14 +89,16 @@ class Blockwise:
 
 
 def _session(kind: Kind, group: int, levels: Tensor, scales: Tensor) -> Any:
-    """A product with some rows of a matrix."""
+    """A product with some rows of a matrix. Raises RuntimeError where the library has no such kernel."""
     library = onnxruntime()
     options = library.SessionOptions()
     options.use_per_session_threads = False  # one pool serves all matrices
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # nothing is kept between products
-    session = library.InferenceSession(
-        _graph(kind, group, levels, scales), options, providers=["CPUExecutionProvider"]
-    )
+    graph = _graph(kind, group, levels, scales)
+    try:
+        session = library.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has types of its own, which have nothing in common
+        raise RuntimeError(str(error) or type(error).__name__) from None
     session._model_bytes = None  # a second copy that only serves to begin anew
     return session
 

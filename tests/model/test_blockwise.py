@@ -152,8 +152,8 @@ def test_a_pool_of_threads_that_somebody_has_made_is_used(monkeypatch):
 
 
 def test_a_library_that_cannot_is_not_used(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise type("Fail", (Exception,), {})("no such operator")
 
-    monkeypatch.setattr(blockwise, "_session", refuse)
+    monkeypatch.setattr(blockwise.onnxruntime(), "InferenceSession", refuse)
     assert quantized._fails.__wrapped__(Blockwise, "int4", 96, 256, 128, False) == "no such operator"
