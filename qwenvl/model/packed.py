@@ -237,9 +237,10 @@ def pack_(model: QwenVL) -> Report:
             continue
         PackedLinear.pack_(layer, verdict)
         packed += 1
-    with tight_memory():
-        for quantized in sorted(quantized_in(model.llm).values(), key=lambda each: -each.nbytes):
-            quantized.pack_()  # the largest first: it is there twice meanwhile
+    if waiting := [each for each in quantized_in(model.llm).values() if each.packs]:
+        with tight_memory():
+            for quantized in sorted(waiting, key=lambda each: -each.nbytes):
+                quantized.pack_()  # the largest first: it is there twice meanwhile
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
 
 

@@ -297,13 +297,18 @@ class QuantizedLinear(nn.Module):
         )
         self.store, self.shape = store_of(integers), _shape(integers)
 
-    def pack_(self) -> None:
-        """Take the order of the kernel that answers fastest, where it passes its trial, for products alone.
+    @property
+    def packs(self) -> bool:
+        """Whether there is a faster kernel for answering, which has passed its trial and is not taken yet."""
+        on_cpu, packed = self.device.type == "cpu", isinstance(self.store, Blockwise)
+        return on_cpu and not packed and not _fails(Blockwise, *self.shape)
 
-        Whoever asks for anything else (gradients, weights, a copy, a move) brings the order back that it had
-        (`plain_`).
+    def pack_(self) -> None:
+        """Take the order of the kernel that answers fastest, where there is one (`packs`), for products alone.
+
+        Whoever asks for anything else (gradients, weights, a copy, a move) undoes it (`plain_`).
         """
-        if self.device.type != "cpu" or isinstance(self.store, Blockwise) or _fails(Blockwise, *self.shape):
+        if not self.packs:
             return
         integers = self.store.integers()
         del self.store  # the head of the full-size model has 600 MB
