@@ -33,6 +33,7 @@ from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token_of
 from qwenvl.train.parallelize import ParallelConfig
 from qwenvl.train.plan import Assumptions, plan
+from qwenvl.train.precision import suited
 from qwenvl.train.stages import OptimConfig, StageConfig
 
 
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
-    stage = StageConfig(
+    asked = StageConfig(
         name="plan",
         trains=tuple(given.trains.split(",")),
         image_size=224,
@@ -117,7 +118,7 @@ def main() -> None:
         bfloat16=given.bfloat16,
         optim=OptimConfig(peak_lr=1e-4, final_lr=0.0, warmup_steps=0, steps=3),
     )
-    config = shape(given.scale)
+    stage, config = suited(asked, torch.device(given.device)), shape(given.scale)
     text = 512 - 66 - 8
     planned = plan(
         stage,

@@ -33,7 +33,7 @@ from qwenvl.train.optim import (
     squared_norms,
 )
 from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
-from qwenvl.train.precision import lower_, raise_, raised
+from qwenvl.train.precision import lower_, raise_, raised, suited
 from qwenvl.train.prefetch import DevicePrefetcher
 from qwenvl.train.show import show
 from qwenvl.train.stages import StageConfig
@@ -75,7 +75,7 @@ def train(
     the loss is no longer a number or has run away, and when no document could be used; `Stopped` after SIGTERM or
     Ctrl-C, when the state is saved.
     """
-    parallel = parallel or ParallelConfig()
+    parallel, stage = parallel or ParallelConfig(), suited(stage, runtime.device)
     require_shares(stage, parallel, distributed.world_size())
     freeze(model, stage.trains)
     lowered = [] if parallel.cuts else lower_(model, stage)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qwenvl.runtime import multiplies_bfloat16
 from qwenvl.train import distributed
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -69,11 +70,15 @@ def balanced(costs: Sequence[int], processes: int) -> list[int]:
 
 
 def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """A matrix with the singular vectors of this one and singular values near 1, in bfloat16."""
+    """A matrix with the singular vectors of this one and singular values near 1, in bfloat16.
+
+    Where the device is slow at bfloat16 only what comes out is rounded to it.
+    """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.bfloat16() if len(matrix) <= matrix.shape[1] else matrix.bfloat16().T
+    rounded = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix.float()
+    wide = rounded if len(matrix) <= matrix.shape[1] else rounded.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide if len(matrix) <= matrix.shape[1] else wide.T
+    return (wide if len(matrix) <= matrix.shape[1] else wide.T).bfloat16()

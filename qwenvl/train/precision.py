@@ -1,10 +1,11 @@
-"""Which matrices a stage holds in bfloat16, in which autocast multiplies them in any case (Table 8).
+"""What a stage computes in bfloat16, and which matrices it holds so, since autocast multiplies them so (Table 8).
 
 What is frozen goes there when bfloat16 holds its every number, as it does those of the releases: the products are the
 same to the bit, and half the memory and all the casts are saved. What learns goes there when the stage says so
 (`StageConfig.weights`). Whoever looks at the model in between sees float32.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,8 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl.model.vlm import QwenVL
+from qwenvl.runtime import multiplies_bfloat16
+from qwenvl.train import distributed
 from qwenvl.train.optim import decays
 from qwenvl.train.stages import StageConfig
+
+
+def suited(stage: StageConfig, device: torch.device) -> StageConfig:
+    """The stage as all processes compute it: in float32 where products in bfloat16 would be far slower in one of them.
+
+    Weights or sums that a stage wants in bfloat16 stay so, and its products with them.
+    """
+    wanted = stage.bfloat16 and "bfloat16" not in (stage.weights, stage.residual)
+    slow = distributed.any_rank(wanted and not multiplies_bfloat16(device))
+    return dataclasses.replace(stage, bfloat16=False) if slow else stage
 
 
 def lower_(model: QwenVL, stage: StageConfig) -> list[nn.Parameter]:

@@ -157,7 +157,7 @@ class StageConfig:
     fast_images: bool = False
     """Decode and resize twice as fast, off by a level in three values of a thousand (`data.stream.images`)."""
     bfloat16: bool = True
-    """Compute matrix products in bfloat16; weights and sums stay float32."""
+    """Matrix products in bfloat16, where that is not slow (`precision.suited`); weights and sums stay float32."""
     weights: str = "float32"
     """Precision of the matrices that learn, one of `PRECISIONS`; in bfloat16 they are rounded by chance (`compact`)."""
     residual: str = ""

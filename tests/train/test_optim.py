@@ -132,7 +132,9 @@ def small_model() -> QwenVL:
         )
 
 
-def test_muon_is_torchs_to_the_last_bit():
+def test_muon_is_torchs_to_the_last_bit(monkeypatch):
+    """On devices made for bfloat16, in which torch's computes everywhere."""
+    monkeypatch.setattr("qwenvl.train.muon.multiplies_bfloat16", lambda _: True)
     generator = torch.Generator().manual_seed(0)
     shapes = (96, 32), (32, 96), (64, 64)
     ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
@@ -150,7 +152,10 @@ def test_muon_is_torchs_to_the_last_bit():
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-def test_an_orthogonal_matrix_keeps_directions_and_levels_lengths():
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_orthogonal_matrix_keeps_directions_and_levels_lengths(fast, monkeypatch):
+    """On a device made for bfloat16 and on another."""
+    monkeypatch.setattr("qwenvl.train.muon.multiplies_bfloat16", lambda _: fast)
     matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(1))
     lengths = torch.linalg.svdvals(orthogonal(matrix).float())
     assert lengths.min() > 0.6 and lengths.max() < 1.3

@@ -1,6 +1,7 @@
 """Memory and speed by precision: what is held in fewer bits learns the same, to a stated bound, and resumes exactly."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from qwenvl.checkpoint import folder
 from qwenvl.model.vlm import QwenVL
-from qwenvl.runtime import Runtime
+from qwenvl.runtime import Runtime, multiplies_bfloat16
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.compact import CompactAdamW, decoded, encoded, levels, rounded_by_chance
 from qwenvl.train.log import read_log
@@ -17,7 +18,7 @@ from qwenvl.train.loop import train
 from qwenvl.train.optim import freeze
 from qwenvl.train.parallelize import ParallelConfig, require_shares
 from qwenvl.train.plan import Assumptions, plan
-from qwenvl.train.precision import is_exact, lower_, raise_
+from qwenvl.train.precision import is_exact, lower_, raise_, suited
 from qwenvl.train.stages import StageConfig
 
 from .conftest import stage
@@ -35,6 +36,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "residual": {"residual": "bfloat16"},
     "all": {"weights": "bfloat16", "residual": "bfloat16", **EIGHT_BIT},
 }
+
+
+@pytest.fixture(autouse=True)
+def made_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried here is tried on every processor, on some of them slowly."""
+    monkeypatch.setattr("qwenvl.train.precision.multiplies_bfloat16", lambda _: True)
 
 
 class Stopped(Exception):
@@ -156,6 +163,40 @@ def test_what_is_frozen_and_exact_is_held_in_bfloat16_to_the_same_bits(start: Pa
     assert lines == expected
     for (name, one), other in zip(whole.named_parameters(), known.parameters(), strict=True):
         assert one.dtype == torch.float32 and torch.equal(one, other), name
+
+
+# === Where products in bfloat16 are slow ===
+
+
+def test_a_device_that_is_slow_at_bfloat16_computes_in_float32(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of a stage that says so; what is to be held in bfloat16 is held all the same."""
+    assert suited(SHORT, CPU.device) is SHORT
+    monkeypatch.setattr("qwenvl.train.precision.multiplies_bfloat16", lambda _: False)
+    for held in ("weights", "residual"):
+        low = dataclasses.replace(SHORT, **{held: "bfloat16"})
+        assert suited(low, CPU.device) is low
+    here, lines = trained(start, tmp_path / "here", SHORT)
+    wide, expected = trained(start, tmp_path / "wide", dataclasses.replace(SHORT, bfloat16=False))
+    assert lines == expected
+    for (name, one), other in zip(here.named_parameters(), wide.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_products_in_bfloat16_are_said_to_be_slow_where_they_are() -> None:
+    """Least processor time of a product of 512: said to be fast where it is less than four times that in float32."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        one, least = torch.ones(512, 512, dtype=dtype), float("inf")
+        for _ in range(8):
+            began = time.process_time()
+            torch.mm(one, one)
+            least = min(least, time.process_time() - began)
+        return least
+
+    fast = seconds(torch.bfloat16) < 4 * seconds(torch.float32)
+    assert fast == multiplies_bfloat16(CPU.device)
 
 
 # === Refused, planned ===
