@@ -96,7 +96,7 @@ class ParallelDims:
 
     def __init__(self, tensor: int, device: torch.device) -> None:
         processes = world_size()
-        assert processes % tensor == 0, "see parallelize.require_shares"
+        assert processes % tensor == 0, "see parallelize.shared_by"
         if dist.is_initialized():
             shape = (processes // tensor, tensor)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))

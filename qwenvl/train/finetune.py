@@ -36,7 +36,7 @@ from qwenvl.train import distributed, launcher
 from qwenvl.train.log import LOG, has_begun, read_log, traceless
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import Objective, next_token, next_token_of
-from qwenvl.train.parallelize import ParallelConfig, gathered, require_shares, whole
+from qwenvl.train.parallelize import ParallelConfig, gathered, shared_by, whole
 from qwenvl.train.stages import OptimConfig, StageConfig
 from qwenvl.train.stopping import hearing
 from qwenvl.train.verify import TOLERANCE, difference, named, supervised_logits
@@ -197,7 +197,7 @@ def finetune(
     ValueError when OUT holds another run, or something would learn nothing.
     """
     parallel = parallel or ParallelConfig()
-    require_shares(job.stage, parallel, launcher.joining(processes))
+    shared_by(job.stage, parallel, launcher.joining(processes))  # said before anything is done
     if job.adaptation is not None and parallel.tensor > 1:
         raise ValueError("adapters are not cut by tensor parallelism; set tensor = 1.")
     found = "model" if job.adaptation is None else "adapter"

@@ -32,7 +32,7 @@ from qwenvl.train.optim import (
     set_learning_rates,
     squared_norms,
 )
-from qwenvl.train.parallelize import ParallelConfig, parallelize_, require_shares, sync_gradients, whole
+from qwenvl.train.parallelize import ParallelConfig, parallelize_, shared_by, sync_gradients, whole
 from qwenvl.train.precision import lower_, raise_, raised, suited
 from qwenvl.train.prefetch import DevicePrefetcher
 from qwenvl.train.show import show
@@ -75,8 +75,8 @@ def train(
     the loss is no longer a number or has run away, and when no document could be used; `Stopped` after SIGTERM or
     Ctrl-C, when the state is saved.
     """
-    parallel, stage = parallel or ParallelConfig(), suited(stage, runtime.device)
-    require_shares(stage, parallel, distributed.world_size())
+    parallel = parallel or ParallelConfig()
+    stage = suited(shared_by(stage, parallel, distributed.world_size()), runtime.device)
     freeze(model, stage.trains)
     lowered = [] if parallel.cuts else lower_(model, stage)
     dims = ParallelDims(parallel.tensor, runtime.device)

@@ -5,9 +5,10 @@ perceptron, the head by words; everything else (embedding, norms, the adapter) i
 weights, gradients and moments may be cut once more (FSDP2).
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, Literal
@@ -210,18 +211,21 @@ def _gathered(tensor: DTensor) -> Tensor:
     return tensor.to_local()
 
 
-def require_shares(stage: StageConfig, parallel: ParallelConfig, processes: int) -> None:
-    """Raises ValueError when so many processes cannot share an update evenly, or an optimiser needs whole matrices."""
+def shared_by(stage: StageConfig, parallel: ParallelConfig, processes: int) -> StageConfig:
+    """The stage as so many processes share it: where there are too few micro-batches for all, with smaller ones.
+
+    Raises ValueError when they cannot share an update evenly, or an optimiser needs whole matrices.
+    """
     if processes % parallel.tensor:
         raise ValueError(
             f"tensor parallelism of {parallel.tensor} with {processes} process{'es' * (processes > 1)}; "
             f"start a multiple of {parallel.tensor}."
         )
-    micro_batches, readers = stage.documents // stage.micro_documents, processes // parallel.tensor
-    if micro_batches % readers:
+    readers = processes // parallel.tensor
+    if stage.documents % readers:
         raise ValueError(
-            f"stage {stage.name} has {micro_batches} micro-batches per update, which {readers} processes cannot share "
-            f"evenly; choose micro_documents so that {stage.documents} documents make a multiple of them."
+            f"stage {stage.name} has {stage.documents} documents per update, which {readers} processes cannot share "
+            f"evenly; choose a multiple of {readers} as documents, or start other processes."
         )
     if parallel.cuts and (stage.weights == "bfloat16" or stage.optim.state == "8bit"):
         raise ValueError(
@@ -233,6 +237,8 @@ def require_shares(stage: StageConfig, parallel: ParallelConfig, processes: int)
             f"stage {stage.name} learns by Muon, which needs whole matrices; set muon = false, or shard = none and "
             "tensor = 1."
         )
+    share = math.gcd(stage.micro_documents, stage.documents // readers)
+    return stage if share == stage.micro_documents else replace(stage, micro_documents=share)
 
 
 def _require_cuts(config: ModelConfig, parallel: ParallelConfig) -> None:

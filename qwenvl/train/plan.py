@@ -22,7 +22,7 @@ from qwenvl.train.compact import BLOCK, LEAST
 from qwenvl.train.flops import learning, next_token_flops
 from qwenvl.train.loss import LOGIT_BLOCK, LOGIT_CHUNK
 from qwenvl.train.optim import freeze
-from qwenvl.train.parallelize import ParallelConfig, checkpoint_activations_, cut_
+from qwenvl.train.parallelize import ParallelConfig, checkpoint_activations_, cut_, shared_by
 from qwenvl.train.precision import lowerable, residual_of
 from qwenvl.train.stages import StageConfig
 
@@ -134,7 +134,7 @@ def plan(stage: StageConfig, config: ModelConfig, given: Assumptions, *, adapt: 
 
     Raises ValueError when a document does not fit a row.
     """
-    config = config.at(stage.image_size)
+    config, stage = config.at(stage.image_size), shared_by(stage, given.parallel, given.gpus)
     document = given.text_tokens + given.images * (config.adapter.queries + 2)
     if document > stage.sequence_length:
         raise ValueError(

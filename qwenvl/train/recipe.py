@@ -41,7 +41,7 @@ from qwenvl.train.data import require_sources
 from qwenvl.train.log import following, traceless
 from qwenvl.train.loop import OBJECTIVES, Watch, stop, train
 from qwenvl.train.objectives import next_token
-from qwenvl.train.parallelize import ParallelConfig, require_shares, whole
+from qwenvl.train.parallelize import ParallelConfig, shared_by, whole
 from qwenvl.train.stages import StageConfig
 from qwenvl.train.stopping import asked, hearing
 from qwenvl.train.untrained import begin
@@ -202,7 +202,7 @@ def run_recipe(
     recipe, stages = Recipe.read(folder).started_from(given), stages_of(folder, given)
     order = parallel_stages(stages)
     for stage in stages:  # before days are spent on the stage before
-        require_shares(stage, parallel, launcher.joining(processes))
+        shared_by(stage, parallel, launcher.joining(processes))
         if stage.data or OBJECTIVES[stage.objective] is next_token:
             require_sources(stage)
     distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
@@ -349,7 +349,7 @@ def _train_stages(
     jobs = [(stage, init, run_dir, runtime, parallel, watch) for run_dir, stage in left.items()]
     with ExitStack() as begun:
         for run_dir, stage in left.items():
-            require_shares(stage, parallel, launcher.joining(processes))
+            shared_by(stage, parallel, launcher.joining(processes))  # said before anything is written
             begun.enter_context(traceless(run_dir))
             distributed.on_rank0(partial(_remember, run_dir, {"stage": stage, "parallel": parallel}))
         if len(stages) == 1:

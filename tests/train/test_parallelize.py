@@ -27,7 +27,7 @@ from qwenvl.train.gradients import GradientSums
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.objectives import next_token
-from qwenvl.train.parallelize import ParallelConfig, compile_, parallelize_, whole
+from qwenvl.train.parallelize import ParallelConfig, compile_, parallelize_, shared_by, whole
 from qwenvl.train.recipe import run_stage
 from qwenvl.train.show import SHOWN
 from qwenvl.train.stages import OptimConfig, StageConfig
@@ -56,6 +56,7 @@ ALONE: Mapping[str, Case] = {
 }
 TWO: Mapping[str, Case] = {
     "trial, replicated": (TRIAL, ParallelConfig()),
+    "trial, replicated, in one": (dataclasses.replace(TRIAL, micro_documents=8), ParallelConfig()),
     "trial, optimizer": (TRIAL, ParallelConfig(shard="optimizer")),
     "trial, full": (dataclasses.replace(TRIAL, show_every=3), ParallelConfig(shard="full")),
     "trial, full, summed last, recomputed": (
@@ -249,12 +250,28 @@ def test_f48_ever_new_lengths_never_reach_the_limit_of_compilations(
         torch.testing.assert_close(compiled(rows), plain(rows))
 
 
+# === Micro-batches ===
+
+
+@pytest.mark.parametrize(
+    ("processes", "tensor", "micro", "share"),
+    [(1, 1, 24, 24), (2, 1, 24, 12), (3, 1, 6, 2), (4, 2, 8, 4), (4, 1, 6, 6), (24, 1, 6, 1)],
+)
+def test_micro_batches_are_made_smaller_where_some_processes_had_none(
+    processes: int, tensor: int, micro: int, share: int
+) -> None:
+    """As little as needed, and so that documents packed together, 48 of them, are still whole micro-batches."""
+    given = dataclasses.replace(TRIAL, documents=24, micro_documents=micro, window=2 * 24)
+    found = shared_by(given, ParallelConfig(tensor=tensor), processes)
+    assert found == dataclasses.replace(given, micro_documents=share)
+
+
 # === What cannot work ===
 
 
 def test_what_does_not_divide_is_told(start: Path, tmp_path: Path) -> None:
     model = folder.load(start, CPU)
-    with pytest.raises(ValueError, match="4 micro-batches per update, which 3 processes cannot share evenly"):
+    with pytest.raises(ValueError, match="8 documents per update, which 3 processes cannot share evenly"):
         run_stage(TRIAL, start, tmp_path / "three", CPU, processes=3)
     with pytest.raises(ValueError, match=r"llm\.heads is 2, which tensor parallelism of 4 does not divide"):
         parallelize_(model, TRIAL, ParallelConfig(tensor=4), ParallelDims(1, CPU.device))

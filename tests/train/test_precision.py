@@ -16,7 +16,7 @@ from qwenvl.train.compact import CompactAdamW, decoded, encoded, levels, rounded
 from qwenvl.train.log import read_log
 from qwenvl.train.loop import train
 from qwenvl.train.optim import freeze
-from qwenvl.train.parallelize import ParallelConfig, require_shares
+from qwenvl.train.parallelize import ParallelConfig, shared_by
 from qwenvl.train.plan import Assumptions, plan
 from qwenvl.train.precision import is_exact, lower_, raise_, suited
 from qwenvl.train.stages import StageConfig
@@ -215,7 +215,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ValueError, match="state is '8bit', muon True; expected float32 or 8bit"):
         dataclasses.replace(muon, state="8bit")
     with pytest.raises(ValueError, match="moments in 8bit, which needs whole matrices"):
-        require_shares(dataclasses.replace(SHORT, **EIGHT_BIT), ParallelConfig(shard="full"), 1)  # type: ignore[arg-type]
+        shared_by(dataclasses.replace(SHORT, **EIGHT_BIT), ParallelConfig(shard="full"), 1)  # type: ignore[arg-type]
 
 
 def test_the_plan_knows_what_each_option_saves(start: Path) -> None:
