@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from processor import PACKED, packs_bfloat16
 from torch import nn
 from torch.nn.utils import prune
 
@@ -27,7 +28,7 @@ CONFIG = ModelConfig(
 MATRICES = 2 * 4 + 3 * 5 + 1
 """Of the ViT, of the decoder's blocks, and the head."""
 
-both = pytest.mark.parametrize("dtype", packed.DTYPES, ids=str)
+both = pytest.mark.parametrize("dtype", PACKED, ids=str)
 
 
 def unpack_(model: nn.Module) -> None:
@@ -206,7 +207,7 @@ def same(one: Any, other: Any) -> bool:
     return one.shape == other.shape if one.is_meta else torch.equal(one, other)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", PACKED, ids=str)
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 def test_whatever_is_asked_of_a_packed_model_is_as_of_the_plain_one(
     precision: torch.dtype, asked: Callable[[QwenVL], Any]
@@ -267,7 +268,14 @@ def test_a_model_in_training_is_not_packed():
         pack_(build().train())
 
 
-@pytest.mark.parametrize("fault", ["missing", "raises", "wrong", "uneven", "lossy"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "missing",
+        "raises",
+        *(pytest.param(fault, marks=packs_bfloat16) for fault in ("wrong", "uneven", "lossy")),
+    ],
+)
 def test_kernels_that_fail_their_trial_leave_the_model_plain(fault: str, monkeypatch: pytest.MonkeyPatch):
     reorder, product = packed._operators()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor import MADE_FOR
 from torch import nn
 
 from qwenvl.model import quantized
@@ -86,6 +87,11 @@ def test_every_way_keeps_the_integers_and_gives_the_products_of_the_formula(
     for way in quantized.WAYS[kind]:
         if (way is Nibbles and out % 64) or (way is Borrowed and not borrows(out)):
             continue
+        if reason := quantized._fails(
+            way, kind, out, groups * group, integers.group, integers.zeros is not None
+        ):
+            assert not MADE_FOR[way], reason
+            continue
         store = way(integers)
         again = store.integers()
         assert torch.equal(again.levels, integers.levels) and torch.equal(again.scales, integers.scales)
@@ -101,6 +107,7 @@ def test_this_machine_has_the_fast_way_or_says_why_not(kind, way):
     reason = quantized._fails(way, kind, 128, 96, 96 if kind == "int8" else 32, False)
     layer = layer_of(kind)
     assert isinstance(layer.store, Plain if reason else way), reason
+    assert not (reason and MADE_FOR.get(way)), reason
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 63, 64, 130])
@@ -118,6 +125,8 @@ def test_few_rows_and_many(dtype, count):
 @kinds
 def test_a_row_has_the_same_bits_beside_few_others(kind):
     layer, rows = layer_of(kind, out=192, width=512), torch.randn(63, 512)
+    if isinstance(layer.store, Plain):
+        pytest.skip("this machine has the formula alone, whose products keep no bits on some processors")
     whole = layer(rows)
     assert all(torch.equal(layer(rows[:count]), whole[:count]) for count in range(1, 63))
 
