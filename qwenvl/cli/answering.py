@@ -1,5 +1,6 @@
 """What `qwenvl ask` and `qwenvl chat` share: the options of an answer, the model, an image with its boxes."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,11 +84,14 @@ class Answering:
         opened = [open_image(image) for image in images]
         with Console(stderr=True).status(f"reading {escape(checkpoint)}"):
             from qwenvl.chat import Assistant
+            from qwenvl.model.packed import slow_here
             from qwenvl.runtime import Runtime, ask_for_huge_pages
 
             ask_for_huge_pages()
             runtime = Runtime.detect(device=self.device, dtype=self.dtype, seed=self.seed or 0)
             assistant = Assistant.load(checkpoint, runtime)
+        for each in slow_here(assistant.model):
+            print(f"slow: {each}", file=sys.stderr)
         if assistant.prompt_format.ground:
             opened = [assistant.prompt_format.opened(image) for image in images]
         return assistant, opened

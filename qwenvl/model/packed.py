@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -24,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from qwenvl.model.quantized import quantized_in
+from qwenvl.model.quantized import Plain, quantized_in
 from qwenvl.model.vlm import QwenVL
-from qwenvl.runtime import tight_memory
+from qwenvl.runtime import multiplies_bfloat16, tight_memory
 
 DTYPES = (torch.float32, torch.bfloat16)
 """Precisions that are packed."""
@@ -242,6 +243,23 @@ def pack_(model: QwenVL) -> Report:
             for quantized in sorted(waiting, key=lambda each: -each.nbytes):
                 quantized.pack_()  # the largest first: it is there twice meanwhile
     return Report(packed=packed, plain=len(refused), reason=refused[0] if refused else None)
+
+
+def slow_here(model: QwenVL) -> list[str]:
+    """What makes the answers of a packed model slow on this processor, and what helps; a sentence each."""
+    found, weight = [], model.llm.embed.weight
+    if weight.dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
+        found.append(
+            "this processor has no instructions for bfloat16, so prompts are read 20 to 40 times as slowly as in "
+            "float32: leave --dtype out, or quantise the model (`qwenvl quantize`)."
+        )
+    formula = [each for each in quantized_in(model.llm).values() if isinstance(each.store, Plain)]
+    if weight.device.type == "cpu" and formula and find_spec("onnxruntime") is None:
+        found.append(
+            f"{len(formula)} quantised layers have no kernel for this processor, so their weights are made anew for "
+            "every word; `pip install 'qwenvl[onnx]'` brings one that is 50 times as fast."
+        )
+    return found
 
 
 def all_packed(layers: Iterable[nn.Linear]) -> bool:

@@ -69,6 +69,8 @@ class Loaded:
     """How far answers are those of the same requests alone (`generate.promise`); None: nobody tried."""
     because: str | None = None
     """Why not bit by bit."""
+    slow: Sequence[str] = ()
+    """What makes them slow on this machine, and what helps."""
 
 
 class Api:
@@ -312,4 +314,6 @@ class Api:
         self._preparer, self.answers = loaded.preparer, loaded.answers
         if loaded.answers is not None:
             self.log.info("engine", answers=loaded.answers, reason=loaded.because)
+        for each in loaded.slow:
+            self.log.info("slow", reason=each)
         return loaded.engine

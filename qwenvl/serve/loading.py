@@ -5,6 +5,7 @@ import torch
 from qwenvl.chat import Assistant
 from qwenvl.generate.engine import Engine, EngineConfig
 from qwenvl.generate.promise import promise
+from qwenvl.model.packed import slow_here
 from qwenvl.runtime import Runtime, ask_for_huge_pages, give_back_large_blocks
 from qwenvl.serve.app import Loaded
 from qwenvl.serve.requests import Preparer
@@ -28,4 +29,10 @@ def load(start: Start) -> Loaded:
         context=min(start.context or engine.stats().cache_capacity, engine.stats().cache_capacity),
     )
     found = promise(assistant.model)
-    return Loaded(engine=engine, preparer=preparer, answers=str(found), because=found.reason)
+    return Loaded(
+        engine=engine,
+        preparer=preparer,
+        answers=str(found),
+        because=found.reason,
+        slow=tuple(slow_here(assistant.model)),
+    )

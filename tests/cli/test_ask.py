@@ -16,6 +16,7 @@ from qwenvl import chat
 from qwenvl.chat import Assistant, Reply
 from qwenvl.generate.engine import Engine, Prompt, Token
 from qwenvl.markup import Image
+from qwenvl.model.quantized import Plain
 from qwenvl.options import Options
 from qwenvl.terminal import printable
 
@@ -82,6 +83,24 @@ def test_a_real_answer(run: Run):
     status, out, _ = run("ask", FOLDER, A, "Where is it?")
     text = Assistant.load(FOLDER).ask(A, "Where is it?").text
     assert status == 0 and out == printable(text, lines=True) + "\n"
+
+
+def test_what_makes_answers_slow_on_this_processor_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Products in bfloat16 without instructions for them; integers without a kernel, which a package would bring."""
+    for fast, said in ((True, False), (False, True)):
+        monkeypatch.setattr("qwenvl.model.packed.multiplies_bfloat16", lambda _, fast=fast: fast)
+        status, _, err = run("ask", "tiny", A, "What is this?", "--dtype", "bfloat16", "--max-new-tokens", 1)
+        assert status == 0 and ("slow: this processor has no instructions for bfloat16" in err) == said
+    monkeypatch.setattr("qwenvl.model.quantized.WAYS", dict.fromkeys(("int8", "int4", "nf4"), (Plain,)))
+    assert cli.main(["quantize", "tiny", "--to", "int8", "--out", str(tmp_path / "small")]) == 0
+    ask = "ask", tmp_path / "small", A, "What is this?", "--max-new-tokens", 1
+    assert "slow:" not in run(*ask)[2], "onnxruntime has a kernel"
+    monkeypatch.setattr("qwenvl.model.quantized.QuantizedLinear.packs", False)
+    monkeypatch.setattr("qwenvl.model.packed.find_spec", lambda _: None)
+    status, _, err = run(*ask)
+    assert status == 0 and re.search(r"slow: \d+ quantised layers have no kernel .*'qwenvl\[onnx\]'", err)
 
 
 def test_f43_control_characters_of_an_answer_do_not_reach_the_terminal(
