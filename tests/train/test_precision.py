@@ -174,8 +174,10 @@ def test_a_device_that_is_slow_at_bfloat16_computes_in_float32(
     """The bits of a stage that says so; what is to be held in bfloat16 is held all the same."""
     assert suited(SHORT, CPU.device) is SHORT
     monkeypatch.setattr("qwenvl.train.precision.multiplies_bfloat16", lambda _: False)
-    for held in ("weights", "residual"):
-        low = dataclasses.replace(SHORT, **{held: "bfloat16"})
+    for low in (
+        dataclasses.replace(SHORT, weights="bfloat16"),
+        dataclasses.replace(SHORT, residual="bfloat16"),
+    ):
         assert suited(low, CPU.device) is low
     here, lines = trained(start, tmp_path / "here", SHORT)
     wide, expected = trained(start, tmp_path / "wide", dataclasses.replace(SHORT, bfloat16=False))
