@@ -1,5 +1,7 @@
 """Weights of 8 and 4 bits beside bfloat16: the five products of a full-width decoder block, in one process.
 
+A processor that is slow at bfloat16 is asked for float32 as well.
+
 Every round times all ways one after another, and reading memory between them; the least time of each counts: of the
 processor with one thread, by the clock with more, which only a quiet machine tells truly.
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from qwenvl.model.integers import FORMATS, rounded
 from qwenvl.model.quantized import QuantizedLinear
+from qwenvl.runtime import multiplies_bfloat16
 
 HIDDEN, WIDE = 4096, 11_008
 SHAPES = ((3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (WIDE, HIDDEN), (WIDE, HIDDEN), (HIDDEN, WIDE))
@@ -51,6 +54,10 @@ def ways(ggml: Path | None, threads: int) -> tuple[dict[str, Way], dict[str, int
         "bfloat16": lambda rows: lambda: [F.linear(rows[each.shape[1]], each) for each in weights]
     }
     sizes = {"bfloat16": sum(each.nbytes for each in weights)}
+    if not multiplies_bfloat16(torch.device("cpu")):
+        wide = [weight.float() for weight in weights]
+        found["float32"] = lambda rows: lambda: [F.linear(rows[each.shape[1]].float(), each) for each in wide]
+        sizes["float32"] = 2 * sizes["bfloat16"]
     for kind, own in layers.items():
         found[kind] = partial(partial, products, own)
         sizes[kind] = sum(layer.nbytes for layer in own)

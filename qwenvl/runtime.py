@@ -47,7 +47,7 @@ class Runtime:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are worth it on a device.
 
-    A processor with neither AVX-512 nor Arm's instructions for them takes 20 to 40 times as long as in float32.
+    A processor with neither AVX-512 nor Arm's instructions for them takes 5 to 20 times as long as in float32.
     """
     if device.type != "cpu":
         return True

@@ -250,14 +250,14 @@ def slow_here(model: QwenVL) -> list[str]:
     found, weight = [], model.llm.embed.weight
     if weight.dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
         found.append(
-            "this processor has no instructions for bfloat16, so prompts are read 20 to 40 times as slowly as in "
+            "this processor has no instructions for bfloat16, so prompts are read 5 to 20 times as slowly as in "
             "float32: leave --dtype out, or quantise the model (`qwenvl quantize`)."
         )
     formula = [each for each in quantized_in(model.llm).values() if isinstance(each.store, Plain)]
     if weight.device.type == "cpu" and formula and find_spec("onnxruntime") is None:
         found.append(
             f"{len(formula)} quantised layers have no kernel for this processor, so their weights are made anew for "
-            "every word; `pip install 'qwenvl[onnx]'` brings one that is 50 times as fast."
+            "every word; `pip install 'qwenvl[onnx]'` brings one that is far faster."
         )
     return found
 
