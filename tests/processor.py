@@ -6,7 +6,7 @@ import torch
 from qwenvl.model.quantized import Digits, Nibbles
 from qwenvl.runtime import multiplies_bfloat16
 
-MADE_FOR = {Digits: torch.cpu._is_vnni_supported(), Nibbles: torch.cpu._is_avx512_supported()}
+MADE_FOR = {Digits: torch.cpu._is_vnni_supported(), Nibbles: torch.cpu._is_avx2_supported()}
 
 packs_bfloat16 = pytest.mark.skipif(
     not multiplies_bfloat16(torch.device("cpu")),
