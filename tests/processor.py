@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qwenvl.model.quantized import Digits, Nibbles
+from qwenvl.model.nibbles import Nibbles
+from qwenvl.model.quantized import Digits
 from qwenvl.runtime import multiplies_bfloat16
 
 MADE_FOR = {Digits: torch.cpu._is_vnni_supported(), Nibbles: torch.cpu._is_avx2_supported()}

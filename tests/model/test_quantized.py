@@ -15,7 +15,8 @@ from torch import nn
 from qwenvl.model import quantized
 from qwenvl.model.borrowed import Borrowed
 from qwenvl.model.integers import NORMAL, Integers, group_for, rounded
-from qwenvl.model.quantized import Digits, Nibbles, Plain, QuantizedLinear
+from qwenvl.model.nibbles import Nibbles
+from qwenvl.model.quantized import Digits, Plain, QuantizedLinear
 
 kinds = pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 
