@@ -75,8 +75,8 @@ def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows col
     Where the device is slow at bfloat16 only what comes out is rounded to it.
     """
     a, b, c = NEWTON_SCHULZ
-    rounded = matrix.bfloat16() if multiplies_bfloat16(matrix.device) else matrix.float()
-    wide = rounded if len(matrix) <= matrix.shape[1] else rounded.T
+    precision = torch.bfloat16 if multiplies_bfloat16(matrix.device) else torch.float32
+    wide = matrix.to(precision) if len(matrix) <= matrix.shape[1] else matrix.to(precision).T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = wide @ wide.T
