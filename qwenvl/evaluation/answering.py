@@ -69,6 +69,8 @@ def planned(sample: Sample, content: Content, row: Benchmark, prompt_format: str
         images,
         sample.options,
     ]
+    if row.whole:
+        depends.append("whole")
     if sample.history or sample.system:
         depends += [[[turn.role, spell(turn.content)] for turn in sample.history], sample.system]
     key = blake2b(json.dumps(depends).encode(), digest_size=12).hexdigest()
@@ -145,9 +147,9 @@ def _compared(asker: Asker, row: Benchmark, chunk: Sequence[Planned]) -> Answere
     if not asked:
         return Answered((), refused)
     options = [_options(row, question.sample) for question, _ in asked]
-    found = asker.likelihoods([prompt for _, prompt in asked], options)
+    found = asker.likelihoods([prompt for _, prompt in asked], options, whole=row.whole)
     said = [
-        (question, _likeliest(logprobs, question.sample.letters))
+        (question, _likeliest(logprobs, question.sample.letters, whole=row.whole))
         for logprobs, (question, _) in zip(found, asked, strict=True)
     ]
     return Answered(_predictions(asker, said, (perf_counter() - start) / len(asked)), refused)
@@ -196,9 +198,12 @@ def _options(row: Benchmark, sample: Sample) -> Sequence[str]:
     return multiple_choice.continuations(sample.letters) if row.lettered else offered
 
 
-def _likeliest(logprobs: Sequence[tuple[float, ...]], letters: Sequence[str]) -> Prediction:
+def _likeliest(
+    logprobs: Sequence[tuple[float, ...]], letters: Sequence[str], *, whole: bool = False
+) -> Prediction:
     """The letter of the likeliest of the options that are offered, or nothing if a likelihood is not a number."""
     choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
-    letter = "" if choice.chosen is None else letters[choice.chosen]
-    nll = tuple(float(value) for value in choice.mean_nll if not math.isnan(value))
+    chosen, values = (choice.chosen_whole, choice.nll_sums) if whole else (choice.chosen, choice.mean_nll)
+    letter = "" if chosen is None else letters[chosen]
+    nll = tuple(float(value) for value in values if not math.isnan(value))
     return Prediction(id="", raw=letter, plain=letter, nll=nll)

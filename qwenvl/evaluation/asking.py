@@ -147,11 +147,14 @@ class Asker:
         )
 
     def likelihoods(
-        self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]], *, whole: bool = False
     ) -> list[list[tuple[float, ...]]]:
-        """For each prompt and each text that could follow it, the log-probability of every token of that text."""
-        encode = self.assistant.tokenizer.encode
-        tokens = [[encode(option) for option in own] for own in options]
+        """For each prompt and each text that could follow it, the log-probability of every token of that text.
+
+        A `whole` text is followed by what ends an answer.
+        """
+        encode, end = self.assistant.tokenizer.encode, self.assistant.stop[0] if whole else ()
+        tokens = [[[*encode(option), *end] for option in own] for own in options]
         return likelihood.score(self.assistant.model, prompts, tokens)
 
     @property

@@ -86,6 +86,8 @@ class Benchmark:
     """None: all are answered by the likeliest of their options, as questions with options are in any benchmark."""
     lettered: bool = True
     """Whether options are told apart by their letters, ` A`, ` B`, ..., or by their texts."""
+    whole: bool = False
+    """Whether an option is as likely as it is as an answer, all its tokens and the end, or as they are on average."""
     metric: Metric | None
     """None: a judge's (TouchStone)."""
     published: Published
@@ -279,7 +281,7 @@ def _toy(
 def _drawn(name: str, title: str, read: Read, metric: Metric, ask: Ask = answer) -> Benchmark:
     return Benchmark(
         name=f"drawings{name}", title=f"Drawings: {title}", table=DRAWN_TABLE, split=", ".join(SPLITS), read=read,
-        ask=ask, decoding=None if metric is NOUN else TOY_SHORT, lettered=False, metric=metric,
+        ask=ask, decoding=None if metric is NOUN else TOY_SHORT, lettered=False, whole=True, metric=metric,
         published=Published(None, None), open_with=("<box>",) if ask is find else (), takes_examples=False,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ id        the question
 key       digest of all that the answer depends on: weights, prompt, images, decoding
 prompt    as asked, tags and all; an image is `<img></img>`
 raw       what the model wrote, with tags        plain   without, as the metrics read it
-nll       mean negative log-likelihoods of the options, where an option was chosen
+nll       negative log-likelihoods of the options, where one was chosen: means of their tokens, or of whole answers
 parsed, score, failed, truth                     added by scoring
 """
 

@@ -78,3 +78,14 @@ def test_an_image_of_many_questions_is_encoded_once(asker: Asker, monkeypatch: p
 
 def test_no_prompts_no_answers(asker: Asker):
     assert asker.write([], ALL) == [] and list(asker.write_each([], ALL, rows=3)) == []
+
+
+def test_a_whole_option_is_as_likely_as_its_tokens_and_what_ends_an_answer(asker: Asker) -> None:
+    options = [[" a", " cat", " two words"]]
+    (parts,), (whole,) = (asker.likelihoods([prompt(8)], options, whole=each) for each in (False, True))
+    assert [len(each) for each in whole] == [len(each) + 1 for each in parts]
+    assert [each[:-1] for each in whole] == [pytest.approx(each, abs=1e-5) for each in parts]
+    (ended,) = asker.assistant.stop[0]
+    (said,) = asker.assistant.tokenizer.encode(" a")
+    spelled = f" a{asker.assistant.tokenizer.decode([ended])}"
+    assert asker.assistant.tokenizer.encode(spelled) == [said, ended] and whole[0][1] < 0

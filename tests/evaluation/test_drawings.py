@@ -12,6 +12,7 @@ from qwenvl.data.datasets.sample import Sample, Source, name_of_option
 from qwenvl.data.drawings.collection import Collection
 from qwenvl.data.drawings.neighbours import BLIND, LOOKS, Neighbours
 from qwenvl.data.drawings.splits import HELD_OUT_SETS, VOCABULARIES, noun, nouns
+from qwenvl.evaluation.answering import _likeliest
 from qwenvl.evaluation.benchmarks import benchmark
 from qwenvl.evaluation.naming import NAMES, NOUN, right
 from qwenvl.evaluation.scoring import total
@@ -52,6 +53,16 @@ def test_among_nouns_every_noun_is_an_option_and_the_right_one_is_named(folder: 
 
 def noun_named(key: str) -> tuple[str, ...]:
     return next(each.names("en") for each in nouns() if each.noun == key)
+
+
+def test_a_noun_of_several_tokens_has_no_advantage() -> None:
+    """By the mean of its tokens ` bicycle`, which nobody would say, would be likelier than ` cat`, which many would."""
+    cat, bicycle = (-1.2, -0.1), (-2.0, -0.0, -0.0, -0.0)
+    assert _likeliest([cat, bicycle], "AB").plain == "B"
+    assert _likeliest([cat, bicycle], "AB", whole=True).plain == "A"
+    assert [benchmark(name).whole for name in ("drawings-200", "drawings-747", "scienceqa", "toyworld-choice")] == [
+        True, True, False, False,
+    ]  # fmt: skip
 
 
 def test_options_beyond_the_letters_have_numbers() -> None:

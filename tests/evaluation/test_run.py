@@ -121,7 +121,7 @@ def test_ranks_share_the_questions_and_the_whole_asks_nothing_more(
 def test_likelihoods_that_are_no_numbers_are_failures(
     small: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(self: Asker, prompts: list, options: list) -> list:
+    def broken(self: Asker, prompts: list, options: list, *, whole: bool) -> list:
         return [[(float("nan"),) for _ in own] for own in options]
 
     monkeypatch.setattr(Asker, "likelihoods", broken)

@@ -89,8 +89,16 @@ class Choice:
     @property
     def chosen(self) -> int | None:
         """Index of the likeliest option, the first on a tie; None if any likelihood is not a number."""
-        means = self.mean_nll
-        return None if np.isnan(means).any() else int(np.argmin(means))
+        return _least(self.mean_nll)
+
+    @property
+    def chosen_whole(self) -> int | None:
+        """The same by the sums: of answers of unlike lengths that end, the one that would be given most often."""
+        return _least(self.nll_sums)
+
+
+def _least(nll: NDArray[np.float32]) -> int | None:
+    return None if np.isnan(nll).any() else int(np.argmin(nll))
 
 
 def choose(logprobs: Sequence[Sequence[float] | NDArray[Any]], lengths: Sequence[int]) -> Choice:
