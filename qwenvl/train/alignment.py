@@ -35,6 +35,9 @@ from qwenvl.train.flops import vision_flops
 from qwenvl.train.objectives import Loss, Objective
 from qwenvl.train.stages import StageConfig
 
+ALIGNED = ("names", "scenes", "busy_scenes")
+"""Sources of drawings whose documents say what is where."""
+
 SHARPNESS = 30.0
 """Cosines count so many times in the softmax: at half of it names whose words are alike are not told apart."""
 
@@ -87,17 +90,14 @@ class Lesson:
     """Batches of a stage: pure functions of the numbers of its documents."""
 
     def __init__(self, stage: StageConfig, queries: int) -> None:
-        """Raises ValueError for a stage that reads anything but names and scenes."""
+        """Raises ValueError for a stage that reads anything but what is `ALIGNED`."""
         self.stage, self.side = stage, round(queries**0.5)
         rows = [(row.world, row.made) for row in stage.data]
-        if (
-            not rows
-            or not {*rows} <= {("drawings", "names"), ("drawings", "scenes")}
-            or stage.curriculum.steps
-        ):
+        known = {("drawings", made) for made in ALIGNED}
+        if not rows or not {*rows} <= known or stage.curriculum.steps:
+            paths = ", ".join(f'["drawings:{made}"]' for made in ALIGNED)
             raise ValueError(
-                f'stage {stage.name} aligns drawings, so it reads rows of paths = ["drawings:names"] and '
-                '["drawings:scenes"], and nothing else.'
+                f"stage {stage.name} aligns drawings, so it reads rows of paths = {paths}, and nothing else."
             )
         self._until = np.cumsum([row.weight for row in stage.data])
         self._nouns = tuple(f" {each.noun}" for each in nouns())
@@ -109,9 +109,9 @@ class Lesson:
         drawn = int(np.searchsorted(self._until, dice.share() * self._until[-1], side="right"))
         row = self.stage.data[min(drawn, len(self._until) - 1)]
         place = row.place(self.stage.seed)
-        if row.made == "scenes":
+        if row.made != "names":
             grown = index / (self.stage.documents * self.stage.optim.steps)
-            return zoomed(_of_scene(scene_at(place, index)[0]), grown, dice)
+            return zoomed(_of_scene(scene_at(place, index, busy=row.made == "busy_scenes")[0]), grown, dice)
         return _of_drawing(place, index, dice, self.stage.image_size)
 
     def __call__(self, documents: Sequence[int]) -> Batch:

@@ -43,6 +43,9 @@ SIDES = (32, 40, 48, 56, 64)
 GAP = 4
 """Pixels between any two things, at the least."""
 
+SEVERAL, SIGNED = 0.3, 0.35
+"""How often a noun may be drawn up to three times, and how often there is a sign."""
+
 VISIBLE = 64
 """Alpha from which on a pixel counts as part of a thing."""
 
@@ -165,14 +168,23 @@ def _by_name() -> Mapping[str, Noun]:
     return {each.noun: each for each in nouns()}
 
 
-def scene(held: Props, seed: int, index: int, *, side: int = SIDE, most: int = MOST) -> Scene:
+def scene(
+    held: Props,
+    seed: int,
+    index: int,
+    *,
+    side: int = SIDE,
+    most: int = MOST,
+    several: float = SEVERAL,
+    signed: float = SIGNED,
+) -> Scene:
     """Scene number `index`, of no more than `most` things."""
     dice = Dice("scene", seed, index)
     canvas, brightness = _ground(held.folder, dice, side)
-    wanted = _wanted(held, dice)[:most]
+    wanted = _wanted(held, dice, several)[:most]
     taken: list[Corners] = []
     sign = None
-    if dice.chance(0.35):
+    if dice.chance(signed):
         sign = _sign(held.folder, canvas, dice, taken)
     things = []
     scale = side / SIDE
@@ -195,13 +207,13 @@ def scene(held: Props, seed: int, index: int, *, side: int = SIDE, most: int = M
     )
 
 
-def _wanted(held: Props, dice: Dice) -> list[tuple[Drawing, Noun]]:
+def _wanted(held: Props, dice: Dice, often: float) -> list[tuple[Drawing, Noun]]:
     """One to five things, now and then several of a kind."""
     count = dice.pick((1, 2, 2, 3, 3, 3, 4, 4, 5))
     chosen: list[str] = []
     while len(chosen) < count:
         named = dice.pick(held.order)
-        several = 1 + dice.below(3) if dice.chance(0.3) else 1
+        several = 1 + dice.below(3) if dice.chance(often) else 1
         if named not in chosen:
             chosen += [named] * min(several, count - len(chosen))
         elif len(held.order) <= count:

@@ -5,6 +5,7 @@ names           a drawing on some ground, and its name: caption or answer       
 drawn_captions  a scene and its caption, some with boxes                         stage 1
 lone_scenes     a scene of one thing, asked about in the same ways               the beginning of stage 2
 few_scenes      a scene of two things at most: which of them is meant            then these
+busy_scenes     a scene in which there is more to count and to read              counting and reading
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
 map_regions     a map, and its regions by name                                   stage 2
 drawn_pages     a small page of text, each line with its corners                 stage 2
@@ -139,14 +140,20 @@ KINDS = (*ASK, *("refer", "count") * 2, "exists", "what", "color", "where")
 TELLING_APART = (*("refer",) * 3, *("what", "exists", "count") * 2, "read", "where", "caption")
 """Kinds of which most can be answered only by finding what is asked for, and that take few tokens."""
 
+COUNTING_AND_READING = (*("count", "read") * 3, *("refer",) * 2, "exists", "what")
+"""Kinds that busy scenes are asked for."""
+
+BUSY = {"several": 0.7, "signed": 0.7}
+"""How often busy scenes have several of a kind and a sign: of all counts in scenes seven in ten are 1."""
+
 RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
 
 
-def scene_at(place: Place, index: int, most: int = MOST) -> tuple[Scene, Props]:
+def scene_at(place: Place, index: int, *, most: int = MOST, busy: bool = False) -> tuple[Scene, Props]:
     """The scene of a document, and what it is composed of."""
     held = props(place.folder, place.licences)
-    return scene(held, place.seed, index, most=most), held
+    return scene(held, place.seed, index, most=most, **BUSY if busy else {}), held
 
 
 def captions_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
@@ -164,6 +171,11 @@ def few_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index:
     return _scene_document(place, tokenizer, queries, index, TELLING_APART, RECORDS, most=2)
 
 
+def busy_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene with several of a kind and a sign, each more often than not: how many, and what it says."""
+    return _scene_document(place, tokenizer, queries, index, COUNTING_AND_READING, RECORDS, busy=True)
+
+
 def scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene as trunk and several records about it as branches."""
     return _scene_document(place, tokenizer, queries, index, KINDS, RECORDS)
@@ -176,9 +188,11 @@ def _scene_document(
     index: int,
     kinds: Sequence[str],
     limit: int,
+    *,
     most: int = MOST,
+    busy: bool = False,
 ) -> Example:
-    shown, held = scene_at(place, index, most)
+    shown, held = scene_at(place, index, most=most, busy=busy)
     image = Image(shown.pixels)
     about = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
     return _told(render(image, tokenizer, queries), about, tokenizer, queries)
@@ -289,6 +303,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "drawn_captions": captions_document,
     "lone_scenes": lone_scenes_document,
     "few_scenes": few_scenes_document,
+    "busy_scenes": busy_scenes_document,
     "scenes": scenes_document,
     "map_regions": regions_document,
     "drawn_pages": pages_document,

@@ -285,6 +285,22 @@ def test_scenes_of_few_things_are_mostly_asked_for_one_of_two(folder: Path) -> N
     assert found > 20, "more than a phrase of each"
 
 
+def test_busy_scenes_have_more_to_count_and_to_read(folder: Path) -> None:
+    place = streams.Place(folder=folder, licences="permissive", seed=4)
+    kinds = {
+        busy: [streams.scene_at(place, index, busy=busy)[0] for index in range(80)] for busy in (False, True)
+    }
+    signs = {busy: sum(bool(each.sign) for each in shown) for busy, shown in kinds.items()}
+    repeated = {
+        busy: sum(any(len(same) > 1 for same in each.by_noun.values()) for each in shown)
+        for busy, shown in kinds.items()
+    }
+    assert signs[True] > 1.2 * signs[False] > 0 and repeated[True] > 1.2 * repeated[False] > 0
+    document = streams.busy_scenes_document(place, LETTERS, 4, 0)
+    pixels = document.images[0].source
+    assert isinstance(pixels, np.ndarray) and (pixels == kinds[True][0].pixels).all()
+
+
 @pytest.mark.parametrize(
     ("one", "many"),
     [("cat", "cats"), ("box", "boxes"), ("berry", "berries"), ("key", "keys"), ("mouse", "mice")],
