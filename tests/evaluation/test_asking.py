@@ -8,7 +8,7 @@ import pytest
 
 from qwenvl.chat import Assistant
 from qwenvl.evaluation.asking import Asker, Decoding
-from qwenvl.generate import engine
+from qwenvl.generate import engine, likelihood
 from qwenvl.generate.engine import Engine, Prompt, Token
 
 LONGEST = 64
@@ -85,7 +85,10 @@ def test_a_whole_option_is_as_likely_as_its_tokens_and_what_ends_an_answer(asker
     (parts,), (whole,) = (asker.likelihoods([prompt(8)], options, whole=each) for each in (False, True))
     assert [len(each) for each in whole] == [len(each) + 1 for each in parts]
     assert [each[:-1] for each in whole] == [pytest.approx(each, abs=1e-5) for each in parts]
-    (ended,) = asker.assistant.stop[0]
-    (said,) = asker.assistant.tokenizer.encode(" a")
-    spelled = f" a{asker.assistant.tokenizer.decode([ended])}"
-    assert asker.assistant.tokenizer.encode(spelled) == [said, ended] and whole[0][1] < 0
+    tokenizer = asker.assistant.tokenizer
+    for format, end in (("raw", tokenizer.endoftext), ("chatml", tokenizer.im_end)):
+        ((said, *_),) = asker.asked_in(format).likelihoods([prompt(8)], options, whole=True)
+        ids = [*tokenizer.encode(" a"), end]
+        assert likelihood.score(asker.assistant.model, [prompt(8)], [[ids]]) == [
+            [pytest.approx(said, abs=1e-5)]
+        ]
