@@ -62,7 +62,7 @@ Percent, with 95 % intervals, of questions about drawings that it was never trai
 that look most alike; blind is the most frequent noun, or 1 where things are counted. Of these files:
 
 ```console
-$ python benchmarks/score_card.py drawings --model {place} --data drawings --out card.html
+$ python benchmarks/score_card.py drawings --model {place} --data drawings{limit} --out card.html
 ```
 
 {scores}
@@ -107,6 +107,7 @@ def main() -> None:
         hours=seconds_trained(options.run) / 3600, machine=shipping.processor(),
         torch=torch.__version__.split("+")[0], remark=options.remark, drawings=len(drawings),
         sets=len({each.source for each in drawings}), place=options.to.name,
+        limit="" if options.questions is None else f" --questions {options.questions}",
         licences=shipping.markdown(("licence", "drawings"), [(name, f"{n:,}") for name, n in licences.most_common()]),
         funnel=funnel(options.funnel), scores=scores([read_json(each / "score.json")[0] for each in folders]),
         stages=shipping.stage_table(logs), gain=options.gain,
