@@ -26,7 +26,7 @@ from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
-from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, Props, Scene, props, scene
+from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, SEVERAL, SIGNED, Props, Scene, props, scene
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.talking import talk
 from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, records, which_image
@@ -143,8 +143,8 @@ TELLING_APART = (*("refer",) * 3, *("what", "exists", "count") * 2, "read", "whe
 COUNTING_AND_READING = (*("count", "read") * 3, *("refer",) * 2, "exists", "what")
 """Kinds that busy scenes are asked for."""
 
-BUSY = {"several": 0.7, "signed": 0.7}
-"""How often busy scenes have several of a kind and a sign: of all counts in scenes seven in ten are 1."""
+BUSY = (0.7, 0.7)
+"""How often busy scenes have several of a kind and a sign: of all counts in other scenes seven in ten are 1."""
 
 RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
@@ -152,8 +152,8 @@ RECORDS, DOCUMENT_TOKENS = 10, 260
 
 def scene_at(place: Place, index: int, *, most: int = MOST, busy: bool = False) -> tuple[Scene, Props]:
     """The scene of a document, and what it is composed of."""
-    held = props(place.folder, place.licences)
-    return scene(held, place.seed, index, most=most, **BUSY if busy else {}), held
+    held, (several, signed) = props(place.folder, place.licences), BUSY if busy else (SEVERAL, SIGNED)
+    return scene(held, place.seed, index, most=most, several=several, signed=signed), held
 
 
 def captions_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
