@@ -203,7 +203,8 @@ def _likeliest(
 ) -> Prediction:
     """The letter of the likeliest of the options that are offered, or nothing if a likelihood is not a number."""
     choice = multiple_choice.choose(logprobs, [len(own) for own in logprobs])
-    chosen, values = (choice.chosen_whole, choice.nll_sums) if whole else (choice.chosen, choice.mean_nll)
+    values = choice.nll_sums if whole else choice.mean_nll
+    chosen = multiple_choice.likeliest(values)
     letter = "" if chosen is None else letters[chosen]
     nll = tuple(float(value) for value in values if not math.isnan(value))
     return Prediction(id="", raw=letter, plain=letter, nll=nll)

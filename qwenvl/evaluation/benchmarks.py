@@ -279,9 +279,10 @@ def _toy(
 
 
 def _drawn(name: str, title: str, read: Read, metric: Metric, ask: Ask = answer) -> Benchmark:
+    choice = metric is NOUN
     return Benchmark(
         name=f"drawings{name}", title=f"Drawings: {title}", table=DRAWN_TABLE, split=", ".join(SPLITS), read=read,
-        ask=ask, decoding=None if metric is NOUN else TOY_SHORT, lettered=False, whole=True, metric=metric,
+        ask=ask, decoding=None if choice else TOY_SHORT, lettered=False, whole=choice, metric=metric,
         published=Published(None, None), open_with=("<box>",) if ask is find else (), takes_examples=False,
     )  # fmt: skip
 

@@ -63,6 +63,7 @@ def test_a_noun_of_several_tokens_has_no_advantage() -> None:
     assert [benchmark(name).whole for name in ("drawings-200", "drawings-747", "scienceqa", "toyworld-choice")] == [
         True, True, False, False,
     ]  # fmt: skip
+    assert not benchmark("drawings").whole, "what is written freely is kept under the key that it had"
 
 
 def test_options_beyond_the_letters_have_numbers() -> None:

@@ -178,7 +178,7 @@ def scene(
     several: float = SEVERAL,
     signed: float = SIGNED,
 ) -> Scene:
-    """Scene number `index`, of no more than `most` things."""
+    """Scene number `index`, of no more than `most` things; `several` and `signed` are chances (`SEVERAL`, `SIGNED`)."""
     dice = Dice("scene", seed, index)
     canvas, brightness = _ground(held.folder, dice, side)
     wanted = _wanted(held, dice, several)[:most]

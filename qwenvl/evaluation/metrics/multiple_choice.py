@@ -89,15 +89,11 @@ class Choice:
     @property
     def chosen(self) -> int | None:
         """Index of the likeliest option, the first on a tie; None if any likelihood is not a number."""
-        return _least(self.mean_nll)
-
-    @property
-    def chosen_whole(self) -> int | None:
-        """The same by the sums: of answers of unlike lengths that end, the one that would be given most often."""
-        return _least(self.nll_sums)
+        return likeliest(self.mean_nll)
 
 
-def _least(nll: NDArray[np.float32]) -> int | None:
+def likeliest(nll: NDArray[np.float32]) -> int | None:
+    """Index of the smallest negative log-likelihood, the first on a tie; None if any is not a number."""
     return None if np.isnan(nll).any() else int(np.argmin(nll))
 
 

@@ -200,7 +200,7 @@ def test_choice_is_by_the_mean_and_not_the_sum():
     found = multiple_choice.choose([[-9.0, -9.0, -1.0], [-0.6, -0.6, -0.6]], [1, 3])
     assert found.mean_nll.tolist() == pytest.approx([1.0, 0.6])
     assert found.chosen == 1
-    assert found.chosen_whole == 0
+    assert multiple_choice.likeliest(found.nll_sums) == 0
     assert multiple_choice.choose([[-1.0], [-1.0]], [1, 1]).chosen == 0
     assert multiple_choice.choose([[-1.0], [math.nan]], [1, 1]).chosen is None
     with pytest.raises(ValueError, match="expected 1 to 1"):
