@@ -222,6 +222,22 @@ def test_negative_merges_are_refused() -> None:
         Tokenizer.train([], -1)
 
 
+def test_words_become_tokens_of_their_own_and_nothing_else_gets_another_number() -> None:
+    before = Tokenizer.train(TEXTS, 60)
+    words = [" umbrella", " alarm clock", "青蛙", " umbrellas", " cat", "é"]
+    after = before.with_words(words)
+    assert [len(after.encode(word)) for word in words] == [1, 2, 1, 1, 1, 1]
+    assert all(after.decode(after.encode(word)) == word for word in words)
+    assert [after.token_bytes(token) for token in range(before.n_ranks)] == [
+        before.token_bytes(token) for token in range(before.n_ranks)
+    ]
+    assert after.encode("zz qq 17") == before.encode("zz qq 17"), (
+        "what holds no new token is encoded as before"
+    )
+    assert after.with_words(words).n_vocab == after.n_vocab
+    assert before.with_words([]).n_vocab == before.n_vocab
+
+
 def test_importing_the_module_loads_neither_torch_nor_tiktoken() -> None:
     script = (
         "import sys, qwenvl.tokenizer, qwenvl.markup; "

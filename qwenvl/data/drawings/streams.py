@@ -1,5 +1,6 @@
 """Training documents made of fetched drawings: document number `index` is a pure function of (seed, index).
 
+lookups         things in words, and questions that name them                    before any is looked up in an image
 drawn_text      a scene in words, and the records about it without an image      the language model's own pre-training
 names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
@@ -29,7 +30,7 @@ from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
 from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, SEVERAL, SIGNED, Props, Scene, props, scene
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.talking import talk
-from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, records, which_image
+from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, lookups, records, which_image
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption, Language, Question, Record
 from qwenvl.data.stream.order import Order
@@ -206,6 +207,13 @@ def text_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) 
     return _told(trunk, about, tokenizer, queries)
 
 
+def lookups_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """The things of a scene in words as trunk, questions answered by finding one of them as branches."""
+    shown, held = scene_at(place, index)
+    words, about = lookups(shown, held, Image(shown.pixels), place.seed)
+    return _told(render(words, tokenizer, queries), about, tokenizer, queries)
+
+
 def _told(trunk: Rendered, about: Iterable[Record], tokenizer: Tokenizer, queries: int) -> Example:
     """Records behind what shows what they are about, a branch for each way of telling one, as many as fit."""
     left = DOCUMENT_TOKENS - len(trunk)
@@ -298,6 +306,7 @@ def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
 
 
 SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
+    "lookups": lookups_document,
     "drawn_text": text_document,
     "names": names_document,
     "drawn_captions": captions_document,

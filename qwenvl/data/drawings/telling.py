@@ -260,9 +260,14 @@ def where(scene: Scene, held: Props, image: Image, language: Language, dice: Dic
         asked = f"{thing.shown.zh[0]}在哪里？"
         answer = ("左" if across < 0 else "右") + ("上" if down < 0 else "下")
     else:
-        asked = f"Where is the {thing.shown.noun}?"
-        answer = f"{'top' if down < 0 else 'bottom'} {'left' if across < 0 else 'right'}"
+        asked, answer = f"Where is the {thing.shown.noun}?", quarter(thing, side)
     return Question(image=image, question=asked, answer=answer, source="scenes")
+
+
+def quarter(thing: Thing, side: int) -> str:
+    """The quarter of the canvas that its middle is in: `top left`."""
+    across, down = _middle(thing)
+    return f"{'top' if down < side / 2 else 'bottom'} {'left' if across < side / 2 else 'right'}"
 
 
 def read(scene: Scene, held: Props, image: Image, language: Language, dice: Dice) -> Record | None:
@@ -344,6 +349,37 @@ def in_words(scene: Scene, seed: int) -> str:
     )
     Dice("words", seed, scene.name).shuffle(noted)
     return "; ".join(f"{name} ({at.x1},{at.y1}),({at.x2},{at.y2})" for name, at in noted) + "."
+
+
+def lookups(scene: Scene, held: Props, image: Image, seed: int) -> tuple[str, list[Record]]:
+    """The things of a scene in words, each with its quarter, and every question that is answered by finding one there.
+
+    `key top left; cat bottom right.`
+    """
+    dice, side = Dice("lookups", seed, scene.name), len(scene.pixels)
+    noted = [f"{thing.shown.noun} {quarter(thing, side)}" for thing in scene.things]
+    dice.shuffle(noted)
+    asked: list[tuple[str, str]] = []
+    for things in groups(scene):
+        name = things[0].shown.noun
+        absent = _absent(scene, held, dice).noun
+        asked += [
+            (f"How many {plural(name)} are there?", str(len(things))),
+            (f"Is there {article(name)} in the picture?", "yes"),
+            (f"Is there {article(absent)} in the picture?", "no"),
+        ]
+        if len(things) == 1:
+            asked.append((f"Where is the {name}?", quarter(things[0], side)))
+    quarters: dict[str, set[str]] = {}
+    for thing in scene.things:
+        quarters.setdefault(quarter(thing, side), set()).add(thing.shown.noun)
+    asked += [
+        (f"What is at the {place}?", min(names)) for place, names in quarters.items() if len(names) == 1
+    ]
+    dice.shuffle(asked)
+    return "; ".join(noted) + ".", [
+        Question(image=image, question=question, answer=answer, source="scenes") for question, answer in asked
+    ]
 
 
 CHATTED = ("count", "exists", "color", "what", "where", "read", "caption", "refer") * 2

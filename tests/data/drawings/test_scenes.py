@@ -1,5 +1,6 @@
 """Scenes of drawings: the same for the same number, boxes exact, and nothing said of them that is not so."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from small_drawings import fetched, rows
 from qwenvl.data.drawings import scenes, streams
 from qwenvl.data.drawings.scenes import GAP, INKS, Props, Scene, noun_of, props, scene
 from qwenvl.data.drawings.splits import HELD_OUT_SETS, nouns
-from qwenvl.data.drawings.telling import ASK, article, dialogue, in_words, plural, records, which_image
+from qwenvl.data.drawings.telling import (
+    ASK,
+    article,
+    dialogue,
+    in_words,
+    lookups,
+    plural,
+    records,
+    which_image,
+)
 from qwenvl.data.records import Caption, GroundedCaption, OcrPage, Question, Record, Referring
 from qwenvl.data.tasks import example_of, formats_of, record_of, task_of
 from qwenvl.markup import Box, Image, Ref, Text, spell
@@ -261,6 +271,31 @@ def test_dialogues_and_words(held: Props) -> None:
     assert words.count("(") == 2 * (len(shown.things) + (shown.sign is not None)) and words.endswith(".")
 
 
+def test_lookups_are_answered_by_what_the_words_say(held: Props) -> None:
+    asked = Counter[str]()
+    for shown in several(held):
+        words, about = lookups(shown, held, IMAGE, 7)
+        noted = [line.rsplit(" ", 2) for line in words.removesuffix(".").split("; ")] if shown.things else []
+        assert Counter(name for name, _, _ in noted) == Counter(thing.shown.noun for thing in shown.things)
+        places = {name: f"{down} {across}" for name, down, across in noted}
+        for record in about:
+            assert isinstance(record, Question)
+            question, answer = record.question, record.answer
+            if question.startswith("Where"):
+                assert answer == places[question.removeprefix("Where is the ").removesuffix("?")]
+            elif question.startswith("What"):
+                where = question.removeprefix("What is at the ").removesuffix("?")
+                assert {name for name, *at in noted if " ".join(at) == where} == {answer}
+            elif question.startswith("Is there"):
+                there = any(question == f"Is there {article(name)} in the picture?" for name in places)
+                assert answer == ("yes" if there else "no")
+            else:
+                (name,) = (name for name in places if question == f"How many {plural(name)} are there?")
+                assert answer == str(sum(each == name for each, _, _ in noted))
+            asked[question.split()[0]] += 1
+    assert asked.keys() == {"Where", "What", "Is", "How"}
+
+
 def test_documents_of_every_source_are_a_function_of_their_number(folder: Path) -> None:
     place = streams.Place(folder=folder, licences="permissive", seed=4)
     for name in streams.SOURCES.keys() - {"map_regions"}:  # of which there are none here: test_maps.py
@@ -268,7 +303,8 @@ def test_documents_of_every_source_are_a_function_of_their_number(folder: Path) 
         for index in range(6):
             one, other = make(place, LETTERS, 4, index), make(place, LETTERS, 4, index)
             assert one.ids == other.ids and one.labels == other.labels, name
-            assert len(one.images) == {"drawn_text": 0, "drawn_chats": len(one.images)}.get(name, 1)
+            images = {"drawn_text": 0, "lookups": 0, "drawn_chats": len(one.images)}
+            assert len(one.images) == images.get(name, 1)
             assert any(label >= 0 for label in one.labels)
 
 
