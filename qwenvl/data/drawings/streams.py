@@ -1,6 +1,7 @@
 """Training documents made of fetched drawings: document number `index` is a pure function of (seed, index).
 
 lookups         things in words, and questions that name them                    before any is looked up in an image
+image_lookups   an image, and the same questions                                 the beginning of stage 2
 drawn_text      a scene in words, and the records about it without an image      the language model's own pre-training
 names           a drawing on some ground, and its name: caption or answer        stage 1, and the naming of nouns before
 drawn_captions  a scene and its caption, some with boxes                         stage 1
@@ -214,6 +215,14 @@ def lookups_document(place: Place, tokenizer: Tokenizer, queries: int, index: in
     return _told(render(words, tokenizer, queries), about, tokenizer, queries)
 
 
+def image_lookups_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """The scene itself as trunk, and the same questions."""
+    shown, held = scene_at(place, index)
+    image = Image(shown.pixels)
+    _, about = lookups(shown, held, image, place.seed)
+    return _told(render(image, tokenizer, queries), about, tokenizer, queries)
+
+
 def _told(trunk: Rendered, about: Iterable[Record], tokenizer: Tokenizer, queries: int) -> Example:
     """Records behind what shows what they are about, a branch for each way of telling one, as many as fit."""
     left = DOCUMENT_TOKENS - len(trunk)
@@ -307,6 +316,7 @@ def chats_document(place: Place, tokenizer: Tokenizer, queries: int, index: int)
 
 SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "lookups": lookups_document,
+    "image_lookups": image_lookups_document,
     "drawn_text": text_document,
     "names": names_document,
     "drawn_captions": captions_document,

@@ -359,23 +359,21 @@ def lookups(scene: Scene, held: Props, image: Image, seed: int) -> tuple[str, li
     dice, side = Dice("lookups", seed, scene.name), len(scene.pixels)
     noted = [f"{thing.shown.noun} {quarter(thing, side)}" for thing in scene.things]
     dice.shuffle(noted)
-    asked: list[tuple[str, str]] = []
-    for things in groups(scene):
-        name = things[0].shown.noun
-        absent = _absent(scene, held, dice).noun
-        asked += [
-            (f"How many {plural(name)} are there?", str(len(things))),
-            (f"Is there {article(name)} in the picture?", "yes"),
-            (f"Is there {article(absent)} in the picture?", "no"),
-        ]
-        if len(things) == 1:
-            asked.append((f"Where is the {name}?", quarter(things[0], side)))
+    answers: dict[str, str] = {}
     quarters: dict[str, set[str]] = {}
-    for thing in scene.things:
-        quarters.setdefault(quarter(thing, side), set()).add(thing.shown.noun)
-    asked += [
-        (f"What is at the {place}?", min(names)) for place, names in quarters.items() if len(names) == 1
-    ]
+    for things in groups(scene):
+        name, absent = things[0].shown.noun, _absent(scene, held, dice).noun
+        answers[f"How many {plural(name)} are there?"] = str(len(things))
+        answers[f"Is there {article(name)} in the picture?"] = "yes"
+        answers[f"Is there {article(absent)} in the picture?"] = "no"
+        if len(things) == 1:
+            answers[f"Where is the {name}?"] = quarter(things[0], side)
+        for thing in things:
+            quarters.setdefault(quarter(thing, side), set()).add(name)
+    for place, (name, *others) in quarters.items():
+        if not others:
+            answers[f"What is at the {place}?"] = name
+    asked = list(answers.items())
     dice.shuffle(asked)
     return "; ".join(noted) + ".", [
         Question(image=image, question=question, answer=answer, source="scenes") for question, answer in asked

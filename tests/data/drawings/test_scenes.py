@@ -296,6 +296,20 @@ def test_lookups_are_answered_by_what_the_words_say(held: Props) -> None:
     assert asked.keys() == {"Where", "What", "Is", "How"}
 
 
+def test_the_same_is_looked_up_in_words_and_in_the_image(folder: Path) -> None:
+    place = streams.Place(folder=folder, licences="permissive", seed=4)
+    for index in range(10):
+        shown, held = streams.scene_at(place, index)
+        _, about = lookups(shown, held, IMAGE, place.seed)
+        answers = {f"{each.question} Answer: {each.answer}" for each in about if isinstance(each, Question)}
+        for make in (streams.lookups_document, streams.image_lookups_document):
+            document = make(place, LETTERS, 4, index)
+            told = LETTERS.decode(document.ids).removesuffix("<|endoftext|>").split("<|endoftext|>")
+            found = {answer for answer in answers if any(each.endswith(answer) for each in told)}
+            assert len(found) == len(told) > 0
+            assert len(document.images) == (make is streams.image_lookups_document)
+
+
 def test_documents_of_every_source_are_a_function_of_their_number(folder: Path) -> None:
     place = streams.Place(folder=folder, licences="permissive", seed=4)
     for name in streams.SOURCES.keys() - {"map_regions"}:  # of which there are none here: test_maps.py
