@@ -31,7 +31,8 @@ from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
 from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, SEVERAL, SIGNED, Props, Scene, props, scene
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.talking import talk
-from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, in_words, lookups, records, which_image
+from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, records, which_image
+from qwenvl.data.drawings.words import in_words, lookups
 from qwenvl.data.formats import Example, example, task
 from qwenvl.data.records import Caption, Language, Question, Record
 from qwenvl.data.stream.order import Order

@@ -183,7 +183,7 @@ def refer(scene: Scene, held: Props, image: Image, language: Language, dice: Dic
 def count(scene: Scene, held: Props, image: Image, language: Language, dice: Dice) -> Record | None:
     """How many of a kind, now and then of one that is not there."""
     absent = dice.chance(0.15)
-    shown = _absent(scene, held, dice) if absent else dice.pick(groups(scene))[0].shown
+    shown = not_there(scene, held, dice) if absent else dice.pick(groups(scene))[0].shown
     if language == "zh" and not shown.zh:
         return None
     many = len(scene.by_noun.get(shown.id, ()))
@@ -194,7 +194,7 @@ def count(scene: Scene, held: Props, image: Image, language: Language, dice: Dic
 def exists(scene: Scene, held: Props, image: Image, language: Language, dice: Dice) -> Record | None:
     """Whether a kind is there."""
     absent = dice.chance(0.5)
-    shown = _absent(scene, held, dice) if absent else dice.pick(groups(scene))[0].shown
+    shown = not_there(scene, held, dice) if absent else dice.pick(groups(scene))[0].shown
     if language == "zh":
         if not shown.zh:
             return None
@@ -204,7 +204,7 @@ def exists(scene: Scene, held: Props, image: Image, language: Language, dice: Di
     return Question(image=image, question=asked, answer="no" if absent else "yes", source="scenes")
 
 
-def _absent(scene: Scene, held: Props, dice: Dice) -> Noun:
+def not_there(scene: Scene, held: Props, dice: Dice) -> Noun:
     """A noun that names nothing in the scene, by no synonym either."""
     there = {name for thing in scene.things for name in thing.shown.names("en")}
     for _ in range(20):
@@ -336,48 +336,6 @@ def which_image(scenes: Sequence[Scene], held: Props, images: Sequence[Image], s
         turns += [Turn("user", (*shown, Text(asked))), Turn("assistant", (Text(answer),))]
         shown = ()
     return Dialogue(turns=tuple(turns), source="scenes") if turns else None
-
-
-def in_words(scene: Scene, seed: int) -> str:
-    """The scene in English words, in random order, to stand where its image would.
-
-    `red key (120,340),(300,520); cat (..); sign BANK (..).`
-    """
-    side = len(scene.pixels)
-    noted = [(f"{thing.ink} {thing.shown.noun}".strip(), box(thing, side)) for thing in scene.things] + (
-        [(f"sign {scene.sign.text}", box(scene.sign, side))] if scene.sign else []
-    )
-    Dice("words", seed, scene.name).shuffle(noted)
-    return "; ".join(f"{name} ({at.x1},{at.y1}),({at.x2},{at.y2})" for name, at in noted) + "."
-
-
-def lookups(scene: Scene, held: Props, image: Image, seed: int) -> tuple[str, list[Record]]:
-    """The things of a scene in words, each with its quarter, and every question that is answered by finding one there.
-
-    `key top left; cat bottom right.`
-    """
-    dice, side = Dice("lookups", seed, scene.name), len(scene.pixels)
-    noted = [f"{thing.shown.noun} {quarter(thing, side)}" for thing in scene.things]
-    dice.shuffle(noted)
-    answers: dict[str, str] = {}
-    quarters: dict[str, set[str]] = {}
-    for things in groups(scene):
-        name, absent = things[0].shown.noun, _absent(scene, held, dice).noun
-        answers[f"How many {plural(name)} are there?"] = str(len(things))
-        answers[f"Is there {article(name)} in the picture?"] = "yes"
-        answers[f"Is there {article(absent)} in the picture?"] = "no"
-        if len(things) == 1:
-            answers[f"Where is the {name}?"] = quarter(things[0], side)
-        for thing in things:
-            quarters.setdefault(quarter(thing, side), set()).add(name)
-    for place, (name, *others) in quarters.items():
-        if not others:
-            answers[f"What is at the {place}?"] = name
-    asked = list(answers.items())
-    dice.shuffle(asked)
-    return "; ".join(noted) + ".", [
-        Question(image=image, question=question, answer=answer, source="scenes") for question, answer in asked
-    ]
 
 
 CHATTED = ("count", "exists", "color", "what", "where", "read", "caption", "refer") * 2

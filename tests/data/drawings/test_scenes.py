@@ -16,12 +16,11 @@ from qwenvl.data.drawings.telling import (
     ASK,
     article,
     dialogue,
-    in_words,
-    lookups,
     plural,
     records,
     which_image,
 )
+from qwenvl.data.drawings.words import in_words, lookups
 from qwenvl.data.records import Caption, GroundedCaption, OcrPage, Question, Record, Referring
 from qwenvl.data.tasks import example_of, formats_of, record_of, task_of
 from qwenvl.markup import Box, Image, Ref, Text, spell
@@ -304,9 +303,9 @@ def test_the_same_is_looked_up_in_words_and_in_the_image(folder: Path) -> None:
         answers = {f"{each.question} Answer: {each.answer}" for each in about if isinstance(each, Question)}
         for make in (streams.lookups_document, streams.image_lookups_document):
             document = make(place, LETTERS, 4, index)
-            told = LETTERS.decode(document.ids).removesuffix("<|endoftext|>").split("<|endoftext|>")
-            found = {answer for answer in answers if any(each.endswith(answer) for each in told)}
-            assert len(found) == len(told) > 0
+            asked = LETTERS.decode(document.ids).removesuffix("<|endoftext|>").split("<|endoftext|>")
+            found = {answer for answer in answers if any(each.endswith(answer) for each in asked)}
+            assert len(found) == len(asked) > 0
             assert len(document.images) == (make is streams.image_lookups_document)
 
 
