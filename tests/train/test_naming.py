@@ -197,7 +197,7 @@ def test_dialogues_name_the_drawing_in_each_of_its_languages(tmp_path: Path) -> 
     [
         (
             {"paths": ["drawings:nouns"]},
-            "there is no source 'drawings:nouns'; expected one of drawings:drawn_text, drawings:names",
+            "there is no source 'drawings:nouns'; expected one of drawings:lookups, drawings:image_lookups, ",
         ),
         ({"paths": ["toy:tasks"], "licences": "any"}, "licences of toy:tasks is 'any'"),
         ({"paths": ["drawings:names"], "licences": "all"}, "expected one of permissive, any"),
