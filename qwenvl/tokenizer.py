@@ -193,28 +193,18 @@ class Tokenizer:
     def with_words(self, words: Iterable[str]) -> "Tokenizer":
         """This vocabulary, and behind it what makes one token of each word; all ids but those of specials stay.
 
-        A word is a piece of `PATTERN`, so ` alarm clock` is two. One of several tokens is put together from its left.
+        A word is a piece of `PATTERN`, so ` alarm clock` is two. One of several tokens is put together from its left:
+        whichever of them merge first, the first two of what is left make a beginning of the word, which is a token.
         """
         import regex
 
         ranks = {token: rank for rank, token in enumerate(self._tokens)}
         for word in words:
             for piece in regex.findall(PATTERN, nfc(word)):
-                parts = _merged(piece.encode(), ranks)
+                parts = [self._tokens[token] for token in self.encode(piece)]
                 for stop in range(2, len(parts) + 1):
                     ranks.setdefault(b"".join(parts[:stop]), len(ranks))
         return Tokenizer(ranks)
-
-
-def _merged(piece: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The tokens of a piece: of all neighbours those of the lowest rank become one, until none have a rank."""
-    parts = [piece[at : at + 1] for at in range(len(piece))]
-    while known := [
-        (ranks[one + two], at) for at, (one, two) in enumerate(pairwise(parts)) if one + two in ranks
-    ]:
-        _, at = min(known)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def _check_ranks(ranks: Mapping[bytes, int]) -> None:

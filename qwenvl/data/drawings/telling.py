@@ -25,6 +25,9 @@ from qwenvl.markup import Box, Image, Quad, Ref, Segment, Text, Turn
 WHAT: Mapping[Language, str] = {"en": "What is this?", "zh": "这是什么？"}
 """The question about an image of one thing."""
 
+HOW_MANY, IS_THERE, WHERE = "How many {} are there?", "Is there {} in the picture?", "Where is the {}?"
+"""Questions that are asked of an image, and of what stands in its place in words (`words.lookups`)."""
+
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 NUMBERS_ZH = ("零", "一", "两", "三", "四", "五")
 
@@ -187,7 +190,7 @@ def count(scene: Scene, held: Props, image: Image, language: Language, dice: Dic
     if language == "zh" and not shown.zh:
         return None
     many = len(scene.by_noun.get(shown.id, ()))
-    asked = f"有几个{shown.zh[0]}？" if language == "zh" else f"How many {plural(shown.noun)} are there?"
+    asked = f"有几个{shown.zh[0]}？" if language == "zh" else HOW_MANY.format(plural(shown.noun))
     return Question(image=image, question=asked, answer=str(many), source="scenes")
 
 
@@ -200,7 +203,7 @@ def exists(scene: Scene, held: Props, image: Image, language: Language, dice: Di
             return None
         answer = "没有" if absent else "有"
         return Question(image=image, question=f"图中有{shown.zh[0]}吗？", answer=answer, source="scenes")
-    asked = f"Is there {article(shown.noun)} in the picture?"
+    asked = IS_THERE.format(article(shown.noun))
     return Question(image=image, question=asked, answer="no" if absent else "yes", source="scenes")
 
 
@@ -260,7 +263,7 @@ def where(scene: Scene, held: Props, image: Image, language: Language, dice: Dic
         asked = f"{thing.shown.zh[0]}在哪里？"
         answer = ("左" if across < 0 else "右") + ("上" if down < 0 else "下")
     else:
-        asked, answer = f"Where is the {thing.shown.noun}?", quarter(thing, side)
+        asked, answer = WHERE.format(thing.shown.noun), quarter(thing, side)
     return Question(image=image, question=asked, answer=answer, source="scenes")
 
 

@@ -1,7 +1,17 @@
 """Scenes of drawings in English words, to stand where their images would, and what is looked up in them."""
 
 from qwenvl.data.drawings.scenes import Props, Scene
-from qwenvl.data.drawings.telling import article, box, groups, not_there, plural, quarter
+from qwenvl.data.drawings.telling import (
+    HOW_MANY,
+    IS_THERE,
+    WHERE,
+    article,
+    box,
+    groups,
+    not_there,
+    plural,
+    quarter,
+)
 from qwenvl.data.records import Question, Record
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.markup import Image
@@ -32,11 +42,11 @@ def lookups(scene: Scene, held: Props, image: Image, seed: int) -> tuple[str, li
     quarters: dict[str, set[str]] = {}
     for things in groups(scene):
         name, other = things[0].shown.noun, not_there(scene, held, dice).noun
-        answers[f"How many {plural(name)} are there?"] = str(len(things))
-        answers[f"Is there {article(name)} in the picture?"] = "yes"
-        answers[f"Is there {article(other)} in the picture?"] = "no"
+        answers[HOW_MANY.format(plural(name))] = str(len(things))
+        answers[IS_THERE.format(article(name))] = "yes"
+        answers[IS_THERE.format(article(other))] = "no"
         if len(things) == 1:
-            answers[f"Where is the {name}?"] = quarter(things[0], side)
+            answers[WHERE.format(name)] = quarter(things[0], side)
         for thing in things:
             quarters.setdefault(quarter(thing, side), set()).add(name)
     for place, (name, *others) in quarters.items():

@@ -12,14 +12,7 @@ from small_drawings import fetched, rows
 from qwenvl.data.drawings import scenes, streams
 from qwenvl.data.drawings.scenes import GAP, INKS, Props, Scene, noun_of, props, scene
 from qwenvl.data.drawings.splits import HELD_OUT_SETS, nouns
-from qwenvl.data.drawings.telling import (
-    ASK,
-    article,
-    dialogue,
-    plural,
-    records,
-    which_image,
-)
+from qwenvl.data.drawings.telling import ASK, article, dialogue, plural, records, which_image
 from qwenvl.data.drawings.words import in_words, lookups
 from qwenvl.data.records import Caption, GroundedCaption, OcrPage, Question, Record, Referring
 from qwenvl.data.tasks import example_of, formats_of, record_of, task_of
