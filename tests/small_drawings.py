@@ -95,14 +95,19 @@ def stage(folder: Path, steps: int = 30, **optim: float) -> StageConfig:
     )  # fmt: skip
 
 
-def small(layers: int = 2) -> QwenVL:
+def small(layers: int = 2, *, blocks: int = 1, heads: int = 2) -> QwenVL:
     torch.manual_seed(0)
     return QwenVL(
         ModelConfig(
             vision=VisionConfig(width=32, layers=layers, heads=2, mlp_width=64, image_size=28),
             adapter=AdapterConfig(queries=4, heads=2),
             llm=LLMConfig(
-                vocab_size=LETTERS.n_vocab, hidden=16, layers=1, heads=2, mlp_width=16, sequence_length=64
+                vocab_size=LETTERS.n_vocab,
+                hidden=96,
+                layers=blocks,
+                heads=heads,
+                mlp_width=16,
+                sequence_length=64,
             ),
             imgpad_id=LETTERS.imgpad,
         )

@@ -6,7 +6,9 @@ The paper's stage 1 lets captions alone teach the adapter, through a frozen lang
 few ten thousand teach it next to nothing (docs/EXPERIMENTS.md, 2026-11-29). Told directly, it learns in minutes:
 the mean visual token of a thing is compared, by a softmax of cosines, with the embeddings of the tokens that a text
 about the same scene has in its place, which the language model can read (stage 0a). Places are a grid, one to a query;
-each also says the box of the thing on it. Of scenes a stage shows parts that widen: one thing at first, in the end all.
+each also says the box of the thing on it, in directions that words use least (`Where`). What is said is as long as
+words are, and where nothing stands little is said: the first blocks of a language model add to a word, and hardly to
+what is twelve times as long. Of scenes a stage shows parts that widen: one thing at first, in the end all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image as pillow
 from torch import Tensor, nn
 
@@ -44,8 +46,20 @@ SHARPNESS = 30.0
 FADING = 0.6
 """What every further token of a name counts, beside the one before: a name begins with its first."""
 
-BOXES = 2.0
-"""Weight of the boxes, beside that of the words."""
+LENGTH, LENGTHS = 1.5, 0.3
+"""What is said is so many embeddings long, and the weight of that, beside that of the words."""
+
+BARE = 0.1
+"""Weight of what is said where nothing stands."""
+
+STRAIGHT = 4.0
+"""How long a whole side is in the directions that say a coordinate in a straight line."""
+
+NEAR, WIDE = 0.9, 0.06
+"""How long a coordinate is in the direction of a tenth of the side, at its middle, and how wide that falls off."""
+
+DIRECTIONS = 4 + 4 * 10
+"""Those of `Where`."""
 
 COVERED = 0.4
 """The share of a place from which on a thing stands there."""
@@ -187,13 +201,18 @@ def places(seen: Seen, side: int) -> Sequence[tuple[Float32[np.ndarray, " q"], F
 
     It stands where it covers enough of a place, and where it covers most of all places.
     """
-    edges, size, found = np.arange(side + 1) / side, len(seen.pixels), []
+    size, found = len(seen.pixels), []
     for _, corners in seen.things:
         box = np.array(corners) / size
-        covers = _overlap(box, edges)
-        here = (covers >= COVERED) | (covers == covers.max())
+        here = covered(box, side)
         found.append(((here / here.sum()).astype(np.float32), np.tile(box.astype(np.float32), (side**2, 1))))
     return found
+
+
+def covered(box: Float[np.ndarray, "4"], side: int) -> Bool[np.ndarray, " places"]:
+    """The places of a grid on which a box stands, which is in sides of the image."""
+    covers = _overlap(box, np.arange(side + 1) / side)
+    return (covers >= COVERED) | (covers == covers.max())
 
 
 def _overlap(box: Float[np.ndarray, "4"], edges: Float[np.ndarray, " _"]) -> Float[np.ndarray, " places"]:
@@ -229,6 +248,43 @@ class Spoken:
         return self._known[text]
 
 
+class Where:
+    """How visual tokens say a box: in the directions that the embeddings of words use least.
+
+    Four say left, top, right and bottom in straight lines. Forty say near which tenth of the side each of them lies, so
+    that the first digits of a box can be read without being worked out.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        """Raises ValueError where words leave no such directions."""
+        table = embedding.weight.detach().double().cpu()
+        if table.shape[1] < 2 * DIRECTIONS:
+            raise ValueError(
+                f"embeddings have {table.shape[1]} channels; boxes are said in {DIRECTIONS}, which leaves words at "
+                f"least as many of {2 * DIRECTIONS}."
+            )
+        _, found = torch.linalg.eigh((table - table.mean(dim=0)).T.cov())
+        self.directions = (
+            found.T[:DIRECTIONS].float().to(embedding.weight.device)
+        )  # (DIRECTIONS, hidden), least first
+        self.tenths = (torch.arange(10, device=embedding.weight.device) + 0.5) / 10
+
+    def code(self, boxes: Float[Tensor, "*places 4"]) -> Float[Tensor, "*places directions"]:
+        """What is to be said along each direction, of boxes in sides of the image."""
+        off = (boxes[..., None] - self.tenths) / WIDE
+        return torch.cat(
+            [STRAIGHT * (boxes - 0.5), (NEAR * torch.exp(-off.square() / 2)).flatten(-2)], dim=-1
+        )
+
+    def said(self, visual: Float[Tensor, "*places hidden"]) -> Float[Tensor, "*places directions"]:
+        """What visual tokens say along each direction."""
+        return visual @ self.directions.T
+
+    def rest(self, visual: Float[Tensor, "*places hidden"]) -> Float[Tensor, "*places hidden"]:
+        """Visual tokens without what they say of places."""
+        return visual - self.said(visual) @ self.directions
+
+
 def align(
     model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
 ) -> Objective:
@@ -239,11 +295,10 @@ def align(
         require_same_shards(
             {name: facts for each in found for name, facts in each.items()}, run_dir / "data.json"
         )
-    spoken, device = Spoken(tokenizer, model.llm.embed), model.vision.position.device
-    head = nn.Linear(model.config.llm.hidden, 4)
-    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(stage.seed))
-    nn.init.zeros_(head.bias)
-    head.to(device)
+    spoken, where, device = (
+        Spoken(tokenizer, model.llm.embed), Where(model.llm.embed), model.vision.position.device
+    )  # fmt: skip
+    long = LENGTH * model.llm.embed.weight.detach().norm(dim=1).mean()
 
     def placed(batch: Batch) -> list[Tensor]:
         arrays = (batch.pixels, batch.image, batch.said, batch.places, batch.boxes)
@@ -251,16 +306,19 @@ def align(
 
     def loss(given: list[Tensor]) -> Loss:
         pixels, image, said, shares, boxes, words = given
-        visual = model.encode(pixels).float()[image]  # (things, queries, hidden)
-        spoken_there = (shares[:, None] @ visual).squeeze(1)
+        whole = model.encode(pixels).float()  # (images, queries, hidden)
+        visual = whole[image]
+        spoken_there = where.rest((shares[:, None] @ visual).squeeze(1))
         scores = SHARPNESS * F.normalize(spoken_there, dim=-1) @ words.T
         missed = F.cross_entropy(scores, said, reduction="sum")
-        off = F.smooth_l1_loss(head(visual).float(), boxes, reduction="none", beta=0.02).sum(dim=-1)
-        boxed = (shares * off).sum()
+        boxed = (shares * (where.said(visual) - where.code(boxes)).square().sum(dim=-1)).sum()
+        lengths = ((spoken_there * words[said]).sum(dim=-1) - long).square().sum()
+        bare = shares.new_zeros(len(pixels), shares.shape[1]).index_add_(0, image, shares) == 0
+        idle = (whole.square().sum(dim=-1) * bare).sum() / bare.sum(dim=1).float().mean().clamp(min=1)
         wrong = (scores.argmax(dim=1) != said).sum()
         things, patches = len(said), len(pixels) * (stage.image_size // model.config.vision.patch_size) ** 2
         return Loss(
-            total=missed + BOXES * boxed,
+            total=missed + boxed + LENGTHS * lengths + BARE * idle,
             supervised=things,
             tokens=patches,
             images=len(pixels),
@@ -275,9 +333,8 @@ def align(
     def flops(seen: Mapping[str, float]) -> float:
         return vision_flops(model.config.at(stage.image_size), True, True, seen["images"])
 
-    module = nn.ModuleDict({"vision": model.vision, "adapter": model.adapter, "head": head})
     return Objective(
-        module=module,
+        module=nn.ModuleDict({"vision": model.vision, "adapter": model.adapter}),
         batch=lesson,
         placed=placed,
         loss=loss,

@@ -17,7 +17,7 @@ from qwenvl.processes import Stopped
 from qwenvl.runtime import Runtime
 from qwenvl.terminal import printable
 from qwenvl.tokenizer import Tokenizer
-from qwenvl.train import alignment, distributed, naming, toy
+from qwenvl.train import alignment, distributed, naming, pointing, toy
 from qwenvl.train.distributed import ParallelDims
 from qwenvl.train.gradients import GradientSums
 from qwenvl.train.health import Spikes, Starvation, Stragglers, Work
@@ -45,6 +45,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "dense_labels": toy.dense,
     "names": naming.naming,
     "align": alignment.align,
+    "pointing": pointing.pointing,
 }
 """What a stage file may name as its `objective`: functions of (model, tokenizer, stage, run_dir=...)."""
 
@@ -77,7 +78,7 @@ def train(
     """
     parallel = parallel or ParallelConfig()
     stage = suited(shared_by(stage, parallel, distributed.world_size()), runtime.device)
-    freeze(model, stage.trains)
+    freeze(model, stage.trains, stage.frozen)
     lowered = [] if parallel.cuts else lower_(model, stage)
     dims = ParallelDims(parallel.tensor, runtime.device)
     parallelize_(model, stage, parallel, dims)

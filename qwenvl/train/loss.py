@@ -36,6 +36,8 @@ class Supervised:
     targets: Int[Tensor, " filled"]
     """What is learned there, IGNORE where it is filled up."""
     count: int
+    weights: Float[Tensor, " filled"] | None = None
+    """What each counts in the sum, where not all count 1."""
 
 
 def find_supervised(labels: Int[Tensor, "batch tokens"], device: torch.device) -> Supervised:
@@ -50,13 +52,13 @@ def find_supervised(labels: Int[Tensor, "batch tokens"], device: torch.device) -
 def next_token_nll(
     head: nn.Module, rows: Float[Tensor, "filled hidden"], given: Supervised
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " learned"]]:
-    """Negative log-likelihood of the learned tokens: its sum, to go backward from (once), and that of each, row by row.
+    """Negative log-likelihood of the learned tokens: its weighed sum, to go backward from (once), and each, row by row.
 
     `rows` are the hidden states of the learned tokens. The words of `head` may be cut over processes (tensor
     parallelism).
     """
     weights = [each for each in head.parameters() if each.requires_grad]
-    total, each = _Nll.apply(head, given.targets, torch.is_grad_enabled(), rows, *weights)
+    total, each = _Nll.apply(head, given, torch.is_grad_enabled(), rows, *weights)
     return total, each[: given.count]
 
 
@@ -65,7 +67,7 @@ class _Nll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: nn.Module, targets: Tensor, learning: bool, rows: Tensor, *weights: Tensor
+        ctx: Any, head: nn.Module, given: Supervised, learning: bool, rows: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         first, group = _share(head)
         each = torch.zeros(len(rows), device=rows.device)
@@ -76,15 +78,17 @@ class _Nll(torch.autograd.Function):
             with torch.set_grad_enabled(learning):
                 logits = head(piece)
             each[chunk], error = _nll_and_gradient(
-                logits.detach().to(torch.float32, copy=True), targets[chunk], first, group
+                logits.detach().to(torch.float32, copy=True), given.targets[chunk], first, group
             )
+            if given.weights is not None:
+                error *= given.weights[chunk, None]
             if learning:
                 of_rows[chunk], *more = torch.autograd.grad(logits, (piece, *weights), error.to(logits.dtype))
                 for known, gradient in zip(of_weights, more, strict=True):
                     known += gradient
         ctx.gradients = (of_rows, *of_weights) if learning else ()
         ctx.mark_non_differentiable(each)
-        return each.sum(), each
+        return (each if given.weights is None else each * given.weights).sum(), each
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -167,12 +167,19 @@ def forget_images(module: nn.Module) -> None:
             parameter.grad = None
 
 
-def freeze(model: nn.Module, trains: Iterable[str]) -> None:
-    """Let nothing outside the named parts learn.
+def freeze(model: nn.Module, trains: Iterable[str], frozen: Iterable[str] = ()) -> None:
+    """Let nothing outside the named parts learn, nor the modules in them that are `frozen`.
 
-    What is frozen inside them stays so: whoever adds low-rank adapters has frozen the weights below.
+    What is frozen inside them stays so: whoever adds low-rank adapters has frozen the weights below. Raises ValueError
+    for a module that the model does not have.
     """
-    chosen = set(trains)
+    modules, chosen = dict(model.named_modules()), set(trains)
+    if unknown := [name for name in frozen if name not in modules]:
+        raise ValueError(
+            f"{', '.join(unknown)} cannot be frozen: the model has no such module; llm.embed is one."
+        )
+    for name in frozen:
+        modules[name].requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.split(".")[0] not in chosen:
             parameter.requires_grad_(False)

@@ -241,7 +241,7 @@ def prepared(
         if adapt is not None:
             model = model.to(torch.bfloat16)  # as `qwenvl finetune --lora` holds it on a GPU
             adapt(model)
-    freeze(model, stage.trains)
+    freeze(model, stage.trains, stage.frozen)
     for each in lowerable(model, stage):
         if released or each.requires_grad:
             each.data = each.data.bfloat16()

@@ -22,7 +22,7 @@ from qwenvl.parsing import read_toml
 PARTS = ("vision", "adapter", "llm")
 """The children of `QwenVL`, which stages train or freeze."""
 
-OBJECTIVES = ("next_token", "dense_labels", "names", "align")
+OBJECTIVES = ("next_token", "dense_labels", "names", "align", "pointing")
 """What a stage may minimise: the functions are `loop.OBJECTIVES`."""
 
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -131,6 +131,8 @@ class StageConfig:
     """What is minimised, one of `OBJECTIVES`."""
     trains: tuple[str, ...] = PARTS
     """Parts that learn; the others are frozen."""
+    frozen: tuple[str, ...] = ()
+    """Modules in these that stay as they are all the same: `llm.embed`, whose words an adapter has learned to say."""
     image_size: int
     """Pixels along one side of an image."""
     sequence_length: int
@@ -192,6 +194,11 @@ class StageConfig:
         if unknown or not self.trains:
             raise ValueError(
                 f"stage {self.name} trains {list(self.trains)}; expected some of {', '.join(PARTS)}."
+            )
+        if strange := [name for name in self.frozen if name.split(".")[0] not in self.trains]:
+            raise ValueError(
+                f"stage {self.name} freezes {', '.join(strange)} and trains {', '.join(self.trains)}; name modules of "
+                "these, such as llm.embed."
             )
         if self.packing not in PACKINGS:
             raise ValueError(

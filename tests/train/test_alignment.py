@@ -12,7 +12,18 @@ from qwenvl.data.stream.sources import SourceConfig
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import Runtime
-from qwenvl.train.alignment import Lesson, Seen, Spoken, align, places, zoomed
+from qwenvl.train.alignment import (
+    DIRECTIONS,
+    LENGTH,
+    STRAIGHT,
+    Lesson,
+    Seen,
+    Spoken,
+    Where,
+    align,
+    places,
+    zoomed,
+)
 from qwenvl.train.loop import train
 from qwenvl.train.stages import StageConfig
 
@@ -33,7 +44,7 @@ def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_pa
     trained = [each for each in objective.module.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(120):
         made = objective.loss(objective.placed(batch))
         losses.append({name: float(total) / count for name, (total, count) in made.by_source.items()})
         optimizer.zero_grad()
@@ -47,6 +58,16 @@ def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_pa
         name.split(".")[0] for name, each in model.state_dict().items() if not each.equal(before[name])
     }
     assert changed == {"adapter"}
+
+    pixels, image, said, shares, boxes, words = objective.placed(batch)
+    with torch.no_grad():
+        visual, where = model.encode(pixels), Where(model.llm.embed)
+    there = (shares[:, None] @ visual[image]).squeeze(1)
+    spoken = (where.rest(there) * words[said]).sum(dim=1) / model.llm.embed.weight.norm(dim=1).mean()
+    assert spoken.tolist() == pytest.approx([LENGTH] * len(said), abs=0.3), "as long as words"
+    tenths = where.said(there)[:, 4:].reshape(-1, 4, 10).argmax(dim=-1)
+    first = (boxes[:, 0] * 10).long().clamp(max=9)
+    assert ((tenths - first).abs() <= 1).float().mean() > 0.9, "first digits can be read"
 
 
 def test_a_thing_is_said_at_the_places_that_it_covers() -> None:
@@ -88,6 +109,29 @@ def test_scenes_and_drawings_alone_are_read_with_their_signs(tmp_path: Path) -> 
     assert np.allclose(batch.places.sum(axis=1), 1)
     again = lesson(range(60))
     assert np.array_equal(batch.pixels, again.pixels) and np.array_equal(batch.boxes, again.boxes)
+
+
+def test_boxes_are_said_where_words_say_least() -> None:
+    embedding = torch.nn.Embedding(400, 96)
+    with torch.no_grad():
+        embedding.weight[:, :40] *= 0.1  # channels that words hardly use
+    where, boxes = Where(embedding), torch.tensor([[0.0, 0.25, 0.31, 0.99], [0.5, 0.5, 0.75, 1.0]])
+    directions = where.directions
+    torch.testing.assert_close(directions @ directions.T, torch.eye(DIRECTIONS), atol=1e-5, rtol=0)
+    assert (directions[:40, :40].square().sum(dim=1) > 0.95).all()
+    code = where.code(boxes)
+    assert code.shape == (2, DIRECTIONS)
+    torch.testing.assert_close(code[:, :4], STRAIGHT * (boxes - 0.5))
+    assert code[:, 4:].reshape(2, 4, 10).argmax(dim=-1).tolist() == [[0, 2, 3, 9], [4, 4, 7, 9]]
+    visual = torch.randn(3, 96)
+    torch.testing.assert_close(where.said(where.rest(visual)), torch.zeros(3, DIRECTIONS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        where.said(where.rest(visual)[:2] + code @ directions), code, atol=1e-5, rtol=0
+    )
+    with pytest.raises(
+        ValueError, match="embeddings have 80 channels; boxes are said in 44, which leaves words"
+    ):
+        Where(torch.nn.Embedding(400, 80))
 
 
 def test_names_begin_with_their_first_token() -> None:

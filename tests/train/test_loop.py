@@ -68,6 +68,13 @@ def test_a_stage_trains_what_it_says_and_nothing_else(start: Path, tmp_path: Pat
     assert changed == {"adapter"}
 
 
+def test_a_module_inside_what_is_trained_may_stay(start: Path, tmp_path: Path) -> None:
+    run_stage(stage(trains=("llm",), frozen=("llm.embed",)), start, tmp_path, CPU)
+    before, after = load_file(start / "model.safetensors"), weights(tmp_path)
+    same = {name for name in before if name.startswith("llm") and torch.equal(before[name], after[name])}
+    assert same == {"llm.embed.weight"}
+
+
 def test_dense_labels_train_the_vision_encoder(start: Path, tmp_path: Path) -> None:
     dense = stage(objective="dense_labels", trains=("vision",), data=())
     run_stage(dense, start, tmp_path, CPU)
@@ -171,6 +178,8 @@ def test_a_stage_file_is_read_strictly(tmp_path: Path) -> None:
     for name in ("documents", "micro_documents", "sequence_length", "save_every"):
         with pytest.raises(ValueError, match=f"stage trial has {name} = 0; expected a whole number from 1"):
             stage(**{name: 0})
+    with pytest.raises(ValueError, match=r"trial freezes llm\.embed and trains adapter; name modules"):
+        stage(trains=("adapter",), frozen=("llm.embed",))
 
 
 def test_images_that_patches_do_not_fill_are_told_before_the_first_update(

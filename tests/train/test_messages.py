@@ -206,7 +206,7 @@ def test_dense_labels_wait_for_no_kernel(start: Path, monkeypatch: pytest.Monkey
     assert waits_of(toy.dense(model, words, dense), range(2), monkeypatch) == Counter()
 
 
-@pytest.mark.parametrize("objective", ["names", "align"])
+@pytest.mark.parametrize("objective", ["names", "align", "pointing"])
 def test_what_drawings_teach_waits_for_no_kernel(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +217,11 @@ def test_what_drawings_teach_waits_for_no_kernel(
     if objective == "align":
         scenes = SourceConfig(paths=("drawings:scenes",), images=str(folder_of_drawings))
         read = dataclasses.replace(read, objective="align", data=(*read.data, scenes), image_size=28)
-    made = OBJECTIVES[objective](small_drawings.small(), small_drawings.LETTERS, read)
+    if objective == "pointing":
+        scenes = SourceConfig(paths=("drawings:scenes",), images=str(folder_of_drawings))
+        read = dataclasses.replace(read, objective="pointing", data=(scenes,), sequence_length=320)
+    model = small_drawings.small(blocks=3, heads=4)
+    made = OBJECTIVES[objective](model, small_drawings.LETTERS, read)
     assert waits_of(made, range(4), monkeypatch) == Counter()
 
 

@@ -62,6 +62,14 @@ def test_frozen_parts_are_in_no_group():
         make_optimizers(model, config)
 
 
+def test_a_module_that_is_not_there_cannot_be_frozen() -> None:
+    model = nn.ModuleDict({"llm": nn.ModuleDict({"embed": nn.Embedding(2, 2), "head": nn.Linear(2, 2)})})
+    freeze(model, ("llm",), ("llm.embed",))
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["llm.embed.weight"]
+    with pytest.raises(ValueError, match=r"llm\.embedding cannot be frozen: the model has no such module"):
+        freeze(model, ("llm",), ("llm.embedding",))
+
+
 def test_freezing_never_thaws_what_its_caller_has_frozen():
     """Low-rank adapters learn and the weights below them do not: whoever adds them freezes those."""
     model = small_model()

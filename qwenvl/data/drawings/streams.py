@@ -7,6 +7,7 @@ names           a drawing on some ground, and its name: caption or answer       
 drawn_captions  a scene and its caption, some with boxes                         stage 1
 lone_scenes     a scene of one thing, asked about in the same ways               the beginning of stage 2
 few_scenes      a scene of two things at most: which of them is meant            then these
+boxed_scenes    a scene of one to five things: where each is, and what is there  and these: boxes in number
 busy_scenes     a scene in which there is more to count and to read              counting and reading
 scenes          a scene and several of the formats of Box B.1, a branch each     stage 2
 map_regions     a map, and its regions by name                                   stage 2
@@ -149,6 +150,9 @@ COUNTING_AND_READING = (*("count", "read") * 3, *("refer",) * 2, "exists", "what
 BUSY = (0.7, 0.7)
 """How often busy scenes have several of a kind and a sign: of all counts in other scenes seven in ten are 1."""
 
+BOXED, BOXES = (*("refer",) * 16, *("grounded_caption",) * 2), 12
+"""Kinds that scenes are asked for of which only boxes are wanted, and records told of one."""
+
 RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
 
@@ -172,6 +176,11 @@ def lone_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index
 def few_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """A scene of two things at most: which of them is meant, before there are more to choose from."""
     return _scene_document(place, tokenizer, queries, index, TELLING_APART, RECORDS, most=2)
+
+
+def boxed_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
+    """A scene of one thing, of two, up to five, and boxes, as many as fit: digits take tens of thousands to learn."""
+    return _scene_document(place, tokenizer, queries, index, BOXED, BOXES, most=1 + index % MOST)
 
 
 def busy_scenes_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
@@ -323,6 +332,7 @@ SOURCES: Mapping[str, Callable[[Place, Tokenizer, int, int], Example]] = {
     "drawn_captions": captions_document,
     "lone_scenes": lone_scenes_document,
     "few_scenes": few_scenes_document,
+    "boxed_scenes": boxed_scenes_document,
     "busy_scenes": busy_scenes_document,
     "scenes": scenes_document,
     "map_regions": regions_document,

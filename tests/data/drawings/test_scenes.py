@@ -327,6 +327,20 @@ def test_scenes_of_few_things_are_mostly_asked_for_one_of_two(folder: Path) -> N
     assert found > 20, "more than a phrase of each"
 
 
+def test_boxed_scenes_are_asked_where_things_are_and_nothing_else(folder: Path) -> None:
+    place, most = streams.Place(folder=folder, licences="permissive", seed=4), 0
+    for index in range(10):
+        shown, _ = streams.scene_at(place, index, most=1 + index % 5)
+        document = streams.boxed_scenes_document(place, LETTERS, 4, index)
+        pixels = document.images[0].source
+        assert isinstance(pixels, np.ndarray) and (pixels == shown.pixels).all()
+        most = max(most, document.ids.count(LETTERS.box))
+        assert document.ids.count(LETTERS.ref) >= 1 and len(shown.things) <= 1 + index % 5
+        text = LETTERS.decode(document.ids)
+        assert not any(asked in text for asked in ("How many", "有几个", "What is", "Is there", "What color"))
+    assert most >= 4
+
+
 def test_busy_scenes_have_more_to_count_and_to_read(folder: Path) -> None:
     place = streams.Place(folder=folder, licences="permissive", seed=4)
     kinds = {
