@@ -68,6 +68,8 @@ class Recipe:
     """Start matrices at N(0, 1/fan in), as narrow models need, instead of the official N(0, 0.02)."""
     previous_token_heads: bool = False
     """Let the first block of the language model begin by reading the tokens before (`init_previous_token_heads_`)."""
+    translations: bool = False
+    """Let Chinese nouns of drawings begin as their English ones (`init_translations_`)."""
     seed: int = 0
     """Seed of the random weights."""
 

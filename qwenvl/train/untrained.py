@@ -13,6 +13,7 @@ from qwenvl.data.toy.streams import vocabulary_texts
 from qwenvl.model.vlm import QwenVL
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.toy import init_previous_token_heads_, initialise_narrow_
+from qwenvl.train.translations import init_translations_
 
 if TYPE_CHECKING:
     from qwenvl.train.recipe import Recipe
@@ -39,6 +40,8 @@ def begin(recipe: "Recipe", folder: Path, *, vocabulary: str = "") -> None:
     (initialise_narrow_ if recipe.fan_in else initialise_)(model, generator)
     if recipe.previous_token_heads:
         init_previous_token_heads_(model.llm)
+    if recipe.translations:
+        init_translations_(model.llm, Tokenizer.load(words), generator)
     if recipe.vision:
         load_vision_(model, recipe.vision)
     if recipe.llm:
