@@ -187,13 +187,13 @@ def visible_to(segments: NDArray[np.int64], looks: Looks) -> NDArray[np.bool_]:
 def digit_weights(rows: Rows, looks: Looks, signs: Signs) -> Float32[np.ndarray, " learned"]:
     """`DIGITS` for those of the boxes that are looked for, 1 for every other learned token."""
     ids, labels = rows.ids.flatten(), rows.labels.flatten()
-    learned = np.flatnonzero(labels != IGNORE)
-    one, two = ids[learned], ids[np.maximum(learned - 1, 0)]
-    boxed = np.isin(learned, looks.row * rows.ids.shape[1] + looks.position)
-    digit = boxed & np.isin(labels[learned], signs.digits)
+    supervised = np.flatnonzero(labels != IGNORE)
+    one, two = ids[supervised], ids[np.maximum(supervised - 1, 0)]
+    boxed = np.isin(supervised, looks.row * rows.ids.shape[1] + looks.position)
+    digit = boxed & np.isin(labels[supervised], signs.digits)
     first = np.isin(one, signs.before)
     behind, far = (np.isin(one, signs.digits) & np.isin(two, each) for each in (signs.before, signs.digits))
-    weights = np.ones(len(learned), np.float32)
+    weights = np.ones(len(supervised), np.float32)
     for kind, weight in zip((first, behind, far), DIGITS, strict=True):
         weights[digit & kind] = weight
     return weights
