@@ -4,9 +4,9 @@
                                           ^^^^^^^^^^^^^^^^^^^ look at the visual tokens that this box covers
 
 To say a box, a language model has to find what is meant among the visual tokens and to turn where it stands into
-digits. Neither is learned before the other: nothing that is found can be read, nothing that could be read is found, and
-the digits stay where guessing leaves them (docs/EXPERIMENTS.md, 2026-11-30). So the boxes that are learned from say
-where to look, and first digits, which are most of a box, count more than last ones, which are noise until then.
+digits, and neither shows before the other is there. The boxes themselves say where to look; and first digits, which are
+most of a box, count more than last ones, which are noise until then. docs/EXPERIMENTS.md (2026-11-30) has what came of
+both; what the looking is worth by itself was not measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,9 +125,8 @@ def overlooked(
         query = query * context.query_scale.to(query.dtype)
     missed = []
     for head in LOOKING[attention.index]:
-        scores = (
-            query[:, head] @ key[:, head].mT
-        ).float() / attention.head_width**0.5  # (rows, tokens, tokens)
+        products = query[:, head] @ key[:, head].mT  # (rows, tokens, tokens)
+        scores = products.float() / attention.head_width**0.5
         asking = scores[given.row, given.position].masked_fill(~given.visible, -torch.inf)  # (looks, tokens)
         shares = asking.log_softmax(dim=-1)
         missed.append(-shares.masked_fill(~given.own, -torch.inf).logsumexp(dim=-1).sum())
