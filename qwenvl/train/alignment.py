@@ -68,7 +68,7 @@ NARROWEST = 1.2
 """Sides of a thing that the narrowest part of a scene measures."""
 
 SHOWN = 0.7
-"""The share of a thing that a part of a scene must show to have it named."""
+"""The share of a thing that a part of a scene must show to have it named; less of it stands there without a name."""
 
 KEPT = 128
 """Pixels of the longer side of cut-outs that are kept in memory."""
@@ -87,6 +87,8 @@ class Batch:
     """The share of each place in a thing, 1 in all."""
     boxes: Float32[np.ndarray, "things queries 4"]
     """Left, top, right, bottom of the thing, in sides of the image, the same at each place."""
+    bare: Float32[np.ndarray, "images queries"]
+    """1 where nothing stands, nor anything without a noun."""
     texts: tuple[str, ...]
     """Every noun, and what the signs of these images say."""
 
@@ -134,20 +136,23 @@ class Lesson:
         signs = {name for each in images for name, _ in each.things if name and name not in self._known}
         texts = (*self._nouns, *sorted(signs))
         numbers = {text: number for number, text in enumerate(texts)}
+        standing = [places(each, self.side) for each in images]
         found = [
             (number, numbers[name], *there)
-            for number, each in enumerate(images)
-            for (name, _), there in zip(each.things, places(each, self.side), strict=True)
+            for number, (each, all_there) in enumerate(zip(images, standing, strict=True))
+            for (name, _), there in zip(each.things, all_there, strict=True)
             if name is not None
         ]
         image, said, shares, boxes = zip(*found, strict=True) if found else ((), (), (), ())
         queries = self.side**2
+        bare = [np.broadcast_to(sum(share for share, _ in there) == 0, queries) for there in standing]
         return Batch(
             pixels=np.stack([normalise(_sized(each.pixels, self.stage.image_size)) for each in images]),
             image=np.array(image, np.int64),
             said=np.array(said, np.int64),
             places=np.array(shares, np.float32).reshape(-1, queries),
             boxes=np.array(boxes, np.float32).reshape(-1, queries, 4),
+            bare=np.stack(bare).astype(np.float32),
             texts=texts,
         )
 
@@ -180,8 +185,8 @@ def zoomed(seen: Seen, grown: float, dice: Dice) -> Seen:
     things = []
     for name, box in seen.things:
         inside = max(box[0], x) - x, max(box[1], y) - y, min(box[2], x + size) - x, min(box[3], y + size) - y
-        if _area(inside) >= SHOWN * _area(box):
-            things.append((name, inside))
+        if _area(inside) > 0:
+            things.append((name if _area(inside) >= SHOWN * _area(box) else None, inside))
     return Seen(pixels=seen.pixels[y : y + size, x : x + size], things=things)
 
 
@@ -264,9 +269,7 @@ class Where:
                 f"least as many of {2 * DIRECTIONS}."
             )
         _, found = torch.linalg.eigh((table - table.mean(dim=0)).T.cov())
-        self.directions = (
-            found.T[:DIRECTIONS].float().to(embedding.weight.device)
-        )  # (DIRECTIONS, hidden), least first
+        self.directions = found.T[:DIRECTIONS].float().to(embedding.weight.device)  # (DIRECTIONS, hidden)
         self.tenths = (torch.arange(10, device=embedding.weight.device) + 0.5) / 10
 
     def code(self, boxes: Float[Tensor, "*places 4"]) -> Float[Tensor, "*places directions"]:
@@ -295,17 +298,16 @@ def align(
         require_same_shards(
             {name: facts for each in found for name, facts in each.items()}, run_dir / "data.json"
         )
-    spoken, where, device = (
-        Spoken(tokenizer, model.llm.embed), Where(model.llm.embed), model.vision.position.device
-    )  # fmt: skip
+    spoken, where = Spoken(tokenizer, model.llm.embed), Where(model.llm.embed)
+    device = model.vision.position.device
     long = LENGTH * model.llm.embed.weight.detach().norm(dim=1).mean()
 
     def placed(batch: Batch) -> list[Tensor]:
-        arrays = (batch.pixels, batch.image, batch.said, batch.places, batch.boxes)
+        arrays = (batch.pixels, batch.image, batch.said, batch.places, batch.boxes, batch.bare)
         return [*(on_device(torch.from_numpy(each), device) for each in arrays), spoken(batch.texts)]
 
     def loss(given: list[Tensor]) -> Loss:
-        pixels, image, said, shares, boxes, words = given
+        pixels, image, said, shares, boxes, bare, words = given
         whole = model.encode(pixels).float()  # (images, queries, hidden)
         visual = whole[image]
         spoken_there = where.rest((shares[:, None] @ visual).squeeze(1))
@@ -313,8 +315,7 @@ def align(
         missed = F.cross_entropy(scores, said, reduction="sum")
         boxed = (shares * (where.said(visual) - where.code(boxes)).square().sum(dim=-1)).sum()
         lengths = ((spoken_there * words[said]).sum(dim=-1) - long).square().sum()
-        bare = shares.new_zeros(len(pixels), shares.shape[1]).index_add_(0, image, shares) == 0
-        idle = (whole.square().sum(dim=-1) * bare).sum() / bare.sum(dim=1).float().mean().clamp(min=1)
+        idle = (whole.square().sum(dim=-1) * bare).sum() / bare.sum(dim=1).mean().clamp(min=1)
         wrong = (scores.argmax(dim=1) != said).sum()
         things, patches = len(said), len(pixels) * (stage.image_size // model.config.vision.patch_size) ** 2
         return Loss(

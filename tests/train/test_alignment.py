@@ -15,6 +15,7 @@ from qwenvl.runtime import Runtime
 from qwenvl.train.alignment import (
     DIRECTIONS,
     LENGTH,
+    SHOWN,
     STRAIGHT,
     Lesson,
     Seen,
@@ -59,7 +60,7 @@ def test_the_adapter_learns_to_say_what_is_drawn_and_nothing_else_changes(tmp_pa
     }
     assert changed == {"adapter"}
 
-    pixels, image, said, shares, boxes, words = objective.placed(batch)
+    pixels, image, said, shares, boxes, _, words = objective.placed(batch)
     with torch.no_grad():
         visual, where = model.encode(pixels), Where(model.llm.embed)
     there = (shares[:, None] @ visual[image]).squeeze(1)
@@ -93,8 +94,15 @@ def test_scenes_widen_from_one_thing_to_all_with_true_boxes() -> None:
     for part in (each for parts in shown.values() for each in parts):
         assert part.pixels.shape[0] == part.pixels.shape[1] and part.things
         for name, (x0, y0, x1, y1) in part.things:
-            assert (part.pixels[y0:y1, x0:x1] == int(name or 0)).all()
-    counts = [np.mean([len(each.things) for each in parts]) for parts in shown.values()]
+            seen = np.unique(part.pixels[y0:y1, x0:x1])
+            assert len(seen) == 1 and (name is None or seen[0] == int(name)), "a box is full of its thing"
+            left, top, right, bottom = boxes[seen[0] - 1]
+            whole = (x1 - x0) * (y1 - y0) >= SHOWN * (right - left) * (bottom - top)
+            assert whole == (name is not None), "what is hardly there stands there without a name"
+    counts = [
+        np.mean([sum(name is not None for name, _ in each.things) for each in parts])
+        for parts in shown.values()
+    ]
     assert counts[0] < 1.5 < counts[1] < counts[2] == 3
     assert max(len(each.pixels) for each in shown[0.0]) < 168
 
@@ -107,6 +115,12 @@ def test_scenes_and_drawings_alone_are_read_with_their_signs(tmp_path: Path) -> 
     assert {" cat", " key"} <= {*said} and any(text.endswith(" sign") for text in said)
     assert {each for each in said if not each.endswith(" sign")} <= {f" {each.noun}" for each in nouns()}
     assert np.allclose(batch.places.sum(axis=1), 1)
+    assert batch.bare.shape == (60, 4) and 0.05 < batch.bare.mean() < 0.9
+    unnamed = set(range(60)) - set(batch.image.tolist())
+    assert all(batch.bare[number].min() == 0 for number in unnamed if lesson.seen(number).things)
+    for number in range(60):
+        there = np.flatnonzero(batch.places[batch.image == number].sum(axis=0))
+        assert not batch.bare[number, there].any()
     again = lesson(range(60))
     assert np.array_equal(batch.pixels, again.pixels) and np.array_equal(batch.boxes, again.boxes)
 
