@@ -140,13 +140,20 @@ class Attention(nn.Module):
         hidden: Float[Tensor, "batch tokens hidden"],
         context: AttentionContext,
     ) -> Float[Tensor, "batch tokens hidden"]:
-        query, key, value = rotated_heads(self.qkv(hidden), self.head_width, context.rotation)
-        if context.query_scale is not None:
-            query = query * context.query_scale.to(query.dtype)
+        query, key, value = self.heads(hidden, context)
         if context.cache is None:
             return self.out(merge_heads(attend(query, key, value, context.mask)))
         context.cache.write(self.index, key, value)
         return self.out(merge_heads(attend_to_cache(query, context.cache.view(self.index), context.mask)))
+
+    def heads(
+        self, hidden: Float[Tensor, "batch tokens hidden"], context: AttentionContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, scaled for long texts, key and value of each head, the first two rotated (`rotated_heads`)."""
+        query, key, value = rotated_heads(self.qkv(hidden), self.head_width, context.rotation)
+        if context.query_scale is not None:
+            query = query * context.query_scale.to(query.dtype)
+        return query, key, value
 
 
 def attend_to_cache(
@@ -290,10 +297,14 @@ def dense_mask(
     """The rule as numbers: the last tokens of the known ones look at all of them."""
     index = torch.arange(known.shape[1], device=hidden.device)
     visible = (index <= index[-own.shape[1] :, None])[None]  # (1, tokens, keys)
-    keys, queries = known[:, None, :], own[:, :, None]
-    visible = visible & ((keys == queries) | (keys == queries - queries % BRANCHES))
+    visible = visible & same_or_trunk(known[:, None, :], own[:, :, None])
     blocked = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
     return blocked.masked_fill_(~visible, -torch.inf)[:, None]
+
+
+def same_or_trunk(known: Any, own: Any) -> Any:
+    """Whether segments are `own`, or the trunk of its document: tensors or arrays that broadcast."""
+    return (known == own) | (known == own - own % BRANCHES)
 
 
 def documents_of(

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from qwenvl.data.formats import IGNORE
 from qwenvl.data.packing import Rows
-from qwenvl.markup import GRID
-from qwenvl.model.llm import BRANCHES, Attention, AttentionContext, rotated_heads
+from qwenvl.markup import GRID, read_coordinates
+from qwenvl.model.llm import Attention, AttentionContext, same_or_trunk
 from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import on_device
 from qwenvl.tokenizer import Tokenizer
@@ -120,9 +120,7 @@ def overlooked(
     given: Pointed,
 ) -> Float[Tensor, ""]:
     """Minus the logarithm of the share of attention that lies on what is boxed: summed, the mean of the heads."""
-    query, key, _ = rotated_heads(attention.qkv(hidden), attention.head_width, context.rotation)
-    if context.query_scale is not None:
-        query = query * context.query_scale.to(query.dtype)
+    query, key, _ = attention.heads(hidden, context)
     missed = []
     for head in LOOKING[attention.index]:
         products = query[:, head] @ key[:, head].mT  # (rows, tokens, tokens)
@@ -147,8 +145,8 @@ class Signs:
 
     def box(self, ids: NDArray[np.int64]) -> list[int] | None:
         """The four numbers between the marks of a box; None of anything else."""
-        parts = self.tokenizer.decode(ids.tolist()).replace("),(", ",").strip("()").split(",")
-        return [int(part) for part in parts] if len(parts) == 4 and all(map(str.isdecimal, parts)) else None
+        values = read_coordinates(self.tokenizer.decode(ids.tolist())) or []
+        return values if len(values) == 4 and all(0 <= value < GRID for value in values) else None
 
 
 def looks(rows: Rows, signs: Signs, queries: int) -> Looks:
@@ -160,8 +158,8 @@ def looks(rows: Rows, signs: Signs, queries: int) -> Looks:
         for opened, closed in zip(
             np.flatnonzero(ids == signs.opens), np.flatnonzero(ids == signs.closes), strict=False
         ):
-            document = segments - segments % BRANCHES == segments[opened] - segments[opened] % BRANCHES
-            shown = np.flatnonzero(pads & document & (np.arange(len(ids)) < opened))
+            earlier = np.arange(len(ids)) < opened
+            shown = np.flatnonzero(pads & earlier & same_or_trunk(segments, segments[opened]))
             if len(shown) != queries or (box := signs.box(ids[opened + 1 : closed])) is None:
                 continue
             there = np.zeros(len(ids), np.bool_)
@@ -180,7 +178,7 @@ def visible_to(segments: NDArray[np.int64], looks: Looks) -> NDArray[np.bool_]:
     known = segments[looks.row]  # (looks, tokens)
     asking = segments[looks.row, looks.position][:, None]
     earlier = np.arange(segments.shape[1]) <= looks.position[:, None]
-    return earlier & ((known == asking) | (known == asking - asking % BRANCHES))
+    return earlier & same_or_trunk(known, asking)
 
 
 def digit_weights(rows: Rows, looks: Looks, signs: Signs) -> Float32[np.ndarray, " learned"]:

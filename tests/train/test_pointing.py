@@ -61,6 +61,15 @@ def test_what_is_no_box_is_looked_for_nowhere() -> None:
     assert not len(looks(packed(asked((Text("nothing"),))), SIGNS, QUERIES).row)
 
 
+def test_an_image_that_a_box_does_not_see_is_not_looked_at() -> None:
+    image = Image(np.full((28, 28, 3), 90, np.uint8))
+    shown = task([Text("q"), image], [Text(" a")], LETTERS, QUERIES)
+    other = task([Text("find")], list(CAT), LETTERS, QUERIES)
+    rows = packed(example(render("words", LETTERS, QUERIES), [shown, other]))
+    assert LETTERS.box in rows.ids and (rows.ids == LETTERS.imgpad).sum() == QUERIES
+    assert not len(looks(rows, SIGNS, QUERIES).row)
+
+
 def test_what_is_visible_is_what_the_language_model_lets_a_token_see() -> None:
     rows = packed(asked(CAT, WIDE), asked(WIDE))
     found = looks(rows, SIGNS, QUERIES)

@@ -21,7 +21,6 @@ from qwenvl.model.llm import (
     log_n_scale,
     ntk_alpha,
     rotary_tables,
-    rotated_heads,
 )
 
 
@@ -120,9 +119,7 @@ def weights_of(block: Block, hidden: Tensor, around: AttentionContext) -> Tensor
     Computed beside the block, which never forms them; `around.mask` must be a tensor or None.
     """
     layer = block.attention
-    query, key, _ = rotated_heads(layer.qkv(block.norm_1(hidden)), layer.head_width, around.rotation)
-    if around.query_scale is not None:
-        query = query * around.query_scale.to(query.dtype)
+    query, key, _ = layer.heads(block.norm_1(hidden), around)
     if isinstance(around.cache, LayerCache):
         key = around.cache.latest
     scores = query @ key.transpose(-1, -2) * layer.head_width**-0.5
