@@ -108,13 +108,11 @@ def plan(
 def _stages(place: Path, changes: "Mapping[str, Any]") -> "list[StageConfig]":
     """The stage of a file, or those of a recipe that predict tokens, which `plan` counts, with the changes not None."""
 
-    from qwenvl.train.loop import OBJECTIVES
-    from qwenvl.train.objectives import next_token
     from qwenvl.train.recipe import stages_of
-    from qwenvl.train.stages import StageConfig
+    from qwenvl.train.stages import ON_TOKENS, StageConfig
 
     stages = stages_of(place) if place.is_dir() else [StageConfig.read(place)]
-    counted = [each for each in stages if OBJECTIVES.get(each.objective) is next_token]
+    counted = [each for each in stages if each.objective in ON_TOKENS]
     for each in stages:
         if each not in counted:
             print(f"{each.name} learns by {each.objective}, which is not planned.", file=sys.stderr)

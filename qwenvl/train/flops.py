@@ -75,11 +75,16 @@ def _passes(weights: bool, inputs: bool) -> int:
 
 
 def learning(model: nn.Module) -> tuple[set[str], set[str]]:
-    """The parts in which something learns, and those that learn whole."""
+    """The parts in which something learns, and those that learn whole: what is looked up costs nothing either way."""
+    looked_up = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     touched: set[str] = set()
     frozen: set[str] = set()
     for name, parameter in model.named_parameters():
-        (touched if parameter.requires_grad else frozen).add(name.split(".")[0])
+        part = name.split(".")[0]
+        if parameter.requires_grad:
+            touched.add(part)
+        elif id(parameter) not in looked_up:
+            frozen.add(part)
     return touched, touched - frozen
 
 

@@ -39,10 +39,9 @@ from qwenvl.runtime import Runtime
 from qwenvl.train import distributed, launcher
 from qwenvl.train.data import require_sources
 from qwenvl.train.log import following, traceless
-from qwenvl.train.loop import OBJECTIVES, Watch, stop, train
-from qwenvl.train.objectives import next_token
+from qwenvl.train.loop import Watch, stop, train
 from qwenvl.train.parallelize import ParallelConfig, shared_by, whole
-from qwenvl.train.stages import StageConfig
+from qwenvl.train.stages import ON_TOKENS, StageConfig
 from qwenvl.train.stopping import asked, hearing
 from qwenvl.train.untrained import begin
 
@@ -205,7 +204,7 @@ def run_recipe(
     order = parallel_stages(stages)
     for stage in stages:  # before days are spent on the stage before
         shared_by(stage, parallel, launcher.joining(processes))
-        if stage.data or OBJECTIVES[stage.objective] is next_token:
+        if stage.data or stage.objective in ON_TOKENS:
             require_sources(stage)
     distributed.on_rank0(lambda: begin(recipe, run / "start", vocabulary=given.vocabulary))
     models = [model_of(together, run) for together in order]

@@ -25,6 +25,9 @@ PARTS = ("vision", "adapter", "llm")
 OBJECTIVES = ("next_token", "dense_labels", "names", "align", "pointing")
 """What a stage may minimise: the functions are `loop.OBJECTIVES`."""
 
+ON_TOKENS = ("next_token", "pointing")
+"""Those that predict the next token of packed documents, whatever else they ask."""
+
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         **dict.fromkeys(("documents", "micro_documents", "save_every"), (1, 1 << 31)),

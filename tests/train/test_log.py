@@ -209,6 +209,8 @@ def test_learning_parts_are_told_apart(start: Path) -> None:
     model = folder.load(start, CPU)
     model.vision.requires_grad_(False)
     model.llm.embed.requires_grad_(False)
+    assert learning(model) == ({"adapter", "llm"}, {"adapter", "llm"}), "no product is spared"
+    model.llm.head.requires_grad_(False)
     assert learning(model) == ({"adapter", "llm"}, {"adapter"})
 
 

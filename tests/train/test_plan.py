@@ -244,6 +244,18 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture) -> None
     assert "try fewer documents per forward pass" in said.err
 
 
+def test_a_stage_that_points_counts_as_one_that_predicts_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = RECIPES / "small" / "3-finetuning.toml"
+    pointing, facts = tmp_path / "3-pointing.toml", []
+    pointing.write_text(f'objective = "pointing"\n{file.read_text()}')
+    for each in (file, pointing):
+        main(["plan", str(each), "--model", "small", "--json"])
+        facts.append(json.loads(capsys.readouterr().out))
+    assert facts[0] == facts[1]
+
+
 @pytest.mark.parametrize("options", [(), ("--bfloat16",)], ids=["float32", "bfloat16"])
 def test_memory_is_that_of_a_real_run(options: tuple[str, ...]) -> None:
     """Peak RSS of two updates of the real loop, over the process before them: within 10 %."""

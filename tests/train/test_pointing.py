@@ -1,5 +1,6 @@
 """Heads that look at a thing while its box is said, and digits that count by their place."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from qwenvl.data.packing import Rows, pack
 from qwenvl.data.stream.sources import SourceConfig
 from qwenvl.markup import Box, Image, Ref, Text, render
 from qwenvl.model import llm
+from qwenvl.runtime import Runtime
 from qwenvl.train.objectives import next_token, place_rows
 from qwenvl.train.pointing import DIGITS, LOOKING, POINTING, Signs, digit_weights, looks, pointing, visible_to
+from qwenvl.train.recipe import run_recipe
 from qwenvl.train.stages import OptimConfig, StageConfig
 
+ROOT = Path(__file__).parents[2]
 QUERIES = 4
 SIGNS = Signs(LETTERS)
 
@@ -165,3 +169,13 @@ def test_rows_without_boxes_and_models_without_such_heads(tmp_path: Path) -> Non
             ValueError, match=r"points with heads .* the language model has \d blocks of \d heads"
         ):
             pointing(few, LETTERS, named)
+
+
+def test_a_stage_that_points_without_data_is_found_before_the_stage_before_is_trained(tmp_path: Path) -> None:
+    file = tmp_path / "recipe" / "2-multitask.toml"
+    shutil.copytree(ROOT / "recipes" / "tiny", file.parent)
+    lines = [each for each in file.read_text().splitlines() if "paths" not in each]
+    file.write_text('objective = "pointing"\n' + "\n".join(lines))
+    with pytest.raises(ValueError, match="stage 2-multitask has no data"):
+        run_recipe(file.parent, tmp_path / "run", Runtime.detect(device="cpu"))
+    assert not (tmp_path / "run").exists()
