@@ -4,6 +4,7 @@ Where a row holds `<imgpad>`, the word embedding is overwritten by a visual toke
 modelling. The model never opens a file and never sees a path.
 """
 
+from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -60,6 +61,8 @@ class QwenVL(nn.Module):
         ids: Int[Tensor, "batch tokens"],
         pixels: Float[Tensor, "images 3 side side"] | None = None,
         *,
+        heard: Callable[[Float[Tensor, "images queries hidden"]], Float[Tensor, "images queries hidden"]]
+        | None = None,
         idle: Float[Tensor, "_ 3 side side"] | None = None,
         residual: torch.dtype | None = None,
         only: Int[Tensor, " wanted"] | None = None,
@@ -68,6 +71,7 @@ class QwenVL(nn.Module):
         """Everything before the head, for callers that need the logits of a few positions only.
 
         `only`: of these tokens alone, counted through all rows (`LLM.forward`).
+        `heard`: what the language model is given of the visual tokens; left out, they as they are.
         `idle` images stand nowhere and change nothing: a process without images walks the ViT beside processes
         that have some, forward and backward, because together they hold its weights. What the blocks add to is kept in
         the precision `residual`, None: in that of the embedding and of the ViT's positions.
@@ -77,6 +81,8 @@ class QwenVL(nn.Module):
             hidden = hidden + 0.0 * self.encode(idle, residual).sum().to(residual)
         slots = ids == self.config.imgpad_id
         visual = None if pixels is None else self.encode(pixels, residual)
+        if visual is not None and heard is not None:
+            visual = heard(visual)
         hidden = place_images(hidden, slots, visual, self.config.adapter.queries)
         return self.llm(hidden, only=only, **kwargs)
 

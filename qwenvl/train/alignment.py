@@ -26,7 +26,7 @@ from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import posed
 from qwenvl.data.drawings.scenes import Corners, Scene
 from qwenvl.data.drawings.splits import nouns
-from qwenvl.data.drawings.streams import Place, cut_out_of, drawing_at, scene_at, shards
+from qwenvl.data.drawings.streams import Place, cut_out_of, drawing_at, named_things, scene_at, shards
 from qwenvl.data.toy.worlds import Dice
 from qwenvl.images import normalise
 from qwenvl.model.vlm import QwenVL
@@ -48,6 +48,9 @@ FADING = 0.6
 
 LENGTH, LENGTHS = 1.5, 0.3
 """What is said is so many embeddings long, and the weight of that, beside that of the words."""
+
+STRAY = 0.1
+"""Weight of all that is said at the places of a thing beside its word and its box."""
 
 BARE = 0.1
 """Weight of what is said where nothing stands."""
@@ -164,9 +167,7 @@ def _sized(pixels: UInt8[np.ndarray, "_ _ 3"], side: int) -> UInt8[np.ndarray, "
 
 
 def _of_scene(shown: Scene) -> Seen:
-    things: list[tuple[str | None, Corners]] = [(f" {each.shown.noun}", each.box) for each in shown.things]
-    signs = [] if shown.sign is None else [(f" {shown.sign.text} sign", shown.sign.box)]
-    return Seen(pixels=shown.pixels, things=[*things, *signs])
+    return Seen(pixels=shown.pixels, things=named_things(shown))
 
 
 def zoomed(seen: Seen, grown: float, dice: Dice) -> Seen:
@@ -315,11 +316,13 @@ def align(
         missed = F.cross_entropy(scores, said, reduction="sum")
         boxed = (shares * (where.said(visual) - where.code(boxes)).square().sum(dim=-1)).sum()
         lengths = ((spoken_there * words[said]).sum(dim=-1) - long).square().sum()
+        beside = where.rest(visual - long * words[said][:, None])
+        stray = (shares * beside.square().sum(dim=-1)).sum()
         idle = (whole.square().sum(dim=-1) * bare).sum() / bare.sum(dim=1).mean().clamp(min=1)
         wrong = (scores.argmax(dim=1) != said).sum()
         things, patches = len(said), len(pixels) * (stage.image_size // model.config.vision.patch_size) ** 2
         return Loss(
-            total=missed + boxed + LENGTHS * lengths + BARE * idle,
+            total=missed + boxed + LENGTHS * lengths + STRAY * stray + BARE * idle,
             supervised=things,
             tokens=patches,
             images=len(pixels),
@@ -328,6 +331,7 @@ def align(
                 "said": (missed.detach(), things),
                 "said_wrong": (wrong.float(), things),
                 "boxes": (boxed.detach(), things),
+                "stray": (stray.detach(), things),
             },
         )
 
@@ -340,5 +344,5 @@ def align(
         placed=placed,
         loss=loss,
         flops=flops,
-        sources=("said", "said_wrong", "boxes"),
+        sources=("said", "said_wrong", "boxes", "stray"),
     )

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,28 @@ def place_rows(rows: Rows, config: ModelConfig, device: torch.device) -> PlacedR
     )
 
 
+Visual = Float[Tensor, "images queries hidden"]
+
+Heard = Callable[[Sequence[Image], Visual], Visual]
+"""What the language model is given of the visual tokens of images."""
+
+
 def next_token(
-    model: QwenVL, tokenizer: Tokenizer, stage: StageConfig, *, run_dir: Path | None = None
+    model: QwenVL,
+    tokenizer: Tokenizer,
+    stage: StageConfig,
+    *,
+    run_dir: Path | None = None,
+    heard: Heard | None = None,
 ) -> Objective:
     """Cross-entropy of the learned tokens of packed rows, documents drawn from the stage's sources.
 
-    What is left out of them is noted in `run_dir`.
+    What is left out of them is noted in `run_dir`. `heard` stands between the adapter and the language model.
     """
     queries = model.config.adapter.queries
     numbered = documents(stage, tokenizer, queries)
     batch = batches(stage, tokenizer, queries, run_dir)
-    found = _next_token_over(model, stage, batch, lambda number: numbered(number).made)
+    found = _next_token_over(model, stage, batch, lambda number: numbered(number).made, heard)
     return replace(found, close=batch.close, sources=TASKS)
 
 
@@ -147,7 +159,8 @@ def next_token_of(
         examples = [document(index) for index in documents]
         rows = pack(examples, stage.sequence_length, packing=stage.packing, pad_id=tokenizer.endoftext)
         squares = tuple(
-            Image(square(image.source, stage.image_size, ground=stage.ground)) for image in rows.images
+            replace(image, source=square(image.source, stage.image_size, ground=stage.ground))
+            for image in rows.images
         )
         return replace(rows, images=squares)
 
@@ -159,6 +172,7 @@ def _next_token_over(
     stage: StageConfig,
     batch: Callable[[Sequence[int]], Rows],
     document: Callable[[int], Example | Skipped],
+    heard: Heard | None = None,
 ) -> Objective:
     config, (touched, whole) = model.config.at(stage.image_size), learning(model)
 
@@ -181,6 +195,7 @@ def _next_token_over(
         hidden = model.hidden(
             given.ids,
             None if given.levels is None else normalised(given.levels),
+            heard=None if heard is None else partial(heard, rows.images),
             positions=given.positions,
             segments=given.segments,
             idle=idle,

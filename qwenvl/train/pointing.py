@@ -29,6 +29,7 @@ from qwenvl.model.vlm import QwenVL
 from qwenvl.runtime import on_device
 from qwenvl.tokenizer import Tokenizer
 from qwenvl.train.alignment import covered
+from qwenvl.train.imagined import Imagined
 from qwenvl.train.objectives import Loss, Objective, PlacedRows, next_token
 from qwenvl.train.stages import StageConfig
 
@@ -76,7 +77,8 @@ def pointing(
             f"stage {stage.name} points with heads {dict(LOOKING)} by block; the language model has "
             f"{model.config.llm.layers} blocks of {heads} heads."
         )
-    plain = next_token(model, tokenizer, stage, run_dir=run_dir)
+    heard = Imagined(model, tokenizer, stage) if stage.imagined else None
+    plain = next_token(model, tokenizer, stage, run_dir=run_dir, heard=heard)
     signs, queries = Signs(tokenizer), model.config.adapter.queries
     attentions: list[Any] = [block.attention for block in model.llm.blocks]
 

@@ -146,6 +146,9 @@ class StageConfig:
     """Sources of documents; their weights share one scale."""
     curriculum: CurriculumConfig = CurriculumConfig()
     """What is read before."""
+    imagined: bool = False
+    """Scenes of drawings are not seen: what stands in them is known, and given as eyes are to give it
+    (`train/imagined.py`), where `objective` is pointing."""
     chat: bool = False
     """The documents are dialogues: who asks the model afterwards asks it in ChatML."""
     ground: tuple[int, ...] = ()
@@ -213,6 +216,13 @@ class StageConfig:
             )
         rgb(self.ground, f"ground of stage {self.name}")
         self._check_precisions()
+        if self.imagined and (
+            (self.objective, self.trains) != ("pointing", ("llm",)) or "llm.embed" not in self.frozen
+        ):
+            raise ValueError(
+                f"stage {self.name} imagines what eyes will say in the words of the language model, which stay: set "
+                'objective = "pointing", trains = ["llm"] and frozen = ["llm.embed"], or leave imagined out.'
+            )
         if self.documents % self.micro_documents:
             raise ValueError(
                 f"stage {self.name} has {self.documents} documents per update, which {self.micro_documents} per "

@@ -29,7 +29,18 @@ from qwenvl.data.drawings import fonts, maps
 from qwenvl.data.drawings.collection import Drawing, opened
 from qwenvl.data.drawings.labels import noun_number
 from qwenvl.data.drawings.poses import cut_out, is_of_one_ink, posed, repainted
-from qwenvl.data.drawings.scenes import INKS, MOST, PHOTOGRAPHS, SEVERAL, SIGNED, Props, Scene, props, scene
+from qwenvl.data.drawings.scenes import (
+    INKS,
+    MOST,
+    PHOTOGRAPHS,
+    SEVERAL,
+    SIGNED,
+    Corners,
+    Props,
+    Scene,
+    props,
+    scene,
+)
 from qwenvl.data.drawings.splits import nouns
 from qwenvl.data.drawings.talking import talk
 from qwenvl.data.drawings.telling import ASK, WHAT, dialogue, records, which_image
@@ -157,6 +168,29 @@ RECORDS, DOCUMENT_TOKENS = 10, 260
 """Records told of one scene, and the tokens beyond which a document takes no more of them."""
 
 
+@dataclass(frozen=True, eq=False)
+class Composed(Image):
+    """An image of which is known what stands where."""
+
+    things: tuple[tuple[str, tuple[float, ...]], ...]
+    """What each is called, as a text goes on with it, and left, top, right, bottom in sides of the image."""
+
+
+def composed(shown: Scene) -> Composed:
+    """The image of a scene."""
+    side = len(shown.pixels)
+    return Composed(
+        shown.pixels,
+        tuple((name, tuple(edge / side for edge in box)) for name, box in named_things(shown)),
+    )
+
+
+def named_things(shown: Scene) -> Sequence[tuple[str, Corners]]:
+    """All that stands in a scene: what it is called, as a text goes on with it, and its box in pixels."""
+    things = [(f" {each.shown.noun}", each.box) for each in shown.things]
+    return things if shown.sign is None else [*things, (f" {shown.sign.text} sign", shown.sign.box)]
+
+
 def scene_at(place: Place, index: int, *, most: int = MOST, busy: bool = False) -> tuple[Scene, Props]:
     """The scene of a document, and what it is composed of."""
     held, (several, signed) = props(place.folder, place.licences), BUSY if busy else (SEVERAL, SIGNED)
@@ -205,7 +239,7 @@ def _scene_document(
     busy: bool = False,
 ) -> Example:
     shown, held = scene_at(place, index, most=most, busy=busy)
-    image = Image(shown.pixels)
+    image = composed(shown)
     about = records(shown, held, image, place.seed, kinds=kinds, limit=limit)
     return _told(render(image, tokenizer, queries), about, tokenizer, queries)
 
@@ -228,7 +262,7 @@ def lookups_document(place: Place, tokenizer: Tokenizer, queries: int, index: in
 def image_lookups_document(place: Place, tokenizer: Tokenizer, queries: int, index: int) -> Example:
     """The scene itself as trunk, and the same questions."""
     shown, held = scene_at(place, index)
-    image = Image(shown.pixels)
+    image = composed(shown)
     _, about = lookups(shown, held, image, place.seed)
     return _told(render(image, tokenizer, queries), about, tokenizer, queries)
 

@@ -28,7 +28,6 @@ from qwenvl.data.records import Skipped
 from qwenvl.data.stream.images import square
 from qwenvl.data.stream.order import permuted
 from qwenvl.data.stream.sources import Document
-from qwenvl.markup import Image
 
 HOPELESS = 32
 """A window of at least so many documents of which none can be used is no accident."""
@@ -138,7 +137,9 @@ class Batches:
             whole.append([])
             for task, each in row:
                 try:
-                    squares = tuple(Image(self._square(image.source)) for image in each.images)
+                    squares = tuple(
+                        replace(image, source=self._square(image.source)) for image in each.images
+                    )
                 except (ValueError, OSError) as error:
                     where = str(each.images[0].source)
                     left_out.append(Skipped(key=where, kind="damaged image", detail=str(error)))
