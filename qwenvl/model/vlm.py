@@ -71,7 +71,7 @@ class QwenVL(nn.Module):
         """Everything before the head, for callers that need the logits of a few positions only.
 
         `only`: of these tokens alone, counted through all rows (`LLM.forward`).
-        `heard`: what the language model is given of the visual tokens; left out, they as they are.
+        `heard`: what the language model is given of the visual tokens; left out, these as they are.
         `idle` images stand nowhere and change nothing: a process without images walks the ViT beside processes
         that have some, forward and backward, because together they hold its weights. What the blocks add to is kept in
         the precision `residual`, None: in that of the embedding and of the ViT's positions.
